@@ -1,0 +1,78 @@
+"""The problems: what can go wrong with a request or a job, each with its stable code and one clear sentence."""
+
+from __future__ import annotations
+
+
+class Problem(Exception):
+    """A request that cannot be served. The middleware turns it into `application/problem+json` (RFC 9457).
+
+    `detail` is one sentence for a person; it never holds a server path, a key or a traceback.
+    """
+
+    status = 500
+    code = "internal_error"
+    title = "Internal server error"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        code: str | None = None,
+        prompt_id: str | None = None,
+        retry_after: int | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.prompt_id = prompt_id
+        self.retry_after = retry_after
+        if code is not None:
+            self.code = code
+
+
+class BadRequest(Problem):
+    status, code, title = 400, "bad_request", "Bad request"
+
+
+class Unauthorized(Problem):
+    status, code, title = 401, "unauthorized", "Unauthorized"
+
+
+class NotFound(Problem):
+    status, code, title = 404, "not_found", "Not found"
+
+
+class Conflict(Problem):
+    status, code, title = 409, "conflict", "Conflict"
+
+
+class Gone(Problem):
+    status, code, title = 410, "gone", "Gone"
+
+
+class TooLarge(Problem):
+    status, code, title = 413, "too_large", "Too large"
+
+
+class UnsupportedMedia(Problem):
+    status, code, title = 415, "unsupported_media", "Unsupported media"
+
+
+class Unprocessable(Problem):
+    status, code, title = 422, "unprocessable", "Unprocessable content"
+
+
+class Unavailable(Problem):
+    status, code, title = 503, "unavailable", "Service unavailable"
+
+
+class JobFailure(Exception):
+    """Why a job or one attempt at a segment failed: a stable `code`, a `sentence` that says what to do.
+
+    `passing` is true when the cause may pass by itself, so that another attempt makes sense.
+    """
+
+    def __init__(self, code: str, sentence: str, *, passing: bool = False) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.sentence = sentence
+        self.passing = passing
