@@ -1,0 +1,162 @@
+"""All the configuration there is: one frozen dataclass, read from the environment and the options of `serve`."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yarl import URL
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class ConfigError(ValueError):
+    """A wrong value: one line that names the variable, the value and what is allowed."""
+
+
+def resource_dir(name: str) -> Path:
+    """Where `migrations` or `workflows` lie: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def default_data_dir(environ: Mapping[str, str]) -> Path:
+    """`$STATE_DIRECTORY` under systemd, else the user's data folder by the XDG base directory rules."""
+    if environ.get("STATE_DIRECTORY"):
+        return Path(environ["STATE_DIRECTORY"].split(":")[0])
+    base = environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "faceswap"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The service's settings. Sizes are in MB of 1,048,576 bytes, times in seconds, as the names say."""
+
+    data_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    comfyui_urls: tuple[URL, ...] = ()
+    comfyui_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    workflow_dir: Path = field(default_factory=lambda: resource_dir("workflows"))
+    workflow: str = "FaceSwap-Reactor-API"
+    max_upload_mb: int = 2048
+    url_allow: tuple[Network, ...] = ()
+    queue_limit: int = 1000
+    segment_frames: int = 240
+    input_ttl_s: int = 3600
+    output_ttl_s: int = 604800
+    min_free_mb: int = 1024
+    log_format: str = "text"
+    log_level: str = "info"
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """The largest video or image that is taken in, in bytes."""
+        return self.max_upload_mb * 1024 * 1024
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Settings from the environment; `overrides` (command-line options, given as text) win. Raises `ConfigError`."""
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {"data_dir": default_data_dir(environ)}
+        for name, parse in _PARSERS.items():
+            variable = f"FACESWAP_{name.upper()}"
+            text = overrides.get(name)
+            if text is None:
+                text = environ.get(variable) or None
+            if text is None:
+                continue
+            try:
+                values[name] = parse(str(text))
+            except (ValueError, TypeError) as error:
+                shown = "(hidden)" if name == "comfyui_headers" else repr(str(text)[:80])
+                raise ConfigError(f"{variable}={shown}: {error}") from None
+        return cls(**values)
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if not low <= value <= high:
+            raise ValueError(f"allowed is a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"allowed is one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _text(text: str) -> str:
+    if not text.strip():
+        raise ValueError("allowed is any text but the empty one")
+    return text.strip()
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _urls(text: str) -> tuple[URL, ...]:
+    urls = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        try:
+            url = URL(part)
+        except ValueError:
+            url = URL()
+        if url.scheme not in ("http", "https") or not url.host or url.query_string or url.fragment:
+            raise ValueError("allowed are http:// or https:// addresses, separated by commas")
+        urls.append(url)
+    return tuple(dict.fromkeys(urls))
+
+
+def _headers(text: str) -> Mapping[str, str]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict) or not all(isinstance(item, str) for pair in value.items() for item in pair):
+        raise ValueError("allowed is a JSON object of header names and values, both text")
+    return value
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError("allowed are networks as CIDR, such as 10.0.0.0/8, separated by commas") from None
+
+
+_PARSERS: Mapping[str, Callable[[str], Any]] = {
+    "host": _text,
+    "port": _whole(0, 65535),
+    "data_dir": _path,
+    "comfyui_urls": _urls,
+    "comfyui_headers": _headers,
+    "workflow_dir": _path,
+    "workflow": _text,
+    "max_upload_mb": _whole(1, 1_048_576),
+    "url_allow": _networks,
+    "queue_limit": _whole(1, 1_000_000),
+    "segment_frames": _whole(0, 1_000_000),
+    "input_ttl_s": _whole(0, 31_536_000),
+    "output_ttl_s": _whole(1, 315_360_000),
+    "min_free_mb": _whole(0, 1_073_741_824),
+    "log_format": _choice("text", "json"),
+    "log_level": _choice("debug", "info", "warning", "error"),
+}

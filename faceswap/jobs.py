@@ -1,0 +1,346 @@
+"""A job, its segments and its events: the states, the moves between them, and what a user may ask for. Pure."""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any
+
+from .errors import BadRequest
+
+
+class JobState(enum.StrEnum):
+    """Where a job stands, as `/status` tells it."""
+
+    QUEUED = "QUEUED"
+    """Accepted and on disk; no frame has been given to an engine yet."""
+    PROCESSING = "PROCESSING"
+    """At least one segment was given to an engine."""
+    SUCCESS = "SUCCESS"
+    """The result is there and was checked."""
+    FAILED = "FAILED"
+    """Ended with an error; `retry` may queue it again."""
+    CANCELLED = "CANCELLED"
+    """Ended because the user asked; `retry` may queue it again."""
+
+
+class SegmentState(enum.StrEnum):
+    """Where one prompt's worth of frames stands."""
+
+    WAITING = "waiting"
+    """To be given to a backend."""
+    SUBMITTED = "submitted"
+    """Its `comfy_prompt_id` is committed; the backend may know it."""
+    DONE = "done"
+    """Its checked output lies in the job's work folder."""
+    FAILED = "failed"
+    """Gave up; the job fails with it."""
+
+
+MOVES: Mapping[JobState, frozenset[JobState]] = {
+    JobState.QUEUED: frozenset({JobState.PROCESSING, JobState.FAILED, JobState.CANCELLED}),
+    JobState.PROCESSING: frozenset({JobState.SUCCESS, JobState.FAILED, JobState.CANCELLED}),
+    JobState.SUCCESS: frozenset(),
+    JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),
+}
+"""The allowed moves; the two into QUEUED are a retry."""
+
+TERMINAL = frozenset({JobState.SUCCESS, JobState.FAILED, JobState.CANCELLED})
+
+TERMINAL_EVENTS = frozenset({"completed", "error", "cancelled"})
+"""The event types that end a stream."""
+
+SUPERSEDED_EVENTS = frozenset({"progress", "preview"})
+"""Event types of which only the newest matters: replay leaves older ones out."""
+
+NAME_PATTERN = re.compile(r"[A-Za-z0-9_ -][A-Za-z0-9._ -]{0,99}")
+FACE_INDEX_PATTERN = re.compile(r"\d{1,2}(,\d{1,2}){0,15}")
+PROMPT_NAMESPACE = uuid.UUID("6f1d4f4e-52b1-4f0e-9d5c-1f2b7a3c9e10")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a user may choose about a swap. `None` leaves the workflow's own value."""
+
+    face_index: str | None = None
+    source_face_index: str | None = None
+    swap_model: str | None = None
+    face_restore_model: str | None = None
+    face_restore_visibility: float | None = None
+    face_boost: bool | None = None
+    detect_gender: str | None = None
+    frame_rate: float | None = None
+    crf: int = 20
+    workflow: str | None = None
+    priority: int = 0
+
+    @classmethod
+    def parse(cls, raw: object) -> Options:
+        """Check the JSON value of a request's `options`; raises `BadRequest` naming what is wrong and what is allowed."""
+        if raw is None:
+            return cls()
+        if not isinstance(raw, Mapping):
+            raise BadRequest("'options' must be a JSON object.", code="invalid_option")
+        allowed = [option.name for option in fields(cls)]
+        for name in raw:
+            if name not in allowed:
+                raise BadRequest(
+                    f"Unknown option {str(name)[:40]!r}; allowed are {', '.join(allowed)}.",
+                    code="unknown_option",
+                )
+        return cls(**{name: _OPTION_CHECKS[name](name, value) for name, value in raw.items() if value is not None})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The options that were chosen, as JSON values."""
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def _refuse(name: str, value: object, allowed: str) -> BadRequest:
+    return BadRequest(f"Option {name!r} is {str(value)[:40]!r}; allowed is {allowed}.", code="invalid_option")
+
+
+def _face_index(name: str, value: object) -> str:
+    text = str(value) if isinstance(value, int | str) and not isinstance(value, bool) else ""
+    text = text.replace(" ", "")
+    if not FACE_INDEX_PATTERN.fullmatch(text):
+        raise _refuse(name, value, "a face number from 0, or several with commas")
+    return text
+
+
+def _name(name: str, value: object) -> str:
+    if not isinstance(value, str) or not NAME_PATTERN.fullmatch(value):
+        raise _refuse(name, value, "a name of 1-100 letters, digits, '.', '_', '-' and space")
+    return value
+
+
+def _number(low: float, high: float, *, whole: bool = False) -> Any:
+    def check(name: str, value: object) -> float | int:
+        kinds = (int,) if whole else (int, float)
+        if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
+            raise _refuse(name, value, f"{'a whole number' if whole else 'a number'} from {low:g} to {high:g}")
+        return value
+
+    return check
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _refuse(name, value, "true or false")
+    return value
+
+
+def _gender(name: str, value: object) -> str:
+    if value not in ("no", "female", "male"):
+        raise _refuse(name, value, "'no', 'female' or 'male'")
+    return str(value)
+
+
+_OPTION_CHECKS: Mapping[str, Any] = {
+    "face_index": _face_index,
+    "source_face_index": _face_index,
+    "swap_model": _name,
+    "face_restore_model": _name,
+    "face_restore_visibility": _number(0.1, 1),
+    "face_boost": _flag,
+    "detect_gender": _gender,
+    "frame_rate": _number(1, 60),
+    "crf": _number(0, 51, whole=True),
+    "workflow": _name,
+    "priority": _number(-10, 10, whole=True),
+}
+
+
+def check_output_name(name: str) -> str:
+    """The name a user wants for the result, without extension; raises `BadRequest`."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise BadRequest(
+            "'output_name' must be 1-100 of A-Z a-z 0-9 . _ - and space, and not start with a dot.",
+            code="invalid_output_name",
+        )
+    return name
+
+
+def default_output_name(now: datetime) -> str:
+    """The name of a result for which the user chose none."""
+    return now.strftime("faceswap_%Y%m%d_%H%M%S")
+
+
+def new_prompt_id() -> str:
+    """A job's public id."""
+    return str(uuid.uuid4())
+
+
+def comfy_prompt_id(prompt_id: str, segment: int, attempt: int) -> str:
+    """The id under which an attempt at a segment is known to ComfyUI: the same after a crash as before it."""
+    return str(uuid.uuid5(PROMPT_NAMESPACE, f"{prompt_id}/{segment}/{attempt}"))
+
+
+def iso(milliseconds: int | None) -> str | None:
+    """UTC, ISO 8601 with milliseconds and `Z`, of Unix time in milliseconds."""
+    if milliseconds is None:
+        return None
+    moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.") + f"{milliseconds % 1000:03d}Z"
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What was asked for and found out before a job was accepted. Files lie in the job's input folder."""
+
+    video_file: str
+    image_file: str
+    video_sha256: str
+    image_sha256: str
+    video_bytes: int
+    width: int
+    height: int
+    frames: int
+    frame_rate: Fraction
+    duration_s: float
+    has_audio: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """A run of frames, counted after the frame rate was changed, that is one prompt."""
+
+    number: int
+    first_frame: int
+    frame_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """Everything `store.create` needs to accept a job."""
+
+    prompt_id: str
+    output_name: str
+    options: Options
+    workflow: str
+    inputs: Inputs
+    segments: tuple[SegmentPlan, ...]
+    owner: str | None = None
+    idempotency_key: str | None = None
+    request_digest: str | None = None
+    webhook_url: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as the database holds it. Times are Unix milliseconds."""
+
+    prompt_id: str
+    owner: str | None
+    state: JobState
+    step: str
+    options: Options
+    workflow: str
+    output_name: str
+    inputs: Inputs
+    created_at: int
+    updated_at: int
+    started_at: int | None
+    finished_at: int | None
+    error: str | None
+    code: str | None
+    warnings: tuple[str, ...]
+    result_file: str | None
+    result_bytes: int | None
+    result_sha256: str | None
+    cancel_requested: bool
+    percentage: float
+    current_frame: int
+    total_frames: int
+    fps: float | None
+    eta_s: float | None
+    segments_done: int
+    segments_total: int
+    attempts: int
+    request_digest: str | None = None
+    webhook_url: str | None = None
+
+    def status(self, queue_position: int | None = None) -> dict[str, Any]:
+        """The document of `GET /status/{prompt_id}`."""
+        return {
+            "prompt_id": self.prompt_id,
+            "status": self.state.value,
+            "progress": {
+                "percentage": self.percentage,
+                "step": self.step,
+                "current": self.current_frame,
+                "total": self.total_frames,
+                "fps": self.fps,
+            },
+            "created_at": iso(self.created_at),
+            "updated_at": iso(self.updated_at),
+            "started_at": iso(self.started_at),
+            "finished_at": iso(self.finished_at),
+            "result": f"/download/{self.result_file}" if self.result_file else None,
+            "error": self.error,
+            "code": self.code,
+            "queue_position": queue_position,
+            "eta_seconds": self.eta_s,
+            "output_prefix": self.output_name,
+            "options": self.options.to_dict(),
+            "segments": {"done": self.segments_done, "total": self.segments_total},
+            "attempts": self.attempts,
+            "warnings": list(self.warnings),
+            "sha256": self.result_sha256,
+            "bytes": self.result_bytes,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment as the database holds it, with the attempt under way."""
+
+    prompt_id: str
+    number: int
+    first_frame: int
+    frame_count: int
+    state: SegmentState
+    attempt: int
+    failures: int
+    losses: int
+    comfy_prompt_id: str | None
+    backend: str | None
+    output_file: str | None
+    changed_share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something a watcher is told, numbered within its job. Encoded once, however many watch."""
+
+    prompt_id: str
+    seq: int
+    type: str
+    data: Mapping[str, Any]
+    _encoded: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the stream ends after this event."""
+        return self.type in TERMINAL_EVENTS
+
+    def sse(self) -> bytes:
+        """The event as Server-Sent Events bytes."""
+        if "sse" not in self._encoded:
+            data = json.dumps(self.data, ensure_ascii=False)
+            self._encoded["sse"] = f"id: {self.seq}\nevent: {self.type}\ndata: {data}\n\n".encode()
+        return bytes(self._encoded["sse"])
+
+    def text(self) -> str:
+        """The event as a WebSocket text frame."""
+        if "text" not in self._encoded:
+            document = {"id": self.seq, "event": self.type, "data": self.data}
+            self._encoded["text"] = json.dumps(document, ensure_ascii=False)
+        return str(self._encoded["text"])
