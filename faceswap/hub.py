@@ -1,0 +1,79 @@
+"""Publish and subscribe within the process: each subscriber has a bounded queue, and a slow one slows nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .jobs import SUPERSEDED_EVENTS, Event
+
+QUEUE_LIMIT = 256
+"""Events a subscriber may lag behind before it is closed; it resumes by `Last-Event-ID`."""
+
+
+class Lagging(Exception):
+    """The subscriber did not keep up and was closed."""
+
+
+class Subscription:
+    """One watcher's view of one job."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._wake = asyncio.Event()
+        self._overflowed = False
+
+    def offer(self, event: Event) -> None:
+        """Queue an event. A newer `progress` or `preview` takes the place of one that was not read yet."""
+        if event.type in SUPERSEDED_EVENTS and self._events and self._events[-1].type == event.type:
+            self._events[-1] = event
+        elif len(self._events) >= QUEUE_LIMIT:
+            self._overflowed = True
+        else:
+            self._events.append(event)
+        self._wake.set()
+
+    async def next(self, timeout: float | None = None) -> Event | None:
+        """The next event, or None after `timeout` seconds of silence. Raises `Lagging` when the queue overflowed."""
+        if not self._events and not self._overflowed:
+            self._wake.clear()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._wake.wait()
+            except TimeoutError:
+                return None
+        if self._overflowed:
+            raise Lagging
+        return self._events.popleft()
+
+
+class Hub:
+    """Carries events to the watchers of each job. It only ever carries what the database already holds."""
+
+    def __init__(self) -> None:
+        self._subscriptions: defaultdict[str, set[Subscription]] = defaultdict(set)
+
+    @contextmanager
+    def subscribe(self, prompt_id: str) -> Iterator[Subscription]:
+        """Watch a job for as long as the context lasts."""
+        subscription = Subscription()
+        self._subscriptions[prompt_id].add(subscription)
+        try:
+            yield subscription
+        finally:
+            watchers = self._subscriptions[prompt_id]
+            watchers.discard(subscription)
+            if not watchers:
+                del self._subscriptions[prompt_id]
+
+    def publish(self, event: Event) -> None:
+        """Hand an event to every watcher of its job. Never waits."""
+        for subscription in self._subscriptions.get(event.prompt_id, ()):
+            subscription.offer(event)
+
+    @property
+    def watchers(self) -> int:
+        """How many subscriptions are open."""
+        return sum(len(watchers) for watchers in self._subscriptions.values())
