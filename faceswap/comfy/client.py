@@ -1,0 +1,404 @@
+"""The HTTP side of one ComfyUI: files in, prompts in, questions, files out.
+
+Every call has a time limit and every answer a size limit. What goes wrong on the way is a `ComfyError`; what ComfyUI
+says is wrong with the job is a `JobFailure`. Routes and answers as in ComfyUI's `server.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import os
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import aiohttp
+from yarl import URL
+
+from faceswap.comfy.failures import PromptRejected, failure_from_error
+from faceswap.comfy.messages import Failed, Interrupted, OutputFile, decode_json, from_event, output_files
+from faceswap.errors import JobFailure
+
+CONNECT_TIMEOUT = 10.0
+ANSWER_TIMEOUT = 30.0
+TRANSFER_TIMEOUT = 3600.0
+SILENCE_TIMEOUT = 60.0
+ANSWER_LIMIT = 16 * 1024 * 1024
+CHUNK_BYTES = 1024 * 1024
+FORM_BYTES = 4096
+
+SOCKET_HEARTBEAT = 30.0
+SOCKET_CLOSE_TIMEOUT = 2.0
+SOCKET_MESSAGE_LIMIT = 64 * 1024 * 1024
+
+_PROMPT_ID = re.compile(r"[\w.:-]{1,128}")
+_GRAPH_NAME = re.compile(r"[\w ()+@,=-][\w .()+@,=-]*(?:/[\w ()+@,=-][\w .()+@,=-]*)*")
+
+
+class ComfyError(Exception):
+    """ComfyUI cannot be reached or answers what it should not.
+
+    `sentence` is for a person and names no URL, header or path. `passing` is true when asking again may help.
+    """
+
+    def __init__(self, sentence: str, *, passing: bool) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.passing = passing
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """The prompt ids ComfyUI is at work on and those that wait, in its order."""
+
+    running: tuple[str, ...]
+    pending: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a prompt ended, as history tells it. `outputs` are its files by node id; `failure` is set for `error`."""
+
+    state: Literal["success", "error", "interrupted"]
+    outputs: Mapping[str, tuple[OutputFile, ...]]
+    failure: JobFailure | None = None
+
+    @property
+    def files(self) -> tuple[OutputFile, ...]:
+        """All files of all nodes."""
+        return tuple(file for files in self.outputs.values() for file in files)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What this ComfyUI allows: `max_upload_size` in bytes a request, None when it does not tell."""
+
+    max_upload_size: int | None
+
+
+class ComfyClient:
+    """Speaks to the ComfyUI at `base_url`, which may be https and may have a path prefix.
+
+    `headers` go with every call and are never logged; credentials in the URL become such a header. `url` is the address
+    without them, fit to be shown.
+    """
+
+    def __init__(self, base_url: URL, session: aiohttp.ClientSession, headers: Mapping[str, str] | None = None) -> None:
+        self.url = base_url.with_user(None).with_query(None).with_fragment(None)
+        self._session = session
+        self._headers = dict(headers or {})
+        if base_url.user is not None and "authorization" not in {name.lower() for name in self._headers}:
+            credentials = f"{base_url.user}:{base_url.password or ''}".encode()
+            self._headers["Authorization"] = f"Basic {base64.b64encode(credentials).decode()}"
+
+    async def upload(self, path: Path, filename: str, subfolder: str) -> str:
+        """Stream the file at `path` into ComfyUI's input folder; returns its name for the graph (`sub/clip.mp4`).
+
+        The name is made of what ComfyUI returned: it renames a file whose name is taken by other bytes. Raises
+        JobFailure `upload_too_large`, ComfyError, and OSError when `path` cannot be read.
+        """
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            await self._check_upload_size(size)
+            form = aiohttp.FormData(quote_fields=False)
+            form.add_field("image", file, filename=filename, content_type="application/octet-stream")
+            form.add_field("subfolder", subfolder)
+            form.add_field("type", "input")
+            async with self._call("POST", "upload/image", data=form, timeout=TRANSFER_TIMEOUT) as response:
+                if response.status == 413:
+                    raise _too_large(size, None)
+                answer = await _document(response)
+        match answer:
+            case {"name": str(name), "subfolder": str(folder)}:
+                graph_name = f"{folder}/{name}" if folder else name
+                if _GRAPH_NAME.fullmatch(graph_name):
+                    return graph_name
+        raise ComfyError("ComfyUI stored the upload under a name that cannot be used.", passing=False)
+
+    async def submit(
+        self,
+        graph: Mapping[str, Any],
+        client_id: str,
+        prompt_id: str,
+        extra_data: Mapping[str, Any] | None = None,
+        *,
+        output_node: str | None = None,
+    ) -> str:
+        """Queue a graph; returns the id it goes by, which an older ComfyUI chooses itself.
+
+        Raises PromptRejected when ComfyUI refuses the graph, or takes it but drops `output_node` (without one: any
+        output); the prompt is withdrawn then. After a passing ComfyError it may have been queued all the same: look
+        for `prompt_id` before sending it again, the same id posted twice runs twice.
+        """
+        body = {"prompt": graph, "client_id": client_id, "prompt_id": prompt_id, "extra_data": extra_data or {}}
+        async with self._call("POST", "prompt", json=body) as response:
+            if response.status == 400:
+                raise PromptRejected.from_body(await _document(response, expected=400))
+            answer = await _document(response)
+        match answer:
+            case {"prompt_id": str(queued_id)} if _PROMPT_ID.fullmatch(queued_id):
+                if _output_dropped(answer.get("node_errors"), output_node):
+                    with suppress(ComfyError):
+                        await self.cancel_pending(queued_id)
+                        await self.interrupt(queued_id)
+                    raise PromptRejected.from_body(answer)
+                return queued_id
+        raise ComfyError("ComfyUI took the prompt without naming its id.", passing=True)
+
+    async def queue(self) -> QueueState:
+        """What runs and what waits."""
+        match await self._get("queue"):
+            case {"queue_running": [*running], "queue_pending": [*pending]}:
+                return QueueState(_queued_ids(running), _queued_ids(pending))
+        raise _unexpected("its queue")
+
+    async def outcome(self, prompt_id: str) -> Outcome | None:
+        """How the prompt ended; None while history does not know it, which a restart of ComfyUI makes it forget.
+
+        An interrupted prompt reads `error` there too: only its messages tell.
+        """
+        match await self._get("history", prompt_id):
+            case {**entries}:
+                entry = entries.get(prompt_id)
+            case _:
+                raise _unexpected("its history")
+        match entry:
+            case {"status": {"status_str": "success"}, "outputs": {**outputs}}:
+                return Outcome("success", _files_by_node(outputs))
+            case {"status": {"status_str": "error", "messages": [*messages]}, "outputs": {**outputs}}:
+                return _unsuccessful(messages, _files_by_node(outputs))
+            case None | {"status": None | {"status_str": _}}:
+                return None
+        raise _unexpected("its history")
+
+    async def cancel_pending(self, prompt_id: str) -> None:
+        """Take a waiting prompt out of the queue: it leaves no trace in history. A running one does not notice."""
+        await self._post("queue", {"delete": [prompt_id]})
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """Ask for a running prompt to stop at its next progress step.
+
+        Sent soon after `submit` it can get lost: repeat it until the id has left the queue.
+        """
+        await self._post("interrupt", {"prompt_id": prompt_id})
+
+    async def download(self, file: OutputFile, destination: Path, max_bytes: int) -> int:
+        """Stream a result to `destination`, which then is complete or absent; returns its size in bytes.
+
+        Raises JobFailure `output_missing` or `output_too_large`, ComfyError (passing for a body cut short), and
+        OSError when the disk does not take it.
+        """
+        query = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
+        partial = destination.with_name(f".{destination.name}.part")
+        try:
+            async with self._call("GET", "view", params=query, timeout=TRANSFER_TIMEOUT) as response:
+                if response.status == 404:
+                    raise JobFailure("output_missing", "ComfyUI no longer has the result.", passing=True)
+                _check_status(response)
+                size = await _store(response, partial, max_bytes)
+            await asyncio.to_thread(_publish, partial, destination)
+        finally:
+            partial.unlink(missing_ok=True)
+        return size
+
+    async def object_info(self, node_class: str) -> dict[str, Any] | None:
+        """A node class's inputs with their choices; None when ComfyUI does not have the class."""
+        match await self._get("object_info", node_class):
+            case {**classes}:
+                info = classes.get(node_class)
+                if info is None or isinstance(info, dict):
+                    return info
+        raise _unexpected("a node class")
+
+    async def features(self) -> Features:
+        """What this ComfyUI allows. An older one, which has no `/features`, tells nothing."""
+        async with self._call("GET", "features") as response:
+            if response.status == 404:
+                return Features(None)
+            answer = await _document(response)
+        match answer:
+            case {"max_upload_size": int() | float() as limit} if 0 < limit < 2**63:
+                return Features(int(limit))
+        return Features(None)
+
+    async def free(self) -> None:
+        """Have it unload its models and give memory back once nothing runs."""
+        await self._post("free", {"unload_models": True, "free_memory": True})
+
+    async def alive(self) -> bool:
+        """Whether it answers as a ComfyUI does."""
+        try:
+            answer = await self._get("system_stats")
+        except ComfyError:
+            return False
+        return isinstance(answer, dict) and "system" in answer
+
+    async def open_socket(self, client_id: str) -> aiohttp.ClientWebSocketResponse:
+        """Open the WebSocket of a client id. Raises ComfyError. The caller closes it."""
+        with _transport_errors():
+            async with asyncio.timeout(CONNECT_TIMEOUT):
+                return await self._session.ws_connect(
+                    self.url / "ws",
+                    params={"clientId": client_id},
+                    headers=self._headers,
+                    heartbeat=SOCKET_HEARTBEAT,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=SOCKET_CLOSE_TIMEOUT),
+                    max_msg_size=SOCKET_MESSAGE_LIMIT,
+                )
+
+    async def _check_upload_size(self, size: int) -> None:
+        """Refuse what ComfyUI would refuse, before the bytes are sent: it cuts the connection while they still flow."""
+        try:
+            limit = (await self.features()).max_upload_size
+        except ComfyError:
+            return
+        if limit is not None and size + FORM_BYTES > limit:
+            raise _too_large(size, limit)
+
+    async def _get(self, *path: str) -> Any:
+        async with self._call("GET", *path) as response:
+            return await _document(response)
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> None:
+        async with self._call("POST", path, json=body) as response:
+            _check_status(response)
+
+    @asynccontextmanager
+    async def _call(
+        self, method: str, *path: str, timeout: float = ANSWER_TIMEOUT, **arguments: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """One call, its answer still to be read. What the transport raises meanwhile becomes a ComfyError."""
+        url = self.url.joinpath(*(quote(part, safe="/" if part is path[0] else "") for part in path), encoded=True)
+        limits = aiohttp.ClientTimeout(timeout, sock_connect=CONNECT_TIMEOUT, sock_read=SILENCE_TIMEOUT)
+        with _transport_errors():
+            async with self._session.request(
+                method, url, headers=self._headers, timeout=limits, allow_redirects=False, **arguments
+            ) as response:
+                yield response
+
+
+@contextmanager
+def _transport_errors() -> Iterator[None]:
+    """Name what aiohttp raises without its text, which holds addresses and headers."""
+    try:
+        yield
+    except aiohttp.ClientResponseError as error:
+        raise ComfyError(f"ComfyUI answered {error.status}.", passing=error.status >= 500) from error
+    except aiohttp.InvalidURL as error:
+        raise ComfyError("ComfyUI's address is not a valid URL.", passing=False) from error
+    except aiohttp.ClientPayloadError as error:
+        raise ComfyError("ComfyUI broke off in the middle of its answer.", passing=True) from error
+    except aiohttp.ClientError as error:
+        raise ComfyError("ComfyUI cannot be reached.", passing=True) from error
+    except TimeoutError as error:
+        raise ComfyError("ComfyUI did not answer in time.", passing=True) from error
+
+
+def _check_status(response: aiohttp.ClientResponse, expected: int = 200) -> None:
+    status = response.status
+    if status == expected:
+        return
+    if status in (401, 403):
+        raise ComfyError(f"ComfyUI refused the call ({status}); check FACESWAP_COMFYUI_HEADERS.", passing=False)
+    raise ComfyError(f"ComfyUI answered {status}.", passing=status >= 500)
+
+
+async def _document(response: aiohttp.ClientResponse, expected: int = 200) -> Any:
+    """The JSON of an answer with the expected status."""
+    _check_status(response, expected)
+    body = bytearray()
+    async for chunk in response.content.iter_any():
+        body += chunk
+        if len(body) > ANSWER_LIMIT:
+            raise ComfyError("ComfyUI's answer is too long.", passing=False)
+    try:
+        return decode_json(bytes(body))
+    except ValueError as error:
+        raise ComfyError(f"ComfyUI answered {expected} with something that is not JSON.", passing=False) from error
+
+
+async def _store(response: aiohttp.ClientResponse, partial: Path, max_bytes: int) -> int:
+    """Write the body to disk for good; returns its size in bytes."""
+    size = 0
+    with partial.open("wb") as file:
+        async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+            size += len(chunk)
+            if size > max_bytes:
+                raise JobFailure("output_too_large", f"The result is larger than {max_bytes // 2**20} MB.")
+            await asyncio.to_thread(file.write, chunk)
+        file.flush()
+        await asyncio.to_thread(os.fsync, file.fileno())
+    return size
+
+
+def _publish(partial: Path, destination: Path) -> None:
+    """Give a whole file its name so that the name survives a power cut too."""
+    partial.replace(destination)
+    folder = os.open(destination.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _queued_ids(entries: list[object]) -> tuple[str, ...]:
+    ids = []
+    for entry in entries:
+        match entry:
+            case [_, str(prompt_id), *_]:
+                ids.append(prompt_id)
+            case _:
+                raise _unexpected("its queue")
+    return tuple(ids)
+
+
+def _files_by_node(outputs: Mapping[str, object]) -> dict[str, tuple[OutputFile, ...]]:
+    return {node: output_files(output) for node, output in outputs.items()}
+
+
+def _unsuccessful(messages: list[object], outputs: Mapping[str, tuple[OutputFile, ...]]) -> Outcome:
+    """Tell an interruption from an error by the events history lists as `[kind, data]`."""
+    for message in messages:
+        match message:
+            case [str(kind), data]:
+                event = from_event(kind, data)
+                if isinstance(event, Interrupted):
+                    return Outcome("interrupted", outputs)
+                if isinstance(event, Failed):
+                    failure = failure_from_error(event.node_type, event.exception_type, event.message)
+                    return Outcome("error", outputs, failure)
+    return Outcome("error", outputs, failure_from_error("", "", ""))
+
+
+def _output_dropped(node_errors: object, output_node: str | None) -> bool:
+    """Whether errors of a prompt that was taken all the same cost us our output."""
+    match node_errors:
+        case {**errors} if errors and output_node is not None:
+            return output_node in errors or any(_takes_down(error, output_node) for error in errors.values())
+    return bool(node_errors)
+
+
+def _takes_down(node_error: object, output_node: str) -> bool:
+    match node_error:
+        case {"dependent_outputs": [*outputs]}:
+            return output_node in outputs
+    return True
+
+
+def _too_large(size: int, limit: int | None) -> JobFailure:
+    needed = -(-(size + FORM_BYTES) // 2**20)
+    allowed = f" (its limit is {limit // 2**20} MB)" if limit is not None else ""
+    return JobFailure(
+        "upload_too_large",
+        f"ComfyUI does not take a file of {needed} MB{allowed}; start it with --max-upload-size {needed}"
+        " and raise the limit of any proxy in front of it.",
+    )
+
+
+def _unexpected(what: str) -> ComfyError:
+    return ComfyError(f"ComfyUI described {what} in a way that is not understood.", passing=False)

@@ -1,0 +1,232 @@
+"""What ComfyUI says on its WebSocket, as a small typed union.
+
+`parse` is the border: nothing behind it ever sees raw JSON. The shapes are those of ComfyUI's `server.py` and
+`execution.py`. `progress_state` repeats `progress`, so it is not a message here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+PREVIEW_IMAGE = 1
+PREVIEW_IMAGE_WITH_METADATA = 4
+
+IMAGE_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """A file a node made, by the three words `/view` takes. `type` is `output`, `temp` or `input`."""
+
+    filename: str
+    subfolder: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """ComfyUI took the prompt from its queue."""
+
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cached:
+    """These nodes will not run: their results are known from an earlier prompt."""
+
+    prompt_id: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Executing:
+    """A node runs. `node` is None once the prompt has ended, whichever way; history knows it by then.
+
+    `prompt_id` is None in the one frame that greets a client which reconnects.
+    """
+
+    prompt_id: str | None
+    node: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a node's bar is, usually in frames: finite numbers, `maximum` above zero."""
+
+    prompt_id: str
+    node: str
+    value: float
+    maximum: float
+
+
+@dataclass(frozen=True, slots=True)
+class NodeOutput:
+    """An output node has finished, or its result came from the cache."""
+
+    prompt_id: str
+    node: str
+    files: tuple[OutputFile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The prompt ran to its end. History may not know it for another moment."""
+
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """A node raised. `message` is the exception's text as it came; see `failures.failure_from_error`."""
+
+    prompt_id: str
+    node: str
+    node_type: str
+    exception_type: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted:
+    """The prompt was stopped on request."""
+
+    prompt_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRemaining:
+    """How many prompts ComfyUI has, the running one included."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """A picture of the work in hand, `mime` as its bytes tell. Without metadata it names neither prompt nor node."""
+
+    prompt_id: str | None
+    node: str | None
+    image: bytes
+    mime: str
+
+
+Message = (
+    Started | Cached | Executing | Progress | NodeOutput | Succeeded | Failed | Interrupted | QueueRemaining | Preview
+)
+
+
+def parse(frame: str | bytes) -> Message | None:
+    """The message in a text or binary frame; None for one that is unknown, malformed or of no use. Never raises."""
+    if isinstance(frame, bytes):
+        return _preview(frame)
+    try:
+        document = decode_json(frame)
+    except ValueError:
+        return None
+    match document:
+        case {"type": str(kind), "data": data}:
+            return from_event(kind, data)
+    return None
+
+
+def from_event(kind: str, data: object) -> Message | None:
+    """The message of one event, as frames carry it and as history lists it. Never raises."""
+    match kind, data:
+        case "execution_start", {"prompt_id": str(prompt_id)}:
+            return Started(prompt_id)
+        case "execution_cached", {"prompt_id": str(prompt_id), "nodes": [*nodes]}:
+            return Cached(prompt_id, tuple(node for node in nodes if isinstance(node, str)))
+        case "executing", {"prompt_id": str(prompt_id), "node": (str() | None) as node}:
+            return Executing(prompt_id, node)
+        case "executing", {"node": str(node)}:
+            return Executing(None, node)
+        case "progress", {"prompt_id": str(prompt_id), "node": str(node), "value": value, "max": maximum}:
+            return _progress(prompt_id, node, value, maximum)
+        case "executed", {"prompt_id": str(prompt_id), "node": str(node), "output": output}:
+            return NodeOutput(prompt_id, node, output_files(output))
+        case "execution_success", {"prompt_id": str(prompt_id)}:
+            return Succeeded(prompt_id)
+        case "execution_error", {"prompt_id": str(prompt_id), **details}:
+            names = ("node_id", "node_type", "exception_type", "exception_message")
+            return Failed(prompt_id, *(_text(details.get(name)) for name in names))
+        case "execution_interrupted", {"prompt_id": str(prompt_id)}:
+            return Interrupted(prompt_id)
+        case "status", {"status": {"exec_info": {"queue_remaining": int(count)}}}:
+            return QueueRemaining(count)
+    return None
+
+
+def output_files(output: object) -> tuple[OutputFile, ...]:
+    """The files in a node's output, whatever list they are under: `gifs` for VHS_VideoCombine, else `images`, …"""
+    if not isinstance(output, dict):
+        return ()
+    files = []
+    for entries in output.values():
+        for entry in entries if isinstance(entries, list) else ():
+            match entry:
+                case {"filename": str(filename), "subfolder": str(subfolder), "type": str(type_)}:
+                    files.append(OutputFile(filename, subfolder, type_))
+                case {"filename": str(filename)}:
+                    files.append(OutputFile(filename, "", "output"))
+    return tuple(files)
+
+
+def decode_json(text: str | bytes) -> Any:
+    """JSON from outside, safe to store and send on: lone surrogates become `?`. Raises ValueError and nothing else."""
+    try:
+        document = json.loads(text)
+        whole = json.dumps(document, ensure_ascii=False)
+        return document if whole.isascii() else json.loads(whole.encode("utf-8", "replace"))
+    except RecursionError as error:
+        raise ValueError("JSON nested too deeply") from error
+
+
+def _progress(prompt_id: str, node: str, value: object, maximum: object) -> Progress | None:
+    current, whole = _number(value), _number(maximum)
+    if current is None or whole is None or whole <= 0:
+        return None
+    return Progress(prompt_id, node, current, whole)
+
+
+def _number(value: object) -> float | None:
+    """A finite float; None for NaN, infinities, integers no float can hold, and what is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _preview(frame: bytes) -> Preview | None:
+    try:
+        kind, number = struct.unpack_from(">II", frame)
+    except struct.error:
+        return None
+    if kind == PREVIEW_IMAGE:
+        return _picture(None, None, frame[8:])
+    if kind != PREVIEW_IMAGE_WITH_METADATA:
+        return None
+    try:
+        metadata = decode_json(frame[8 : 8 + number])
+    except ValueError:
+        return None
+    match metadata:
+        case {"prompt_id": str(prompt_id), "node_id": str(node)}:
+            return _picture(prompt_id, node, frame[8 + number :])
+    return None
+
+
+def _picture(prompt_id: str | None, node: str | None, image: bytes) -> Preview | None:
+    for magic, mime in IMAGE_TYPES.items():
+        if image.startswith(magic):
+            return Preview(prompt_id, node, image, mime)
+    return None
