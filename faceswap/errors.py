@@ -41,6 +41,10 @@ class NotFound(Problem):
     status, code, title = 404, "not_found", "Not found"
 
 
+class RequestTimeout(Problem):
+    status, code, title = 408, "request_timeout", "Request timeout"
+
+
 class Conflict(Problem):
     status, code, title = 409, "conflict", "Conflict"
 
