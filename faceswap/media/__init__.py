@@ -1,0 +1,28 @@
+"""Probe, plan segments, join, verify: all decoding happens in worker processes, none in this one."""
+
+from faceswap.media.facts import (
+    AudioFacts,
+    ImageFacts,
+    JoinFacts,
+    SegmentPlan,
+    Verdict,
+    VideoFacts,
+    output_frames,
+    plan_segments,
+    resampled,
+)
+from faceswap.media.worker import MediaWorker, partial_path
+
+__all__ = [
+    "AudioFacts",
+    "ImageFacts",
+    "JoinFacts",
+    "MediaWorker",
+    "SegmentPlan",
+    "Verdict",
+    "VideoFacts",
+    "output_frames",
+    "partial_path",
+    "plan_segments",
+    "resampled",
+]

@@ -1,0 +1,91 @@
+"""The worker process: takes one call a line on stdin, answers one line on stdout, decodes what may be hostile.
+
+A call is `{"call": name, "arguments": {…}}`, an answer `{"result": {…}}`, `{"problem": {…}}`, `{"failure": {…}}`
+or `{"crash": traceback}`. The process ends when its stdin does, so it never outlives its parent.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import resource
+import sys
+import threading
+import traceback
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+
+from faceswap.errors import JobFailure, Problem
+from faceswap.media import probe
+
+MAX_DATA_BYTES = 2 << 30
+MAX_OPEN_FILES = 256
+
+
+def main() -> None:
+    """Serves calls until stdin ends."""
+    limit_resources()
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    calls: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_read_calls, args=(calls,), daemon=True).start()
+    while True:
+        answers.write(json.dumps(_answer(json.loads(calls.get())), default=str) + "\n")
+        answers.flush()
+
+
+def limit_resources() -> None:
+    """Bounds memory (heap and private mappings), core dumps, open files and the size of images."""
+    resource.setrlimit(resource.RLIMIT_DATA, (MAX_DATA_BYTES, MAX_DATA_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(probe.MAX_PIXELS)
+    os.environ["OPENCV_IO_MAX_IMAGE_WIDTH"] = str(probe.MAX_SIDE)
+    os.environ["OPENCV_IO_MAX_IMAGE_HEIGHT"] = str(probe.MAX_SIDE)
+    av.logging.set_level(None)
+
+
+def _read_calls(calls: queue.SimpleQueue[str]) -> None:
+    # A thread of its own notices the end of stdin while the main thread is inside a decoder.
+    for line in sys.stdin:
+        calls.put(line)
+    os._exit(0)
+
+
+def _answer(message: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"result": asdict(_call(message["call"], message["arguments"]))}
+    except Problem as problem:
+        return {"problem": {"kind": type(problem).__name__, "code": problem.code, "detail": problem.detail}}
+    except JobFailure as failure:
+        return {"failure": {"code": failure.code, "sentence": failure.sentence, "passing": failure.passing}}
+    except Exception:  # noqa: BLE001 - the top of the task: the parent logs it and ends the call
+        return {"crash": traceback.format_exc()}
+
+
+def _call(name: str, arguments: dict[str, Any]) -> Any:
+    if name == "probe_video":
+        return probe.probe_video(Path(arguments["path"]))
+    if name == "probe_image":
+        return probe.probe_image(Path(arguments["path"]))
+    rate = arguments.pop("frame_rate")
+    frame_rate = None if rate is None else Fraction(rate)
+    # Loaded when first needed: a process that only probes stays small.
+    if name == "join":
+        from faceswap.media.join import join
+
+        segments = [Path(segment) for segment in arguments["segments"]]
+        return join(segments, Path(arguments["source"]), Path(arguments["out"]), frame_rate)
+    from faceswap.media.verify import verify
+
+    result, source = Path(arguments.pop("result")), Path(arguments.pop("source"))
+    return verify(result, source, frame_rate=frame_rate, **arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What is known about media, and the plan of a job's segments: plain data, no decoder in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True)
+class AudioFacts:
+    """One sound track: its codec, channels, samples a second and number of packets."""
+
+    codec: str
+    channels: int
+    rate: int
+    packets: int
+
+
+@dataclass(frozen=True, slots=True)
+class VideoFacts:
+    """What a video really holds, counted packet by packet; its header is not believed.
+
+    width, height   pixels as displayed, after the rotation
+    rotation        degrees clockwise (0, 90, 180, 270) that make the stored picture upright
+    frames          frames that a full decode shows: edit lists are honoured
+    frame_rate      frames a second: the nominal rate when constant, else the average
+    declared_rate   the average the container claims; OpenCV tells it VHS_LoadVideo, which counts by it
+    variable        whether frames lie further than a clock tick from a constant rate
+    duration_s      seconds from the first frame to the end of the last
+    start_s         seconds at which the first frame is shown, in the file's own clock
+    """
+
+    width: int
+    height: int
+    rotation: int
+    frames: int
+    frame_rate: Fraction
+    declared_rate: Fraction
+    variable: bool
+    duration_s: float
+    start_s: float
+    codec: str
+    audio: tuple[AudioFacts, ...]
+    bytes: int
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """The facts as a worker wrote them with `dataclasses.asdict`, fractions as text."""
+        audio = tuple(AudioFacts(**track) for track in data.pop("audio"))
+        rates = {name: Fraction(data.pop(name)) for name in ("frame_rate", "declared_rate")}
+        return cls(**data, **rates, audio=audio)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """A still image that decodes: size in pixels as displayed, and format (`png`, `jpeg`, `webp`, …)."""
+
+    width: int
+    height: int
+    format: str
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinFacts:
+    """The joined result: size and digest of the file, its frames, its length and what to tell the user."""
+
+    bytes: int
+    sha256: str
+    frames: int
+    duration_s: float
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**{**data, "warnings": tuple(data["warnings"])})
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A result that passed: its frames, the share (0–1) of compared frames in which a region the size of a
+    face differs from the source (None when they cannot be compared), and warnings for the user."""
+
+    frames: int
+    changed_share: float | None
+    warnings: tuple[str, ...]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**{**data, "warnings": tuple(data["warnings"])})
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentPlan:
+    """A run of frames that is one prompt: its number from 0, and frames counted after the rate was forced."""
+
+    number: int
+    first_frame: int
+    frame_count: int
+
+
+def resampled(frames: int, declared_rate: Fraction, frame_rate: Fraction | None) -> Iterator[int]:
+    """The source frame shown by each output frame when `VHS_LoadVideo` forces `frame_rate`.
+
+    The node does not look at timestamps: each source frame advances a clock by one period of the declared
+    rate, and a frame is given out whenever the clock has gained one period of the forced rate. It does so in
+    floating point, and so do we, because the rounding decides some of the frames.
+    """
+    if frame_rate is None:
+        yield from range(frames)
+        return
+    source_period, period = 1 / float(declared_rate), 1 / float(frame_rate)
+    index, clock = -1, period - source_period
+    while True:
+        if clock < period:
+            index += 1
+            if index == frames:
+                return
+            clock += source_period
+        if clock >= period:
+            clock -= period
+            yield index
+
+
+def output_frames(facts: VideoFacts, frame_rate: Fraction | None) -> int:
+    """How many frames the job's result has at `frame_rate` (None: the clip's own)."""
+    return sum(1 for _ in resampled(facts.frames, facts.declared_rate, frame_rate))
+
+
+def plan_segments(facts: VideoFacts, segment_frames: int, frame_rate: Fraction | None) -> list[SegmentPlan]:
+    """Cuts the result's frames into the fewest segments of at most `segment_frames` (0: one segment).
+
+    Their lengths differ by one frame at most, so none is tiny.
+    """
+    total = output_frames(facts, frame_rate)
+    count = -(-total // segment_frames) if segment_frames else min(total, 1)
+    bounds = [total * number // count for number in range(count)] + [total]
+    return [SegmentPlan(i, bounds[i], bounds[i + 1] - bounds[i]) for i in range(count)]

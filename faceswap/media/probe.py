@@ -1,0 +1,191 @@
+"""Reads what a video or an image really holds. Runs in a worker process: the bytes may be hostile."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from faceswap.errors import Unprocessable, UnsupportedMedia
+from faceswap.media.facts import AudioFacts, ImageFacts, VideoFacts
+from faceswap.media.timeline import FrameCounter, open_media, packets, picture_stream
+
+MAX_SIDE = 8192
+MAX_PIXELS = 50_000_000
+MAX_FRAMES = 1_000_000
+MAX_IMAGE_BYTES = 64 << 20
+FIRST_FRAME_PACKETS = 300
+
+IMAGE_MAGIC = {
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"\xff\xd8\xff": "jpeg",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"RIFF": "webp",
+    b"II*\x00": "tiff",
+    b"MM\x00*": "tiff",
+}
+
+NOT_A_VIDEO = UnsupportedMedia("The file is not a video that can be read.", code="not_a_video")
+NOT_AN_IMAGE = UnsupportedMedia(
+    "The file is not a complete PNG, JPEG, WebP, BMP, GIF or TIFF image.", code="not_an_image"
+)
+TRUNCATED = Unprocessable("The video is cut off: a part of the file is missing.", code="video_truncated")
+NO_FRAMES = Unprocessable("The video has no frame that can be shown.", code="video_without_frames")
+DAMAGED = Unprocessable("The video is damaged: its first frame cannot be decoded.", code="video_damaged")
+
+
+def probe_video(path: Path) -> VideoFacts:
+    """Reads every packet of the video at `path` and decodes its first frame.
+
+    Raises UnsupportedMedia (`not_a_video`) or Unprocessable (`video_without_frames`, `video_truncated`,
+    `video_damaged`, `video_too_large`, `video_too_long`).
+    """
+    try:
+        container = open_media(path)
+    except (av.FFmpegError, ValueError) as error:
+        raise (TRUNCATED if _looks_like_mp4(path) else NOT_A_VIDEO) from error
+    with container:
+        stream = picture_stream(container)
+        if stream is None:
+            raise NOT_A_VIDEO
+        _check_size(stream)
+        return _read(path, container, stream)
+
+
+def _read(path: Path, container: InputContainer, stream: VideoStream) -> VideoFacts:
+    counter = FrameCounter(stream)
+    sounds = {s.index: 0 for s in container.streams.audio}
+    picture: VideoFrame | None = None
+    waiting = 0
+    try:
+        for packet in packets(container, "video", "audio"):
+            if packet.stream_index in sounds:
+                sounds[packet.stream_index] += 1
+            elif packet.stream_index == stream.index:
+                counter.add(packet)
+                if picture is None and waiting < FIRST_FRAME_PACKETS:
+                    waiting += 1
+                    picture = _decode(packet)
+                if counter.count > MAX_FRAMES:
+                    detail = f"The video has more than {MAX_FRAMES} frames."
+                    raise Unprocessable(detail, code="video_too_long")
+    except av.FFmpegError as error:
+        raise TRUNCATED from error
+    if _reaches_past_the_end(stream, path.stat().st_size):
+        raise TRUNCATED
+    picture = picture or _decode_rest(stream)
+    if counter.count == 0:
+        raise NO_FRAMES
+    if container.format.name == "gif" and counter.count == 1:
+        raise NOT_A_VIDEO
+    if picture is None:
+        raise DAMAGED
+    return _facts(path, stream, counter, picture, sounds)
+
+
+def _facts(
+    path: Path, stream: VideoStream, counter: FrameCounter, picture: VideoFrame, sounds: dict[int, int]
+) -> VideoFacts:
+    timeline = counter.timeline()
+    rate, variable = timeline.rate()
+    rotation = clockwise(picture)
+    size = (picture.height, picture.width) if rotation in (90, 270) else (picture.width, picture.height)
+    return VideoFacts(
+        width=size[0],
+        height=size[1],
+        rotation=rotation,
+        frames=counter.count,
+        frame_rate=rate,
+        declared_rate=timeline.declared_rate,
+        variable=variable,
+        duration_s=float(timeline.duration),
+        start_s=float(int(timeline.times[0]) * timeline.time_base),
+        codec=stream.codec_context.name,
+        audio=tuple(_sound(s, sounds[s.index]) for s in stream.container.streams.audio),
+        bytes=path.stat().st_size,
+    )
+
+
+def _sound(stream: AudioStream, count: int) -> AudioFacts:
+    context = stream.codec_context
+    return AudioFacts(context.name if context else "unknown", stream.channels or 0, stream.rate or 0, count)
+
+
+def clockwise(picture: VideoFrame) -> int:
+    """Degrees clockwise (0, 90, 180, 270) that make the decoded picture upright."""
+    return round(-picture.rotation / 90) % 4 * 90
+
+
+def _check_size(stream: VideoStream) -> None:
+    width, height = stream.codec_context.width, stream.codec_context.height
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        detail = f"The video is {width}×{height}; at most {MAX_SIDE} pixels a side are taken."
+        raise Unprocessable(detail, code="video_too_large")
+
+
+def _decode(packet: av.Packet[VideoStream]) -> VideoFrame | None:
+    """The first picture that comes out; a packet that does not decode is passed over."""
+    with contextlib.suppress(av.FFmpegError):
+        return next(iter(packet.decode()), None)
+    return None
+
+
+def _decode_rest(stream: VideoStream) -> VideoFrame | None:
+    """The first picture a decoder still holds back at the end of the stream."""
+    with contextlib.suppress(av.FFmpegError):
+        return next(iter(stream.decode(None)), None)
+    return None
+
+
+def _looks_like_mp4(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(12)[4:8] == b"ftyp"
+
+
+def _reaches_past_the_end(stream: VideoStream, size: int) -> bool:
+    """Whether a file with an index (mp4, mov) names samples of any stream beyond its own end."""
+    if "mp4" not in stream.container.format.name.split(","):
+        return False
+    return any(e.pos + e.size > size for s in stream.container.streams for e in s.index_entries)
+
+
+def probe_image(path: Path) -> ImageFacts:
+    """Decodes the image at `path`.
+
+    Raises UnsupportedMedia (`not_an_image`) or Unprocessable (`image_too_large`).
+    """
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        detail = f"The image file is larger than {MAX_IMAGE_BYTES >> 20} MiB."
+        raise Unprocessable(detail, code="image_too_large")
+    data = path.read_bytes()
+    kind = next((name for magic, name in IMAGE_MAGIC.items() if data.startswith(magic)), None)
+    if kind is None or (kind == "jpeg" and _jpeg_is_cut(data)):
+        raise NOT_AN_IMAGE
+    height, width = _decode_image(data)
+    return ImageFacts(width, height, kind)
+
+
+def _jpeg_is_cut(data: bytes) -> bool:
+    """A JPEG decoder fills what is missing with grey; only the missing end mark tells."""
+    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
+
+
+def _decode_image(data: bytes) -> tuple[int, int]:
+    """Height and width; OpenCV checks the limits that the worker has set before it allocates."""
+    import cv2
+    import numpy as np
+
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        detail = f"The image is too large; at most {MAX_SIDE} pixels a side are taken."
+        raise Unprocessable(detail, code="image_too_large") from error
+    if picture is None:
+        raise NOT_AN_IMAGE
+    return picture.shape[0], picture.shape[1]

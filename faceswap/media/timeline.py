@@ -1,0 +1,136 @@
+"""Opens untrusted media and counts its frames and their times, packet by packet, without decoding."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Discard, Disposition
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+# Only containers that hold their own media: playlists and lists of files (hls, concat, image2, …) would
+# make the demuxer open whatever they name.
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif"
+
+
+def open_media(path: Path) -> InputContainer:
+    """Opens `path` for reading by its bytes, whatever its name; it can lead to no other file."""
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    return av.open(f"file:{path}", options=options, metadata_errors="replace")
+
+
+def picture_stream(container: InputContainer) -> VideoStream | None:
+    """The stream with the moving picture; the cover of a sound file is none."""
+    moving = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
+    return next(moving, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The frames of a stream in the order they are shown; times in ticks of `time_base` (seconds).
+
+    `stamped` tells that the times are the file's own presentation times, so that a decoded frame can be
+    found by its time.
+    """
+
+    time_base: Fraction
+    times: NDArray[np.int64]
+    last_duration: int
+    declared_rate: Fraction
+    stamped: bool
+
+    @property
+    def duration(self) -> Fraction:
+        """Seconds from the first frame to the end of the last."""
+        return int(self.times[-1] - self.times[0] + self.last_duration) * self.time_base
+
+    def rate(self) -> tuple[Fraction, bool]:
+        """Frames a second, and whether they vary: a rate is constant if each frame lies within a tick of it."""
+        count = len(self.times)
+        span = int(self.times[-1] - self.times[0]) * self.time_base
+        if span <= 0:
+            return self.declared_rate, False
+        average = (count - 1) / span
+        whole = Fraction(max(round(average), 1))
+        ntsc = Fraction(max(round(average * 1001 / 1000), 1) * 1000, 1001)
+        for rate in (self.declared_rate, whole, ntsc, average.limit_denominator(1001)):
+            drift = self.times - self.times[0] - np.arange(count) * float(1 / (rate * self.time_base))
+            if np.ptp(drift) <= 2:
+                return rate, False
+        return average, True
+
+
+class FrameCounter:
+    """Collects the packets of a video stream that become frames.
+
+    A decoder does not show, and this leaves out: frames an edit list hides, VP8's invisible reference
+    frames, and what comes before the first key frame.
+    """
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._stream = stream
+        self._vp8 = stream.codec_context.name == "vp8"
+        self._first_key: int | None = None
+        self._last = (-(1 << 63), 0)
+        self._presented, self._decoded = array("q"), array("q")
+        self.count = 0
+
+    def add(self, packet: av.Packet[VideoStream]) -> bool:
+        """Counts the packet; false when it shows no frame."""
+        time = packet.pts if packet.pts is not None else packet.dts
+        if self._first_key is None and packet.is_keyframe:
+            self._first_key = time or 0
+        early = self._first_key is None or (packet.pts is not None and packet.pts < self._first_key)
+        invisible = self._vp8 and not bytes(packet)[0] & 0x10
+        if early or invisible or packet.is_discard:
+            return False
+        self.count += 1
+        if packet.pts is not None:
+            self._presented.append(packet.pts)
+        if packet.dts is not None:
+            self._decoded.append(packet.dts)
+        if time is not None:
+            self._last = max(self._last, (time, packet.duration or 0))
+        return True
+
+    def timeline(self) -> Timeline:
+        """The frames counted so far; without times in the file they lie at the declared rate."""
+        time_base = self._stream.time_base or Fraction(1, 1000)
+        rate = self._stream.average_rate or 1 / time_base
+        stamped = len(self._presented) == self.count
+        if not stamped and len(self._decoded) != self.count:
+            return Timeline(1 / rate, np.arange(self.count, dtype=np.int64), 1, rate, False)
+        times = np.sort(np.array(self._presented if stamped else self._decoded, np.int64))
+        last_duration = self._last[1] or max(round(1 / (rate * time_base)), 1)
+        return Timeline(time_base, times, last_duration, rate, stamped)
+
+
+def packets(container: InputContainer, *kinds: str) -> Iterator[av.Packet[Any]]:
+    """The packets of the streams of the named kinds (`video`, `audio`) that hold anything, in file order."""
+    for stream in container.streams:
+        if stream.type not in kinds:
+            stream.discard = Discard.all
+    for packet in container.demux():
+        if packet.size and packet.stream.type in kinds:
+            yield packet
+
+
+def read_timeline(path: Path) -> Timeline:
+    """The frames of the video at `path`; raises `av.FFmpegError` when there is none."""
+    with open_media(path) as container:
+        stream = picture_stream(container)
+        if stream is None:
+            raise av.InvalidDataError(0, "no video stream")
+        counter = FrameCounter(stream)
+        for packet in packets(container, "video"):
+            if packet.stream.index == stream.index:
+                counter.add(packet)
+        return counter.timeline()

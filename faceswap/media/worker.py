@@ -1,0 +1,270 @@
+"""Decodes untrusted media in child processes: a crash, a hang or a hunger for memory there is one error here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Self
+
+from faceswap import errors
+from faceswap.media.facts import ImageFacts, JoinFacts, Verdict, VideoFacts
+
+PROBES_AT_ONCE = 2
+CHECKS_AT_ONCE = 2
+IDLE_S = 30.0
+CLOSE_S = 0.5
+MAX_ANSWER_BYTES = 1 << 20
+
+PROBE_TIMEOUT_S = 20.0
+PROBE_BYTES_A_SECOND = 20 << 20
+JOIN_TIMEOUT_S = 60.0
+JOIN_BYTES_A_SECOND = 5 << 20
+VERIFY_TIMEOUT_S = 60.0
+VERIFY_FRAMES_A_SECOND = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class ChildError(Exception):
+    """A child died, answered nonsense or took too long."""
+
+
+class Child:
+    """One worker process. It has no socket or file of ours, and ends when its stdin closes."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self.process = process
+        self._expiry: asyncio.TimerHandle | None = None
+
+    @classmethod
+    async def start(cls) -> Self:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "faceswap.media.child",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+            limit=MAX_ANSWER_BYTES,
+        )
+        return cls(process)
+
+    async def ask(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """Sends one call and waits for its answer; raises ChildError."""
+        assert self.process.stdin and self.process.stdout
+        try:
+            async with asyncio.timeout(timeout):
+                message = json.dumps({"call": call, "arguments": arguments}, default=str)
+                self.process.stdin.write(message.encode() + b"\n")
+                await self.process.stdin.drain()
+                answer = json.loads(await self.process.stdout.readline())
+        except (TimeoutError, ValueError, OSError) as error:
+            raise ChildError(f"{call}: {error!r}, exit code {self.process.returncode}") from error
+        if not isinstance(answer, dict):
+            raise ChildError(f"{call}: an answer that is no object")
+        return answer
+
+    @property
+    def alive(self) -> bool:
+        return self.process.returncode is None
+
+    def expire(self, seconds: float, idle: list[Child]) -> None:
+        """Ends the child, and takes it out of `idle`, unless it is told to `stay` within `seconds`."""
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self._leave, idle)
+
+    def stay(self) -> None:
+        if self._expiry:
+            self._expiry.cancel()
+
+    def _leave(self, idle: list[Child]) -> None:
+        idle.remove(self)
+        self.end()
+
+    def end(self) -> None:
+        """Asks the process to end: it does when its stdin closes."""
+        assert self.process.stdin
+        self.stay()
+        self.process.stdin.close()
+
+    def kill(self) -> None:
+        self.end()
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+
+class MediaWorker:
+    """Probes, joins and verifies media in child processes, a few at once.
+
+    Children are started when needed, kept warm for `IDLE_S` seconds and replaced after a crash. Use it as
+    `async with MediaWorker() as media`.
+    """
+
+    def __init__(self) -> None:
+        self._children: list[Child] = []
+        self._idle: list[Child] = []
+        # Apart, so that an upload is never kept waiting by the check of a long result.
+        self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
+        self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
+        self._closed = False
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def warm(self) -> None:
+        """Starts a child ahead of need, for instance while an upload arrives."""
+        if not self._idle and not self._closed:
+            self._rest(await self._start())
+
+    async def close(self) -> None:
+        """Ends all children within a second; calls in progress fail."""
+        self._closed = True
+        self._idle.clear()
+        for child in self._children:
+            child.end()
+        try:
+            async with asyncio.timeout(CLOSE_S):
+                await self._ends()
+        except TimeoutError:
+            for child in self._children:
+                child.kill()
+            await self._ends()
+
+    async def _ends(self) -> None:
+        for child in self._children:
+            await child.process.wait()
+
+    async def probe_video(self, path: Path) -> VideoFacts:
+        """What the video at `path` holds. Raises Problem: 415 `not_a_video`, 422 `video_…` or `undecodable`."""
+        answer = await self._probe("probe_video", path)
+        return VideoFacts.from_json(answer)
+
+    async def probe_image(self, path: Path) -> ImageFacts:
+        """Size and format of the image at `path`. Raises Problem: 415 `not_an_image`, 422 `image_too_large`
+        or `undecodable`."""
+        return ImageFacts.from_json(await self._probe("probe_image", path))
+
+    async def join(self, segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None) -> JoinFacts:
+        """Joins segment results to `out` with the source's sound; see `faceswap.media.join.join`.
+
+        Raises JobFailure; `out` is then as it was before.
+        """
+        size = _size(*segments, source)
+        timeout = JOIN_TIMEOUT_S + size / JOIN_BYTES_A_SECOND
+        arguments = {"segments": list(segments), "source": source, "out": out, "frame_rate": frame_rate}
+        try:
+            return JoinFacts.from_json(await self._check("join", arguments, timeout))
+        finally:
+            partial_path(out).unlink(missing_ok=True)
+
+    async def verify(
+        self,
+        result: Path,
+        source: Path,
+        *,
+        first_frame: int,
+        frame_count: int,
+        frame_rate: Fraction | None,
+        expect_audio: bool,
+        compare: bool = True,
+    ) -> Verdict:
+        """Checks a result against its part of the source; see `faceswap.media.verify.verify`.
+
+        Raises JobFailure.
+        """
+        arguments = {
+            "result": result,
+            "source": source,
+            "first_frame": first_frame,
+            "frame_count": frame_count,
+            "frame_rate": frame_rate,
+            "expect_audio": expect_audio,
+            "compare": compare,
+        }
+        size = _size(source)
+        timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + size / PROBE_BYTES_A_SECOND
+        return Verdict.from_json(await self._check("verify", arguments, timeout))
+
+    async def _probe(self, call: str, path: Path) -> dict[str, Any]:
+        timeout = PROBE_TIMEOUT_S + _size(path) / PROBE_BYTES_A_SECOND
+        async with self._probes:
+            try:
+                return await self._ask(call, {"path": path}, timeout)
+            except ChildError as error:
+                log.warning("a worker failed: %s", error)
+                detail = "The file cannot be decoded within the limits of time and memory."
+                raise errors.Unprocessable(detail, code="undecodable") from error
+
+    async def _check(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
+        async with self._checks:
+            try:
+                return await self._ask(call, arguments, timeout)
+            except ChildError as error:
+                log.warning("a worker failed: %s", error)
+                sentence = "Checking the result took more time or memory than allowed."
+                raise errors.JobFailure("check_failed", sentence, passing=True) from error
+
+    async def _ask(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
+        """One call in a child of its own; the child rests afterwards, or ends when the call did not."""
+        if self._closed:
+            raise ChildError(f"{call}: closed")
+        child = self._take() or await self._start()
+        try:
+            answer = await child.ask(call, arguments, timeout)
+        except BaseException:
+            child.kill()
+            raise
+        self._rest(child)
+        return _unwrap(call, answer)
+
+    async def _start(self) -> Child:
+        child = await Child.start()
+        self._children = [c for c in self._children if c.alive] + [child]
+        return child
+
+    def _take(self) -> Child | None:
+        """The warmest idle child that is alive."""
+        while self._idle:
+            child = self._idle.pop()
+            child.stay()
+            if child.alive:
+                return child
+        return None
+
+    def _rest(self, child: Child) -> None:
+        """Keeps the child for the next call, for a while."""
+        self._idle.append(child)
+        child.expire(IDLE_S, self._idle)
+
+
+def _size(*paths: Path) -> int:
+    """Bytes in all, which the time allowed is in proportion to."""
+    return sum(path.stat().st_size for path in paths)
+
+
+def partial_path(out: Path) -> Path:
+    """Where `join` writes until the file is complete: in the same folder, so that a rename is atomic."""
+    return out.with_name(f".{out.name}.part")
+
+
+def _unwrap(call: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """The result in an answer, or the error it holds, raised."""
+    match answer:
+        case {"result": dict(result)}:
+            return result
+        case {"problem": {"kind": "UnsupportedMedia", "code": str(code), "detail": str(detail)}}:
+            raise errors.UnsupportedMedia(detail, code=code)
+        case {"problem": {"code": str(code), "detail": str(detail)}}:
+            raise errors.Unprocessable(detail, code=code)
+        case {"failure": {"code": str(code), "sentence": str(sentence), "passing": bool(passing)}}:
+            raise errors.JobFailure(code, sentence, passing=passing)
+    raise ChildError(f"{call}: {answer.get('crash', 'an answer of another kind')}")
