@@ -36,6 +36,8 @@ SOCKET_HEARTBEAT = 30.0
 SOCKET_CLOSE_TIMEOUT = 2.0
 SOCKET_MESSAGE_LIMIT = 64 * 1024 * 1024
 
+FEATURE_FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+
 _PROMPT_ID = re.compile(r"[\w.:-]{1,128}")
 _GRAPH_NAME = re.compile(r"[\w ()+@,=-][\w .()+@,=-]*(?:/[\w ()+@,=-][\w .()+@,=-]*)*")
 
@@ -239,10 +241,10 @@ class ComfyClient:
         return isinstance(answer, dict) and "system" in answer
 
     async def open_socket(self, client_id: str) -> aiohttp.ClientWebSocketResponse:
-        """Open the WebSocket of a client id. Raises ComfyError. The caller closes it."""
+        """Open the WebSocket of a client id and ask for previews that name their prompt. The caller closes it."""
         with _transport_errors():
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                return await self._session.ws_connect(
+                socket = await self._session.ws_connect(
                     self.url / "ws",
                     params={"clientId": client_id},
                     headers=self._headers,
@@ -250,6 +252,8 @@ class ComfyClient:
                     timeout=aiohttp.ClientWSTimeout(ws_close=SOCKET_CLOSE_TIMEOUT),
                     max_msg_size=SOCKET_MESSAGE_LIMIT,
                 )
+            await socket.send_json(FEATURE_FLAGS)
+            return socket
 
     async def _check_upload_size(self, size: int) -> None:
         """Refuse what ComfyUI would refuse, before the bytes are sent: it cuts the connection while they still flow."""
@@ -357,7 +361,7 @@ def _queued_ids(entries: list[object]) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def _files_by_node(outputs: Mapping[str, object]) -> dict[str, tuple[OutputFile, ...]]:
+def _files_by_node(outputs: Mapping[Any, object]) -> dict[str, tuple[OutputFile, ...]]:
     return {node: output_files(output) for node, output in outputs.items()}
 
 

@@ -1,0 +1,311 @@
+"""A workflow file and a request → the graph ComfyUI is given. Pure.
+
+A workflow is a graph in ComfyUI's API format: `{node id: {"class_type", "inputs", "_meta": {"title"}}}`, an input being
+a value or a link `[node id, output slot]`. What the service has to fill in is found by what nodes are and how they are
+connected, never by ids or titles: the video that goes in, the face, the swap, the video that comes out.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import Any, Literal
+
+log = logging.getLogger(__name__)
+
+Graph = dict[str, dict[str, Any]]
+Role = Literal["load", "swap", "combine"]
+
+FILE_LIMIT = 4 * 1024 * 1024
+
+VIDEO_LOADERS = ("VHS_LoadVideo", "VHS_LoadVideoFFmpeg")
+IMAGE_LOADERS = ("LoadImage",)
+COMBINERS = ("VHS_VideoCombine",)
+SWAPPERS = ("ReActorFaceSwap", "ReActorFaceSwapOpt")
+
+VIDEO_INFO = "VHS_VideoInfo"
+VIDEO_INFO_SLOT = 3  # of both video loaders
+LOADED_FPS_SLOT = 5  # of VHS_VideoInfo
+ADDED_INFO_NODE = "loaded frame rate"
+
+# Where an option goes: the link to follow from the swap node ("" for the node itself) and the input there.
+SWAP_OPTIONS = {
+    "face_index": (("", "input_faces_index"), ("options", "input_faces_index")),
+    "source_face_index": (("", "source_faces_index"), ("options", "source_faces_index")),
+    "detect_gender": (("", "detect_gender_input"), ("options", "detect_gender_input")),
+    "swap_model": (("", "swap_model"),),
+    "face_restore_model": (("", "face_restore_model"),),
+    "face_restore_visibility": (("", "face_restore_visibility"),),
+    "face_boost": (("face_boost", "enabled"),),
+}
+
+# One frame out for each frame in, saved where `/view` finds it, without the prompt in the file's tags.
+COMBINE_INPUTS = {
+    "save_output": True,
+    "save_metadata": False,
+    "pingpong": False,
+    "loop_count": 0,
+    "trim_to_audio": False,
+}
+
+MODEL_FILE = re.compile(r"\.(onnx|pth|pt|safetensors|ckpt|bin)$", re.IGNORECASE)
+
+
+class WorkflowError(Exception):
+    """A workflow the service cannot use, in one sentence that names the node classes looked for."""
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A workflow that has been understood.
+
+    `graph` is never changed; `build` makes new ones. `loader`, `face`, `swap` and `output` are the ids of its four
+    slots, `options` the node and input each option of a request goes to, `digest` the SHA-256 of what the file says.
+    """
+
+    name: str
+    digest: str
+    graph: Graph = field(repr=False)
+    loader: str
+    face: str
+    swap: str
+    output: str
+    options: Mapping[str, tuple[str, str]]
+
+    @classmethod
+    def load(cls, path: Path) -> Workflow:
+        """Read a workflow file; its name is the file's without `.json`. Raises WorkflowError."""
+        try:
+            text = path.read_bytes()
+        except OSError as error:
+            raise WorkflowError(f"The workflow {path.name} cannot be read: {error.strerror}.") from error
+        if len(text) > FILE_LIMIT:
+            raise WorkflowError(f"The workflow {path.name} is larger than {FILE_LIMIT // 2**20} MB.")
+        try:
+            graph = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise WorkflowError(f"The workflow {path.name} is not JSON.") from error
+        return cls.from_graph(path.stem, graph)
+
+    @classmethod
+    def from_graph(cls, name: str, graph: object) -> Workflow:
+        """Understand a graph. Raises WorkflowError."""
+        nodes = _checked(name, graph)
+        digest = hashlib.sha256(json.dumps(nodes, sort_keys=True).encode()).hexdigest()
+        swap, output = _swap_and_output(name, nodes)
+        loader = _only(
+            name, nodes, VIDEO_LOADERS, _upstream(nodes, nodes[swap]["inputs"]["input_image"]), "before the swap"
+        )
+        face = _only(
+            name, nodes, IMAGE_LOADERS, _upstream(nodes, nodes[swap]["inputs"]["source_image"]), "with the face"
+        )
+        _follow_clip_rate(nodes, loader, output)
+        options = _options(nodes, swap, output)
+        return cls(name, digest, nodes, loader, face, swap, output, options)
+
+    @property
+    def node_classes(self) -> frozenset[str]:
+        """The classes ComfyUI must have."""
+        return frozenset(node["class_type"] for node in self.graph.values())
+
+    @property
+    def required_models(self) -> list[tuple[str, str, str]]:
+        """The model files the graph names, as (class, input, value); ComfyUI must offer each as a choice there."""
+        return [
+            (node["class_type"], key, value)
+            for node in self.graph.values()
+            for key, value in node["inputs"].items()
+            if isinstance(value, str) and MODEL_FILE.search(value)
+        ]
+
+    @property
+    def splittable(self) -> bool:
+        """Whether a run of frames can be asked for, so that a long video can be done in segments."""
+        return bool(self.graph[self.loader]["class_type"] == "VHS_LoadVideo")
+
+    def title(self, node_id: str) -> str:
+        """What a person knows the node by: its title, else its class, else its id."""
+        node = self.graph.get(node_id, {})
+        meta = node.get("_meta")
+        title = meta.get("title") if isinstance(meta, dict) else None
+        return title if isinstance(title, str) and title else node.get("class_type", node_id)
+
+    def role(self, node_id: str) -> Role | None:
+        """Which phase of the work a node's progress bar tells of; None for the rest."""
+        roles: dict[str, Role] = {self.loader: "load", self.swap: "swap", self.output: "combine"}
+        return roles.get(node_id)
+
+    def build(
+        self,
+        *,
+        video: str,
+        image: str,
+        output_prefix: str,
+        options: Mapping[str, Any],
+        skip_first_frames: int = 0,
+        frame_load_cap: int = 0,
+        frame_rate: float | None = None,
+    ) -> Graph:
+        """A new graph for one run of frames.
+
+        `video` and `image` are names that an upload returned, `output_prefix` is our own. Frames are counted after
+        `frame_rate`, which defaults to the clip's own; a `frame_load_cap` of 0 means to the end. Options that are None
+        or are none of the graph's are left alone. The clip's sound is left out: the service puts it on the whole.
+        Raises WorkflowError for an option or a run of frames that this workflow has no place for.
+        """
+        graph = copy.deepcopy(self.graph)
+        loader, combine = graph[self.loader]["inputs"], graph[self.output]["inputs"]
+        if skip_first_frames and not self.splittable:
+            raise WorkflowError(f"The workflow {self.name} cannot start at a later frame: use VHS_LoadVideo in it.")
+        for option, value in options.items():
+            if value is None or option not in (*SWAP_OPTIONS, "crf"):
+                continue
+            if option in self.options:
+                node, key = self.options[option]
+                graph[node]["inputs"][key] = value
+            elif option != "crf":  # always given; the formats without it are lossless
+                raise WorkflowError(f"The workflow {self.name} has no place for the option {option}.")
+        if self.splittable:
+            loader |= {"skip_first_frames": skip_first_frames, "select_every_nth": 1}
+        else:
+            loader["start_time"] = 0
+        loader |= {"video": video, "force_rate": frame_rate or 0, "frame_load_cap": frame_load_cap}
+        graph[self.face]["inputs"]["image"] = image
+        combine |= {key: value for key, value in COMBINE_INPUTS.items() if key in combine}
+        combine |= {"filename_prefix": output_prefix, "save_output": True}
+        if (link := _link(combine.get("audio"))) and link == self.loader:
+            del combine["audio"]
+        return graph
+
+
+def load_workflows(directory: Path) -> dict[str, Workflow]:
+    """Every usable workflow of a folder by its name; the others are named in the log. Raises WorkflowError."""
+    if not directory.is_dir():
+        raise WorkflowError("There is no workflow folder; set FACESWAP_WORKFLOW_DIR.")
+    workflows = {}
+    for path in sorted(directory.glob("*.json")):
+        try:
+            workflows[path.stem] = Workflow.load(path)
+        except WorkflowError as error:
+            log.warning("%s", error)
+    return workflows
+
+
+def extra_data() -> dict[str, Any]:
+    """What goes with every prompt: VideoHelperSuite then leaves the finished video only, no parts, no picture."""
+    return {"extra_pnginfo": {"workflow": {"extra": {"VHS_KeepIntermediate": False, "VHS_MetadataImage": False}}}}
+
+
+def _checked(name: str, graph: object) -> Graph:
+    """A copy of the graph with every node well-formed, every link leading somewhere, and no circles."""
+    if not isinstance(graph, dict):
+        raise WorkflowError(f"The workflow {name} is not an object of nodes.")
+    if isinstance(graph.get("nodes"), list):
+        raise WorkflowError(
+            f"The workflow {name} is saved for ComfyUI's editor: use Workflow → Export (API) there instead."
+        )
+    for node_id, node in graph.items():
+        match node:
+            case {"class_type": str(), "inputs": dict()}:
+                continue
+        raise WorkflowError(f"Node {node_id} of the workflow {name} needs a class_type and inputs.")
+    links = {node_id: set(_links(node["inputs"].values())) for node_id, node in graph.items()}
+    for node_id, targets in links.items():
+        if missing := targets - graph.keys():
+            raise WorkflowError(f"Node {node_id} of the workflow {name} is linked to a missing node {min(missing)}.")
+    try:
+        TopologicalSorter(links).prepare()
+    except CycleError as error:
+        raise WorkflowError(f"The links of the workflow {name} run in a circle.") from error
+    return copy.deepcopy(graph)
+
+
+def _swap_and_output(name: str, nodes: Graph) -> tuple[str, str]:
+    """The face swap and the video output that its pictures reach."""
+    swaps = {
+        node_id
+        for node_id, node in nodes.items()
+        if node["class_type"] in SWAPPERS
+        and _link(node["inputs"].get("input_image"))
+        and _link(node["inputs"].get("source_image"))
+    }
+    outputs = {
+        node_id: swaps & _upstream(nodes, node["inputs"].get("images"))
+        for node_id, node in nodes.items()
+        if node["class_type"] in COMBINERS
+    }
+    output = _only(name, nodes, COMBINERS, {node for node, found in outputs.items() if found}, "after the swap")
+    swap = _only(name, nodes, SWAPPERS, outputs[output], "between input_image and source_image")
+    if not str(nodes[output]["inputs"].get("format")).startswith("video/"):
+        raise WorkflowError(f"The VHS_VideoCombine of the workflow {name} must have a format that starts with video/.")
+    if _link(nodes[output]["inputs"].get("meta_batch")):
+        raise WorkflowError(
+            f"The workflow {name} must not use VHS_BatchManager: the service splits long videos itself."
+        )
+    return swap, output
+
+
+def _only(name: str, nodes: Graph, classes: tuple[str, ...], among: Iterable[str], where: str) -> str:
+    """The one node of these classes; a sentence that names them where there is none or more than one."""
+    found = [node_id for node_id in among if nodes[node_id]["class_type"] in classes]
+    if len(found) == 1:
+        return found[0]
+    count = "no" if not found else f"{len(found)} nodes"
+    raise WorkflowError(f"The workflow {name} needs one {' or '.join(classes)} {where} and has {count}.")
+
+
+def _follow_clip_rate(nodes: Graph, loader: str, output: str) -> None:
+    """Let the output play at the rate the frames were loaded with, unless its rate already comes from the clip."""
+    inputs = nodes[output]["inputs"]
+    if loader in _upstream(nodes, inputs.get("frame_rate")):
+        return
+    nodes[ADDED_INFO_NODE] = {
+        "class_type": VIDEO_INFO,
+        "inputs": {"video_info": [loader, VIDEO_INFO_SLOT]},
+        "_meta": {"title": "Frame rate of the clip"},
+    }
+    inputs["frame_rate"] = [ADDED_INFO_NODE, LOADED_FPS_SLOT]
+
+
+def _options(nodes: Graph, swap: str, output: str) -> dict[str, tuple[str, str]]:
+    """The place of each option this workflow has one for."""
+    inputs = nodes[swap]["inputs"]
+    places = {"crf": (output, "crf")} if "crf" in nodes[output]["inputs"] else {}
+    for option, candidates in SWAP_OPTIONS.items():
+        for via, key in candidates:
+            node = _link(inputs.get(via)) if via else swap
+            if node and key in nodes[node]["inputs"]:
+                places[option] = (node, key)
+                break
+    return places
+
+
+def _upstream(nodes: Graph, value: object) -> set[str]:
+    """The nodes that what `value` links to depends on, that node included."""
+    found: set[str] = set()
+    waiting = list(_links([value]))
+    while waiting:
+        node_id = waiting.pop()
+        if node_id not in found:
+            found.add(node_id)
+            waiting.extend(_links(nodes[node_id]["inputs"].values()))
+    return found
+
+
+def _links(values: Iterable[object]) -> Iterator[str]:
+    return (node_id for value in values if (node_id := _link(value)) is not None)
+
+
+def _link(value: object) -> str | None:
+    """The node an input is linked to; None for a plain value."""
+    match value:
+        case [str(node_id), int()]:
+            return node_id
+    return None
