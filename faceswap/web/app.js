@@ -63,7 +63,7 @@ function downloadPath(result) {
 }
 
 function show(element, visible) {
-  element.hidden = !visible;
+  element.toggleAttribute("hidden", !visible); // SVG elements have no property `hidden`
 }
 
 function tell(element, sentence) {
@@ -150,6 +150,7 @@ function prepareForm() {
       if (kindOf(file)) choose(kindOf(file), file);
     }
   });
+  $("swap-form").addEventListener("input", (event) => event.target.removeAttribute("aria-invalid"));
   $("swap-form").addEventListener("submit", (event) => {
     event.preventDefault();
     start();
@@ -386,7 +387,7 @@ function playTogether() {
 
 function jobRow(job) {
   const row = element("li");
-  const name = element("span", "name", `${job.output_prefix} `);
+  const name = element("span", "name", job.output_prefix);
   const chip = element("span", "chip");
   setState(chip, job.status);
   name.append(chip);
