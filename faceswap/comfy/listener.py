@@ -81,10 +81,9 @@ class Listener:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def reconnect(self) -> None:
-        """Close the socket and open another without a pause, because its silence is not trusted.
+        """Have the socket closed and another opened without a pause, because its silence is not trusted.
 
-        Returns when the old one is closed on both sides, or its time to answer is up; `on_connect` tells when the new
-        one is open.
+        Returns when that is under way; `on_connect` tells when the new one is open.
         """
         self._wanted_at_once.set()
         if self._socket is not None:
