@@ -1,0 +1,360 @@
+"""The command line: serve | swap | engine."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import IO, Any, TextIO
+
+from . import __version__
+from .client import ClientError, Event, FaceSwapClient, is_url
+from .config import ConfigError, Settings
+from .errors import BadRequest
+from .jobs import Options
+
+DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+API_KEY_VARIABLE = "FACESWAP_API_KEY"
+"""Where `swap --url` finds its key: in the environment, because others on the machine can read a command line."""
+
+START_TIMEOUT_S = 60
+STOP_TIMEOUT_S = 15
+CANCEL_TIMEOUT_S = 10
+LOG_TAIL_BYTES = 4000
+
+_LISTENING = re.compile(r"faceswap: listening on (https?://\S+)")
+_STEPS_WITHOUT_TERMINAL = 10
+
+_SWAP_EXAMPLES = """\
+examples:
+  faceswap swap --image face.jpg --video clip.mp4 -o swapped.mp4
+  faceswap swap --image face.jpg --video clip.mp4 -o swapped.mp4 --option crf=18 --option face_index=0,1
+  faceswap swap --image https://example.org/face.jpg --video clip.mp4 -o swapped.mp4 --url http://127.0.0.1:8000
+"""
+
+_SERVE_EXAMPLES = """\
+examples:
+  faceswap serve
+  faceswap serve --port 9000 --comfyui-url http://127.0.0.1:8188 --comfyui-url http://gpu-2:8188
+
+Everything else is set by FACESWAP_... variables; README.md lists them.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return INTERRUPTED
+
+
+def say(text: str) -> None:
+    """Tell the user something that is not the command's result."""
+    print(f"faceswap: {text}", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="faceswap", description="Swap faces in videos.")
+    parser.add_argument("--version", action="version", version=f"faceswap {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    raw = argparse.RawDescriptionHelpFormatter
+
+    serve = commands.add_parser("serve", help="run the service", epilog=_SERVE_EXAMPLES, formatter_class=raw)
+    serve.add_argument("--host", help="address to listen on (127.0.0.1)")
+    serve.add_argument("--port", help="port to listen on, 0 for a free one (8000)")
+    serve.add_argument("--data-dir", metavar="DIR", help="where jobs, inputs and results are kept")
+    serve.add_argument(
+        "--comfyui-url", metavar="URL", action="append", help="a ComfyUI server, repeatable; none: the embedded engine"
+    )
+    serve.add_argument("--allow-anonymous", action="store_true", help="listen on other than loopback without API keys")
+    serve.set_defaults(run=_serve)
+
+    swap = commands.add_parser("swap", help="swap one face into one video", epilog=_SWAP_EXAMPLES, formatter_class=raw)
+    swap.add_argument(
+        "--image", required=True, metavar="FACE", help="picture of the face to put in: a file or an address"
+    )
+    swap.add_argument("--video", required=True, metavar="CLIP", help="video to change: a file or an address")
+    swap.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="file to save the result to")
+    swap.add_argument("--url", metavar="SERVER", help="a running service; without it one is started for this job")
+    swap.add_argument(
+        "--option", metavar="K=V", action="append", default=[], type=_option, help="a workflow option, repeatable"
+    )
+    swap.set_defaults(run=_swap)
+
+    engine = commands.add_parser("engine", help="run the embedded engine alone, a small server like ComfyUI")
+    engine.add_argument("--host", help="address to listen on")
+    engine.add_argument("--port", help="port to listen on")
+    engine.add_argument("--data-dir", metavar="DIR", help="where its inputs and outputs are kept")
+    engine.set_defaults(run=_engine)
+    return parser
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """`k=v` with `v` read as JSON where it is JSON, else as text."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        settings = Settings.load(
+            host=arguments.host,
+            port=arguments.port,
+            data_dir=arguments.data_dir,
+            comfyui_urls=",".join(arguments.comfyui_url) if arguments.comfyui_url else None,
+        )
+    except ConfigError as error:
+        say(str(error))
+        return USAGE
+    from .app import serve  # here, because the other commands need none of the service
+
+    return serve(settings, allow_anonymous=arguments.allow_anonymous)
+
+
+def _engine(arguments: argparse.Namespace) -> int:
+    chosen = {"--host": arguments.host, "--port": arguments.port, "--data-dir": arguments.data_dir}
+    words = [word for name, value in chosen.items() if value is not None for word in (name, value)]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "faceswap.engine", *words])
+
+
+def _swap(arguments: argparse.Namespace) -> int:
+    try:
+        options = Options.parse(dict(arguments.option)).to_dict()
+        _check_paths(arguments)
+    except (BadRequest, ValueError) as error:
+        say(str(error))
+        return USAGE
+    return asyncio.run(_swap_job(arguments, options))
+
+
+def _check_paths(arguments: argparse.Namespace) -> None:
+    """Raise ValueError, with a sentence, for what can be told to be wrong before anything is started."""
+    for name in ("image", "video"):
+        source = getattr(arguments, name)
+        if not is_url(source) and not Path(source).is_file():
+            raise ValueError(f"The {name} {source} is not there, or is not a file.")
+    output = arguments.output
+    if output.exists() and not output.is_file():
+        raise ValueError(f"The output {output} is there already and is not a file.")
+    if not output.absolute().parent.is_dir():
+        raise ValueError(f"The folder of the output {output} is not there.")
+
+
+async def _swap_job(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+    _cancel_on(signal.SIGTERM, signal.SIGHUP)
+    api_key = os.environ.get(API_KEY_VARIABLE)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            url = arguments.url or await stack.enter_async_context(private_service())
+            client = await stack.enter_async_context(FaceSwapClient(url, api_key=api_key))
+            with ProgressBar(sys.stderr) as bar:
+                await run_job(client, arguments.video, arguments.image, arguments.output, options, bar)
+    except JobCancelled:
+        return INTERRUPTED
+    except (ClientError, JobFailed, OSError) as error:
+        say(str(error))
+        return USAGE if isinstance(error, ClientError) and error.status == 400 else FAILED
+    return DONE
+
+
+def _cancel_on(*signals: signal.Signals) -> None:
+    """Let these end the current task as Ctrl-C does, so that what it started is stopped too."""
+    task = asyncio.current_task()
+    if task is not None:
+        for number in signals:
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+
+
+class JobFailed(Exception):
+    """The job ended without a result; the message is a sentence that says why."""
+
+
+class JobCancelled(Exception):
+    """The user interrupted, and the job was cancelled through the API."""
+
+
+async def run_job(
+    client: FaceSwapClient, video: str, image: str, output: Path, options: dict[str, Any], bar: ProgressBar
+) -> Event:
+    """Submit a job, show it in `bar` and save its result to `output`; returns the `completed` event.
+
+    When this task is cancelled the job is cancelled too, and `JobCancelled` raised. Raises `JobFailed`, `ClientError`.
+    """
+    started = time.monotonic()
+    prompt_id = await client.submit(video, image, options=options)
+    try:
+        end = await _follow(client, prompt_id, bar)
+        if end.type != "completed":
+            raise JobFailed(str(end.data.get("detail") or end.data.get("message") or "The job was cancelled."))
+        await client.download(str(end.data["filename"]), output, sha256=end.data.get("sha256"))
+    except asyncio.CancelledError:
+        bar.line("Cancelling the job; press Ctrl-C again to quit at once.")
+        with contextlib.suppress(ClientError, TimeoutError):
+            async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                await client.cancel(prompt_id)
+        raise JobCancelled from None
+    for warning in end.data.get("warnings", ()):
+        bar.line(f"Warning: {warning}")
+    bar.line(f"Saved {output} ({end.data.get('bytes', 0) / 1e6:.1f} MB) in {time.monotonic() - started:.1f} s.")
+    return end
+
+
+async def _follow(client: FaceSwapClient, prompt_id: str, bar: ProgressBar) -> Event:
+    """The event that ends the job."""
+    async for event in client.watch(prompt_id):
+        if event.terminal:
+            return event
+        if event.type == "progress":
+            bar.update(event.data)
+        elif "message" in event.data:
+            bar.step(str(event.data["message"]))
+    raise AssertionError("watch() ends with the event that ends the job, or raises")
+
+
+class ProgressBar:
+    """A job's progress on a terminal, redrawn in place; elsewhere (a log, a pipe) a line for every tenth of the job."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live = stream.isatty()
+        self._step = ""
+        self._told = 0
+        self._drawn = False
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._erase()
+
+    def step(self, message: str) -> None:
+        """Say what the job does now."""
+        if message == self._step:
+            return
+        self._step = message
+        if self._live:
+            self._draw(message)
+        else:
+            self.line(message)
+
+    def update(self, progress: Any) -> None:
+        """Show the data of a `progress` event."""
+        percentage = float(progress["percentage"])
+        if self._live:
+            return self._draw(self._row(percentage, progress))
+        if percentage >= self._told:
+            self._told = int(percentage // _STEPS_WITHOUT_TERMINAL + 1) * _STEPS_WITHOUT_TERMINAL
+            self.line(self._row(percentage, progress))
+        return None
+
+    def line(self, text: str) -> None:
+        """Write a line that stays."""
+        self._erase()
+        print(text, file=self._stream, flush=True)
+
+    def _row(self, percentage: float, progress: Any) -> str:
+        total = str(progress["total"])
+        figures = [f"{percentage:5.1f}%", f"{progress['current']:>{len(total)}}/{total} frames"]
+        if progress.get("fps"):
+            figures.append(f"{progress['fps']:.1f} fps")
+        if progress.get("eta_seconds") is not None:
+            figures.append(f"{_clock(progress['eta_seconds'])} left")
+        text = "  ".join(figures)
+        if not self._live:
+            return text
+        width = min(40, shutil.get_terminal_size().columns - len(text) - 2)
+        filled = round(max(width, 0) * percentage / 100)
+        return f"{'█' * filled}{'░' * (width - filled)} {text}"
+
+    def _draw(self, text: str) -> None:
+        columns = shutil.get_terminal_size().columns
+        self._stream.write(f"\r\x1b[K{text[: columns - 1]}")
+        self._stream.flush()
+        self._drawn = True
+
+    def _erase(self) -> None:
+        if self._drawn:
+            self._stream.write("\r\x1b[K")
+            self._drawn = False
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextlib.asynccontextmanager
+async def private_service() -> AsyncIterator[str]:
+    """A service of one's own with the embedded engine, on a free port, gone without a trace afterwards.
+
+    Yields its address. Raises `ClientError` with the end of its log when it does not start.
+    """
+    folder = tempfile.TemporaryDirectory(prefix="faceswap-", ignore_cleanup_errors=True)
+    with folder as data_dir, tempfile.TemporaryFile() as log:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "faceswap", "serve", "--host", "127.0.0.1", "--port", "0", "--data-dir", data_dir),
+            env={**os.environ, "FACESWAP_COMFYUI_URLS": "", "FACESWAP_API_KEYS_FILE": ""},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C is for us, who cancel the job before the service is stopped
+        )
+        try:
+            yield await _listening(process, log)
+        except asyncio.CancelledError:  # asked to quit at once
+            _kill(process)
+            raise
+        finally:
+            await _stop(process)
+
+
+async def _listening(process: asyncio.subprocess.Process, log: IO[bytes]) -> str:
+    """The address in the line that the service prints when it accepts requests."""
+    assert process.stdout is not None
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(START_TIMEOUT_S):
+            async for line in process.stdout:
+                if found := _LISTENING.search(line.decode(errors="replace")):
+                    return found[1]
+    log.seek(0)
+    tail = log.read()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
+    raise ClientError(0, "not_started", f"The service did not start.\n{tail}")
+
+
+async def _stop(process: asyncio.subprocess.Process) -> None:
+    """End the service, which ends its engine."""
+    try:
+        if process.returncode is None:
+            process.terminate()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                await process.wait()
+    finally:
+        _kill(process)
+        await process.wait()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """End the service and its engine at once, if it has not ended by itself."""
+    if process.returncode is None:
+        os.killpg(process.pid, signal.SIGKILL)

@@ -1,0 +1,108 @@
+"""`python -m faceswap.demo`: the sample face into the sample clip, through the public API of a service of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from . import samples
+from .cli import FAILED, INTERRUPTED, JobCancelled, JobFailed, ProgressBar, private_service, run_job, say
+from .client import ClientError, FaceSwapClient
+
+MOMENTS = (0.1, 0.45, 0.8)
+"""Which frames the picture shows, as shares of the clip."""
+
+_TILE = 360
+_LABEL = 40
+_GAP = 8
+
+
+def main() -> int:
+    """Leave source.mp4, result.mp4 and before_after.png in a folder and print their paths; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m faceswap.demo", description="Swap the sample face into a clip.")
+    parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for the results (demo)")
+    out: Path = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    source, result, picture = out / "source.mp4", out / "result.mp4", out / "before_after.png"
+    started = time.monotonic()
+    samples.make_clip(source)
+    try:
+        asyncio.run(_swap(source, result))
+    except (ClientError, JobFailed) as error:
+        say(str(error))
+        return FAILED
+    except (KeyboardInterrupt, JobCancelled):
+        return INTERRUPTED
+    before_after(samples.FACE, source, result, picture)
+    sys.stdout.write("".join(f"{path}\n" for path in (source, result, picture)))
+    sys.stdout.write(f"Done in {time.monotonic() - started:.1f} s.\n")
+    return 0
+
+
+async def _swap(source: Path, result: Path) -> None:
+    say("starting the service with its embedded engine")
+    async with private_service() as url, FaceSwapClient(url) as client:
+        with ProgressBar(sys.stderr) as bar:
+            await run_job(client, str(source), str(samples.FACE), result, {}, bar)
+
+
+def before_after(face: Path, source: Path, result: Path, picture: Path) -> None:
+    """Write a PNG: the face that was put in, then each of `MOMENTS` before (upper row) and after (lower row)."""
+    import cv2
+    import numpy as np
+
+    portrait = cv2.imread(str(face))
+    if portrait is None:
+        raise FileNotFoundError(face)
+    height, width = portrait.shape[:2]
+    side = min(height, width)
+    rows = []
+    for name, clip in (("before", source), ("after", result)):
+        frames = _frames_at(clip, MOMENTS)
+        rows.append([_tile(frame, f"{name}, {second:.1f} s") for second, frame in frames])
+    grid = _stack([_stack(row, axis=1) for row in rows], axis=0)
+    first = _tile(portrait[:side, (width - side) // 2 :][:, :side], "the face")
+    column = np.full((grid.shape[0], first.shape[1], 3), 255, np.uint8)
+    top = (grid.shape[0] - first.shape[0]) // 2
+    column[top : top + first.shape[0]] = first
+    if not cv2.imwrite(str(picture), _stack([column, grid], axis=1)):
+        raise OSError(f"The picture {picture} could not be written.")
+
+
+def _frames_at(clip: Path, shares: tuple[float, ...]) -> list[tuple[float, Any]]:
+    """For each share of the clip's length, the time in seconds and the frame, uint8 (H, W, 3) BGR."""
+    import av
+
+    with av.open(str(clip)) as container:
+        last = container.streams.video[0].frames - 1
+        wanted = {int(share * last) for share in shares}
+        frames = (frame for number, frame in enumerate(container.decode(video=0)) if number in wanted)
+        return [(frame.time or 0.0, frame.to_ndarray(format="bgr24")) for frame in frames]
+
+
+def _tile(frame: Any, label: str) -> Any:
+    """The frame at the tile's width under a white bar with its label."""
+    import cv2
+
+    height = round(frame.shape[0] * _TILE / frame.shape[1])
+    tile = cv2.resize(frame, (_TILE, height), interpolation=cv2.INTER_AREA)
+    tile = cv2.copyMakeBorder(tile, _LABEL, 0, 0, 0, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    cv2.putText(tile, label, (6, _LABEL - 12), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (40, 40, 40), 1, cv2.LINE_AA)
+    return tile
+
+
+def _stack(pictures: list[Any], axis: int) -> Any:
+    """The pictures side by side (axis 1) or one above the other (axis 0), with a white gap between."""
+    import numpy as np
+
+    gap = np.full_like(pictures[0][:, :_GAP] if axis else pictures[0][:_GAP], 255)
+    parts = [part for picture in pictures for part in (picture, gap)][:-1]
+    return np.concatenate(parts, axis=axis)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
