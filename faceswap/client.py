@@ -290,7 +290,7 @@ def _form(
             form.add_field(f"{name}_url", str(source))
         else:
             file = stack.enter_context(Path(source).open("rb"))  # noqa: SIM115 - the stack closes it
-            form.add_field(name, file, filename=Path(source).name, content_type="application/octet-stream")
+            form.add_field(name, file, filename=name, content_type="application/octet-stream")
     return form
 
 
