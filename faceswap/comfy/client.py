@@ -174,6 +174,8 @@ class ComfyClient:
                 return Outcome("success", _files_by_node(outputs))
             case {"status": {"status_str": "error", "messages": [*messages]}, "outputs": {**outputs}}:
                 return _unsuccessful(messages, _files_by_node(outputs))
+            case {"status": {"status_str": "success" | "error"}}:
+                raise _unexpected("its history")
             case None | {"status": None | {"status_str": _}}:
                 return None
         raise _unexpected("its history")
@@ -291,6 +293,8 @@ def _transport_errors() -> Iterator[None]:
     """Name what aiohttp raises without its text, which holds addresses and headers."""
     try:
         yield
+    except TimeoutError as error:
+        raise ComfyError("ComfyUI did not answer in time.", passing=True) from error
     except aiohttp.ClientResponseError as error:
         raise ComfyError(f"ComfyUI answered {error.status}.", passing=error.status >= 500) from error
     except aiohttp.InvalidURL as error:
@@ -299,8 +303,6 @@ def _transport_errors() -> Iterator[None]:
         raise ComfyError("ComfyUI broke off in the middle of its answer.", passing=True) from error
     except aiohttp.ClientError as error:
         raise ComfyError("ComfyUI cannot be reached.", passing=True) from error
-    except TimeoutError as error:
-        raise ComfyError("ComfyUI did not answer in time.", passing=True) from error
 
 
 def _check_status(response: aiohttp.ClientResponse, expected: int = 200) -> None:

@@ -1,0 +1,431 @@
+"""The client against recorded answers and against servers that misbehave, over real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from replay import Replay, read
+from yarl import URL
+
+from faceswap.comfy import client as client_module
+from faceswap.comfy.client import ComfyClient, ComfyError, Features, QueueState
+from faceswap.comfy.failures import PromptRejected
+from faceswap.comfy.messages import OutputFile
+from faceswap.errors import JobFailure
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+RESULT = OutputFile("clip_00001.mp4", "job-1", "output")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@asynccontextmanager
+async def client_of(
+    app: web.Application, prefix: str = "/", headers: dict[str, str] | None = None
+) -> AsyncIterator[ComfyClient]:
+    async with TestServer(app) as server, aiohttp.ClientSession() as session:
+        yield ComfyClient(URL(str(server.make_url(prefix))), session, headers)
+
+
+def answering(*routes: tuple[str, str, Handler]) -> web.Application:
+    app = web.Application(client_max_size=2**24)
+    for method, path, handler in routes:
+        app.router.add_route(method, path, handler)
+    return app
+
+
+def saying(body: object, status: int = 200) -> web.Application:
+    """A server with one answer for everything."""
+
+    async def answer(_: web.Request) -> web.Response:
+        text = body if isinstance(body, str) else json.dumps(body)
+        return web.Response(text=text, status=status, content_type="application/json")
+
+    return answering(("*", "/{path:.*}", answer))
+
+
+REJECTIONS = {
+    "bad-unknown_class": ("node_missing", "ComfyUI has no node class NoSuchNode; "),
+    "bad-no_class_type": ("workflow_invalid", "missing the class_type"),
+    "bad-missing_required_input": ("workflow_invalid", "swap_model of ReActorFaceSwap: Required input is missing"),
+    "bad-missing_required_link": ("workflow_invalid", "input_image of ReActorFaceSwap: Required input is missing"),
+    "bad-nonexistent_video": ("input_missing", "video of VHS_LoadVideo"),
+    "bad-nonexistent_image_and_video": ("input_missing", "image of LoadImage"),
+    "bad-model_not_in_list": ("model_missing", "no model missing.onnx (swap_model of ReActorFaceSwap)"),
+    "bad-value_too_big": ("workflow_invalid", "Value 7.0 bigger than max of 1"),
+    "bad-bad_float": ("workflow_invalid", "force_rate of VHS_LoadVideo"),
+    "bad-wrong_link_type": ("workflow_invalid", "source_image of ReActorFaceSwap: Return type mismatch"),
+    "bad-link_to_no_node": ("workflow_invalid", "images of ReActorFaceSwap"),
+    "bad-link_to_no_slot": ("workflow_invalid", "images of ReActorFaceSwap"),
+    "bad-no_output_node": ("workflow_invalid", "Prompt has no outputs"),
+    "bad-empty_prompt": ("workflow_invalid", "Prompt has no outputs"),
+    "bad-one_good_one_bad_output": ("input_missing", "video of VHS_LoadVideo"),
+}
+
+
+@pytest.mark.parametrize("prompt_id", REJECTIONS)
+async def test_a_recorded_refusal_says_what_to_do(prompt_id: str) -> None:
+    code, words = REJECTIONS[prompt_id]
+    async with client_of(Replay("c_bad").app()) as client:
+        with pytest.raises(PromptRejected) as refused:
+            await client.submit({}, "cl-bad", prompt_id)
+    assert refused.value.code == code
+    assert words in refused.value.sentence
+    assert "/srv" not in refused.value.sentence and "Traceback" not in refused.value.sentence
+
+
+def test_every_recorded_refusal_is_expected_here() -> None:
+    recorded = {
+        entry["req"]["prompt_id"]
+        for entry in read("c_bad")
+        if entry["kind"] == "http" and entry["path"] == "/prompt" and entry["req"]
+        if entry["status"] == 400 or entry["body"]["node_errors"]
+    }
+    assert recorded == REJECTIONS.keys()
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            {"type": "invalid_prompt", "message": "Cannot execute because node ReActorFaceSwap does not exist."},
+            "ComfyUI has no node class ReActorFaceSwap; install ComfyUI-ReActor and restart ComfyUI.",
+        ),
+        (
+            {
+                "type": "missing_node_type",
+                "message": "Node 'Load Video' not found. The custom node may not be installed.",
+                "extra_info": {"class_type": "VHS_LoadVideo"},
+            },
+            "ComfyUI has no node class VHS_LoadVideo; install ComfyUI-VideoHelperSuite and restart ComfyUI.",
+        ),
+    ],
+)
+async def test_a_missing_node_class_names_its_package(error: dict[str, Any], sentence: str) -> None:
+    async with client_of(saying({"error": error, "node_errors": {}}, 400)) as client:
+        with pytest.raises(PromptRejected) as refused:
+            await client.submit({}, "c", "p")
+    assert (refused.value.code, refused.value.sentence) == ("node_missing", sentence)
+
+
+async def test_a_prompt_carries_its_ids_and_extra_data_and_keeps_the_id_that_comes_back() -> None:
+    bodies = []
+
+    async def prompt(request: web.Request) -> web.Response:
+        bodies.append(await request.json())
+        return web.json_response({"prompt_id": "an-older-comfyui-chose", "number": 1, "node_errors": {}})
+
+    async with client_of(answering(("POST", "/prompt", prompt))) as client:
+        assert await client.submit({"1": {}}, "c", "p", {"extra_pnginfo": {}}) == "an-older-comfyui-chose"
+    assert bodies == [{"prompt": {"1": {}}, "client_id": "c", "prompt_id": "p", "extra_data": {"extra_pnginfo": {}}}]
+
+
+async def test_a_prompt_taken_without_our_output_is_withdrawn() -> None:
+    withdrawn = []
+    errors = {"8": {"errors": [{"type": "custom_validation_failed"}], "dependent_outputs": ["9"], "class_type": "X"}}
+
+    async def prompt(_: web.Request) -> web.Response:
+        return web.json_response({"prompt_id": "p", "number": 1, "node_errors": errors})
+
+    async def withdraw(request: web.Request) -> web.Response:
+        withdrawn.append((request.path, await request.json()))
+        return web.Response()
+
+    app = answering(("POST", "/prompt", prompt), ("POST", "/queue", withdraw), ("POST", "/interrupt", withdraw))
+    async with client_of(app) as client:
+        with pytest.raises(PromptRejected):
+            await client.submit({}, "c", "p", output_node="9")
+        assert withdrawn == [("/queue", {"delete": ["p"]}), ("/interrupt", {"prompt_id": "p"})]
+        assert await client.submit({}, "c", "p", output_node="20") == "p"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [],
+        "text",
+        {"error": "gone", "node_errors": []},
+        {"error": {"message": 7}, "node_errors": {"3": {"errors": [None, {"type": [], "extra_info": 7}]}}},
+        {"node_errors": {"3": {"errors": [{"type": "value_not_in_list", "extra_info": {"input_config": [[{}]]}}]}}},
+    ],
+)
+async def test_a_refusal_of_any_shape_is_a_refusal(body: object) -> None:
+    async with client_of(saying(json.dumps(body), 400)) as client:
+        with pytest.raises(PromptRejected) as refused:
+            await client.submit({}, "c", "p")
+    assert refused.value.sentence.startswith("ComfyUI ")
+
+
+async def test_the_recorded_queue_shrinks_as_prompts_are_deleted() -> None:
+    async with client_of(Replay("f_delete_pending").app()) as client:
+        assert await client.queue() == QueueState(("del1-123122",), ("del2-a18a86", "del3-6b49e0"))
+        await client.cancel_pending("del2-a18a86")
+        assert await client.queue() == QueueState(("del1-123122",), ("del3-6b49e0",))
+        assert await client.outcome("del2-a18a86") is None
+
+
+OUTCOMES = {
+    ("a_happy", "29f67402-a98d-4438-84ff-7f56a8fd1451"): ("success", ["fastfaceswap_00001-audio.mp4"], None),
+    ("b_cached", "a40fd3e5-ae9c-4798-af48-50f466d35838"): ("success", ["fastfaceswap_00001-audio.mp4"], None),
+    ("d_runtime_error", "feed4e9e-59e9-41e4-9eb2-7fa73981b166"): ("error", [], "engine_error"),
+    ("d_runtime_error", "c4eaf323-345e-4abc-801e-409b2872c8aa"): ("error", [], "out_of_memory"),
+    ("d_runtime_error", "251837d7-d4bd-4225-9e3e-12016b0d2f87"): ("success", ["noaud_00001.mp4"], None),
+    ("e_interrupt", "int-2fa55114"): ("interrupted", [], None),
+    ("e_interrupt", "int9-a4dc2568"): ("interrupted", [], None),
+    ("e_interrupt", "afterint-fb8bac01"): ("success", ["aft_00001-audio.mp4"], None),
+    ("f_delete_pending", "del3-6b49e0"): ("success", ["d3_00001-audio.mp4"], None),
+}
+
+
+@pytest.mark.parametrize(("recording", "prompt_id"), OUTCOMES)
+async def test_recorded_history_tells_how_each_prompt_ended(recording: str, prompt_id: str) -> None:
+    async with client_of(Replay(recording).app()) as client:
+        outcome = await client.outcome(prompt_id)
+    assert outcome is not None
+    files = [file.filename for file in outcome.files]
+    code = outcome.failure.code if outcome.failure else None
+    assert (outcome.state, files, code) == OUTCOMES[recording, prompt_id]
+
+
+async def test_after_a_crash_neither_queue_nor_history_knows_the_prompts() -> None:
+    async with client_of(Replay("i_kill9").app()) as client:
+        assert await client.queue() == QueueState((), ())
+        for prompt_id in ("i-run", "i-pend", "i-done"):
+            assert await client.outcome(prompt_id) is None
+
+
+@pytest.mark.parametrize("status", [None, {"status_str": "running", "completed": False, "messages": []}])
+async def test_history_without_a_final_status_is_no_outcome(status: object) -> None:
+    async with client_of(saying({"p": {"outputs": {}, "status": status}})) as client:
+        assert await client.outcome("p") is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "{",
+        "[" * 100_000,
+        "[]",
+        "null",
+        '{"p": 7, "queue_running": 7, "queue_pending": []}',
+        '{"p": {"status": 7}, "queue_running": [7], "queue_pending": []}',
+        '{"p": {"status": {"status_str": "error", "messages": 7}}, "queue_running": [[1, 2]], "queue_pending": []}',
+    ],
+)
+async def test_an_answer_of_hostile_shape_is_a_comfy_error(body: str) -> None:
+    async with client_of(saying(body)) as client:
+        for question in (client.queue(), client.outcome("p"), client.submit({}, "c", "p")):
+            with pytest.raises(ComfyError):
+                await question
+        assert await client.alive() is False
+
+
+async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "ANSWER_LIMIT", 1000)
+    async with client_of(saying({"queue_running": ["x" * 2000], "queue_pending": []})) as client:
+        with pytest.raises(ComfyError, match="too long"):
+            await client.queue()
+
+
+def storing(folder: Path, limit: int | None = None) -> web.Application:
+    """An upload route that answers as ComfyUI does, with a size limit."""
+
+    async def upload(request: web.Request) -> web.Response:
+        parts = {}
+        async for part in await request.multipart():
+            parts[part.name] = part.filename
+            if part.name == "image":
+                (folder / str(part.filename)).write_bytes(await part.read())
+            else:
+                parts[part.name] = await part.text()
+        return web.json_response({"name": parts["image"], "subfolder": parts["subfolder"], "type": parts["type"]})
+
+    async def features(_: web.Request) -> web.Response:
+        return web.json_response({"max_upload_size": float(limit)} if limit else {})
+
+    return answering(("POST", "/upload/image", upload), ("GET", "/features", features))
+
+
+async def test_an_upload_arrives_whole_under_its_own_name(tmp_path: Path) -> None:
+    clip = tmp_path / "source.bin"
+    clip.write_bytes(bytes(range(256)) * 4096)
+    (tmp_path / "in").mkdir()
+    async with client_of(storing(tmp_path / "in")) as client:
+        assert await client.upload(clip, "clip (1).mp4", "job-1") == "job-1/clip (1).mp4"
+        assert await client.upload(clip, "clip.mp4", "") == "clip.mp4"
+    assert (tmp_path / "in" / "clip (1).mp4").read_bytes() == clip.read_bytes()
+
+
+async def test_a_file_above_the_limit_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(bytes(3 * 2**20))
+    async with client_of(storing(tmp_path, limit=2 * 2**20)) as client:
+        with pytest.raises(JobFailure) as refused:
+            await client.upload(clip, "clip2.mp4", "")
+    assert refused.value.code == "upload_too_large"
+    assert "its limit is 2 MB" in refused.value.sentence and "--max-upload-size 4" in refused.value.sentence
+    assert not (tmp_path / "clip2.mp4").exists()
+
+
+async def test_a_413_is_told_as_too_large(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"clip")
+    async with client_of(saying("Request Entity Too Large", 413)) as client:
+        with pytest.raises(JobFailure) as refused:
+            await client.upload(clip, "clip.mp4", "")
+    assert refused.value.code == "upload_too_large" and "--max-upload-size" in refused.value.sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "subfolder"), [("../x", ""), ("x", "/etc"), ("x", "a/../.."), ("", ""), ("x [output]", ""), (7, "")]
+)
+async def test_a_returned_name_that_leaves_the_folder_is_not_used(name: object, subfolder: str, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(b"clip")
+    async with client_of(saying({"name": name, "subfolder": subfolder, "type": "input"})) as client:
+        with pytest.raises(ComfyError):
+            await client.upload(clip, "clip.mp4", "")
+
+
+def serving(respond: Handler) -> web.Application:
+    return answering(("GET", "/view", respond))
+
+
+async def test_a_download_is_asked_for_by_its_three_words_and_arrives_whole(tmp_path: Path) -> None:
+    body = bytes(range(256)) * 20_000
+
+    async def view(request: web.Request) -> web.Response:
+        assert dict(request.query) == {"filename": "clip_00001.mp4", "subfolder": "job-1", "type": "output"}
+        return web.Response(body=body)
+
+    async with client_of(serving(view)) as client:
+        assert await client.download(RESULT, tmp_path / "result.mp4", 10**8) == len(body)
+    assert (tmp_path / "result.mp4").read_bytes() == body
+    assert names(tmp_path) == ["result.mp4"]
+
+
+async def test_a_download_cut_short_leaves_nothing_and_may_be_tried_again(tmp_path: Path) -> None:
+    async def view(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Length": "1000"})
+        await response.prepare(request)
+        await response.write(b"half")
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async with client_of(serving(view)) as client:
+        with pytest.raises(ComfyError) as broken:
+            await client.download(RESULT, tmp_path / "result.mp4", 10**6)
+    assert broken.value.passing
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize(("status", "limit", "code"), [(404, 10**6, "output_missing"), (200, 1000, "output_too_large")])
+async def test_a_download_that_cannot_be_leaves_nothing(status: int, limit: int, code: str, tmp_path: Path) -> None:
+    async with client_of(saying("x" * 5000, status)) as client:
+        with pytest.raises(JobFailure) as failed:
+            await client.download(RESULT, tmp_path / "result.mp4", limit)
+    assert failed.value.code == code
+    assert names(tmp_path) == []
+
+
+async def test_calls_keep_the_path_prefix_and_carry_the_headers() -> None:
+    seen = []
+
+    async def note(request: web.Request) -> web.Response:
+        seen.append((request.raw_path, request.headers.get("X-Token")))
+        return web.json_response({"system": {}})
+
+    app = answering(("*", "/{path:.*}", note))
+    async with client_of(app, "/gpu/1/", {"X-Token": "secret"}) as client:
+        assert await client.alive()
+        assert await client.object_info("Image Resize (a/b)") is None
+        await client.free()
+    assert seen == [
+        ("/gpu/1/system_stats", "secret"),
+        ("/gpu/1/object_info/Image%20Resize%20%28a%2Fb%29", "secret"),
+        ("/gpu/1/free", "secret"),
+    ]
+
+
+async def test_credentials_in_the_address_are_sent_and_never_shown() -> None:
+    seen = []
+
+    async def note(request: web.Request) -> web.Response:
+        seen.append(request.headers["Authorization"])
+        return web.Response(status=403)
+
+    async with TestServer(answering(("*", "/{path:.*}", note))) as server, aiohttp.ClientSession() as session:
+        url = URL(str(server.make_url("/"))).with_user("jo").with_password("hush")
+        client = ComfyClient(url, session)
+        with pytest.raises(ComfyError) as refused:
+            await client.queue()
+    assert seen == ["Basic am86aHVzaA=="]
+    assert "hush" not in f"{client.url} {refused.value} {refused.value.sentence}"
+    assert "FACESWAP_COMFYUI_HEADERS" in refused.value.sentence and not refused.value.passing
+
+
+@pytest.mark.parametrize(("status", "passing"), [(500, True), (503, True), (404, False), (302, False)])
+async def test_only_a_servers_own_trouble_may_pass(status: int, passing: bool) -> None:
+    async with client_of(saying("500 Internal Server Error", status)) as client:
+        with pytest.raises(ComfyError) as error:
+            await client.submit({}, "c", "p")
+    assert error.value.passing is passing
+
+
+async def test_an_unreachable_server_may_pass(unused_tcp_port: int) -> None:
+    async with aiohttp.ClientSession() as session:
+        client = ComfyClient(URL(f"http://127.0.0.1:{unused_tcp_port}"), session)
+        with pytest.raises(ComfyError) as error:
+            await client.queue()
+        assert error.value.passing and str(unused_tcp_port) not in error.value.sentence
+        assert await client.alive() is False
+
+
+async def test_a_server_that_never_answers_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ComfyClient._call, "__defaults__", (0.05,))
+    monkeypatch.setattr(client_module, "SILENCE_TIMEOUT", 0.05)
+
+    async def hang(_: web.Request) -> web.Response:
+        await asyncio.sleep(1)
+        return web.Response()
+
+    async with client_of(answering(("*", "/{path:.*}", hang))) as client:
+        with pytest.raises(ComfyError, match="in time") as error:
+            await client.queue()
+    assert error.value.passing
+
+
+@pytest.mark.parametrize(
+    ("body", "limit"),
+    [({"max_upload_size": 104857600.0}, 104857600), ({}, None), ({"max_upload_size": "x"}, None), ([], None)],
+)
+async def test_features_tell_the_upload_limit_in_whole_bytes(body: object, limit: int | None) -> None:
+    async with client_of(saying(body)) as client:
+        assert await client.features() == Features(limit)
+
+
+async def test_an_older_server_has_no_features() -> None:
+    async with client_of(saying("404: Not Found", 404)) as client:
+        assert await client.features() == Features(None)
+
+
+async def test_a_node_class_is_described_or_unknown() -> None:
+    info = json.loads((Path(__file__).parent / "data" / "comfyui" / "object_info.json").read_text("utf-8"))
+    async with client_of(saying({"LoadImage": info["LoadImage"]})) as client:
+        described = await client.object_info("LoadImage")
+        assert described is not None and "image" in described["input"]["required"]
+        assert await client.object_info("NoSuchNode") is None
