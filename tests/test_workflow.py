@@ -1,0 +1,373 @@
+"""Workflow files of all kinds become graphs, or are refused in a sentence that says why."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from faceswap.workflow import Graph, Workflow, WorkflowError, extra_data, load_workflows
+
+ROOT = Path(__file__).parent.parent
+SEED_FILE = ROOT / "workflows" / "FaceSwap-Reactor-API.json"
+SEED: Graph = json.loads(SEED_FILE.read_text("utf-8"))
+OBJECT_INFO = json.loads((ROOT / "tests" / "data" / "comfyui" / "object_info.json").read_text("utf-8"))
+
+
+def seed() -> Graph:
+    return copy.deepcopy(SEED)
+
+
+def rewired() -> Graph:
+    """The seed with other ids and titles, a scaler before the swap, one after it, a preview, and a second video."""
+    ids = {"3": "swap:a", "8": "100", "9": "last", "10": "face", "11": "boost", "12": "info"}
+    graph: Graph = {}
+    for old, node in seed().items():
+        inputs = {
+            key: [ids[value[0]], value[1]] if isinstance(value, list) else value
+            for key, value in node["inputs"].items()
+        }
+        graph[ids[old]] = {"class_type": node["class_type"], "inputs": inputs}
+    graph["scale-in"] = {"class_type": "ImageScale", "inputs": {"image": ["100", 0], "width": 640}}
+    graph["scale-out"] = {"class_type": "ImageScale", "inputs": {"image": ["swap:a", 0], "width": 640}}
+    graph["crop"] = {"class_type": "ImageCrop", "inputs": {"image": ["face", 0]}}
+    graph["swap:a"]["inputs"] |= {"input_image": ["scale-in", 0], "source_image": ["crop", 0]}
+    graph["last"]["inputs"]["images"] = ["scale-out", 0]
+    graph["look"] = {"class_type": "PreviewImage", "inputs": {"images": ["scale-out", 0]}}
+    graph["other-clip"] = {"class_type": "VHS_LoadVideo", "inputs": {"video": "music.mp4"}}
+    graph["other-output"] = {
+        "class_type": "VHS_VideoCombine",
+        "inputs": {
+            "images": ["100", 0],
+            "frame_rate": ["info", 5],
+            "format": "video/h264-mp4",
+            "filename_prefix": "raw",
+        },
+    }
+    graph["last"]["inputs"]["audio"] = ["other-clip", 2]
+    return graph
+
+
+def built(workflow: Workflow, **arguments: Any) -> Graph:
+    return workflow.build(
+        **{"video": "j/clip.mp4", "image": "j/face.png", "output_prefix": "fs/j-1", "options": {}, **arguments}
+    )
+
+
+def test_the_seed_is_understood_as_it_is() -> None:
+    workflow = Workflow.load(SEED_FILE)
+    assert workflow.name == "FaceSwap-Reactor-API"
+    assert (workflow.loader, workflow.face, workflow.swap, workflow.output) == ("8", "10", "3", "9")
+    assert workflow.graph == SEED
+    assert workflow.splittable
+    assert workflow.node_classes == OBJECT_INFO.keys()
+    assert workflow.required_models == [
+        ("ReActorFaceSwap", "swap_model", "inswapper_128.onnx"),
+        ("ReActorFaceSwap", "face_restore_model", "GFPGANv1.4.pth"),
+        ("ReActorFaceBoost", "boost_model", "GPEN-BFR-2048.onnx"),
+    ]
+    assert [workflow.role(node) for node in ("8", "3", "9", "12")] == ["load", "swap", "combine", None]
+    assert workflow.title("3") == "ReActor 🌌 Fast Face Swap"
+
+
+def test_a_graph_gets_our_names_our_prefix_and_the_clips_own_rate() -> None:
+    graph = built(Workflow.load(SEED_FILE))
+    assert graph["8"]["inputs"] | {"video": "j/clip.mp4", "force_rate": 0} == graph["8"]["inputs"]
+    assert graph["10"]["inputs"]["image"] == "j/face.png"
+    output = graph["9"]["inputs"]
+    assert output["filename_prefix"] == "fs/j-1"
+    assert output["save_output"] is True and output["save_metadata"] is False
+    assert output["frame_rate"] == ["12", 5]
+
+
+def test_nothing_of_the_seeds_own_clip_is_left() -> None:
+    text = json.dumps(built(Workflow.load(SEED_FILE)))
+    assert "Thomas" not in text and "image (9)" not in text and "fastfaceswap" not in text
+
+
+def test_only_what_has_to_change_is_changed() -> None:
+    expected = seed()
+    expected["8"]["inputs"] |= {"video": "j/clip.mp4", "force_rate": 0}
+    expected["10"]["inputs"]["image"] = "j/face.png"
+    expected["9"]["inputs"] |= {"filename_prefix": "fs/j-1", "save_metadata": False}
+    del expected["9"]["inputs"]["audio"]
+    assert built(Workflow.load(SEED_FILE)) == expected
+
+
+def test_building_never_changes_the_workflow() -> None:
+    graph = seed()
+    workflow = Workflow.from_graph("w", graph)
+    first = built(workflow, options={"crf": 1, "face_boost": False}, frame_rate=12.0)
+    first["3"]["inputs"]["swap_model"] = "other"
+    graph["8"]["class_type"] = "other"
+    assert workflow.graph == SEED
+    assert built(workflow) == built(Workflow.load(SEED_FILE))
+
+
+def test_a_run_of_frames_is_asked_for_after_the_rate() -> None:
+    inputs = built(Workflow.load(SEED_FILE), skip_first_frames=480, frame_load_cap=240, frame_rate=12.5)["8"]["inputs"]
+    assert (inputs["skip_first_frames"], inputs["frame_load_cap"], inputs["force_rate"]) == (480, 240, 12.5)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "node", "key"),
+    [
+        ("face_index", "1,2", "3", "input_faces_index"),
+        ("source_face_index", "1", "3", "source_faces_index"),
+        ("swap_model", "reswapper_128.onnx", "3", "swap_model"),
+        ("face_restore_model", "none", "3", "face_restore_model"),
+        ("face_restore_visibility", 0.5, "3", "face_restore_visibility"),
+        ("detect_gender", "female", "3", "detect_gender_input"),
+        ("face_boost", False, "11", "enabled"),
+        ("crf", 30, "9", "crf"),
+    ],
+)
+def test_each_option_goes_to_its_input(option: str, value: object, node: str, key: str) -> None:
+    workflow = Workflow.load(SEED_FILE)
+    plain, chosen = built(workflow), built(workflow, options={option: value, "priority": 5, "workflow": "w"})
+    assert plain[node]["inputs"][key] != value
+    plain[node]["inputs"][key] = value
+    assert chosen == plain
+
+
+def test_an_option_that_was_not_chosen_leaves_the_workflows_own_value() -> None:
+    workflow = Workflow.load(SEED_FILE)
+    assert built(workflow, options=dict.fromkeys(workflow.options)) == built(workflow)
+
+
+def test_an_option_without_a_place_is_refused_but_for_the_quality_every_job_has() -> None:
+    graph = seed()
+    del graph["3"]["inputs"]["face_boost"], graph["9"]["inputs"]["crf"]
+    workflow = Workflow.from_graph("plain", graph)
+    assert "face_boost" not in workflow.options
+    with pytest.raises(WorkflowError, match="plain has no place for the option face_boost"):
+        built(workflow, options={"face_boost": True})
+    assert "crf" not in built(workflow, options={"crf": 20})["9"]["inputs"]
+
+
+def test_reactors_options_node_takes_the_options() -> None:
+    graph = seed()
+    graph["3"]["class_type"] = "ReActorFaceSwapOpt"
+    for key in ("input_faces_index", "source_faces_index", "detect_gender_input", "detect_gender_source"):
+        del graph["3"]["inputs"][key]
+    graph["20"] = {
+        "class_type": "ReActorOptions",
+        "inputs": {"input_faces_index": "0", "source_faces_index": "0", "detect_gender_input": "no"},
+    }
+    graph["3"]["inputs"]["options"] = ["20", 0]
+    chosen = built(Workflow.from_graph("w", graph), options={"face_index": "2", "detect_gender": "male"})
+    assert chosen["20"]["inputs"] == {
+        "input_faces_index": "2",
+        "source_faces_index": "0",
+        "detect_gender_input": "male",
+    }
+
+
+def test_slots_are_found_by_connection_whatever_the_ids_and_the_extra_nodes() -> None:
+    workflow = Workflow.from_graph("w", rewired())
+    assert (workflow.loader, workflow.face, workflow.swap, workflow.output) == ("100", "face", "swap:a", "last")
+    assert workflow.title("swap:a") == "ReActorFaceSwap"
+    assert workflow.title("unknown") == "unknown"
+    graph = built(workflow)
+    assert graph["100"]["inputs"]["video"] == "j/clip.mp4"
+    assert graph["other-clip"]["inputs"]["video"] == "music.mp4"
+    assert graph["other-output"]["inputs"]["filename_prefix"] == "raw"
+    assert graph["look"] == rewired()["look"]
+
+
+def test_sound_of_the_clip_is_left_out_and_other_sound_kept() -> None:
+    assert "audio" not in built(Workflow.load(SEED_FILE))["9"]["inputs"]
+    assert built(Workflow.from_graph("w", rewired()))["last"]["inputs"]["audio"] == ["other-clip", 2]
+
+
+def test_a_fixed_rate_is_replaced_by_the_clips_own() -> None:
+    graph = seed()
+    graph["9"]["inputs"]["frame_rate"] = 24
+    workflow = Workflow.from_graph("w", graph)
+    link = built(workflow)["9"]["inputs"]["frame_rate"]
+    assert workflow.graph[link[0]]["inputs"] == {"video_info": ["8", 3]} and link[1] == 5
+    assert workflow.title(link[0]) == "Frame rate of the clip"
+    assert OBJECT_INFO["VHS_VideoInfo"]["output_name"][5].startswith("loaded_fps")
+    assert OBJECT_INFO["VHS_LoadVideo"]["output"][3] == "VHS_VIDEOINFO"
+
+
+def test_what_would_drop_or_repeat_frames_is_turned_off() -> None:
+    graph = seed()
+    graph["8"]["inputs"] |= {"select_every_nth": 3, "frame_load_cap": 10, "skip_first_frames": 5}
+    graph["9"]["inputs"] |= {"pingpong": True, "loop_count": 2, "save_output": False}
+    clean = built(Workflow.from_graph("w", graph))
+    assert clean == built(Workflow.load(SEED_FILE))
+
+
+def test_a_loader_that_starts_by_the_second_is_used_for_whole_clips_only() -> None:
+    graph = seed()
+    graph["8"]["class_type"] = "VHS_LoadVideoFFmpeg"
+    for key in ("skip_first_frames", "select_every_nth"):
+        del graph["8"]["inputs"][key]
+    graph["8"]["inputs"]["start_time"] = 4
+    workflow = Workflow.from_graph("w", graph)
+    assert not workflow.splittable
+    assert built(workflow)["8"]["inputs"]["start_time"] == 0
+    assert "skip_first_frames" not in built(workflow)["8"]["inputs"]
+    with pytest.raises(WorkflowError, match="VHS_LoadVideo"):
+        built(workflow, skip_first_frames=240)
+
+
+def test_the_digest_tells_contents_apart_and_not_their_order() -> None:
+    shuffled = dict(reversed(seed().items()))
+    changed = seed()
+    changed["9"]["inputs"]["crf"] = 21
+    digests = [Workflow.from_graph("w", graph).digest for graph in (seed(), shuffled, changed)]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def without(*nodes: str) -> Callable[[Graph], None]:
+    def change(graph: Graph) -> None:
+        for node in nodes:
+            del graph[node]
+
+    return change
+
+
+def setting(node: str, **inputs: object) -> Callable[[Graph], None]:
+    return lambda graph: graph[node]["inputs"].update(inputs)
+
+
+def second_loader(graph: Graph) -> None:
+    graph["80"] = copy.deepcopy(graph["8"])
+    graph["81"] = {"class_type": "ImageBatch", "inputs": {"image1": ["8", 0], "image2": ["80", 0]}}
+    graph["3"]["inputs"]["input_image"] = ["81", 0]
+
+
+def second_face(graph: Graph) -> None:
+    graph["80"] = copy.deepcopy(graph["10"])
+    graph["81"] = {"class_type": "ImageBatch", "inputs": {"image1": ["10", 0], "image2": ["80", 0]}}
+    graph["3"]["inputs"]["source_image"] = ["81", 0]
+
+
+def second_swap(graph: Graph) -> None:
+    graph["30"] = copy.deepcopy(graph["3"])
+    graph["30"]["inputs"]["input_image"] = ["3", 0]
+    graph["9"]["inputs"]["images"] = ["30", 0]
+
+
+def second_output(graph: Graph) -> None:
+    graph["90"] = copy.deepcopy(graph["9"])
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (without("9"), "needs one VHS_VideoCombine after the swap and has no"),
+        (setting("9", images=["8", 0]), "needs one VHS_VideoCombine after the swap and has no"),
+        (second_output, "needs one VHS_VideoCombine after the swap and has 2 nodes"),
+        (second_swap, "needs one ReActorFaceSwap or ReActorFaceSwapOpt between input_image and source_image and has 2"),
+        (second_loader, "needs one VHS_LoadVideo or VHS_LoadVideoFFmpeg before the swap and has 2 nodes"),
+        (second_face, "needs one LoadImage with the face and has 2 nodes"),
+        (
+            setting("3", input_image=["10", 0]),
+            "needs one VHS_LoadVideo or VHS_LoadVideoFFmpeg before the swap and has no",
+        ),
+        (setting("3", source_image=["8", 0]), "needs one LoadImage with the face and has no"),
+        (setting("3", source_image=None), "needs one VHS_VideoCombine after the swap"),
+        (setting("9", format="image/gif"), "must have a format that starts with video/"),
+        (setting("9", meta_batch=["12", 0]), "must not use VHS_BatchManager"),
+        (without("12"), "Node 9 of the workflow w is linked to a missing node 12"),
+        (setting("8", video=["9", 0]), "run in a circle"),
+        (setting("8", video=["8", 0]), "run in a circle"),
+        (lambda graph: graph["12"].pop("class_type"), "Node 12 of the workflow w needs a class_type and inputs"),
+        (lambda graph: graph["12"].pop("inputs"), "Node 12 of the workflow w needs a class_type and inputs"),
+        (lambda graph: graph["12"].update(inputs=[]), "Node 12 of the workflow w needs a class_type and inputs"),
+        (lambda graph: graph["12"].update(class_type=["x"]), "Node 12 of the workflow w needs a class_type and inputs"),
+        (lambda graph: graph.update(version=0.4), "Node version of the workflow w needs a class_type and inputs"),  # type: ignore[call-overload]
+    ],
+)
+def test_a_workflow_that_cannot_be_used_is_refused_by_name(change: Callable[[Graph], object], sentence: str) -> None:
+    graph = seed()
+    change(graph)
+    with pytest.raises(WorkflowError) as refused:
+        Workflow.from_graph("w", graph)
+    assert sentence in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "is not JSON"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("\udcff", "is not JSON"),
+        ("[]", "is not an object of nodes"),
+        ("{}", "needs one VHS_VideoCombine"),
+        ('{"nodes": [], "links": [], "version": 0.4}', "use Workflow → Export (API)"),
+    ],
+)
+def test_a_file_that_is_no_workflow_is_refused(text: str, sentence: str, tmp_path: Path) -> None:
+    path = tmp_path / "broken.json"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(WorkflowError, match="broken") as refused:
+        Workflow.load(path)
+    assert sentence in str(refused.value)
+    assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_missing_or_huge_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WorkflowError, match="cannot be read"):
+        Workflow.load(tmp_path / "none.json")
+    (tmp_path / "huge.json").write_bytes(b" " * (4 * 2**20 + 1))
+    with pytest.raises(WorkflowError, match="larger than 4 MB"):
+        Workflow.load(tmp_path / "huge.json")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.tuples(st.sampled_from("389"), st.just(0)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.dictionaries(
+        st.sampled_from(["3", "8", "9", "10", "11", "12", "_meta"]),
+        JSON
+        | st.fixed_dictionaries(
+            {"class_type": st.sampled_from(sorted(OBJECT_INFO)), "inputs": st.dictionaries(st.text(max_size=3), JSON)}
+        ),
+    )
+)
+def test_no_graph_raises_anything_else(nodes: dict[str, Any]) -> None:
+    try:
+        Workflow.from_graph("w", seed() | json.loads(json.dumps(nodes)))
+    except WorkflowError:
+        return
+
+
+def test_a_folder_gives_its_usable_workflows_and_names_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "good.json").write_text(json.dumps(rewired()), "utf-8")
+    (tmp_path / "bad.json").write_text("{", "utf-8")
+    (tmp_path / "notes.txt").write_text("not a workflow", "utf-8")
+    with caplog.at_level(logging.WARNING):
+        assert list(load_workflows(tmp_path)) == ["good"]
+    assert [record.getMessage() for record in caplog.records] == ["The workflow bad.json is not JSON."]
+    with pytest.raises(WorkflowError, match="FACESWAP_WORKFLOW_DIR"):
+        load_workflows(tmp_path / "none")
+
+
+def test_every_workflow_that_comes_with_the_service_is_usable() -> None:
+    folder = ROOT / "workflows"
+    assert set(load_workflows(folder)) == {path.stem for path in folder.glob("*.json")}
+
+
+def test_videohelpersuite_is_told_to_leave_the_video_only() -> None:
+    extra = extra_data()["extra_pnginfo"]["workflow"]["extra"]
+    assert extra == {"VHS_KeepIntermediate": False, "VHS_MetadataImage": False}
