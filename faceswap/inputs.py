@@ -60,6 +60,12 @@ def extension(kind: str, head: bytes) -> str:
     return found if found in _EXTENSIONS[kind] else _EXTENSIONS[kind][0]
 
 
+def check_size(kind: str, size: int, max_bytes: int) -> None:
+    """Raise `TooLarge` where a file has more bytes than are taken."""
+    if size > max_bytes:
+        raise TooLarge(f"'{kind}' is larger than {max_bytes:,} bytes, the most that is taken.")
+
+
 class InputFolder:
     """The folder of one job's inputs, while `new_input_folder` holds it open."""
 
@@ -113,15 +119,10 @@ class FileSink:
         self._size = 0
         self._synced = 0
 
-    def check_size(self, size: int) -> None:
-        """Raise `TooLarge` where `size` bytes are more than is taken."""
-        if size > self._max_bytes:
-            raise TooLarge(f"'{self.kind}' is larger than {self._max_bytes:,} bytes, the most that is taken.")
-
     async def write(self, piece: bytes) -> None:
         """Add bytes. Raises `TooLarge`, `Unavailable`, or `OSError` of the disk."""
         self._size += len(piece)
-        self.check_size(self._size)
+        check_size(self.kind, self._size, self._max_bytes)
         self._hash.update(piece)
         self._file.write(piece)
         if len(self._head) < HEAD_BYTES:

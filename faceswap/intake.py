@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aiohttp import WSCloseCode, WSMsgType, web
+from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 from multipart import (  # type: ignore[import-untyped]  # it ships no types
     MultipartError,
     MultipartSegment,
@@ -24,7 +24,7 @@ from multipart import (  # type: ignore[import-untyped]  # it ships no types
 from .config import Settings
 from .errors import BadRequest, RequestTimeout, TooLarge, UnsupportedMedia
 from .fetch import Fetcher, check_url
-from .inputs import FileSink, InputFolder, StoredFile, new_input_folder
+from .inputs import FileSink, InputFolder, StoredFile, check_size, new_input_folder
 from .jobs import Options, check_output_name
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
@@ -102,13 +102,13 @@ class Intake:
         """
         fields = dict(_as_object(first))
         sizes = {kind: _announced_size(kind, fields.pop(kind)) for kind in FILES if fields.get(kind) is not None}
+        for kind, size in sizes.items():
+            check_size(kind, size, self._max_bytes[kind])
         announced = sum(sizes.values())
         async with self._form(folder, announced) as form:
             for name, value in fields.items():
                 form.put(name, value)
             sinks = {kind: form.open(kind) for kind in sizes}
-            for kind, size in sizes.items():
-                sinks[kind].check_size(size)
             form.check_complete()
             arrival = _Arrival(partial(_frame_bytes, ws), announced, announced)
             rest = b""
@@ -351,7 +351,7 @@ async def _frame_bytes(ws: web.WebSocketResponse) -> bytes:
         return bytes(message.data)
     if message.type is WSMsgType.TEXT:
         raise BadRequest("A text frame came in the middle of an upload.", code="unexpected_message")
-    if ws.close_code == WSCloseCode.MESSAGE_TOO_BIG:
+    if isinstance(message.data, WebSocketError) and message.data.code == WSCloseCode.MESSAGE_TOO_BIG:
         raise TooLarge("A frame is larger than is taken; send smaller ones.", code="frame_too_large")
     raise BadRequest("The socket was closed in the middle of an upload.", code="incomplete_body")
 
