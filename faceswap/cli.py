@@ -124,7 +124,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         say(str(error))
         return USAGE
-    from .app import serve  # here, because the other commands need none of the service
+    from .serve import serve  # here, because the other commands need none of the service
 
     return serve(settings, allow_anonymous=arguments.allow_anonymous)
 
@@ -219,15 +219,13 @@ async def run_job(
 
 
 async def _follow(client: FaceSwapClient, prompt_id: str, bar: ProgressBar) -> Event:
-    """The event that ends the job."""
+    """Show the job until it ends; returns the event that ended it."""
     async for event in client.watch(prompt_id):
-        if event.terminal:
-            return event
         if event.type == "progress":
             bar.update(event.data)
-        elif "message" in event.data:
+        elif not event.terminal and "message" in event.data:
             bar.step(str(event.data["message"]))
-    raise AssertionError("watch() ends with the event that ends the job, or raises")
+    return event
 
 
 class ProgressBar:

@@ -60,7 +60,7 @@ class Event:
 
     @property
     def terminal(self) -> bool:
-        """Whether the job has ended with this event."""
+        """Whether the job had ended with this event."""
         return self.type in TERMINAL_EVENTS
 
 
@@ -188,9 +188,10 @@ class FaceSwapClient:
     async def watch(self, prompt_id: str, last_event_id: str | None = None) -> AsyncIterator[Event]:
         """The job's events, from its first or from the one after `last_event_id`, up to the one that ends it.
 
-        A cut connection, or a service that restarts, is waited for and the stream resumed where it broke off.
+        The last event is the job's end; a job that was retried has earlier ends in between. A cut connection, or a
+        service that restarts, is waited for and the stream resumed where it broke off.
         """
-        failures, pause_s = 0, 0.5
+        failures, pause_s, ended = 0, 0.5, False
         while True:
             cause = ClientError(0, "unreachable", "The event stream ended before the job did.")
             parser = EventStreamParser()
@@ -203,13 +204,14 @@ class FaceSwapClient:
                         for message in parser.feed(chunk):
                             failures, last_event_id = 0, message.id
                             event = Event(message.id, message.type, json.loads(message.data))
+                            ended = event.terminal
                             yield event
-                            if event.terminal:
-                                return
             except ClientError as error:
                 if error.status not in _PASSING:
                     raise
                 cause = error
+            if ended:
+                return
             if parser.retry_ms is not None:
                 pause_s = parser.retry_ms / 1000
             failures += 1

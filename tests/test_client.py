@@ -118,6 +118,14 @@ async def test_watching_starts_after_the_event_that_is_named(serve: Serve) -> No
         assert [event.id async for event in client.watch("job", last_event_id="41")] == ["42"]
 
 
+async def test_a_job_that_was_retried_is_watched_past_its_first_end(serve: Serve) -> None:
+    async def events(request: web.Request) -> web.StreamResponse:
+        return await stream(request, sse(1, "error"), sse(2, "queued"), sse(3, "completed"))
+
+    async with FaceSwapClient(await serve(web.get("/events/job", events))) as client:
+        assert [event.type async for event in client.watch("job")] == ["error", "queued", "completed"]
+
+
 async def test_a_stream_that_never_gets_anywhere_is_given_up(serve: Serve) -> None:
     async def events(request: web.Request) -> web.StreamResponse:
         return await stream(request, b"retry: 1\n\n")

@@ -231,7 +231,7 @@ function clearJob(name) {
   show($("swap-form"), false);
   show($("job"), true);
   show($("running"), true);
-  ["result", "download", "another", "preview", "warnings", "job-error"].forEach((id) => show($(id), false));
+  ["result", "download", "retry", "another", "preview", "warnings", "job-error"].forEach((id) => show($(id), false));
   ["original", "swapped"].forEach((id) => $(id).removeAttribute("src"));
   $("job-name").textContent = name;
   $("step").textContent = upload ? "Sending the files…" : "";
@@ -272,7 +272,7 @@ async function openJob(promptId) {
     status = await call(`status/${encodeURIComponent(promptId)}`);
   } catch (error) {
     if (watched !== job) return;
-    if (error.status === 404) return showEnd("FAILED", error.message);
+    if (error.status === 404) return showUnknown(error.message);
     $("step").textContent = error.message;
     setTimeout(() => watched === job && openJob(promptId), RECONNECT_MS);
     return;
@@ -282,6 +282,12 @@ async function openJob(promptId) {
   if (status.status === "SUCCESS") showResult(status.result, status.warnings, status.bytes);
   else if (ENDED.includes(status.status)) showEnd(status.status, status.error);
   else follow(job);
+}
+
+function showUnknown(sentence) {
+  showForm();
+  history.replaceState(null, "", location.pathname + location.search);
+  tell($("form-error"), sentence);
 }
 
 function follow(job) {
@@ -305,14 +311,20 @@ function follow(job) {
     show($("preview"), true);
   });
   on("completed", (data) => showResult(data.filename, data.warnings, data.bytes));
-  on("cancelled", (data) => showEnd("CANCELLED", data.message));
-  on("error", (data) => showEnd("FAILED", data.detail));
+  // A job that was retried tells of its earlier end too; how it stands now, its status says.
+  on("cancelled", () => openIfEnded(job));
+  on("error", () => openIfEnded(job));
   source.addEventListener("error", (event) => {
     if (event.data !== undefined || watched !== job) return; // an event called "error" is the job's, not the connection's
     $("step").textContent = "The connection was lost, trying again…";
     // The browser reconnects by itself, unless it was answered with anything but a stream.
     if (source.readyState === EventSource.CLOSED) setTimeout(() => watched === job && openJob(job.promptId), RECONNECT_MS);
   });
+}
+
+async function openIfEnded(job) {
+  const status = await call(`status/${encodeURIComponent(job.promptId)}`).catch(() => null);
+  if (watched === job && status && ENDED.includes(status.status)) showEnd(status.status, status.error);
 }
 
 function showStep(text) {
@@ -357,7 +369,10 @@ function showResult(result, warnings, bytes) {
 }
 
 function showEnd(state, sentence) {
+  const promptId = watched?.promptId;
   finish(state);
+  $("retry").onclick = () => retry(promptId);
+  show($("retry"), true);
   tell($("job-error"), sentence || (state === "CANCELLED" ? "The job was cancelled." : "The job failed."));
 }
 
@@ -371,6 +386,15 @@ async function cancel() {
   } catch (error) {
     $("cancel").disabled = false;
     if (error.status !== 409) showStep(error.message); // 409: it has ended meanwhile, and its events say how
+  }
+}
+
+async function retry(promptId) {
+  try {
+    await call(`jobs/${encodeURIComponent(promptId)}/retry`, { method: "POST" });
+    openJob(promptId);
+  } catch (error) {
+    tell($("job-error"), error.message);
   }
 }
 
