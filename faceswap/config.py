@@ -47,6 +47,7 @@ class Settings:
     workflow: str = "FaceSwap-Reactor-API"
     max_upload_mb: int = 2048
     url_allow: tuple[Network, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     queue_limit: int = 1000
     segment_frames: int = 240
     input_ttl_s: int = 3600
@@ -62,7 +63,7 @@ class Settings:
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
-        """Settings from the environment; `overrides` (command-line options, given as text) win. Raises `ConfigError`."""
+        """Settings from the environment; `overrides` (command-line options, as text) win. Raises `ConfigError`."""
         environ = os.environ if environ is None else environ
         values: dict[str, Any] = {"data_dir": default_data_dir(environ)}
         for name, parse in _PARSERS.items():
@@ -135,6 +136,10 @@ def _headers(text: str) -> Mapping[str, str]:
     return value
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    return tuple(str(url.origin()) for url in _urls(text))
+
+
 def _networks(text: str) -> tuple[Network, ...]:
     try:
         return tuple(ipaddress.ip_network(part.strip()) for part in text.split(",") if part.strip())
@@ -152,6 +157,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "workflow": _text,
     "max_upload_mb": _whole(1, 1_048_576),
     "url_allow": _networks,
+    "cors_origins": _origins,
     "queue_limit": _whole(1, 1_000_000),
     "segment_frames": _whole(0, 1_000_000),
     "input_ttl_s": _whole(0, 31_536_000),

@@ -37,6 +37,10 @@ class Unauthorized(Problem):
     status, code, title = 401, "unauthorized", "Unauthorized"
 
 
+class Forbidden(Problem):
+    status, code, title = 403, "forbidden", "Forbidden"
+
+
 class NotFound(Problem):
     status, code, title = 404, "not_found", "Not found"
 

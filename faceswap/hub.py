@@ -17,6 +17,10 @@ class Lagging(Exception):
     """The subscriber did not keep up and was closed."""
 
 
+class Closing(Exception):
+    """The service stops: no more events come."""
+
+
 class Subscription:
     """One watcher's view of one job."""
 
@@ -24,6 +28,7 @@ class Subscription:
         self._events: deque[Event] = deque()
         self._wake = asyncio.Event()
         self._overflowed = False
+        self._closing = False
 
     def offer(self, event: Event) -> None:
         """Queue an event. A newer `progress` or `preview` takes the place of one that was not read yet."""
@@ -35,9 +40,17 @@ class Subscription:
             self._events.append(event)
         self._wake.set()
 
+    def close(self) -> None:
+        """End the subscription once what is queued was read."""
+        self._closing = True
+        self._wake.set()
+
     async def next(self, timeout: float | None = None) -> Event | None:
-        """The next event, or None after `timeout` seconds of silence. Raises `Lagging` when the queue overflowed."""
-        if not self._events and not self._overflowed:
+        """The next event, or None after `timeout` seconds of silence.
+
+        Raises `Lagging` when the queue overflowed, `Closing` when the service stops.
+        """
+        if not self._events and not self._overflowed and not self._closing:
             self._wake.clear()
             try:
                 async with asyncio.timeout(timeout):
@@ -46,6 +59,8 @@ class Subscription:
                 return None
         if self._overflowed:
             raise Lagging
+        if not self._events and self._closing:
+            raise Closing
         return self._events.popleft()
 
 
@@ -54,12 +69,15 @@ class Hub:
 
     def __init__(self) -> None:
         self._subscriptions: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._closing = False
 
     @contextmanager
     def subscribe(self, prompt_id: str) -> Iterator[Subscription]:
         """Watch a job for as long as the context lasts."""
         subscription = Subscription()
         self._subscriptions[prompt_id].add(subscription)
+        if self._closing:
+            subscription.close()
         try:
             yield subscription
         finally:
@@ -72,6 +90,13 @@ class Hub:
         """Hand an event to every watcher of its job. Never waits."""
         for subscription in self._subscriptions.get(event.prompt_id, ()):
             subscription.offer(event)
+
+    def close(self) -> None:
+        """The service stops: end every subscription, those to come too."""
+        self._closing = True
+        for watchers in self._subscriptions.values():
+            for subscription in watchers:
+                subscription.close()
 
     @property
     def watchers(self) -> int:

@@ -83,7 +83,7 @@ class Options:
 
     @classmethod
     def parse(cls, raw: object) -> Options:
-        """Check the JSON value of a request's `options`; raises `BadRequest` naming what is wrong and what is allowed."""
+        """Check the JSON value of a request's `options`; raises `BadRequest` naming what is wrong and allowed."""
         if raw is None:
             return cls()
         if not isinstance(raw, Mapping):
@@ -96,6 +96,11 @@ class Options:
                     code="unknown_option",
                 )
         return cls(**{name: _OPTION_CHECKS[name](name, value) for name, value in raw.items() if value is not None})
+
+    @property
+    def rate(self) -> Fraction | None:
+        """The frame rate that was chosen, exactly."""
+        return None if self.frame_rate is None else Fraction(self.frame_rate).limit_denominator(1001)
 
     def to_dict(self) -> dict[str, Any]:
         """The options that were chosen, as JSON values."""

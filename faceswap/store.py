@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ class Store:
             return await cursor.fetchone()
 
     async def _add_event(self, events: list[Event], prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
-        event = Event(prompt_id, await self.next_seq(prompt_id), type, data)
+        event = Event(prompt_id, await self._next_seq(prompt_id), type, data)
         encoded = json.dumps(event.data, ensure_ascii=False)
         await self._writer.execute(
             "INSERT INTO event (prompt_id, seq, type, data, at) VALUES (?, ?, ?, ?, ?)",
@@ -142,7 +142,7 @@ class Store:
         )
         events.append(event)
 
-    async def next_seq(self, prompt_id: str) -> int:
+    async def _next_seq(self, prompt_id: str) -> int:
         """The next event number of a job. It never repeats, not even over a crash."""
         if prompt_id not in self._seq:
             async with self._writer.execute("SELECT max(seq) FROM event WHERE prompt_id = ?", (prompt_id,)) as cursor:
@@ -278,6 +278,15 @@ class Store:
             )
         return _segment(claimed) if claimed else None
 
+    async def known_as(self, segment: Segment, comfy_prompt_id: str) -> Segment:
+        """An older ComfyUI gave the prompt an id of its own."""
+        async with self._transaction():
+            await self._writer.execute(
+                "UPDATE segment SET comfy_prompt_id = ? WHERE prompt_id = ? AND number = ? AND attempt = ?",
+                (comfy_prompt_id, segment.prompt_id, segment.number, segment.attempt),
+            )
+        return replace(segment, comfy_prompt_id=comfy_prompt_id)
+
     async def give_back(
         self, segment: Segment, *, pause_s: float = 0, failed: bool = False, lost: bool = False
     ) -> None:
@@ -346,9 +355,14 @@ class Store:
             if open_job:
                 await self._add_event(events, prompt_id, type, data)
 
-    async def progress(self, prompt_id: str, seq: int, data: Mapping[str, Any]) -> None:
-        """Keep the newest progress of a job, already published as `seq`; the older one is superseded."""
-        async with self._transaction():
+    async def announce(self, prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
+        """Publish an event that the next of its kind supersedes: numbered in order with the others, not stored."""
+        async with self._lock:
+            self._publish(Event(prompt_id, await self._next_seq(prompt_id), type, data))
+
+    async def progress(self, prompt_id: str, data: Mapping[str, Any]) -> None:
+        """Publish a job's progress and keep it, in place of the older one, for `/status` and for who comes later."""
+        async with self._transaction() as events:
             moved = await self._one(
                 "UPDATE job SET percentage = ?, current_frame = ?, fps = ?, eta_s = ?, updated_at = ?"
                 " WHERE prompt_id = ? AND state = 'PROCESSING' AND percentage <= ? RETURNING 1",
@@ -361,11 +375,11 @@ class Store:
                 data["percentage"],
             )
             if moved:
-                await self._writer.execute("DELETE FROM event WHERE prompt_id = ? AND type = 'progress'", (prompt_id,))
-                await self._writer.execute(
-                    "INSERT INTO event (prompt_id, seq, type, data, at) VALUES (?, ?, 'progress', ?, ?)",
-                    (prompt_id, seq, json.dumps(data, ensure_ascii=False), now_ms()),
-                )
+                await self._replace_progress(events, prompt_id, data)
+
+    async def _replace_progress(self, events: list[Event], prompt_id: str, data: Mapping[str, Any]) -> None:
+        await self._writer.execute("DELETE FROM event WHERE prompt_id = ? AND type = 'progress'", (prompt_id,))
+        await self._add_event(events, prompt_id, "progress", data)
 
     async def succeed(
         self, job: Job, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...], message: str
@@ -393,10 +407,7 @@ class Store:
                     "eta_seconds": 0,
                     "fps": job.fps,
                 }
-                await self._writer.execute(
-                    "DELETE FROM event WHERE prompt_id = ? AND type = 'progress'", (job.prompt_id,)
-                )
-                await self._add_event(events, job.prompt_id, "progress", data)
+                await self._replace_progress(events, job.prompt_id, data)
                 await self._add_event(
                     events,
                     job.prompt_id,
@@ -424,8 +435,10 @@ class Store:
         return ended
 
     async def cancelled(self, prompt_id: str) -> bool:
-        """→ CANCELLED, once no engine works on the job any more; False when the job had ended otherwise."""
+        """→ CANCELLED, once no engine works on the job any more; False when nobody asked, or it had ended otherwise."""
         async with self._transaction() as events:
+            if not await self._one("SELECT 1 FROM job WHERE prompt_id = ? AND cancel_requested", prompt_id):
+                return False
             return await self._cancelled(events, prompt_id)
 
     async def _cancelled(self, events: list[Event], prompt_id: str) -> bool:
@@ -622,6 +635,12 @@ class Store:
         ids = json.dumps(list(prompt_ids))
         sql = "SELECT prompt_id FROM job WHERE prompt_id IN (SELECT value FROM json_each(?))"
         return {row[0] for row in await self._reader.execute_fetchall(sql, (ids,))}
+
+    async def known_results(self, filenames: Iterable[str]) -> set[str]:
+        """Those of the names that are results."""
+        names = json.dumps(list(filenames))
+        sql = "SELECT result_file FROM job WHERE result_file IN (SELECT value FROM json_each(?))"
+        return {row[0] for row in await self._reader.execute_fetchall(sql, (names,))}
 
     # What outlives a process.
 

@@ -1,10 +1,10 @@
 """Probe, plan segments, join, verify: all decoding happens in worker processes, none in this one."""
 
+from faceswap.jobs import SegmentPlan
 from faceswap.media.facts import (
     AudioFacts,
     ImageFacts,
     JoinFacts,
-    SegmentPlan,
     Verdict,
     VideoFacts,
     output_frames,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Self
 
+from faceswap.jobs import SegmentPlan
+
 
 @dataclass(frozen=True, slots=True)
 class AudioFacts:
@@ -48,9 +50,9 @@ class VideoFacts:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The facts as a worker wrote them with `dataclasses.asdict`, fractions as text."""
-        audio = tuple(AudioFacts(**track) for track in data.pop("audio"))
-        rates = {name: Fraction(data.pop(name)) for name in ("frame_rate", "declared_rate")}
-        return cls(**data, **rates, audio=audio)
+        audio = tuple(AudioFacts(**track) for track in data["audio"])
+        rates = {name: Fraction(data[name]) for name in ("frame_rate", "declared_rate")}
+        return cls(**{**data, **rates, "audio": audio})
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +95,6 @@ class Verdict:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         return cls(**{**data, "warnings": tuple(data["warnings"])})
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentPlan:
-    """A run of frames that is one prompt: its number from 0, and frames counted after the rate was forced."""
-
-    number: int
-    first_frame: int
-    frame_count: int
 
 
 def resampled(frames: int, declared_rate: Fraction, frame_rate: Fraction | None) -> Iterator[int]:

@@ -106,7 +106,7 @@ def _facts(
         variable=variable,
         duration_s=float(timeline.duration),
         start_s=float(int(timeline.times[0]) * timeline.time_base),
-        codec=stream.codec_context.name,
+        codec=stream.codec_context.codec.canonical_name,
         audio=tuple(_sound(s, sounds[s.index]) for s in stream.container.streams.audio),
         bytes=path.stat().st_size,
     )
@@ -114,7 +114,9 @@ def _facts(
 
 def _sound(stream: AudioStream, count: int) -> AudioFacts:
     context = stream.codec_context
-    return AudioFacts(context.name if context else "unknown", stream.channels or 0, stream.rate or 0, count)
+    return AudioFacts(
+        context.codec.canonical_name if context else "unknown", stream.channels or 0, stream.rate or 0, count
+    )
 
 
 def clockwise(picture: VideoFrame) -> int:

@@ -1,0 +1,110 @@
+"""From a request that was read to a job that is on disk: media looked at, segments planned, the record written."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+from .config import Settings
+from .errors import BadRequest, Unavailable, Unprocessable
+from .intake import Submission
+from .jobs import Inputs, Job, JobState, NewJob, Options, default_output_name
+from .media import MediaWorker, VideoFacts, plan_segments
+from .store import Store
+from .workflow import Workflow, WorkflowError
+
+IDEMPOTENCY_KEY_LIMIT = 255
+
+
+class Admission:
+    """Decides which submissions become jobs."""
+
+    def __init__(self, settings: Settings, store: Store, media: MediaWorker, workflows: Mapping[str, Workflow]) -> None:
+        self._settings = settings
+        self._store = store
+        self._media = media
+        self._workflows = workflows
+
+    async def check_room(self) -> None:
+        """Refuse before an upload is read. Raises `Unavailable`."""
+        counts = await self._store.counts()
+        if counts[JobState.QUEUED] >= self._settings.queue_limit:
+            raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
+
+    async def admit(
+        self, submission: Submission, prompt_id: str, *, owner: str | None, idempotency_key: str | None
+    ) -> tuple[Job, bool]:
+        """Make a job of a submission, or find the one its idempotency key made before; tell whether it is new.
+
+        The submission's files are gone when it did not become a job. Raises `Problem`.
+        """
+        is_new = False
+        try:
+            new = await self._examine(submission, prompt_id, owner, idempotency_key)
+            job, is_new = await self._store.create(new, self._settings.queue_limit)
+            return job, is_new
+        finally:
+            if not is_new:
+                await asyncio.to_thread(shutil.rmtree, submission.folder, ignore_errors=True)
+
+    async def _examine(
+        self, submission: Submission, prompt_id: str, owner: str | None, idempotency_key: str | None
+    ) -> NewJob:
+        if idempotency_key is not None and not 0 < len(idempotency_key) <= IDEMPOTENCY_KEY_LIMIT:
+            raise BadRequest(
+                f"'Idempotency-Key' must have 1-{IDEMPOTENCY_KEY_LIMIT} characters.", code="invalid_idempotency_key"
+            )
+        options = submission.options
+        workflow = self._workflow(options)
+        video, _ = await asyncio.gather(
+            self._media.probe_video(submission.folder / submission.video_file),
+            self._media.probe_image(submission.folder / submission.image_file),
+        )
+        segment_frames = self._settings.segment_frames if workflow.splittable else 0
+        segments = plan_segments(video, segment_frames, options.rate)
+        if not segments:
+            raise Unprocessable("The video has no frames.", code="video_without_frames")
+        return NewJob(
+            prompt_id=prompt_id,
+            output_name=submission.output_name or default_output_name(datetime.now(UTC)),
+            options=options,
+            workflow=workflow.name,
+            inputs=_inputs(submission, video),
+            segments=tuple(segments),
+            owner=owner,
+            idempotency_key=idempotency_key,
+            request_digest=submission.digest,
+            webhook_url=submission.webhook_url,
+        )
+
+    def _workflow(self, options: Options) -> Workflow:
+        name = options.workflow or self._settings.workflow
+        workflow = self._workflows.get(name)
+        if workflow is None:
+            raise BadRequest(
+                f"There is no workflow {name!r}; there are {', '.join(sorted(self._workflows))}.",
+                code="unknown_workflow",
+            )
+        try:
+            workflow.build(video="", image="", output_prefix="", options=options.to_dict())
+        except WorkflowError as error:
+            raise BadRequest(str(error), code="invalid_option") from error
+        return workflow
+
+
+def _inputs(submission: Submission, video: VideoFacts) -> Inputs:
+    return Inputs(
+        video_file=submission.video_file,
+        image_file=submission.image_file,
+        video_sha256=submission.video_sha256,
+        image_sha256=submission.image_sha256,
+        video_bytes=submission.video_bytes,
+        width=video.width,
+        height=video.height,
+        frames=video.frames,
+        frame_rate=video.frame_rate,
+        duration_s=video.duration_s,
+        has_audio=bool(video.audio),
+    )

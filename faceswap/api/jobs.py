@@ -1,0 +1,144 @@
+"""Jobs that exist: how they are, what they tell, and their end."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+
+from aiohttp import web
+
+from ..errors import BadRequest, Conflict, NotFound
+from ..hub import Closing, Lagging
+from ..jobs import TERMINAL, Job, JobState
+from ..store import Store
+from .keys import HUB, RUNNER, STORE, owner
+from .stream import stream_events
+
+MAX_WAIT_S = 60.0
+DEFAULT_PAGE, LARGEST_PAGE = 50, 200
+
+
+async def get_status(request: web.Request) -> web.Response:
+    """How a job is; with `?wait=` as soon as that changes."""
+    store, prompt_id = request.app[STORE], request.match_info["prompt_id"]
+    wait_s = _wait(request)
+    with request.app[HUB].subscribe(prompt_id) as subscription:
+        job = await store.job(prompt_id, owner(request))
+        body, etag = await _status(store, job)
+        if wait_s and job.state not in TERMINAL:
+            known = request.headers.get("If-None-Match", etag)
+            try:
+                async with asyncio.timeout(wait_s):
+                    while etag == known:
+                        await subscription.next()
+                        body, etag = await _status(store, await store.job(prompt_id, owner(request)))
+            except (TimeoutError, Lagging, Closing):
+                pass
+    headers = {"ETag": etag, "Cache-Control": "no-cache"}
+    if request.headers.get("If-None-Match") == etag:
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=body, content_type="application/json", charset="utf-8", headers=headers)
+
+
+async def _status(store: Store, job: Job) -> tuple[bytes, str]:
+    document = job.status(await store.queue_position(job))
+    body = json.dumps(document, ensure_ascii=False).encode()
+    return body, f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+
+
+def _wait(request: web.Request) -> float:
+    text = request.query.get("wait", "0")
+    try:
+        wait_s = float(text)
+    except ValueError:
+        wait_s = -1.0
+    if not 0 <= wait_s <= MAX_WAIT_S:
+        raise BadRequest(f"'wait' must be a number of seconds from 0 to {MAX_WAIT_S:.0f}.", code="invalid_wait")
+    return wait_s
+
+
+async def get_events(request: web.Request) -> web.StreamResponse:
+    """A job's events from the beginning, or from `Last-Event-ID` on."""
+    job = await request.app[STORE].job(request.match_info["prompt_id"], owner(request))
+    last = request.headers.get("Last-Event-ID", request.query.get("last_event_id"))
+    return await stream_events(request, job, parse_event_id(last))
+
+
+def parse_event_id(value: object) -> int:
+    """The number of the last event a client has seen; 0 for none."""
+    if value is None or value == "":
+        return 0
+    if isinstance(value, int | str) and str(value).isdecimal() and len(str(value)) < 16:
+        return int(value)
+    raise BadRequest("'Last-Event-ID' must be the id of an event.", code="invalid_last_event_id")
+
+
+async def get_preview(request: web.Request) -> web.Response:
+    """The newest picture of a running job."""
+    job = await request.app[STORE].job(request.match_info["prompt_id"], owner(request))
+    image = request.app[RUNNER].preview(job.prompt_id)
+    if image is None:
+        raise NotFound("There is no preview of this job now.", code="no_preview", prompt_id=job.prompt_id)
+    return web.Response(body=image, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+
+async def get_jobs(request: web.Request) -> web.Response:
+    """Jobs, newest first."""
+    store = request.app[STORE]
+    jobs, next_cursor = await store.jobs(
+        state=_state(request.query.get("status")),
+        limit=_limit(request.query.get("limit")),
+        cursor=request.query.get("cursor"),
+        owner=owner(request),
+    )
+    documents = [job.status(await store.queue_position(job)) for job in jobs]
+    return web.json_response({"jobs": documents, "next_cursor": next_cursor})
+
+
+def _state(text: str | None) -> JobState | None:
+    if not text:
+        return None
+    try:
+        return JobState(text.upper())
+    except ValueError:
+        raise BadRequest(f"'status' must be one of {', '.join(JobState)}.", code="invalid_status") from None
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return DEFAULT_PAGE
+    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_PAGE:
+        raise BadRequest(f"'limit' must be a whole number from 1 to {LARGEST_PAGE}.", code="invalid_limit")
+    return int(text)
+
+
+async def post_cancel(request: web.Request) -> web.Response:
+    """Ask for a job's end."""
+    job = await cancel_job(request, request.match_info["prompt_id"])
+    return web.json_response(job.status(), status=202)
+
+
+async def cancel_job(request: web.Request, prompt_id: str) -> Job:
+    """Store the wish, then stop what is out."""
+    job = await request.app[STORE].request_cancel(prompt_id, owner(request))
+    request.app[RUNNER].cancel(prompt_id)
+    return job
+
+
+async def post_retry(request: web.Request) -> web.Response:
+    """A failed or cancelled job again, from its last finished segment."""
+    job = await request.app[STORE].retry(request.match_info["prompt_id"], owner(request))
+    request.app[RUNNER].wake()
+    return web.json_response(job.status(await request.app[STORE].queue_position(job)), status=202)
+
+
+async def delete_job(request: web.Request) -> web.Response:
+    """Erase a job for good."""
+    prompt_id = request.match_info["prompt_id"]
+    try:
+        job = await cancel_job(request, prompt_id)
+    except Conflict:  # it had ended
+        job = await request.app[STORE].job(prompt_id, owner(request))
+    await request.app[RUNNER].erase(job)
+    return web.Response(status=204)

@@ -1,0 +1,94 @@
+"""What holds for every request: problems as `application/problem+json`, browsers of other sites refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+from yarl import URL
+
+from ..errors import Forbidden, Problem
+from .keys import SETTINGS
+
+log = logging.getLogger(__name__)
+
+_TITLES = {404: ("not_found", "Not found"), 405: ("method_not_allowed", "Method not allowed")}
+
+
+def problem_document(problem: Problem) -> dict[str, Any]:
+    """A problem as RFC 9457 wants it."""
+    document = {
+        "type": "about:blank",
+        "title": problem.title,
+        "status": problem.status,
+        "detail": problem.detail,
+        "code": problem.code,
+    }
+    return document if problem.prompt_id is None else {**document, "prompt_id": problem.prompt_id}
+
+
+def _answer(problem: Problem) -> web.Response:
+    headers = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
+    return web.Response(
+        status=problem.status,
+        text=json.dumps(problem_document(problem), ensure_ascii=False),
+        content_type="application/problem+json",
+        headers=headers,
+    )
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn what a handler raises into an answer. No traceback and no path ever leaves."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return _answer(problem)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        code, title = _TITLES.get(error.status, ("http_error", error.reason))
+        unserved = Problem(f"{request.method} {request.path[:100]}: {title.lower()}.", code=code)
+        unserved.status, unserved.title = error.status, title
+        return _answer(unserved)
+    except ConnectionError:
+        raise
+    except Exception:  # the top of the request
+        log.exception("%s %s", request.method, request.path)
+        return _answer(Problem("Something went wrong inside the service; its log says what."))
+
+
+@web.middleware
+async def same_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Refuse browsers that come from another site's page, unless it is one of `FACESWAP_CORS_ORIGINS`."""
+    origin = request.headers.get("Origin")
+    if origin is None or URL(origin).authority == request.host:
+        return await handler(request)
+    if origin not in request.app[SETTINGS].cors_origins:
+        raise Forbidden("Calls from other sites are refused; see FACESWAP_CORS_ORIGINS.", code="foreign_origin")
+    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        response: web.StreamResponse = web.Response(status=204)
+        response.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
+        response.headers["Access-Control-Allow-Headers"] = request.headers.get("Access-Control-Request-Headers", "")
+    else:
+        response = await handler(request)
+    if not response.prepared:
+        _allow(response, origin)
+    return response
+
+
+async def allow_origin(request: web.Request, response: web.StreamResponse) -> None:
+    """Before headers go out: those every answer has, streams too."""
+    response.headers.setdefault("X-Content-Type-Options", "nosniff")
+    origin = request.headers.get("Origin")
+    if origin is not None and origin in request.app[SETTINGS].cors_origins:
+        _allow(response, origin)
+
+
+def _allow(response: web.StreamResponse, origin: str) -> None:
+    response.headers["Access-Control-Allow-Origin"] = origin
+    response.headers["Access-Control-Expose-Headers"] = "Location, ETag"
+    response.headers["Vary"] = "Origin"

@@ -1,0 +1,30 @@
+"""Which handler answers what."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from . import files, jobs, service, swap
+
+
+def add_routes(app: web.Application) -> None:
+    """The whole public surface."""
+    app.add_routes(
+        [
+            web.post("/face-swap", swap.post_face_swap),
+            web.get("/face-swap-ws", swap.face_swap_socket, allow_head=False),
+            web.get("/status/{prompt_id}", jobs.get_status),
+            web.get("/events/{prompt_id}", jobs.get_events, allow_head=False),
+            web.get("/preview/{prompt_id}", jobs.get_preview),
+            web.get("/jobs", jobs.get_jobs),
+            web.post("/jobs/{prompt_id}/cancel", jobs.post_cancel),
+            web.post("/jobs/{prompt_id}/retry", jobs.post_retry),
+            web.delete("/jobs/{prompt_id}", jobs.delete_job),
+            web.get("/download/{filename}", files.download),
+            web.get("/health", service.get_health),
+            web.get("/livez", service.get_livez),
+            web.get("/readyz", service.get_readyz),
+            web.get("/", service.get_root),
+            web.get("/web/{name}", service.get_web_file),
+        ]
+    )

@@ -1,0 +1,137 @@
+"""The service itself: its health, its page, its self-description."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from .. import __version__
+from ..jobs import JobState
+from .keys import ENGINE, FOLDERS, HUB, RUNNER, SETTINGS, STORE
+
+WEB = Path(__file__).parent.parent / "web"
+WEB_FILES: Mapping[str, str] = {"app.js": "text/javascript", "style.css": "text/css"}
+PAGE_POLICY = (
+    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none';"
+    " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+CHECK_TIMEOUT_S = 0.8
+"""`/health` always answers within a second."""
+
+
+async def get_livez(request: web.Request) -> web.Response:
+    """The loop runs."""
+    return web.json_response({"status": "alive"})
+
+
+async def get_readyz(request: web.Request) -> web.Response:
+    """Whether a job could be taken in and worked on now."""
+    checks = await _checks(request.app)
+    return web.json_response(
+        {"ready": all(checks.values()), "checks": checks}, status=200 if all(checks.values()) else 503
+    )
+
+
+async def get_health(request: web.Request) -> web.Response:
+    """Everything an operator asks first."""
+    app = request.app
+    checks = await _checks(app)
+    settings, runner = app[SETTINGS], app[RUNNER]
+    return web.json_response(
+        {
+            "status": "healthy" if all(checks.values()) else "degraded",
+            "comfyui_status": _comfyui_status(app),
+            "workflow_status": "valid",
+            "server_address": request.host,
+            "workflow_path": f"{settings.workflow}.json",
+            "communication_method": "websocket",
+            "version": __version__,
+            "database": "writable" if checks["database"] else "unwritable",
+            "queue": await _queue(app) if checks["database"] else None,
+            "backends": [backend.describe() for backend in runner.backends],
+            "disk_free_mb": app[FOLDERS].free_bytes() // 2**20,
+            "watchers": app[HUB].watchers,
+        }
+    )
+
+
+def _comfyui_status(app: web.Application) -> str:
+    if any(backend.healthy for backend in app[RUNNER].backends):
+        return "healthy"
+    engine = app[ENGINE]
+    return "starting" if engine is not None and engine.state in ("starting", "restarting") else "unreachable"
+
+
+async def _queue(app: web.Application) -> dict[str, int]:
+    counts = await app[STORE].counts()
+    return {state.lower(): count for state, count in counts.items()}
+
+
+async def _checks(app: web.Application) -> dict[str, bool]:
+    settings = app[SETTINGS]
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            await app[STORE].check_writable()
+            counts = await app[STORE].counts()
+        writable = True
+    except (sqlite3.Error, TimeoutError):
+        counts, writable = {}, False
+    return {
+        "database": writable,
+        "disk": app[FOLDERS].free_bytes() >= settings.min_free_mb * 2**20,
+        "queue": counts.get(JobState.QUEUED, 0) < settings.queue_limit,
+        "engine": any(backend.healthy for backend in app[RUNNER].backends),
+    }
+
+
+async def get_root(request: web.Request) -> web.StreamResponse:
+    """The web page for browsers, the description of the API for programs."""
+    if "text/html" in request.headers.get("Accept", ""):
+        return _page("index.html", "text/html")
+    return web.json_response(_description())
+
+
+async def get_web_file(request: web.Request) -> web.StreamResponse:
+    """The page's own script and style."""
+    name = request.match_info["name"]
+    if name not in WEB_FILES:
+        raise web.HTTPNotFound
+    return _page(name, WEB_FILES[name])
+
+
+def _page(name: str, content_type: str) -> web.FileResponse:
+    headers = {
+        "Content-Type": f"{content_type}; charset=utf-8",
+        "Content-Security-Policy": PAGE_POLICY,
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+        "Vary": "Accept",
+    }
+    return web.FileResponse(WEB / name, headers=headers)
+
+
+def _description() -> dict[str, Any]:
+    return {
+        "name": "faceswap",
+        "version": __version__,
+        "endpoints": {
+            "POST /face-swap": "swap a face into a video; answers with events, or with an id",
+            "WebSocket /face-swap-ws": "the same over a WebSocket",
+            "GET /status/{prompt_id}": "how a job is; ?wait=SECONDS",
+            "GET /events/{prompt_id}": "a job's events as Server-Sent Events; Last-Event-ID",
+            "GET /preview/{prompt_id}": "the newest picture of a running job",
+            "GET /download/{filename}": "a result; Range, ?inline=1",
+            "GET /jobs": "all jobs, newest first; ?status= &limit= &cursor=",
+            "POST /jobs/{prompt_id}/cancel": "stop a job",
+            "POST /jobs/{prompt_id}/retry": "a failed or cancelled job again",
+            "DELETE /jobs/{prompt_id}": "erase a job for good",
+            "GET /health": "how the service and its engines are",
+            "GET /livez": "200 while the process runs",
+            "GET /readyz": "200 while jobs can be taken in",
+        },
+    }

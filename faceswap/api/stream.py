@@ -1,0 +1,76 @@
+"""One subscription, two writers: a job's events as Server-Sent Events or over a WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from ..hub import Closing, Hub, Lagging
+from ..jobs import TERMINAL, Event, Job
+from ..store import Store
+from .keys import HUB, STORE
+
+KEEPALIVE_S = 15.0
+"""Silence after which a comment line keeps proxies from closing the connection."""
+WRITE_TIMEOUT_S = 60.0
+"""A watcher that takes nothing for so long is dropped; it resumes by `Last-Event-ID`."""
+
+
+async def follow(store: Store, hub: Hub, prompt_id: str, after: int) -> AsyncIterator[Event | None]:
+    """The events of a job above number `after`: the stored ones, then the live ones, until it has ended.
+
+    None stands for `KEEPALIVE_S` of silence. Raises `Lagging` and `Closing` as the subscription does.
+    """
+    with hub.subscribe(prompt_id) as subscription:
+        stored = await store.events(prompt_id, after)
+        for event in stored:
+            yield event
+            after = event.seq
+        # A retried job has ended before: only the last event can be the end.
+        if stored[-1].terminal if stored else (await store.job(prompt_id)).state in TERMINAL:
+            return
+        while True:
+            live = await subscription.next(KEEPALIVE_S)
+            if live is None:
+                yield None
+            elif live.seq > after:
+                yield live
+                after = live.seq
+                if live.terminal:
+                    return
+
+
+async def stream_events(request: web.Request, job: Job, after: int) -> web.StreamResponse:
+    """Answer with a job's events as `text/event-stream`."""
+    response = web.StreamResponse(
+        headers={
+            "Content-Type": "text/event-stream; charset=utf-8",
+            "Cache-Control": "no-store",
+            "X-Accel-Buffering": "no",
+            "Location": f"/status/{job.prompt_id}",
+        }
+    )
+    await response.prepare(request)
+    try:
+        async for event in follow(request.app[STORE], request.app[HUB], job.prompt_id, after):
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await response.write(b": still here\n\n" if event is None else event.sse())
+        await response.write_eof()
+    except Closing:
+        await response.write(b": the service is stopping; come back with Last-Event-ID\n\n")
+    except (Lagging, TimeoutError, ConnectionError):
+        # The watcher is gone or too slow; the job goes on.
+        response.force_close()
+        if request.transport is not None:
+            request.transport.abort()
+    return response
+
+
+async def send_events(request: web.Request, socket: web.WebSocketResponse, prompt_id: str, after: int) -> None:
+    """Send a job's events as text frames."""
+    async for event in follow(request.app[STORE], request.app[HUB], prompt_id, after):
+        if event is not None:
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await socket.send_str(event.text())

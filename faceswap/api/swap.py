@@ -1,0 +1,131 @@
+"""`POST /face-swap` and `WebSocket /face-swap-ws`: the ways a job comes in."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+from aiohttp import WSCloseCode, WSMsgType, web
+
+from ..errors import BadRequest, Problem, TooLarge
+from ..hub import Closing, Lagging
+from ..jobs import Job, new_prompt_id
+from .jobs import cancel_job, parse_event_id
+from .keys import ADMISSION, FOLDERS, INTAKE, RUNNER, STORE, owner
+from .middleware import problem_document
+from .stream import send_events, stream_events
+
+HEARTBEAT_S = 30.0
+FIRST_FRAME_S = 60.0
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+QUEUED_MESSAGE = "Face swap workflow queued successfully. Use /status/{prompt_id} to check progress."
+
+
+async def post_face_swap(request: web.Request) -> web.StreamResponse:
+    """Take a job in, and answer with its events, or with its id at once."""
+    await request.app[ADMISSION].check_room()
+    prompt_id = new_prompt_id()
+    submission = await request.app[INTAKE].from_request(request, request.app[FOLDERS].inputs(prompt_id))
+    job, _ = await request.app[ADMISSION].admit(
+        submission, prompt_id, owner=owner(request), idempotency_key=request.headers.get("Idempotency-Key")
+    )
+    request.app[RUNNER].wake()
+    if submission.respond_async or submission.id_only:
+        return _accepted(job, 202 if submission.respond_async else 200)
+    return await stream_events(request, job, after=0)
+
+
+def _accepted(job: Job, status: int) -> web.Response:
+    url = f"/status/{job.prompt_id}"
+    document = {
+        "prompt_id": job.prompt_id,
+        "status": job.state.value,
+        "message": QUEUED_MESSAGE.format(prompt_id=job.prompt_id),
+        "status_url": url,
+        "output_prefix": job.output_name,
+    }
+    headers = {"Location": url} if status == 200 else {"Location": url, "Preference-Applied": "respond-async"}
+    return web.json_response(document, status=status, headers=headers)
+
+
+async def face_swap_socket(request: web.Request) -> web.WebSocketResponse:
+    """A job over a WebSocket: URLs, an upload, or a subscription to one that exists."""
+    socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES)
+    await socket.prepare(request)
+    try:
+        prompt_id, after = await _begin(request, socket)
+        await _attend(request, socket, prompt_id, after)
+        await socket.close()
+    except Problem as problem:
+        await socket.send_json({"id": 0, "event": "error", "data": problem_document(problem)})
+        too_large = isinstance(problem, TooLarge)
+        await socket.close(code=WSCloseCode.MESSAGE_TOO_BIG if too_large else WSCloseCode.POLICY_VIOLATION)
+    except Closing:
+        await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the service is stopping")
+    except Lagging:
+        await socket.close(code=WSCloseCode.TRY_AGAIN_LATER, message=b"too slow; subscribe with last_event_id")
+    except (TimeoutError, ConnectionError):
+        # The watcher is gone; the job goes on.
+        if request.transport is not None:
+            request.transport.abort()
+    return socket
+
+
+async def _begin(request: web.Request, socket: web.WebSocketResponse) -> tuple[str, int]:
+    """Read the first frame, and an upload; returns the job to watch and the event to start after."""
+    first = await _first_frame(socket)
+    if first.get("action") == "subscribe":
+        job = await request.app[STORE].job(str(first.get("prompt_id")), owner(request))
+        return job.prompt_id, parse_event_id(first.get("last_event_id"))
+    await request.app[ADMISSION].check_room()
+    prompt_id = new_prompt_id()
+    submission = await request.app[INTAKE].from_websocket(first, socket, request.app[FOLDERS].inputs(prompt_id))
+    job, _ = await request.app[ADMISSION].admit(submission, prompt_id, owner=owner(request), idempotency_key=None)
+    request.app[RUNNER].wake()
+    return job.prompt_id, 0
+
+
+async def _first_frame(socket: web.WebSocketResponse) -> dict[str, Any]:
+    message = await socket.receive(timeout=FIRST_FRAME_S)
+    if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
+        raise ConnectionResetError
+    if message.type is not WSMsgType.TEXT:
+        raise BadRequest("The first frame must be text: a JSON object.", code="malformed_json")
+    try:
+        first = json.loads(message.data)
+    except ValueError:
+        first = None
+    if not isinstance(first, dict):
+        raise BadRequest("The first frame must be a JSON object.", code="malformed_json")
+    return first
+
+
+async def _attend(request: web.Request, socket: web.WebSocketResponse, prompt_id: str, after: int) -> None:
+    """Send events until the job has ended, and listen for `cancel` meanwhile."""
+    listening = asyncio.create_task(_listen(request, socket, prompt_id), name=f"socket of {prompt_id}")
+    sending = asyncio.create_task(send_events(request, socket, prompt_id, after), name=f"events of {prompt_id}")
+    try:
+        await asyncio.wait((listening, sending), return_when=asyncio.FIRST_COMPLETED)
+        if listening.done():
+            # The client closed: that does not cancel the job.
+            listening.result()
+        else:
+            sending.result()
+    finally:
+        for task in (listening, sending):
+            task.cancel()
+        await asyncio.gather(listening, sending, return_exceptions=True)
+
+
+async def _listen(request: web.Request, socket: web.WebSocketResponse, prompt_id: str) -> None:
+    async for message in socket:
+        if message.type is not WSMsgType.TEXT:
+            raise BadRequest("Nothing but {'action': 'cancel'} is understood now.", code="malformed_json")
+        try:
+            action = json.loads(message.data)
+        except ValueError:
+            action = None
+        if action != {"action": "cancel"}:
+            raise BadRequest("Nothing but {'action': 'cancel'} is understood now.", code="unknown_action")
+        await cancel_job(request, prompt_id)

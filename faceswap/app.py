@@ -1,0 +1,124 @@
+"""Every part made, wired and put in order: the only file that sees all parts."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from .admission import Admission
+from .api import keys, middleware
+from .api.routes import add_routes
+from .backend import Backend
+from .comfy.client import ComfyClient
+from .comfy.embedded import EmbeddedEngine
+from .config import ConfigError, Settings, resource_dir
+from .fetch import Fetcher
+from .folders import Folders
+from .hub import Hub
+from .intake import Intake
+from .janitor import Janitor
+from .media import MediaWorker
+from .runner import EMBEDDED, Runner
+from .store import Store
+from .workflow import Workflow, WorkflowError, load_workflows
+
+log = logging.getLogger(__name__)
+
+FAILED = web.AppKey("failed", asyncio.Event)
+"""Set when a background task died: the process must end."""
+
+
+def load_workflow(settings: Settings) -> dict[str, Workflow]:
+    """The workflows to choose from, the default one among them. Raises `ConfigError`."""
+    try:
+        workflows = load_workflows(settings.workflow_dir)
+        if settings.workflow not in workflows:
+            path = settings.workflow_dir / f"{settings.workflow}.json"
+            if path.is_file():
+                Workflow.load(path)
+            raise WorkflowError(f"there is no workflow of this name; there are {', '.join(workflows) or 'none'}")
+    except WorkflowError as error:
+        raise ConfigError(f"FACESWAP_WORKFLOW={settings.workflow!r}: {error}") from error
+    return workflows
+
+
+def create_app(settings: Settings) -> web.Application:
+    """The service, ready to be run. Raises `ConfigError` for a workflow that cannot be used."""
+    app = web.Application(middlewares=[middleware.problems, middleware.same_origin])
+    app[keys.SETTINGS] = settings
+    app[keys.HUB] = Hub()
+    app[keys.FOLDERS] = Folders(settings.data_dir)
+    app[FAILED] = asyncio.Event()
+    workflows = load_workflow(settings)
+
+    async def parts(app: web.Application) -> AsyncIterator[None]:
+        """From the ground up; torn down in the reverse order."""
+        folders, hub = app[keys.FOLDERS], app[keys.HUB]
+        folders.create()
+        store = app[keys.STORE] = await Store.open(folders.database, resource_dir("migrations"), hub.publish)
+        media, fetcher = MediaWorker(), Fetcher(settings.url_allow)
+        session = aiohttp.ClientSession(auto_decompress=False)
+        try:
+            engine = None if settings.comfyui_urls else EmbeddedEngine(folders.engine)
+            app[keys.ENGINE] = engine
+            backends = await make_backends(settings, store, session)
+            app[keys.INTAKE] = Intake(settings, fetcher)
+            app[keys.ADMISSION] = Admission(settings, store, media, workflows)
+            runner = app[keys.RUNNER] = Runner(store, folders, media, workflows, backends)
+            janitor = Janitor(settings, store, folders)
+            await janitor.clear_debris()
+            background = asyncio.create_task(_background(runner, janitor, engine), name="background")
+            background.add_done_callback(lambda task: _check(task, app[FAILED]))
+            yield
+            background.cancel()
+            await asyncio.gather(background, return_exceptions=True)
+        finally:
+            await session.close()
+            await fetcher.close()
+            await media.close()
+            await store.close()
+
+    app.cleanup_ctx.append(parts)
+    app.on_shutdown.append(_close_streams)
+    app.on_response_prepare.append(middleware.allow_origin)
+    add_routes(app)
+    return app
+
+
+async def make_backends(settings: Settings, store: Store, session: aiohttp.ClientSession) -> list[Backend]:
+    """One for each ComfyUI that was named, or one for the embedded engine, whose address comes when it listens."""
+    if not settings.comfyui_urls:
+        client = ComfyClient(URL("http://127.0.0.1:1"), session)
+        return [Backend(EMBEDDED, client, await store.client_id(EMBEDDED))]
+    clients = [ComfyClient(url, session, settings.comfyui_headers) for url in settings.comfyui_urls]
+    return [Backend(str(client.url), client, await store.client_id(str(client.url))) for client in clients]
+
+
+async def _background(runner: Runner, janitor: Janitor, engine: EmbeddedEngine | None) -> None:
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(runner.run(), name="runner")
+        tasks.create_task(janitor.run(), name="janitor")
+        if engine is not None:
+            backend = runner.backends[0]
+
+            async def on_ready(url: URL) -> None:
+                backend.client.url = url
+                await backend.listener.reconnect()
+
+            tasks.create_task(engine.run(on_ready), name="embedded engine")
+
+
+def _check(background: asyncio.Task[None], failed: asyncio.Event) -> None:
+    """A background task that dies takes the process down with it: what looks after us starts it again."""
+    if not background.cancelled() and background.exception() is not None:
+        log.critical("a background task died", exc_info=background.exception())
+        failed.set()
+
+
+async def _close_streams(app: web.Application) -> None:
+    app[keys.HUB].close()

@@ -1,0 +1,316 @@
+"""One ComfyUI: what it is busy with, how it is doing, and the way of a prompt through it.
+
+The socket makes it lively; `/history` and `/queue` decide. They are asked every few seconds while a prompt is out, at
+once after every (re)connect, and whenever the socket tells of an end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .comfy.client import ComfyClient, ComfyError, Outcome, QueueState
+from .comfy.listener import Listener
+from .comfy.messages import Executing, Message, Preview, Progress, QueueRemaining
+from .errors import JobFailure
+from .jobs import Segment
+
+log = logging.getLogger(__name__)
+
+MAX_PROMPTS = 2
+"""Prompts given to one ComfyUI at a time: one running and one ready."""
+
+
+class Lost(Exception):
+    """ComfyUI knows the prompt no more: it has to be submitted again."""
+
+
+class Stopped(Exception):
+    """The prompt was stopped because we asked for it; ComfyUI no longer works on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """The bounds of every wait for an engine, in seconds."""
+
+    reconcile_s: float = 3.0
+    """Between two looks at queue and history while a prompt is out."""
+    silence_s: float = 20.0
+    """Silence on the socket, while a prompt runs, after which the socket is distrusted."""
+    stuck_s: float = 600.0
+    """Silence after which the engine is held for stuck."""
+    stop_s: float = 60.0
+    """For an interrupted prompt to leave the queue."""
+    unreachable_s: float = 30.0
+    """Without an answer before the work is given to another ComfyUI, where there is one."""
+    confirm_s: float = 0.5
+    """Between the two looks that must both miss a prompt before it is lost."""
+
+
+async def _ignore_executing(node: str) -> None:
+    """Until somebody wants to know."""
+
+
+@dataclass(eq=False)
+class Flight:
+    """One prompt that is out, and what was heard of it."""
+
+    segment: Segment
+    on_executing: Callable[[str], Awaitable[None]] = _ignore_executing
+    on_progress: Callable[[str, float, float], None] = lambda node, value, maximum: None
+    on_preview: Callable[[bytes], None] = lambda image: None
+    inbox: asyncio.Queue[Message | None] = field(default_factory=lambda: asyncio.Queue(maxsize=1024))
+    stopping_since: float | None = None
+    heard_at: float = field(default_factory=time.monotonic)
+    distrusted_at: float = 0.0
+    node: str | None = None
+
+    @property
+    def prompt_id(self) -> str:
+        """The id ComfyUI knows it by."""
+        assert self.segment.comfy_prompt_id is not None
+        return self.segment.comfy_prompt_id
+
+    def nudge(self, message: Message | None = None) -> None:
+        """Put something into the inbox; when that is full the regular look will find out."""
+        if not self.inbox.full():
+            self.inbox.put_nowait(message)
+
+    def stop(self) -> None:
+        """Ask for the prompt's end."""
+        if self.stopping_since is None:
+            self.stopping_since = time.monotonic()
+            self.nudge()
+
+
+class Backend:
+    """A ComfyUI that prompts are given to."""
+
+    def __init__(self, name: str, client: ComfyClient, client_id: str, patience: Patience | None = None) -> None:
+        self.name = name
+        self.client = client
+        self.client_id = client_id
+        self.patience = patience or Patience()
+        self.flights: dict[str, Flight] = {}
+        self.stuck = False
+        self.on_change: Callable[[], None] = lambda: None
+        self.replaceable: Callable[[], bool] = lambda: False
+        self.listener = Listener(client, client_id, self._heard, self._connected)
+        self._forsaken: set[str] = set()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it may be given work."""
+        return self.listener.state == "connected" and not self.stuck
+
+    @property
+    def free(self) -> int:
+        """How many more prompts it may be given."""
+        return MAX_PROMPTS - len(self.flights) if self.healthy else 0
+
+    async def run(self) -> None:
+        """Listen, for as long as the service runs."""
+        await self.listener.run()
+
+    def describe(self) -> dict[str, Any]:
+        """What `/health` tells of it."""
+        last = self.listener.last_frame_at
+        return {
+            "url": str(self.client.url),
+            "listener": self.listener.state,
+            "stuck": self.stuck,
+            "running": len(self.flights),
+            "last_event_age_s": None if last is None else round(time.monotonic() - last, 3),
+            "reconnects": self.listener.reconnects,
+        }
+
+    async def perform(
+        self,
+        flight: Flight,
+        make_graph: Callable[[], Awaitable[Mapping[str, Any]]],
+        extra_data: Mapping[str, Any],
+        *,
+        output_node: str,
+        look_first: bool,
+        on_queued: Callable[[str], Awaitable[Segment]],
+    ) -> Outcome:
+        """Take a prompt from submission to success. `make_graph` uploads what the graph names.
+
+        With `look_first` it is looked for before it is sent, as after a crash; `on_queued` is told of the id when
+        ComfyUI chose one itself. Raises `JobFailure` when ComfyUI says why it failed, `Lost` when it knows the prompt
+        no more, `Stopped` after `flight.stop()`.
+        """
+        if look_first:
+            flight.nudge()
+            try:
+                return await self._follow(flight)
+            except Lost:
+                log.info("%s does not know %s: sending it", self.name, flight.prompt_id)
+        if flight.stopping_since is not None:
+            raise Stopped
+        await self._submit(flight, await make_graph(), extra_data, output_node, on_queued)
+        return await self._follow(flight)
+
+    async def _submit(
+        self,
+        flight: Flight,
+        graph: Mapping[str, Any],
+        extra_data: Mapping[str, Any],
+        output_node: str,
+        on_queued: Callable[[str], Awaitable[Segment]],
+    ) -> None:
+        if flight.stopping_since is not None:
+            raise Stopped
+        try:
+            queued_id = await self.client.submit(
+                graph, self.client_id, flight.prompt_id, extra_data, output_node=output_node
+            )
+        except ComfyError as error:
+            if not error.passing:
+                raise JobFailure("engine_error", error.sentence) from error
+            # It may have been queued all the same: _follow looks, and calls it lost when it is not there.
+            log.warning("%s: submitting %s: %s", self.name, flight.prompt_id, error.sentence)
+            return
+        if queued_id != flight.prompt_id:
+            del self.flights[flight.prompt_id]
+            flight.segment = await on_queued(queued_id)
+            self.flights[queued_id] = flight
+
+    async def _follow(self, flight: Flight) -> Outcome:
+        """Wait for the end, whatever the socket says or does not say."""
+        misses = 0
+        unreachable_since: float | None = None
+        while True:
+            hurry = misses or flight.stopping_since is not None
+            await self._listen(flight, self.patience.confirm_s if hurry else self.patience.reconcile_s)
+            try:
+                if flight.stopping_since is not None:
+                    await self.client.cancel_pending(flight.prompt_id)
+                    await self.client.interrupt(flight.prompt_id)
+                found = await self._look(flight.prompt_id)
+            except ComfyError as error:
+                if not error.passing:
+                    raise JobFailure("engine_error", error.sentence) from error
+                unreachable_since = unreachable_since or time.monotonic()
+                self._give_up_waiting(flight, unreachable_since)
+                continue
+            unreachable_since = None
+            if isinstance(found, Outcome):
+                return _judge(found, flight)
+            if isinstance(found, QueueState):
+                misses = 0
+                await self._check_silence(flight, found)
+            else:
+                misses += 1
+            if misses > 1:
+                raise Stopped if flight.stopping_since is not None else Lost
+
+    async def _listen(self, flight: Flight, timeout: float) -> None:
+        """Take what the socket brings until it tells of an end, of a reconnect, or `timeout` seconds have passed."""
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    message = await flight.inbox.get()
+            except TimeoutError:
+                return
+            match message:
+                case Executing(node=str(node)) if node != flight.node:
+                    flight.node = node
+                    await flight.on_executing(node)
+                case Executing(node=None) | None:
+                    return
+
+    async def _look(self, prompt_id: str) -> Outcome | QueueState | None:
+        """The prompt's end, or the queue it is in, or None when ComfyUI does not know it."""
+        outcome = await self.client.outcome(prompt_id)
+        if outcome is not None:
+            return outcome
+        queue = await self.client.queue()
+        if prompt_id in queue.running or prompt_id in queue.pending:
+            return queue
+        # It may have ended between the two questions.
+        return await self.client.outcome(prompt_id)
+
+    def _give_up_waiting(self, flight: Flight, since: float) -> None:
+        """Leave an engine that does not answer, when somebody waits for a cancel or others could do the work."""
+        if time.monotonic() - since < self.patience.unreachable_s:
+            return
+        if flight.stopping_since is not None:
+            self._forsaken.add(flight.prompt_id)
+            raise Stopped
+        if self.replaceable():
+            self._forsaken.add(flight.prompt_id)
+            raise Lost
+
+    async def _check_silence(self, flight: Flight, queue: QueueState) -> None:
+        """Distrust a socket that says nothing of a prompt that runs; then the engine, for its thread may be dead."""
+        now = time.monotonic()
+        if flight.stopping_since is not None and now - flight.stopping_since > self.patience.stop_s:
+            self._hold_for_stuck(flight)
+            raise Stopped
+        if flight.prompt_id not in queue.running and queue.running:
+            flight.heard_at = now
+            return
+        if now - flight.heard_at > self.patience.stuck_s:
+            self._hold_for_stuck(flight)
+            raise JobFailure(
+                "engine_stuck",
+                "ComfyUI has the prompt in its queue but does not work on it any more; restart ComfyUI and retry.",
+                passing=self.replaceable(),
+            )
+        if now - max(flight.heard_at, flight.distrusted_at) > self.patience.silence_s:
+            flight.distrusted_at = now
+            log.warning("%s: silence for %.0f s; opening the socket anew", self.name, now - flight.heard_at)
+            await self.listener.reconnect()
+
+    def _hold_for_stuck(self, flight: Flight) -> None:
+        log.error("%s is stuck: it has %s and does not move", self.name, flight.prompt_id)
+        self.stuck = True
+        self._forsaken.add(flight.prompt_id)
+
+    def _heard(self, message: Message) -> None:
+        """Hand what the socket brings to the prompt it is about."""
+        if isinstance(message, QueueRemaining):
+            return
+        flight = self.flights.get(message.prompt_id or "")
+        if flight is None:
+            return
+        flight.heard_at = time.monotonic()
+        self.stuck = False
+        match message:
+            case Progress(node=node, value=value, maximum=maximum):
+                flight.on_progress(node, value, maximum)
+            case Preview(image=image):
+                flight.on_preview(image)
+            case _:
+                flight.nudge(message)
+
+    async def _connected(self) -> None:
+        """The socket is open (again): nothing is replayed, so everything that is out is looked at."""
+        self.stuck = False
+        for prompt_id in list(self._forsaken):
+            try:
+                await self.client.cancel_pending(prompt_id)
+                await self.client.interrupt(prompt_id)
+            except ComfyError:
+                break
+            self._forsaken.discard(prompt_id)
+        for flight in self.flights.values():
+            flight.nudge()
+        self.on_change()
+
+
+def _judge(outcome: Outcome, flight: Flight) -> Outcome:
+    """Success goes on; everything else is raised."""
+    if flight.stopping_since is not None:
+        raise Stopped
+    if outcome.failure is not None:
+        raise outcome.failure
+    if outcome.state == "interrupted":
+        raise JobFailure("interrupted", "Somebody interrupted the prompt in ComfyUI; retry the job to run it again.")
+    return outcome

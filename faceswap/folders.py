@@ -1,0 +1,101 @@
+"""Where a job's files lie. Names come from ids and checked output names only, never from a client's path."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from .jobs import Inputs, Segment
+
+
+class Folders:
+    """The folders of one data directory, all readable by their owner only."""
+
+    def __init__(self, data_dir: Path) -> None:
+        self.root = data_dir
+        self.database = data_dir / "faceswap.db"
+        self.lock = data_dir / "lock"
+        self.engine = data_dir / "engine"
+        self._inputs = data_dir / "inputs"
+        self._work = data_dir / "work"
+        self._outputs = data_dir / "outputs"
+
+    def create(self) -> None:
+        """Make what is missing."""
+        for folder in (self.root, self._inputs, self._work, self._outputs, self.engine):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def inputs(self, prompt_id: str) -> Path:
+        """The folder of a job's video and face."""
+        return self._inputs / prompt_id
+
+    def video(self, prompt_id: str, inputs: Inputs) -> Path:
+        """A job's video."""
+        return self.inputs(prompt_id) / inputs.video_file
+
+    def image(self, prompt_id: str, inputs: Inputs) -> Path:
+        """A job's face."""
+        return self.inputs(prompt_id) / inputs.image_file
+
+    def segment(self, segment: Segment) -> Path:
+        """Where the output of an attempt at a segment goes."""
+        folder = self._work / segment.prompt_id
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder / f"{segment.number:05d}-{segment.attempt}.mp4"
+
+    def finished_segment(self, segment: Segment) -> Path:
+        """A finished segment's output."""
+        return self._work / segment.prompt_id / (segment.output_file or "")
+
+    def joined(self, prompt_id: str) -> Path:
+        """Where the segments are joined."""
+        return self._work / prompt_id / "joined.mp4"
+
+    def result(self, filename: str) -> Path:
+        """A finished result."""
+        return self._outputs / filename
+
+    def publish(self, joined: Path, filename: str) -> None:
+        """Give a joined video its public name, for good."""
+        joined.replace(self.result(filename))
+        folder = os.open(self._outputs, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def erase_inputs(self, prompt_id: str) -> None:
+        """Erase a job's video and face, here and in the embedded engine, and its finished segments."""
+        # The engine's folders are its own; what we uploaded lies under the job's id there.
+        for folder in (
+            self.inputs(prompt_id),
+            self._work / prompt_id,
+            self.engine / "input" / prompt_id,
+            self.engine / "output" / prompt_id,
+        ):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def erase_work(self, prompt_id: str) -> None:
+        """Erase what only a running job needs."""
+        shutil.rmtree(self._work / prompt_id, ignore_errors=True)
+        shutil.rmtree(self.engine / "output" / prompt_id, ignore_errors=True)
+
+    def erase_result(self, filename: str) -> None:
+        """Erase a result."""
+        self.result(filename).unlink(missing_ok=True)
+
+    def job_folders(self) -> Iterator[str]:
+        """The ids of all jobs that have a folder here, ended or never begun."""
+        for parent in (self._inputs, self._work, self.engine / "input", self.engine / "output"):
+            if parent.is_dir():
+                yield from (folder.name for folder in parent.iterdir() if folder.is_dir())
+
+    def results(self) -> Iterator[str]:
+        """The names of all results, and of what was left of one."""
+        yield from (file.name for file in self._outputs.iterdir())
+
+    def free_bytes(self) -> int:
+        """What is left on the disk."""
+        return shutil.disk_usage(self.root).free

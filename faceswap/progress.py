@@ -1,0 +1,144 @@
+"""Many bars in, one percentage that never falls and an ETA out. Pure: time is handed in, in seconds.
+
+A prompt drives several bars: loading, one or more passes of the swap node (ReActor runs its bar once each for
+filtering, analysing, swapping and restoring), encoding. Each pass is a phase with a cost in seconds per frame,
+guessed at first, measured while it runs and learned for the next job. The fraction done is time spent over time
+spent and time still to come, so that it grows evenly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+FIRST_GUESS: Mapping[str, float] = {"load 1": 0.006, "swap 1": 0.05, "swap 2": 0.005, "swap 3": 0.3, "combine 1": 0.005}
+"""Seconds per frame of a ReActor workflow on a machine never seen before."""
+FIRST_GUESS_EMBEDDED: Mapping[str, float] = {"load 1": 0.001, "swap 1": 0.03, "combine 1": 0.001}
+ROLES = ("load", "swap", "combine")
+OVERHEAD_S = 0.3
+"""Time a segment needs besides its frames: upload, start, fetch and check."""
+
+
+def _order(phase: str) -> tuple[int, int]:
+    role, number = phase.split()
+    return ROLES.index(role), int(number)
+
+
+@dataclass
+class SegmentProgress:
+    """How far one prompt is."""
+
+    frames: int
+    expected: Mapping[str, float]
+    started_s: float
+    measured: dict[str, float] = field(default_factory=dict)
+    """Seconds per frame of the phases that have ended."""
+    _phase: str | None = None
+    _phase_started_s: float = 0.0
+    _value: float = 0.0
+    _maximum: float = 1.0
+
+    def feed(self, role: str, value: float, maximum: float, now_s: float) -> None:
+        """Take a bar's new value. A bar that falls back has begun its next pass; `0` only ends one."""
+        if maximum <= 0 or value <= 0 or value > maximum:
+            return
+        number = 1
+        if self._phase is not None:
+            current_role, current_number = self._phase.split()
+            if current_role == role:
+                number = int(current_number) + (1 if value < self._value else 0)
+        phase = f"{role} {number}"
+        if phase != self._phase:
+            self._end_phase(now_s)
+            self._phase, self._phase_started_s = phase, now_s
+        self._value, self._maximum = value, maximum
+
+    def end(self, now_s: float) -> Mapping[str, float]:
+        """The prompt has ended: what each of its phases cost, in seconds per frame."""
+        self._end_phase(now_s)
+        self._phase = None
+        return self.measured
+
+    def _end_phase(self, now_s: float) -> None:
+        if self._phase is not None:
+            self.measured[self._phase] = max(now_s - self._phase_started_s, 1e-6) / self.frames
+
+    @property
+    def begun(self) -> bool:
+        """Whether a bar has moved."""
+        return self._phase is not None
+
+    def remaining_s(self, now_s: float) -> float:
+        """Seconds of work still to come."""
+        if self._phase is None:
+            return sum(self.expected.values()) * self.frames + OVERHEAD_S
+        expected_s = self.expected.get(self._phase, 0.0) * self.frames
+        done = self._value / self._maximum
+        spent_s = now_s - self._phase_started_s
+        # The more of the phase is done, the more its own speed counts than what was expected.
+        own_s = spent_s / done * (1 - done)
+        current_s = own_s * done + expected_s * (1 - done) * (1 - done) if expected_s else own_s
+        later_s = sum(cost for phase, cost in self.expected.items() if _order(phase) > _order(self._phase))
+        return current_s + later_s * self.frames + OVERHEAD_S
+
+    def fraction(self, now_s: float) -> float:
+        """Share of the prompt's time that has passed, 0–1."""
+        spent_s = max(now_s - self.started_s, 0.0)
+        return spent_s / (spent_s + self.remaining_s(now_s))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a watcher is told of a job's progress."""
+
+    percentage: float
+    current: int
+    total: int
+    fps: float | None
+    eta_s: float | None
+
+
+class JobProgress:
+    """How far a job is, over all passes of all segments and over restarts."""
+
+    def __init__(self, total_frames: int, done_frames: int, floor: float, now_s: float) -> None:
+        """`floor` is the percentage told before: it never falls below that."""
+        self.total_frames = total_frames
+        self._done_frames = done_frames
+        self._floor = floor
+        self._running: dict[int, SegmentProgress] = {}
+        self._started_s = now_s
+        self._began_at = done_frames / total_frames if total_frames else 0.0
+
+    def begin(self, number: int, frames: int, expected: Mapping[str, float], now_s: float) -> SegmentProgress:
+        """A segment was given to an engine (again)."""
+        self._running[number] = SegmentProgress(frames, expected, now_s)
+        return self._running[number]
+
+    def abandon(self, number: int) -> None:
+        """A segment's attempt came to nothing."""
+        self._running.pop(number, None)
+
+    def finish(self, number: int) -> None:
+        """A segment's frames are done."""
+        segment = self._running.pop(number, None)
+        if segment is not None:
+            self._done_frames += segment.frames
+
+    @property
+    def moving(self) -> bool:
+        """Whether anything was heard yet: before that there is nothing to tell."""
+        return self._done_frames > 0 or any(segment.begun for segment in self._running.values())
+
+    def report(self, now_s: float) -> Report:
+        """The state now. The percentage stays below 100 until the job has ended."""
+        frames = self._done_frames + sum(segment.frames * segment.fraction(now_s) for segment in self._running.values())
+        fraction = min(frames / self.total_frames, 1.0) if self.total_frames else 0.0
+        self._floor = max(self._floor, min(round(100 * fraction, 2), 99.99))
+        gained, spent_s = fraction - self._began_at, now_s - self._started_s
+        fps = eta_s = None
+        if gained > 0.005 and spent_s > 0:
+            fps = round(gained * self.total_frames / spent_s, 2)
+            eta_s = round(spent_s * (1 - fraction) / gained, 1)
+        current = min(int(self._floor / 100 * self.total_frames), self.total_frames)
+        return Report(self._floor, current, self.total_frames, fps, eta_s)

@@ -1,0 +1,477 @@
+"""A job's life: claim a segment, give it to a backend, follow it, collect, join, check, finish; cancel, retry.
+
+The database says what is to be done and what was done; this only carries it out, so that it can stop anywhere and go
+on after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from .backend import MAX_PROMPTS, Backend, Flight, Lost, Stopped
+from .comfy.client import ComfyError, Outcome
+from .errors import JobFailure, Problem
+from .folders import Folders
+from .jobs import TERMINAL, Job, Segment
+from .media import MediaWorker
+from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED, JobProgress
+from .store import Store
+from .workflow import Graph, Workflow, WorkflowError, extra_data
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+EMBEDDED = "embedded"
+"""The name under which the embedded engine's work is kept, whatever port it listens on."""
+COMPLETED_MESSAGE = "🎉 Face swap completed successfully!"
+INTERNAL_ERROR = "Something went wrong inside the service; its log says what."
+FAILURE_LIMIT = 3
+"""Attempts at a segment before its job fails."""
+LOSS_LIMIT = 25
+"""Times an engine may die with a segment before its job fails: some videos kill engines."""
+PAUSES_S = (2.0, 10.0)
+"""Before the second and the third attempt."""
+DISK_PAUSE_S = 2.0
+TICK_S = 0.25
+"""At most four progress events a second."""
+KEEP_EVERY = 4
+"""Of these one is kept in the database: one a second."""
+PREVIEW_S = 1.0
+IDLE_S = 5.0
+OUTPUT_LIMIT_BYTES = 64 * 2**30
+
+
+@dataclass
+class Reporter:
+    """What is told of a running job: its progress, and the newest preview."""
+
+    progress: JobProgress
+    ticks: int = 0
+    told: float = -1.0
+    previewed_at: float = 0.0
+    preview_is_new: bool = False
+
+
+class Runner:
+    """Moves every accepted job to its end."""
+
+    def __init__(
+        self,
+        store: Store,
+        folders: Folders,
+        media: MediaWorker,
+        workflows: Mapping[str, Workflow],
+        backends: Sequence[Backend],
+    ) -> None:
+        self.backends = backends
+        self._store = store
+        self._folders = folders
+        self._media = media
+        self._workflows = workflows
+        self._wake = asyncio.Event()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._flights: dict[str, dict[Flight, asyncio.Task[None]]] = {}
+        self._reporters: dict[str, Reporter] = {}
+        self._previews: dict[str, bytes] = {}
+        self._uploads: dict[tuple[str, str], asyncio.Task[tuple[str, str]]] = {}
+        for backend in backends:
+            backend.on_change = self.wake
+            backend.replaceable = partial(self._has_other_than, backend)
+
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._wake.set()
+
+    def preview(self, prompt_id: str) -> bytes | None:
+        """The newest preview of a job, JPEG."""
+        return self._previews.get(prompt_id)
+
+    def cancel(self, prompt_id: str) -> None:
+        """The store was asked for a job's end: stop what is out of it."""
+        for flight in self._flights.get(prompt_id, ()):
+            flight.stop()
+
+    async def erase(self, job: Job) -> None:
+        """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it."""
+        while tasks := list(self._flights.get(job.prompt_id, {}).values()):
+            await asyncio.wait(tasks)
+        await self._store.erase(job.prompt_id)
+        self._forget(job.prompt_id)
+        await asyncio.to_thread(self._folders.erase_inputs, job.prompt_id)
+        if job.result_file:
+            self._folders.erase_result(job.result_file)
+
+    async def run(self) -> None:
+        """Take up what was left, then work until cancelled. Prompts that are out stay with ComfyUI."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            for backend in self.backends:
+                tasks.create_task(backend.run(), name=f"listener of {backend.name}")
+            await self._take_up()
+            tasks.create_task(self._dispatch(), name="dispatcher")
+            tasks.create_task(self._report(), name="reporter")
+
+    def _has_other_than(self, backend: Backend) -> bool:
+        return any(other.healthy for other in self.backends if other is not backend)
+
+    async def _take_up(self) -> None:
+        """Go on with what a former process left."""
+        by_name = {backend.name: backend for backend in self.backends}
+        for segment in await self._store.submitted():
+            backend = by_name.get(segment.backend or "")
+            if backend is None:
+                await self._store.give_back(segment)
+            else:
+                self._start(segment, backend, look_first=True)
+        for job in await self._store.unfinished():
+            self._spawn(self._finish(job.prompt_id), f"finish {job.prompt_id}")
+
+    async def _dispatch(self) -> None:
+        """Give waiting segments to backends that have room: to each its first before any its second."""
+        while True:
+            self._wake.clear()
+            for busy in range(MAX_PROMPTS):
+                for backend in self.backends:
+                    if backend.healthy and len(backend.flights) <= busy:
+                        segment = await self._insist(partial(self._store.claim, backend.name))
+                        if segment is not None:
+                            self._start(segment, backend, look_first=False)
+            due_s = await self._store.next_due_s()
+            # A segment that is due waits for a backend, whose change wakes us.
+            try:
+                async with asyncio.timeout(min(due_s, IDLE_S) if due_s else IDLE_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    def _start(self, segment: Segment, backend: Backend, *, look_first: bool) -> None:
+        flight = Flight(segment)
+        backend.flights[flight.prompt_id] = flight
+        task = self._spawn(self._fly(flight, backend, look_first), f"segment {flight.prompt_id}")
+        self._flights.setdefault(segment.prompt_id, {})[flight] = task
+
+    def _spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        assert self._tasks is not None
+        return self._tasks.create_task(work, name=name)
+
+    async def _fly(self, flight: Flight, backend: Backend, look_first: bool) -> None:
+        """One attempt at one segment, whatever its end."""
+        segment = flight.segment
+        complete = False
+        try:
+            complete = await self._attempt(flight, backend, look_first)
+        except Stopped:
+            log.info("stopped %s on %s", flight.prompt_id, backend.name)
+        except (Lost, ComfyError) as error:
+            await self._lost(flight.segment, backend, error)
+        except JobFailure as failure:
+            await self._failed(flight.segment, backend, failure)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("segment %s: %s; trying again", flight.prompt_id, error)
+            await self._insist(partial(self._store.give_back, flight.segment, pause_s=DISK_PAUSE_S))
+        except Problem:
+            log.info("job %s was erased", segment.prompt_id)
+        except Exception:  # the top of the task
+            log.exception("segment %s", flight.prompt_id)
+            await self._failed(flight.segment, backend, JobFailure("internal_error", INTERNAL_ERROR, passing=True))
+        finally:
+            backend.flights.pop(flight.prompt_id, None)
+            others = self._flights[segment.prompt_id]
+            del others[flight]
+            if not others:
+                del self._flights[segment.prompt_id]
+            self.wake()
+        stopped = flight.stopping_since is not None and not others
+        if stopped and await self._insist(partial(self._store.cancelled, segment.prompt_id)):
+            self._forget(segment.prompt_id)
+        if complete:
+            await self._finish(segment.prompt_id)
+
+    async def _attempt(self, flight: Flight, backend: Backend, look_first: bool) -> bool:
+        """From upload to a checked output in the work folder; returns whether it was the job's last segment."""
+        job = await self._store.job(flight.segment.prompt_id)
+        if job.state in TERMINAL or job.cancel_requested:
+            flight.stop()
+        workflow = self._workflows.get(job.workflow)
+        if workflow is None:
+            raise JobFailure("workflow_missing", f"The workflow {job.workflow} is no longer in the workflow folder.")
+        costs_key = _costs_key(backend, job)
+        guess = FIRST_GUESS_EMBEDDED if backend.name == EMBEDDED else FIRST_GUESS
+        expected = await self._store.phase_costs(costs_key) or guess
+        reporter = self._reporter(job)
+        bars = reporter.progress.begin(flight.segment.number, flight.segment.frame_count, expected, time.monotonic())
+
+        async def on_executing(node: str) -> None:
+            title = workflow.title(node)
+            data = {"node": node, "title": title, "message": f"Executing: {title}"}
+            await self._tell(job.prompt_id, "executing", data, step=f"Executing: {title}")
+
+        def on_progress(node: str, value: float, maximum: float) -> None:
+            role = workflow.role(node)
+            if role is not None:
+                bars.feed(role, value, maximum, time.monotonic())
+
+        flight.on_executing, flight.on_progress = on_executing, on_progress
+        flight.on_preview = partial(self._take_preview, job.prompt_id)
+
+        try:
+            outcome = await backend.perform(
+                flight,
+                partial(self._graph, job, flight, workflow, backend),
+                extra_data(),
+                output_node=workflow.output,
+                look_first=look_first,
+                on_queued=lambda queued_id: self._store.known_as(flight.segment, queued_id),
+            )
+            costs = bars.end(time.monotonic())
+            share, name = await self._collect(job, flight.segment, workflow, backend, outcome)
+        except BaseException:
+            reporter.progress.abandon(flight.segment.number)
+            raise
+        if costs:
+            await self._store.learn_phase_costs(costs_key, costs)
+        moved = await self._insist(partial(self._store.finish_segment, flight.segment, name, share))
+        reporter.progress.finish(flight.segment.number)
+        return moved is not None and moved.segments_done == moved.segments_total
+
+    async def _graph(self, job: Job, flight: Flight, workflow: Workflow, backend: Backend) -> Graph:
+        """The inputs uploaded, and the graph that names them."""
+        segment = flight.segment
+        video, image = await self._uploaded(job, backend)
+        whole = job.segments_total == 1
+        try:
+            return workflow.build(
+                video=video,
+                image=image,
+                output_prefix=f"{job.prompt_id}/{segment.number:05d}-{segment.attempt}",
+                options=job.options.to_dict(),
+                skip_first_frames=0 if whole else segment.first_frame,
+                frame_load_cap=0 if whole else segment.frame_count,
+                frame_rate=job.options.frame_rate,
+            )
+        except WorkflowError as error:
+            raise JobFailure("workflow_invalid", str(error)) from error
+
+    async def _uploaded(self, job: Job, backend: Backend) -> tuple[str, str]:
+        """The names of a job's inputs at a backend, uploaded once however many segments ask."""
+        key = (backend.name, job.prompt_id)
+        task = self._uploads.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            task = self._uploads[key] = asyncio.create_task(self._upload(job, backend), name=f"upload {key}")
+        return await asyncio.shield(task)
+
+    async def _upload(self, job: Job, backend: Backend) -> tuple[str, str]:
+        video = self._folders.video(job.prompt_id, job.inputs)
+        image = self._folders.image(job.prompt_id, job.inputs)
+        return (
+            await backend.client.upload(video, video.name, job.prompt_id),
+            await backend.client.upload(image, image.name, job.prompt_id),
+        )
+
+    async def _collect(
+        self, job: Job, segment: Segment, workflow: Workflow, backend: Backend, outcome: Outcome
+    ) -> tuple[float | None, str]:
+        """Fetch an output and check it; returns the share of frames that changed, and the file's name."""
+        files = [file for file in outcome.outputs.get(workflow.output, ()) if file.type == "output"]
+        if not files:
+            raise JobFailure("output_missing", "ComfyUI reported success but made no file.", passing=True)
+        message = "Retrieving face-swapped video…"
+        if job.segments_total > 1:
+            message = f"Retrieving part {segment.number + 1} of {job.segments_total}…"
+        await self._tell(job.prompt_id, "status", {"status": job.state, "message": message}, step=message)
+        path = self._folders.segment(segment)
+        await backend.client.download(files[-1], path, OUTPUT_LIMIT_BYTES)
+        verdict = await self._media.verify(
+            path,
+            self._folders.video(job.prompt_id, job.inputs),
+            first_frame=segment.first_frame,
+            frame_count=segment.frame_count,
+            frame_rate=job.options.rate,
+            expect_audio=False,
+        )
+        return verdict.changed_share, path.name
+
+    async def _lost(self, segment: Segment, backend: Backend, error: Lost | ComfyError) -> None:
+        """The engine went away with a segment: it is done again, here or elsewhere."""
+        if isinstance(error, ComfyError) and not error.passing:
+            await self._failed(segment, backend, JobFailure("engine_error", error.sentence))
+            return
+        if segment.losses + 1 >= LOSS_LIMIT:
+            sentence = "The engine died every time it worked on this video; look into its log."
+            await self._failed(segment, backend, JobFailure("engine_crashed", sentence))
+            return
+        message = f"ComfyUI restarted, resuming at frame {segment.first_frame}"
+        await self._tell(segment.prompt_id, "status", {"status": "PROCESSING", "message": message})
+        await self._insist(
+            partial(self._store.give_back, segment, lost=True, pause_s=min(0.1 * 2**segment.losses, PAUSES_S[-1]))
+        )
+
+    async def _failed(self, segment: Segment, backend: Backend, failure: JobFailure) -> None:
+        """Try again what may pass by itself; end the job otherwise."""
+        log.warning("segment %s on %s: %s: %s", segment.comfy_prompt_id, backend.name, failure.code, failure.sentence)
+        self._uploads.pop((backend.name, segment.prompt_id), None)
+        if failure.passing and segment.failures + 1 < FAILURE_LIMIT:
+            attempt = segment.failures + 2
+            message = f"{failure.sentence} Attempt {attempt} of {FAILURE_LIMIT} follows."
+            await self._tell(segment.prompt_id, "status", {"status": "PROCESSING", "message": message})
+            pause_s = PAUSES_S[segment.failures] * random.uniform(0.8, 1.2)
+            await self._insist(partial(self._store.give_back, segment, failed=True, pause_s=pause_s))
+        else:
+            await self._end_failed(segment.prompt_id, failure)
+
+    async def _end_failed(self, prompt_id: str, failure: JobFailure) -> None:
+        await self._insist(partial(self._store.fail, prompt_id, failure.code, failure.sentence))
+        self._forget(prompt_id)
+        self.cancel(prompt_id)
+
+    async def _finish(self, prompt_id: str) -> None:
+        """All segments are done: join them, put the sound on, check the whole, end the job."""
+        job = await self._store.job(prompt_id)
+        failures = 0
+        while job.state not in TERMINAL:
+            try:
+                await self._join(job)
+                return
+            except JobFailure as failure:
+                failures += 1
+                if not failure.passing or failures == FAILURE_LIMIT:
+                    await self._end_failed(prompt_id, failure)
+                    return
+                await asyncio.sleep(PAUSES_S[failures - 1])
+            except (OSError, sqlite3.Error) as error:
+                log.warning("joining %s: %s; trying again", prompt_id, error)
+                await asyncio.sleep(DISK_PAUSE_S)
+            job = await self._store.job(prompt_id)
+
+    async def _join(self, job: Job) -> None:
+        segments = await self._store.segments(job.prompt_id)
+        warnings = _check_changed(segments)
+        joined = self._folders.joined(job.prompt_id)
+        facts = await self._media.join(
+            [self._folders.finished_segment(segment) for segment in segments],
+            self._folders.video(job.prompt_id, job.inputs),
+            joined,
+            job.options.rate,
+        )
+        if facts.frames != job.total_frames:
+            raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
+        filename = f"{job.output_name}.mp4"
+        await asyncio.to_thread(self._folders.publish, joined, filename)
+        self._reporters.pop(job.prompt_id, None)
+        if await self._store.succeed(
+            job,
+            result_file=filename,
+            size=facts.bytes,
+            sha256=facts.sha256,
+            warnings=(*warnings, *facts.warnings),
+            message=COMPLETED_MESSAGE,
+        ):
+            await asyncio.to_thread(self._folders.erase_work, job.prompt_id)
+        else:
+            self._folders.erase_result(filename)
+        self._forget(job.prompt_id)
+
+    def _forget(self, prompt_id: str) -> None:
+        """What was kept in memory of a job that has ended."""
+        self._reporters.pop(prompt_id, None)
+        self._previews.pop(prompt_id, None)
+        for key in [key for key in self._uploads if key[1] == prompt_id]:
+            self._uploads.pop(key).cancel()
+
+    # What watchers are told.
+
+    def _reporter(self, job: Job) -> Reporter:
+        reporter = self._reporters.get(job.prompt_id)
+        if reporter is None:
+            done = job.total_frames * job.segments_done // job.segments_total
+            progress = JobProgress(job.total_frames, done, job.percentage, time.monotonic())
+            reporter = self._reporters[job.prompt_id] = Reporter(progress)
+        return reporter
+
+    def _take_preview(self, prompt_id: str, image: bytes) -> None:
+        reporter = self._reporters.get(prompt_id)
+        if reporter is not None:
+            self._previews[prompt_id] = image
+            reporter.preview_is_new = True
+
+    async def _report(self) -> None:
+        """Four times a second, tell the progress of every job that made any."""
+        while True:
+            await asyncio.sleep(TICK_S)
+            for prompt_id, reporter in list(self._reporters.items()):
+                try:
+                    await self._report_one(prompt_id, reporter)
+                except sqlite3.Error as error:
+                    log.warning("progress of %s: %s", prompt_id, error)
+
+    async def _report_one(self, prompt_id: str, reporter: Reporter) -> None:
+        now = time.monotonic()
+        report = reporter.progress.report(now)
+        if report.percentage > reporter.told and reporter.progress.moving:
+            reporter.told = report.percentage
+            data = {
+                "percentage": report.percentage,
+                "current": report.current,
+                "total": report.total,
+                "message": f"Face swap progress: {report.percentage:.2f}%",
+                "eta_seconds": report.eta_s,
+                "fps": report.fps,
+            }
+            if reporter.ticks % KEEP_EVERY == 0:
+                await self._store.progress(prompt_id, data)
+            else:
+                await self._store.announce(prompt_id, "progress", data)
+            reporter.ticks += 1
+        if reporter.preview_is_new and now - reporter.previewed_at >= PREVIEW_S and prompt_id in self._reporters:
+            reporter.preview_is_new, reporter.previewed_at = False, now
+            data = {"url": f"/preview/{prompt_id}", "frame": report.current}
+            await self._store.announce(prompt_id, "preview", data)
+
+    async def _tell(self, prompt_id: str, type: str, data: Mapping[str, object], step: str | None = None) -> None:
+        await self._insist(partial(self._store.tell, prompt_id, type, data, step))
+
+    async def _insist(self, action: Callable[[], Awaitable[T]]) -> T:
+        """Do it, as often as it takes a full disk to be freed."""
+        while True:
+            try:
+                return await action()
+            except sqlite3.OperationalError as error:
+                log.error("the database cannot be written: %s", error)
+                await asyncio.sleep(DISK_PAUSE_S)
+
+
+def _costs_key(backend: Backend, job: Job) -> str:
+    """What the costs of a job's phases depend on: engine, workflow, model options and, roughly, the picture's size."""
+    size = round(math.log2(job.inputs.width * job.inputs.height))
+    options = job.options
+    return (
+        f"{backend.name}|{job.workflow}|{options.swap_model}|{options.face_restore_model}|{options.face_boost}|{size}"
+    )
+
+
+def _check_changed(segments: Sequence[Segment]) -> tuple[str, ...]:
+    """A swap that changed nothing is a failure; one that changed some frames only is told."""
+    known = [(segment.changed_share, segment.frame_count) for segment in segments if segment.changed_share is not None]
+    if not known:
+        return ()
+    share = sum(share * frames for share, frames in known) / sum(frames for _, frames in known)
+    if share == 0:
+        raise JobFailure(
+            "no_face_detected",
+            "No face was swapped in any frame; check that both the video and the picture show a face clearly.",
+        )
+    if share < 1:
+        return (
+            f"A face was swapped in about {max(share * 100, 1):.0f}% of the frames; no face was found in the rest.",
+        )
+    return ()

@@ -1,0 +1,100 @@
+"""`faceswap serve`: one process per data folder, run until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import ipaddress
+import os
+import signal
+import sys
+from typing import IO
+
+from aiohttp import web
+
+from . import log_setup
+from .api import keys
+from .app import FAILED, create_app
+from .config import ConfigError, Settings
+from .folders import Folders
+from .store import NewerDatabase
+
+SHUTDOWN_S = 4.0
+"""How long open answers may take to end; the whole stop stays below ten seconds."""
+
+
+def serve(settings: Settings, *, allow_anonymous: bool = False) -> int:
+    """Run the service until it is told to stop; returns the exit status."""
+    log_setup.configure(settings)
+    if not _is_loopback(settings.host) and not allow_anonymous:
+        print(
+            f"faceswap: FACESWAP_HOST={settings.host!r} is open to others and no keys are set; listen on 127.0.0.1,"
+            " or give --allow-anonymous if that is what you want",
+            file=sys.stderr,
+        )
+        return 2
+    try:
+        lock = _lock(settings)
+    except OSError as error:
+        print(f"faceswap: {error}", file=sys.stderr)
+        return 1
+    try:
+        return asyncio.run(_serve(settings))
+    except (ConfigError, NewerDatabase) as error:
+        print(f"faceswap: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    finally:
+        lock.close()
+
+
+async def _serve(settings: Settings) -> int:
+    app = create_app(settings)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, settings.host, settings.port)
+        try:
+            await site.start()
+        except OSError as error:
+            print(f"faceswap: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
+            return 1
+        host, port = runner.addresses[0][:2]
+        engine = "embedded" if app[keys.ENGINE] is not None else f"{len(settings.comfyui_urls)} ComfyUI"
+        shown = f"[{host}]" if ":" in host else host
+        print(f"faceswap: listening on http://{shown}:{port} (engine: {engine})", flush=True)
+        waits = [asyncio.create_task(stop.wait()), asyncio.create_task(app[FAILED].wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        return 1 if app[FAILED].is_set() else 0
+    finally:
+        await runner.cleanup()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _lock(settings: Settings) -> IO[str]:
+    """One process per data folder. Raises `OSError` with a sentence."""
+    folders = Folders(settings.data_dir)
+    try:
+        folders.create()
+        lock = folders.lock.open("w")
+    except OSError as error:
+        raise OSError(f"FACESWAP_DATA_DIR={str(settings.data_dir)!r} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise OSError(f"another faceswap already uses {str(settings.data_dir)!r}") from error
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
