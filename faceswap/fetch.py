@@ -49,6 +49,7 @@ def check_url(field: str, text: object) -> URL:
     try:
         url = URL(text.strip())
         port = url.port or 0
+        (url.raw_host or "").encode("idna")  # the look-up would fail on a label that is empty or too long
     except ValueError:
         url, port = URL(), 0
     if url.scheme not in ("http", "https") or not url.host or url.user is not None or url.password is not None:
@@ -106,6 +107,8 @@ class Fetcher:
             if isinstance(error.os_error, _AddressRefused):
                 raise Unprocessable(f"'{field}' leads to a non-public address.", code="url_not_allowed") from None
             raise Unprocessable(f"'{field}' names a server that cannot be reached.", code="url_unreachable") from None
+        except aiohttp.InvalidURL:
+            raise Unprocessable(f"'{field}' names no host.", code="url_unreachable") from None
         except aiohttp.ClientError:
             raise Unprocessable(f"'{field}' could not be read to its end.", code="url_failed") from None
 
