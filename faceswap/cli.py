@@ -19,7 +19,7 @@ from typing import IO, Any, TextIO
 
 from . import __version__
 from .client import ClientError, Event, FaceSwapClient, is_url
-from .config import ConfigError, Settings
+from .config import ConfigError, Settings, default_data_dir
 from .errors import BadRequest
 from .jobs import Options
 
@@ -130,7 +130,8 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _engine(arguments: argparse.Namespace) -> int:
-    chosen = {"--host": arguments.host, "--port": arguments.port, "--data-dir": arguments.data_dir}
+    data_dir = arguments.data_dir or str(default_data_dir(os.environ) / "engine-alone")
+    chosen = {"--host": arguments.host, "--port": arguments.port, "--data-dir": data_dir}
     words = [word for name, value in chosen.items() if value is not None for word in (name, value)]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "faceswap.engine", *words])

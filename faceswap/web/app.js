@@ -217,7 +217,7 @@ function start() {
   });
   upload.addEventListener("error", () => refuse(UNREACHABLE));
   upload.addEventListener("abort", () => refuse("The upload was cancelled."));
-  clearJob("Uploading");
+  clearJob(chosen.video?.name || "New job");
   upload.send(formBody());
 }
 
