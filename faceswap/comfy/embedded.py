@@ -48,7 +48,7 @@ class EmbeddedEngine:
         self.state: Literal["starting", "running", "restarting", "stopped"] = "stopped"
         self.url: URL | None = None
         self.restarts = 0
-        self._arguments = (*command, "--host", "127.0.0.1", "--data-dir", str(data_dir), *extra_args)
+        self._arguments = (*command, "--watch-stdin", "--host", "127.0.0.1", "--data-dir", str(data_dir), *extra_args)
         self._wanted_port = port
         self._port = port
         self._process: asyncio.subprocess.Process | None = None
