@@ -1,0 +1,53 @@
+# Every chore is one command. The virtual environment is made when it is needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## list the chores
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/:/' | awk -F: '{printf "  make %-10s%s\n", $$1, $$2}'
+
+$(VENV)/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "faceswap needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+.PHONY: demo
+demo: $(VENV)/.installed ## swap the sample face into the sample clip, through the public API; results in demo/
+	$(BIN)/python -m faceswap.demo --out demo
+
+.PHONY: run
+run: $(VENV)/.installed ## run the service on http://127.0.0.1:8000 with its embedded engine
+	$(BIN)/faceswap serve
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## run the whole test suite
+	$(PYTEST) $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## check style, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.PHONY: chaos
+chaos: $(VENV)/.installed-dev ## 500 jobs under random faults; SEED=… repeats a run
+	$(BIN)/python -m tests.system.chaos $(ARGS)
+
+.PHONY: compat
+compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI client packages from the package index
+	$(BIN)/python tests/compat/run.py
+
+.PHONY: bench
+bench: $(VENV)/.installed-dev ## take the figures that README quotes
+	$(BIN)/python bench/run.py $(ARGS)
