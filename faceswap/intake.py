@@ -108,17 +108,8 @@ class Intake:
         async with self._form(folder, announced) as form:
             for name, value in fields.items():
                 form.put(name, value)
-            sinks = {kind: form.open(kind) for kind in sizes}
-            form.check_complete()
             arrival = _Arrival(partial(_frame_bytes, ws), announced, announced)
-            rest = b""
-            for kind, missing in sizes.items():
-                while missing:
-                    piece = rest or await arrival.read()
-                    taken, rest = piece[:missing], piece[missing:]
-                    missing -= len(taken)
-                    await sinks[kind].write(taken)
-                await form.store(sinks[kind])
+            await _read_frames(sizes, arrival, form)
             return await self._submission(form, respond_async=False)
 
     @asynccontextmanager
@@ -284,6 +275,20 @@ async def _read_json(request: web.Request, arrival: _Arrival, form: _Form) -> No
         body += piece
     for name, value in parse_object(bytes(body)).items():
         form.put(name, value)
+
+
+async def _read_frames(sizes: Mapping[str, int], arrival: _Arrival, form: _Form) -> None:
+    """The announced files one after the other; a frame may hold the end of one and the start of the next."""
+    sinks = {kind: form.open(kind) for kind in sizes}
+    form.check_complete()
+    rest = b""
+    for kind, missing in sizes.items():
+        while missing:
+            piece = rest or await arrival.read()
+            taken, rest = piece[:missing], piece[missing:]
+            missing -= len(taken)
+            await sinks[kind].write(taken)
+        await form.store(sinks[kind])
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
