@@ -13,16 +13,21 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from clips import make_clip, read_numbers
 from replay import Replay, read
 from yarl import URL
 
 from faceswap.comfy import client as client_module
 from faceswap.comfy.client import ComfyClient, ComfyError, Features, QueueState
+from faceswap.comfy.embedded import EmbeddedEngine
 from faceswap.comfy.failures import PromptRejected
-from faceswap.comfy.messages import OutputFile
+from faceswap.comfy.listener import Listener
+from faceswap.comfy.messages import Executing, Message, OutputFile, Progress, Succeeded
 from faceswap.errors import JobFailure
+from faceswap.workflow import Workflow, extra_data
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ROOT = Path(__file__).parent.parent
 RESULT = OutputFile("clip_00001.mp4", "job-1", "output")
 
 
@@ -378,7 +383,7 @@ async def test_credentials_in_the_address_are_sent_and_never_shown() -> None:
     assert "FACESWAP_COMFYUI_HEADERS" in refused.value.sentence and not refused.value.passing
 
 
-@pytest.mark.parametrize(("status", "passing"), [(500, True), (503, True), (404, False), (302, False)])
+@pytest.mark.parametrize(("status", "passing"), [(500, True), (503, True), (429, True), (404, False), (302, False)])
 async def test_only_a_servers_own_trouble_may_pass(status: int, passing: bool) -> None:
     async with client_of(saying("500 Internal Server Error", status)) as client:
         with pytest.raises(ComfyError) as error:
@@ -424,8 +429,49 @@ async def test_an_older_server_has_no_features() -> None:
 
 
 async def test_a_node_class_is_described_or_unknown() -> None:
-    info = json.loads((Path(__file__).parent / "data" / "comfyui" / "object_info.json").read_text("utf-8"))
+    info = json.loads((ROOT / "tests" / "data" / "comfyui" / "object_info.json").read_text("utf-8"))
     async with client_of(saying({"LoadImage": info["LoadImage"]})) as client:
         described = await client.object_info("LoadImage")
         assert described is not None and "image" in described["input"]["required"]
         assert await client.object_info("NoSuchNode") is None
+
+
+async def test_a_job_goes_through_the_embedded_engine_from_upload_to_file(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", 12)
+    workflow = Workflow.load(ROOT / "workflows" / "FaceSwap-Reactor-API.json")
+    engine = EmbeddedEngine(tmp_path / "engine")
+    messages: list[Message] = []
+    connected, ended = asyncio.Event(), asyncio.Event()
+
+    def hear(message: Message) -> None:
+        messages.append(message)
+        if message == Executing("p-1", None):
+            ended.set()
+
+    async with aiohttp.ClientSession() as session:
+        client = ComfyClient(await engine.start(), session)
+        listener = asyncio.create_task(Listener(client, "cl-whole", hear, connected.set).run())
+        try:
+            await asyncio.wait_for(connected.wait(), 10)
+            graph = workflow.build(
+                video=await client.upload(clip, "clip.mp4", "job-1"),
+                image=await client.upload(ROOT / "faceswap" / "samples" / "astronaut.png", "face.png", "job-1"),
+                output_prefix="job-1/part-0",
+                options={"crf": 30},
+                skip_first_frames=4,
+                frame_load_cap=5,
+            )
+            assert await client.submit(graph, "cl-whole", "p-1", extra_data(), output_node=workflow.output) == "p-1"
+            await asyncio.wait_for(ended.wait(), 60)
+            outcome = await client.outcome("p-1")
+            assert outcome is not None and (outcome.state, outcome.failure) == ("success", None)
+            (file,) = outcome.outputs[workflow.output]
+            assert await client.download(file, tmp_path / "out.mp4", 10**7) > 0
+        finally:
+            listener.cancel()
+            await asyncio.gather(listener, return_exceptions=True)
+            await engine.stop()
+    assert read_numbers(tmp_path / "out.mp4") == [4, 5, 6, 7, 8]
+    assert messages.count(Succeeded("p-1")) == 1
+    assert Executing("p-1", workflow.swap) in messages
+    assert {workflow.role(message.node) for message in messages if isinstance(message, Progress)} >= {"swap", "combine"}

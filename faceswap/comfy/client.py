@@ -36,6 +36,8 @@ SOCKET_HEARTBEAT = 30.0
 SOCKET_CLOSE_TIMEOUT = 2.0
 SOCKET_MESSAGE_LIMIT = 64 * 1024 * 1024
 
+BUSY = (408, 425, 429)  # statuses by which a proxy asks to come again
+
 FEATURE_FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 
 _PROMPT_ID = re.compile(r"[\w.:-]{1,128}")
@@ -296,7 +298,7 @@ def _transport_errors() -> Iterator[None]:
     except TimeoutError as error:
         raise ComfyError("ComfyUI did not answer in time.", passing=True) from error
     except aiohttp.ClientResponseError as error:
-        raise ComfyError(f"ComfyUI answered {error.status}.", passing=error.status >= 500) from error
+        raise _answered(error.status) from error
     except aiohttp.InvalidURL as error:
         raise ComfyError("ComfyUI's address is not a valid URL.", passing=False) from error
     except aiohttp.ClientPayloadError as error:
@@ -306,12 +308,14 @@ def _transport_errors() -> Iterator[None]:
 
 
 def _check_status(response: aiohttp.ClientResponse, expected: int = 200) -> None:
-    status = response.status
-    if status == expected:
-        return
+    if response.status != expected:
+        raise _answered(response.status)
+
+
+def _answered(status: int) -> ComfyError:
     if status in (401, 403):
-        raise ComfyError(f"ComfyUI refused the call ({status}); check FACESWAP_COMFYUI_HEADERS.", passing=False)
-    raise ComfyError(f"ComfyUI answered {status}.", passing=status >= 500)
+        return ComfyError(f"ComfyUI refused the call ({status}); check FACESWAP_COMFYUI_HEADERS.", passing=False)
+    return ComfyError(f"ComfyUI answered {status}.", passing=status >= 500 or status in BUSY)
 
 
 async def _document(response: aiohttp.ClientResponse, expected: int = 200) -> Any:
