@@ -1,0 +1,95 @@
+"""`python -m faceswap.engine`: the embedded engine as a process of its own."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+from aiohttp import web
+
+from .faults import Faults
+from .server import ENGINE, MAX_UPLOAD_SIZE, create_app
+
+SHUTDOWN_S = 5.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serves until SIGTERM or SIGINT; with `--watch-stdin` also until its parent is gone."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+    asyncio.run(serve(options))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="faceswap engine", description=__doc__)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8188, help="0 picks a free one")
+    parser.add_argument("--data-dir", type=Path, default=_default_data_dir(), help="holds input, output and temp")
+    parser.add_argument("--preset", default="medium", help="x264's preset")
+    parser.add_argument("--max-upload-size", type=int, default=MAX_UPLOAD_SIZE, metavar="BYTES")
+    parser.add_argument("--watch-stdin", action="store_true", help="stop when standard input ends: a child's life line")
+    parser.add_argument(
+        "--faults",
+        type=lambda text: Faults.parse(json.loads(text)),
+        metavar="JSON",
+        help="what to do wrong, for tests; also opens POST /faults",
+    )
+    return parser
+
+
+def _default_data_dir() -> Path:
+    """Within the user's data folder by the XDG base directory rules."""
+    base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return Path(base) / "faceswap-engine"
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """Runs the engine until it is told to stop, or until its own worker fails."""
+    app = create_app(
+        options.data_dir,
+        faults=options.faults,
+        max_upload_size=options.max_upload_size,
+        preset=options.preset,
+    )
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, options.host, options.port)
+        await site.start()
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        sys.stdout.write(f"faceswap engine: listening on http://{host}:{runner.addresses[0][1]}\n")
+        sys.stdout.flush()
+        await _until_stopped(app[ENGINE].worker, options.watch_stdin)
+    finally:
+        await runner.cleanup()
+
+
+async def _until_stopped(worker: asyncio.Task[None], watch_stdin: bool) -> None:
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    if watch_stdin:
+        threading.Thread(target=_await_end_of_input, args=(loop, stopped), daemon=True).start()
+    waiter = asyncio.create_task(stopped.wait())
+    done, _ = await asyncio.wait({waiter, worker}, return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        task.result()
+
+
+def _await_end_of_input(loop: asyncio.AbstractEventLoop, stopped: asyncio.Event) -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    loop.call_soon_threadsafe(stopped.set)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

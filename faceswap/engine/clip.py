@@ -1,0 +1,265 @@
+"""Clips: the frames of a video file in the order and size a graph asks for, decoded as they are read."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from .frames import Colour, Frame, Image, split_planes
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """What is known of a video before its frames are decoded."""
+
+    path: Path
+    width: int
+    height: int
+    """Size as shown: after the rotation the file asks for."""
+    rate: Fraction
+    """Average frames per second."""
+    times: tuple[int | None, ...]
+    """Presentation time of each frame in the stream's time base, in order; None where the file has none."""
+    keyframes: tuple[tuple[int, int], ...]
+    """(presentation, decoding) time of the frames that decoding can start at, in order."""
+    start: Fraction
+    """Time of the first frame, seconds."""
+    has_sound: bool
+
+    @property
+    def count(self) -> int:
+        return len(self.times)
+
+
+def probe(path: Path) -> VideoFile:
+    """Reads the packets of a video and decodes its first frame. Raises ValueError when that fails.
+
+    Frames are counted by their packets: headers lie, and edit lists leave frames out.
+    """
+    try:
+        with av.open(path) as container:
+            stream = container.streams.video[0]
+            first = next(container.decode(stream))
+            sideways = first.rotation % 180 != 0
+            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+            base = stream.time_base or Fraction(1)
+            has_sound = bool(container.streams.audio)
+        with av.open(path) as container:
+            shown = [
+                packet
+                for packet in container.demux(container.streams.video[0])
+                if packet.size and not packet.is_discard
+            ]
+    except (av.FFmpegError, IndexError, StopIteration, OSError) as error:
+        raise ValueError(f"{path.name} could not be loaded: it is not a video that can be decoded") from error
+    return VideoFile(
+        path=path,
+        width=first.height if sideways else first.width,
+        height=first.width if sideways else first.height,
+        rate=rate,
+        times=tuple(sorted((p.pts for p in shown), key=lambda pts: -math.inf if pts is None else pts)),
+        keyframes=tuple(
+            sorted((p.pts, p.dts) for p in shown if p.is_keyframe and p.pts is not None and p.dts is not None)
+        ),
+        start=(first.pts or 0) * base,
+        has_sound=has_sound,
+    )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which frames of a video a graph asks for, and how large: the inputs of VHS_LoadVideo.
+
+    `force_rate` (frames a second, 0 = as they are) drops and repeats frames; `skip`, `step` and `cap` (0 = all)
+    count what is left. A width or height of 0 follows from the other; with both, the picture is cropped to fit.
+    Sides are rounded to multiples of `multiple`; the number of frames to `groups` = (n, r): r more than n times k.
+    """
+
+    force_rate: Fraction = Fraction(0)
+    skip: int = 0
+    step: int = 1
+    cap: int = 0
+    width: int = 0
+    height: int = 0
+    multiple: int = 1
+    groups: tuple[int, int] = (1, 0)
+
+
+@dataclass(frozen=True)
+class Clip:
+    """The selected frames of a video. Iterating decodes them anew; two iterations do not disturb each other."""
+
+    video: VideoFile
+    selection: Selection
+
+    @property
+    def _resampled(self) -> int:
+        """How many frames there are after `force_rate`."""
+        if not self.selection.force_rate:
+            return self.video.count
+        return math.floor((self.video.count - 1) * self.selection.force_rate / self.video.rate) + 1
+
+    @property
+    def count(self) -> int:
+        """How many frames there are."""
+        chosen = self.selection
+        count = max(0, math.ceil((self._resampled - chosen.skip) / chosen.step))
+        if chosen.cap:
+            count = min(count, chosen.cap)
+        size, rest = chosen.groups
+        return count if size == 1 else max(0, (count - rest) // size * size + rest)
+
+    @property
+    def rate(self) -> Fraction:
+        """Frames a second, so that the clip lasts as long as what it was taken from."""
+        return (self.selection.force_rate or self.video.rate) / self.selection.step
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        chosen, width, height = self.selection, self.video.width, self.video.height
+        if chosen.width and not chosen.height:
+            sides = (Fraction(chosen.width), Fraction(height * chosen.width, width))
+        elif chosen.height and not chosen.width:
+            sides = (Fraction(width * chosen.height, height), Fraction(chosen.height))
+        else:
+            sides = (Fraction(chosen.width or width), Fraction(chosen.height or height))
+        multiple = chosen.multiple
+        across, down = (max(1, math.floor(side / multiple + Fraction(1, 2))) * multiple for side in sides)
+        return across, down
+
+    @property
+    def span(self) -> tuple[Fraction | None, Fraction | None]:
+        """First and last moment of the clip in seconds of the video; None where it reaches the video's own end."""
+        frame = 1 / (self.selection.force_rate or self.video.rate)
+        end = self.selection.skip + self.count * self.selection.step
+        return (
+            self.selection.skip * frame if self.selection.skip else None,
+            end * frame if end < self._resampled else None,
+        )
+
+    def __str__(self) -> str:
+        return f"<clip of {self.count} frames, {self.size[0]}×{self.size[1]}>"
+
+    def __iter__(self) -> Iterator[Frame]:
+        wanted = iter(self._wanted())
+        index = next(wanted, None)
+        if index is None:
+            return
+        layout: _Layout | None = None
+        for number, decoded in _decode(self.video, index):
+            while index == number:
+                layout = layout or _Layout(decoded, self.size)
+                yield layout.frame(decoded)
+                index = next(wanted, None)
+            if index is None:
+                return
+
+    def _wanted(self) -> Iterator[int]:
+        """For each frame of the clip, the frame of the video that it shows."""
+        chosen = self.selection
+        pace = self.video.rate / chosen.force_rate if chosen.force_rate else Fraction(1)
+        for number in range(self.count):
+            yield math.ceil((chosen.skip + number * chosen.step) * pace)
+
+
+def _decode(video: VideoFile, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames of a video from number `first` on (or an earlier one), each with its number."""
+    with av.open(video.path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        keyframe = _keyframe_before(video, first)
+        if keyframe is not None:
+            container.seek(keyframe[1], stream=stream)
+            frames = _pictures(container, stream)
+            start = next(frames, None)
+            number = _number(video, start)
+            if start is not None and number is not None and number <= first:
+                yield number, start
+                yield from enumerate(frames, number + 1)
+                return
+    with av.open(video.path) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "AUTO"
+        yield from enumerate(_pictures(container, stream))
+
+
+def _keyframe_before(video: VideoFile, first: int) -> tuple[int, int] | None:
+    """Where to start decoding to get frame `first`; None for the beginning, or where times are not to be trusted."""
+    if first == 0 or first >= video.count or len({*video.times}) != video.count or None in video.times:
+        return None
+    at = bisect_right(video.keyframes, (video.times[first], math.inf)) - 1
+    return video.keyframes[at] if at > 0 else None
+
+
+def _number(video: VideoFile, frame: av.VideoFrame | None) -> int | None:
+    if frame is None or frame.pts is None:
+        return None
+    number = bisect_left(video.times, frame.pts)  # type: ignore[type-var]  # _keyframe_before saw no None
+    return number if number < video.count and video.times[number] == frame.pts else None
+
+
+def _pictures(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """Decodes what can be decoded: a damaged packet is passed over, as ffmpeg does."""
+    for packet in container.demux(stream):
+        try:
+            yield from packet.decode()
+        except av.error.InvalidDataError:
+            continue
+
+
+class _Layout:
+    """How decoded frames become I420 of the wanted size: scaled, cropped, turned and padded to even sides."""
+
+    def __init__(self, decoded: av.VideoFrame, size: tuple[int, int]) -> None:
+        self._turns = round(decoded.rotation / 90) % 4
+        width, height = reversed(size) if self._turns % 2 else size
+        self._width, self._height = width, height
+        scale = max(Fraction(width, decoded.width), Fraction(height, decoded.height))
+        self._scaled = max(width, round(decoded.width * scale)), max(height, round(decoded.height * scale))
+        self._left, self._top = (self._scaled[0] - width) // 4 * 2, (self._scaled[1] - height) // 4 * 2
+        self._shape = (size[1] + size[1] % 2) * 3 // 2, size[0] + size[0] % 2
+        self._reformatter = VideoReformatter()
+        self._colour = Colour(
+            matrix=int(decoded.colorspace),
+            range=2 if decoded.format.name.startswith("yuvj") else int(decoded.color_range),
+            primaries=int(decoded.color_primaries),
+            transfer=int(decoded.color_trc),
+        )
+
+    def frame(self, decoded: av.VideoFrame) -> Frame:
+        planes: Image = np.empty(self._shape, np.uint8)
+        for half, (source, target) in enumerate(zip(self._i420(decoded).planes, split_planes(planes), strict=True)):
+            step = 2 if half else 1
+            rows = np.frombuffer(memoryview(source), np.uint8).reshape(-1, source.line_size)
+            top, left = self._top // step, self._left // step
+            bottom, right = top + -(-self._height // step), left + -(-self._width // step)
+            picture = np.rot90(rows[top:bottom, left:right], self._turns)
+            height, width = picture.shape
+            target[:height, :width] = picture
+            target[height:] = target[height - 1]
+            target[:, width:] = target[:, width - 1 : width]
+        return Frame(planes, self._colour)
+
+    def _i420(self, decoded: av.VideoFrame) -> av.VideoFrame:
+        same_size = (decoded.width, decoded.height) == self._scaled
+        if same_size and decoded.format.name in ("yuv420p", "yuvj420p"):
+            return decoded
+        return self._reformatter.reformat(
+            decoded,
+            *self._scaled,
+            format="yuv420p",
+            src_colorspace=self._colour.known_matrix,
+            dst_colorspace=self._colour.known_matrix,
+            src_color_range=self._colour.range or 1,
+            dst_color_range=self._colour.range or 1,
+            interpolation="BICUBIC",
+        )

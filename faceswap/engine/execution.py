@@ -1,0 +1,287 @@
+"""Runs one prompt: node after node, telling what happens in the frames and the order that ComfyUI sends.
+
+The sequence of frames follows recordings of ComfyUI 0.3.64.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import traceback
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import cv2
+
+from .faults import Faults, InjectedError
+from .folders import Folders
+from .frames import Frame
+from .graph import Graph, execution_order, is_link, signatures
+from .nodes import RUN, Inputs, Result, Task, combines, depends_on, describe, encoding_of
+
+log = logging.getLogger(__name__)
+
+PROGRESS_INTERVAL_S = 0.04
+PREVIEW_INTERVAL_S = 0.5
+PREVIEW_WIDTH = 320
+
+
+class InterruptedByUser(Exception):
+    """The prompt was interrupted."""
+
+
+@dataclass
+class Prompt:
+    """A graph to run, as it stands in the queue."""
+
+    number: float
+    id: str
+    graph: Graph
+    extra: dict[str, Any]
+    outputs: list[str]
+    faults: Faults = field(default_factory=Faults)
+    interrupted: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def client_id(self) -> str | None:
+        return self.extra.get("client_id")
+
+    def listed(self) -> list[Any]:
+        """The prompt as `/queue` and `/history` show it."""
+        return [self.number, self.id, self.graph, self.extra, self.outputs]
+
+
+@dataclass
+class Outcome:
+    """How a prompt ended, as `/history` shows it."""
+
+    completed: bool = False
+    messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    shown: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+class Listener(Protocol):
+    """Takes what a running prompt tells; called from the thread that runs it."""
+
+    def message(self, kind: str, data: dict[str, Any]) -> None: ...
+
+    def preview(self, jpeg: bytes, metadata: dict[str, Any]) -> None: ...
+
+
+class Cache:
+    """The results of the prompt that ran last, by signature: what ComfyUI keeps by default."""
+
+    def __init__(self) -> None:
+        self._results: dict[str, Result] = {}
+
+    def get(self, signature: str) -> Result | None:
+        result = self._results.get(signature)
+        return result if result is not None and result.is_whole else None
+
+    def put(self, signature: str, result: Result) -> None:
+        self._results[signature] = result
+
+    def keep(self, signatures: set[str]) -> None:
+        """Forgets all results but these, and erases their files."""
+        for signature in self._results.keys() - signatures:
+            self._results.pop(signature).forget()
+
+
+class Executor:
+    """Runs prompts one after another, in one thread."""
+
+    def __init__(self, folders: Folders, preset: str) -> None:
+        self.folders = folders
+        self.preset = preset
+        self.cache = Cache()
+
+    def execute(self, prompt: Prompt, listener: Listener) -> Outcome:
+        """Runs a prompt to its end; errors of nodes are part of the outcome."""
+        return _Execution(self, prompt, listener).run()
+
+
+class _Execution:
+    def __init__(self, executor: Executor, prompt: Prompt, listener: Listener) -> None:
+        self._executor = executor
+        self._prompt = prompt
+        self._listener = listener
+        self._outcome = Outcome()
+        self._bars = _Bars(prompt, listener)
+        self._results: dict[str, Result] = {}
+        self._executed: list[str] = []
+        self._node = ""
+        self._inputs: Inputs = {}
+
+    def run(self) -> Outcome:
+        self._record("execution_start", {})
+        try:
+            self._run_nodes()
+        except InterruptedByUser:
+            self._record("execution_interrupted", self._place() | {"executed": self._executed})
+        except Exception as error:  # noqa: BLE001 -- the top of a prompt: every error of a node is its outcome
+            self._fail(error)
+        else:
+            self._outcome.completed = True
+            self._record("execution_success", {})
+        return self._outcome
+
+    def _run_nodes(self) -> None:
+        graph, folders = self._prompt.graph, self._executor.folders
+        order = execution_order(graph, self._prompt.outputs, describe(folders))
+        faults = repr(self._prompt.faults)
+        digests = signatures(graph, order, lambda node_id: [depends_on(folders, graph, node_id), faults])
+        cached = {node: found for node in order if (found := self._executor.cache.get(digests[node]))}
+        self._executor.cache.keep({digests[node] for node in cached})
+        self._results.update(cached)
+        self._record("execution_cached", {"nodes": [node for node in graph if node in cached]})
+        for node_id in order:
+            if node_id not in cached:
+                self._run_node(node_id)
+                self._executor.cache.put(digests[node_id], self._results[node_id])
+            elif (shown := cached[node_id].shown) is not None:
+                self._show(node_id, shown)
+                self._bars.skip(node_id)
+
+    def _run_node(self, node_id: str) -> None:
+        node = self._prompt.graph[node_id]
+        class_type = node["class_type"]
+        self._node = node_id
+        self._inputs = {}
+        self._check()
+        self._bars.start(node_id)
+        self._send("executing", {"node": node_id, "display_node": node_id})
+        self._inputs = {name: self._input(value) for name, value in node["inputs"].items()}
+        self._prompt.faults.on_node(class_type, 0)
+        result = RUN[class_type](self._task(node_id, class_type), self._inputs)
+        self._results[node_id] = result
+        if result.shown is not None:
+            self._show(node_id, result.shown)
+            if self._prompt.faults.lose_output:
+                for path in result.files:
+                    path.unlink()
+        self._bars.finish()
+        self._executed.append(node_id)
+
+    def _task(self, node_id: str, class_type: str) -> Task:
+        def progress(value: int, maximum: int, frame: Frame | None) -> None:
+            self._check()
+            self._bars.progress(value, maximum, frame)
+            self._prompt.faults.on_node(class_type, value)
+
+        preset = self._executor.preset
+        combine = next(combines(self._prompt.graph, node_id), None)
+        encoding = encoding_of(combine["inputs"], preset) if combine else None
+        faults, interrupted = self._prompt.faults, self._prompt.interrupted
+        return Task(self._executor.folders, faults, preset, interrupted, encoding, progress)
+
+    def _input(self, value: Any) -> Any:
+        return self._results[value[0]].values[value[1]] if is_link(value) else value
+
+    def _check(self) -> None:
+        if self._prompt.interrupted.is_set():
+            raise InterruptedByUser
+
+    def _show(self, node_id: str, output: dict[str, Any]) -> None:
+        self._outcome.shown[node_id] = output
+        self._send("executed", {"node": node_id, "display_node": node_id, "output": output})
+
+    def _fail(self, error: Exception) -> None:
+        log.error("prompt %s failed at node %s", self._prompt.id, self._node, exc_info=error)
+        shown = {
+            name: [value if isinstance(value, bool | int | float | str | None) else str(value)]
+            for name, value in self._inputs.items()
+        }
+        details = {
+            "executed": self._executed,
+            "exception_message": f"{error}\n",
+            "exception_type": _type_name(error),
+            "traceback": traceback.format_tb(error.__traceback__),
+            "current_inputs": shown,
+            "current_outputs": list(self._results),
+        }
+        self._record("execution_error", self._place() | details)
+
+    def _place(self) -> dict[str, Any]:
+        node = self._prompt.graph.get(self._node, {})
+        return {"node_id": self._node, "node_type": node.get("class_type")}
+
+    def _record(self, kind: str, data: dict[str, Any]) -> None:
+        """Sends a message that also goes into the history."""
+        timed = {"prompt_id": self._prompt.id, **data, "timestamp": int(time.time() * 1000)}
+        self._outcome.messages.append((kind, timed))
+        self._listener.message(kind, timed)
+
+    def _send(self, kind: str, data: dict[str, Any]) -> None:
+        self._listener.message(kind, {**data, "prompt_id": self._prompt.id})
+
+
+def _type_name(error: Exception) -> str:
+    if isinstance(error, InjectedError):
+        return error.type_name
+    kind = type(error)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+class _Bars:
+    """The progress of a prompt's nodes, told often enough to watch and no more often."""
+
+    def __init__(self, prompt: Prompt, listener: Listener) -> None:
+        self._prompt = prompt
+        self._listener = listener
+        self._states: dict[str, dict[str, Any]] = {}
+        self._node = ""
+        self._next_frame = 0.0
+        self._next_preview = 0.0
+
+    def start(self, node_id: str) -> None:
+        self._node = node_id
+        self._next_frame = 0.0
+        self._set(0.0, 1.0, "running")
+
+    def progress(self, value: int, maximum: int, frame: Frame | None) -> None:
+        now = time.monotonic()
+        if now < self._next_frame and value < maximum:
+            return
+        self._next_frame = now + PROGRESS_INTERVAL_S
+        self._set(value, maximum, "running")
+        data = {"value": value, "max": maximum, "prompt_id": self._prompt.id, "node": self._node}
+        self._listener.message("progress", data)
+        if frame is not None and now >= self._next_preview:
+            self._next_preview = now + PREVIEW_INTERVAL_S
+            self._listener.preview(_jpeg(frame), self._identity())
+
+    def finish(self) -> None:
+        maximum = self._states[self._node]["max"]
+        self._set(maximum, maximum, "finished")
+
+    def skip(self, node_id: str) -> None:
+        """A node whose result came from the cache."""
+        self._node = node_id
+        self._set(1, 1, "finished")
+
+    def _set(self, value: float, maximum: float, state: str) -> None:
+        bar = {"value": value, "max": maximum, "state": state, **self._identity()}
+        self._states[self._node] = bar
+        self._listener.message("progress_state", {"prompt_id": self._prompt.id, "nodes": dict(self._states)})
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "node_id": self._node,
+            "prompt_id": self._prompt.id,
+            "display_node_id": self._node,
+            "parent_node_id": None,
+            "real_node_id": self._node,
+        }
+
+
+def _jpeg(frame: Frame) -> bytes:
+    """A small picture of a frame, at most `PREVIEW_WIDTH` pixels wide."""
+    width, height = frame.size
+    bgr = frame.to_bgr()
+    if width > PREVIEW_WIDTH:
+        size = (PREVIEW_WIDTH, max(1, height * PREVIEW_WIDTH // width))
+        _, data = cv2.imencode(".jpg", cv2.resize(bgr, size, interpolation=cv2.INTER_AREA))
+    else:
+        _, data = cv2.imencode(".jpg", bgr)
+    return data.tobytes()

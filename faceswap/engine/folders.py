@@ -1,0 +1,64 @@
+"""Where the engine keeps files: `input`, `output` and `temp` under one folder. Nothing outside can be named."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+KINDS = ("input", "output", "temp")
+_ANNOTATION = re.compile(r"^(?P<name>.*?)(?: \[(?P<kind>input|output|temp)\])?$", re.DOTALL)
+
+
+class OutsideError(ValueError):
+    """A name that leads out of the engine's folders."""
+
+
+class Folders:
+    """The three folders; made on first use, `temp` emptied by `clear_temp`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        for kind in KINDS:
+            (self.root / kind).mkdir(parents=True, exist_ok=True)
+
+    def folder(self, kind: str) -> Path:
+        """The folder of a `type` the protocol names. Raises OutsideError for another word."""
+        if kind not in KINDS:
+            raise OutsideError(f"no such folder: {kind}")
+        return self.root / kind
+
+    def subfolder(self, kind: str, name: str) -> Path:
+        """A folder within one of the three. Raises OutsideError when it is not."""
+        folder = self.folder(kind)
+        path = (folder / name).resolve()
+        if "\0" in name or not path.is_relative_to(folder):
+            raise OutsideError(f"outside of {kind}: {name}")
+        return path
+
+    def file(self, kind: str, subfolder: str, name: str) -> Path:
+        """A file, which may not exist yet. Raises OutsideError when `name` is no plain name in such a folder."""
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise OutsideError(f"not a file name: {name}")
+        path = (self.subfolder(kind, subfolder) / name).resolve()
+        if not path.is_relative_to(self.folder(kind)):
+            raise OutsideError(f"outside of {kind}: {name}")
+        return path
+
+    def annotated(self, value: str) -> Path:
+        """The file a graph names: `job-1/clip.mp4`, or `clip.mp4 [output]` for one outside of `input`."""
+        match = _ANNOTATION.match(value)
+        assert match  # the pattern matches any text
+        path = PurePosixPath(match["name"])
+        return self.file(match["kind"] or "input", str(path.parent), path.name)
+
+    def clear_temp(self) -> None:
+        """Erases what an earlier process left in `temp`, as ComfyUI does when it starts."""
+        for path in sorted(self.folder("temp").rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def next_number(folder: Path, prefix: str) -> int:
+    """The next free number for `prefix_00001…` names in `folder`, counted as VideoHelperSuite counts."""
+    pattern = re.compile(rf"{re.escape(prefix)}_(\d+)\D*\..+")
+    numbers = (int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name)))
+    return max(numbers, default=0) + 1

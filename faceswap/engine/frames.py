@@ -1,0 +1,151 @@
+"""Pictures on their way through the engine: frames, and stills that stand for a clip of one frame.
+
+A frame keeps the planes it was decoded from. What a swap changes is added to them as a difference, so that
+everything it leaves alone reaches the encoder untouched by colour conversions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+_BT601 = 5
+_FULL_RANGE = 2
+_LUMA_WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
+"""AVColorSpace → (Kr, Kb) of ITU-T H.273; all others are taken for BT.601, as ffmpeg does."""
+
+
+@dataclass(frozen=True)
+class Colour:
+    """How the planes of a video encode colour: the four AVCOL numbers of ffmpeg; 2 (range: 0) is unspecified."""
+
+    matrix: int = 2
+    range: int = 0
+    primaries: int = 2
+    transfer: int = 2
+
+    @property
+    def known_matrix(self) -> int:
+        return self.matrix if self.matrix in _LUMA_WEIGHTS else _BT601
+
+    @cached_property
+    def from_bgr(self) -> NDArray[np.float32]:
+        """(3, 3): differences of B, G, R to differences of Y, U, V, all in steps of 8 bits."""
+        kr, kb = _LUMA_WEIGHTS.get(self.matrix, (0.299, 0.114))
+        luma = np.array([kb, 1 - kr - kb, kr])
+        blue = (np.array([1, 0, 0]) - luma) / (2 * (1 - kb))
+        red = (np.array([0, 0, 1]) - luma) / (2 * (1 - kr))
+        scale = np.ones(3) if self.range == _FULL_RANGE else np.array([219, 224, 224]) / 255
+        return (np.stack([luma, blue, red]) * scale[:, None]).astype(np.float32)
+
+
+@dataclass
+class Frame:
+    """One picture. `planes` is I420, uint8 (H · 3/2, W), with H and W even."""
+
+    planes: Image
+    colour: Colour = field(default_factory=Colour)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.planes.shape[1], self.planes.shape[0] * 2 // 3
+
+    @cached_property
+    def bgr(self) -> Image:
+        """The picture, uint8 (H, W, 3); change it in place and call `keep_changes`."""
+        bgr = self.to_bgr()
+        self._before = bgr.copy()
+        return bgr
+
+    def to_bgr(self) -> Image:
+        """A copy of the picture as uint8 (H, W, 3) BGR."""
+        frame = av.VideoFrame.from_ndarray(self.planes, "yuv420p")
+        reformatted = VideoReformatter().reformat(
+            frame,
+            format="bgr24",
+            src_colorspace=self.colour.known_matrix,
+            src_color_range=self.colour.range or 1,
+            interpolation="BILINEAR",
+        )
+        return np.ascontiguousarray(reformatted.to_ndarray())
+
+    def keep_changes(self) -> None:
+        """Adds to the planes what was changed in `bgr` since it was decoded, and lets go of `bgr`."""
+        if "bgr" in self.__dict__:
+            self._add_changes()
+            del self.bgr, self._before
+
+    def _add_changes(self) -> None:
+        width, height = self.size
+        difference = cv2.absdiff(self.bgr, self._before)
+        left, top, across, down = cv2.boundingRect(difference.reshape(height, width * 3))
+        if across == 0:
+            return
+        x0, x1 = left // 3 // 2 * 2, min(width, ((left + across - 1) // 3 + 2) // 2 * 2)
+        y0, y1 = top // 2 * 2, (top + down + 1) // 2 * 2
+        box = np.s_[y0:y1, x0:x1]
+        change = cv2.subtract(self.bgr[box], self._before[box], dtype=cv2.CV_32F)
+        luma, *chroma = cv2.split(cv2.transform(change, self.colour.from_bgr))
+        y, *uv = split_planes(self.planes)
+        y[box] = cv2.add(y[box], luma, dtype=cv2.CV_8U)
+        half = np.s_[y0 // 2 : y1 // 2, x0 // 2 : x1 // 2]
+        for plane, part in zip(uv, chroma, strict=True):
+            small = cv2.resize(part, ((x1 - x0) // 2, (y1 - y0) // 2), interpolation=cv2.INTER_AREA)
+            plane[half] = cv2.add(plane[half], small, dtype=cv2.CV_8U)
+
+    @classmethod
+    def from_bgr(cls, bgr: Image) -> Frame:
+        """A frame of a still, uint8 (H, W, 3) BGR, in BT.601; odd sides grow by one pixel."""
+        height, width = bgr.shape[:2]
+        even = cv2.copyMakeBorder(bgr, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
+        return cls(np.asarray(cv2.cvtColor(even, cv2.COLOR_BGR2YUV_I420), np.uint8), Colour(matrix=_BT601, range=1))
+
+
+def split_planes(planes: Image) -> list[Image]:
+    """Views of the Y, U and V planes of an I420 array."""
+    width, height = planes.shape[1], planes.shape[0] * 2 // 3
+    flat, luma, chroma = planes.reshape(-1), width * height, width * height // 4
+    return [
+        flat[:luma].reshape(height, width),
+        flat[luma : luma + chroma].reshape(height // 2, width // 2),
+        flat[luma + chroma :].reshape(height // 2, width // 2),
+    ]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A still, as a clip of one frame."""
+
+    bgr: Image
+    rate: Fraction = Fraction(1)
+    count: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.bgr.shape[1], self.bgr.shape[0]
+
+    def __iter__(self) -> Iterator[Frame]:
+        yield Frame.from_bgr(self.bgr)
+
+    def __str__(self) -> str:
+        return f"<picture {self.size[0]}×{self.size[1]}>"
+
+
+def read_picture(path: Path) -> Picture:
+    """Reads an image as it is meant to be shown. Raises ValueError when it is none."""
+    bgr = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if bgr is None:
+        raise ValueError(f"{path.name} is not an image that can be read")
+    return Picture(np.asarray(bgr, np.uint8))

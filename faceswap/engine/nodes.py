@@ -1,0 +1,399 @@
+"""The six node classes of the face-swap workflow: what `/object_info` tells of them, and what they do.
+
+Frames are passed on as clips that are read later. A swap whose result goes straight into a VHS_VideoCombine is
+encoded with that node's settings while it runs, so frames stream from decoder to encoder once.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from .clip import Clip, Selection, probe
+from .faults import Faults
+from .folders import Folders, OutsideError, next_number
+from .frames import Frame, Image, Picture, read_picture
+from .graph import Graph
+from .sound import Sound
+from .video import Encoding, Frames, Swap, as_rate, encode, mux, swapped
+
+log = logging.getLogger(__name__)
+
+Inputs = Mapping[str, Any]
+
+FILE_INPUTS = {("LoadImage", "image"): "image", ("VHS_LoadVideo", "video"): "video"}
+"""The inputs that name a file of the input folder, and what it is called in errors."""
+
+_SUFFIXES = {
+    "image": {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"},
+    "video": {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".gif"},
+}
+_DEFAULT_CRF = 19
+_UNSUPPORTED = {"pingpong": (False,), "trim_to_audio": (False,), "loop_count": (0,), "pix_fmt": ("yuv420p",)}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a node sees of the prompt it runs in."""
+
+    folders: Folders
+    faults: Faults
+    preset: str
+    interrupted: threading.Event
+    encoding: Encoding | None
+    """How the frames this node gives will be encoded, when that is known."""
+    progress: Callable[[int, int, Frame | None], None]
+    """`(value, maximum, frame just done)`; raises when the prompt is interrupted."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a node gave: its outputs in order, and what it shows to the user."""
+
+    values: tuple[Any, ...]
+    shown: dict[str, Any] | None = None
+    files: tuple[Path, ...] = ()
+    """Files without which the result is worth nothing."""
+    scratch: bool = False
+    """Whether the files are to be erased when the result is forgotten."""
+
+    @property
+    def is_whole(self) -> bool:
+        return all(path.exists() for path in self.files)
+
+    def forget(self) -> None:
+        if self.scratch:
+            for path in self.files:
+                path.unlink(missing_ok=True)
+
+
+@functools.cache
+def _template() -> str:
+    return Path(__file__).with_name("object_info.json").read_text("utf-8")
+
+
+def describe(folders: Folders) -> dict[str, Any]:
+    """The node classes as `/object_info` answers them, with the files that can be chosen now."""
+    descriptions: dict[str, Any] = json.loads(_template())
+    names = sorted(path.name for path in folders.folder("input").iterdir() if path.is_file())
+    for (class_type, name), kind in FILE_INPUTS.items():
+        chosen = [file for file in names if PurePosixPath(file).suffix.lower() in _SUFFIXES[kind]]
+        descriptions[class_type]["input"]["required"][name][0] = chosen
+    return descriptions
+
+
+def file_checks(folders: Folders) -> dict[tuple[str, str], Callable[[Any], str | None]]:
+    """For `graph.validate`: whether the files a graph names are there."""
+
+    def check(kind: str, value: Any) -> str | None:
+        return None if _existing(folders, value) else f"Invalid {kind} file: {value}"
+
+    return {key: functools.partial(check, kind) for key, kind in FILE_INPUTS.items()}
+
+
+def _existing(folders: Folders, value: Any) -> Path | None:
+    try:
+        path = folders.annotated(str(value))
+    except OutsideError:
+        return None
+    return path if path.is_file() else None
+
+
+def depends_on(folders: Folders, graph: Graph, node_id: str) -> Any:
+    """What the outputs of a node depend on beside its inputs: its file, or how its frames will be encoded."""
+    node = graph[node_id]
+    for class_type, name in FILE_INPUTS:
+        if node["class_type"] == class_type and (path := _existing(folders, node["inputs"][name])):
+            stat = path.stat()
+            return stat.st_size, stat.st_mtime_ns
+    if node["class_type"] == "ReActorFaceSwap":
+        return [_encoding_inputs(combine["inputs"]) for combine in combines(graph, node_id)]
+    return None
+
+
+def combines(graph: Graph, node_id: str) -> Iterator[dict[str, Any]]:
+    """The VHS_VideoCombine nodes that encode the frames of `node_id`."""
+    for node in graph.values():
+        if node["class_type"] == "VHS_VideoCombine" and node.get("inputs", {}).get("images") == [node_id, 0]:
+            yield node
+
+
+def _encoding_inputs(inputs: Inputs) -> Any:
+    return inputs.get("crf", _DEFAULT_CRF)
+
+
+def encoding_of(inputs: Inputs, preset: str) -> Encoding:
+    """The encoding a VHS_VideoCombine asks for. Raises ValueError for what this engine cannot do."""
+    for name, possible in _UNSUPPORTED.items():
+        if inputs.get(name, possible[0]) not in possible:
+            raise ValueError(f"{name} = {inputs[name]!r} is not supported, only {possible[0]!r}")
+    crf = _encoding_inputs(inputs)
+    if not isinstance(crf, int) or not 0 <= crf <= 100:
+        raise ValueError(f"crf must be a whole number from 0 to 100, not {crf!r}")
+    return Encoding(crf, preset)
+
+
+def load_image(task: Task, inputs: Inputs) -> Result:
+    """LoadImage: a still, and no mask."""
+    return Result((read_picture(task.folders.annotated(inputs["image"])), None))
+
+
+def load_video(task: Task, inputs: Inputs) -> Result:
+    """VHS_LoadVideo: frames, their number, the sound and the video's facts."""
+    video = probe(task.folders.annotated(inputs["video"]))
+    layout = _formats().get(inputs.get("format", "None"), {})
+    clip = Clip(
+        video,
+        Selection(
+            force_rate=as_rate(inputs["force_rate"]),
+            skip=inputs["skip_first_frames"],
+            step=inputs["select_every_nth"],
+            cap=inputs["frame_load_cap"],
+            width=inputs["custom_width"],
+            height=inputs["custom_height"],
+            multiple=layout.get("dim", [1])[0],
+            groups=tuple(layout.get("frames", (1, 0))),
+        ),
+    )
+    if clip.count == 0:
+        raise RuntimeError("No frames generated")
+    for number in range(1, clip.count + 1):
+        task.progress(number, clip.count, None)
+    start, end = clip.span
+    sound = Sound(video.path, video.start, start, end) if video.has_sound else None
+    return Result((clip, clip.count, sound, _facts(clip)))
+
+
+@functools.cache
+def _formats() -> dict[str, dict[str, Any]]:
+    """The presets of VHS_LoadVideo's `format`."""
+    spec = json.loads(_template())["VHS_LoadVideo"]["input"]["optional"]["format"]
+    formats: dict[str, dict[str, Any]] = spec[1]["formats"]
+    return formats
+
+
+def _facts(clip: Clip) -> dict[str, float]:
+    video, (width, height) = clip.video, clip.size
+    return {
+        "source_fps": float(video.rate),
+        "source_frame_count": video.count,
+        "source_duration": float(video.count / video.rate),
+        "source_width": video.width,
+        "source_height": video.height,
+        "loaded_fps": float(clip.rate),
+        "loaded_frame_count": clip.count,
+        "loaded_duration": float(clip.count / clip.rate),
+        "loaded_width": width,
+        "loaded_height": height,
+    }
+
+
+def video_info(task: Task, inputs: Inputs) -> Result:
+    """VHS_VideoInfo: the facts of a video, one by one."""
+    return Result(tuple(inputs["video_info"].values()))
+
+
+def face_boost(task: Task, inputs: Inputs) -> Result:
+    """ReActorFaceBoost: accepted; the built-in swapper has nothing to boost."""
+    return Result((dict(inputs),))
+
+
+@dataclass(frozen=True)
+class Swapping:
+    """A clip with a swap that is done while its frames are read."""
+
+    frames: Frames
+    make_swap: Callable[[], Swap]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.frames.size
+
+    @property
+    def rate(self) -> Fraction:
+        return self.frames.rate
+
+    @property
+    def count(self) -> int:
+        return self.frames.count
+
+    def __iter__(self) -> Iterator[Frame]:
+        return swapped(self.frames, self.make_swap())
+
+
+@dataclass(frozen=True)
+class Encoded(Clip):
+    """A clip of the engine's own that is encoded as its consumer wants it."""
+
+    encoding: Encoding
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """A clip without its last frames."""
+
+    frames: Frames
+    count: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.frames.size
+
+    @property
+    def rate(self) -> Fraction:
+        return self.frames.rate
+
+    def __iter__(self) -> Iterator[Frame]:
+        return islice(iter(self.frames), self.count)
+
+
+class Painter:
+    """Stands for a swap in tests: inverts a square in the middle of each frame, after a wait."""
+
+    def __init__(self, wait_s: float, interrupted: threading.Event) -> None:
+        self._wait_s = wait_s
+        self._interrupted = interrupted
+
+    def track(self, bgr: Image) -> None:
+        return None
+
+    def apply(self, bgr: Image, tracks: None) -> int:
+        self._interrupted.wait(self._wait_s)
+        height, width = bgr.shape[:2]
+        middle = bgr[height * 3 // 8 : height * 5 // 8, width * 3 // 8 : width * 5 // 8]
+        np.subtract(255, middle, out=middle)
+        return 1
+
+
+def face_swap(task: Task, inputs: Inputs) -> Result:
+    """ReActorFaceSwap: the frames with the source's face; unchanged when there is no face to take, as ReActor does."""
+    original: Frames = inputs["input_image"]
+    frames = _with_faults(task.faults, original)
+    make_swap = _swap_maker(task, inputs, frames)
+    if make_swap is not None:
+        frames = Swapping(frames, make_swap)
+    if task.encoding is None or not inputs["enabled"]:
+        return Result((frames, None, original))
+    path = task.folders.folder("temp") / f"{uuid.uuid4().hex}.mp4"
+    _encode(task, frames, path, frames.rate, task.encoding)
+    encoded = Encoded(probe(path), Selection(), task.encoding)
+    return Result((encoded, None, original), files=(path,), scratch=True)
+
+
+def _with_faults(faults: Faults, frames: Frames) -> Frames:
+    if faults.black_frame:
+        return Picture(np.zeros((512, 512, 3), np.uint8), frames.rate)
+    return Shortened(frames, frames.count - faults.drop_frames) if faults.drop_frames else frames
+
+
+def _swap_maker(task: Task, inputs: Inputs, frames: Frames) -> Callable[[], Swap] | None:
+    """How to make the swap a node asks for; None when there is nothing to do."""
+    faults, source = task.faults, inputs.get("source_image")
+    if not inputs["enabled"] or source is None or faults.unswapped or faults.black_frame:
+        return None
+    if faults.paints:
+        return functools.partial(Painter, faults.wait_per_frame_s, task.interrupted)
+    # imported here: the models take a second and 100 MB, which an idle engine need not spend
+    from .swap import FaceSwapper, NoFaceError, SourceFace
+
+    _warn_of_model(inputs["swap_model"])
+    picture = next(iter(source)).to_bgr() if not isinstance(source, Picture) else source.bgr
+    try:
+        sources = [SourceFace.from_image(picture, index) for index in _indices(inputs["source_faces_index"])]
+    except NoFaceError:
+        log.warning("no such face in the source image: frames stay as they are")
+        return None
+    targets = _indices(inputs["input_faces_index"])
+    return functools.partial(FaceSwapper, sources, targets, frame_rate=float(frames.rate))
+
+
+def _indices(text: str) -> list[int]:
+    """ReActor's face indices: "0" or "0,1". Raises ValueError for anything else."""
+    return [int(part) for part in text.split(",") if part.strip()] or [0]
+
+
+@functools.cache
+def _warn_of_model(name: str) -> None:
+    log.warning("%s stands for the built-in swapper, as do all restore and boost models", name)
+
+
+def _encode(task: Task, frames: Frames, path: Path, rate: Fraction, encoding: Encoding) -> None:
+    """Encodes while driving the node's bar; leaves no file behind when it fails."""
+
+    def on_frame(number: int, frame: Frame) -> None:
+        task.progress(number, max(number, frames.count), frame)
+
+    try:
+        done = encode(frames, path, rate, encoding, on_frame)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    if done < frames.count:
+        task.progress(done, done, None)
+
+
+def video_combine(task: Task, inputs: Inputs) -> Result:
+    """VHS_VideoCombine: an H.264 file with the sound, in the output folder (or `temp`)."""
+    if task.faults.no_file:
+        return Result((None,), shown={})
+    kind = "output" if inputs["save_output"] else "temp"
+    prefix = PurePosixPath(inputs["filename_prefix"])
+    folder = task.folders.file(kind, str(prefix.parent), prefix.name).parent
+    encoding, rate = encoding_of(inputs, task.preset), as_rate(inputs["frame_rate"])
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{prefix.name}_{next_number(folder, prefix.name):05}"
+    sound: Sound | None = inputs.get("audio")
+    path = folder / f"{stem}{'-audio' if sound else ''}.mp4"
+    _write(task, inputs["images"], sound, path, rate, encoding)
+    entry = {
+        "filename": path.name,
+        "subfolder": "" if str(prefix.parent) == "." else str(prefix.parent),
+        "type": kind,
+        "format": inputs["format"],
+        "frame_rate": inputs["frame_rate"],
+        "workflow": f"{stem}.png",
+        "fullpath": str(path),
+    }
+    return Result(((inputs["save_output"], [str(path)]),), shown={"gifs": [entry]}, files=(path,))
+
+
+def _write(task: Task, images: Frames, sound: Sound | None, path: Path, rate: Fraction, encoding: Encoding) -> None:
+    """Writes the file under its name only when it is whole; frames that are encoded already are copied."""
+    silent = task.folders.folder("temp") / f"{uuid.uuid4().hex}.mp4"
+    part = silent.with_suffix(".part.mp4")
+    ready = isinstance(images, Encoded) and images.encoding == encoding
+    try:
+        if not ready:
+            _encode(task, images, silent, rate, encoding)
+        source = images.video.path if isinstance(images, Encoded) and ready else silent
+
+        def on_frame(number: int) -> None:
+            task.progress(number, max(number, images.count), None) if ready else None
+
+        mux(source, sound, part, rate, on_frame)
+        part.replace(path)
+    finally:
+        silent.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+
+
+RUN: dict[str, Callable[[Task, Inputs], Result]] = {
+    "LoadImage": load_image,
+    "VHS_LoadVideo": load_video,
+    "VHS_VideoInfo": video_info,
+    "ReActorFaceSwap": face_swap,
+    "ReActorFaceBoost": face_boost,
+    "VHS_VideoCombine": video_combine,
+}
+"""What each node class does."""

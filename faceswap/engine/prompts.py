@@ -1,0 +1,133 @@
+"""The prompts that wait, the one that runs and those that have ended. Everything here happens in the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from .execution import Executor, Outcome, Prompt
+from .sockets import Hub
+
+HISTORY_LIMIT = 10_000
+
+
+class Prompts:
+    """The queue and its worker: one prompt at a time, the smallest number first."""
+
+    def __init__(self, executor: Executor, hub: Hub) -> None:
+        self.running: Prompt | None = None
+        self.running_node: str | None = None
+        self.pending: list[Prompt] = []
+        self.history: dict[str, dict[str, Any]] = {}
+        self._executor = executor
+        self._hub = hub
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompt")
+        self._free_wanted = False
+
+    @property
+    def remaining(self) -> int:
+        return len(self.pending) + (self.running is not None)
+
+    def status(self) -> dict[str, Any]:
+        """What a `status` frame carries."""
+        return {"status": {"exec_info": {"queue_remaining": self.remaining}}}
+
+    def submit(self, prompt: Prompt) -> None:
+        bisect.insort(self.pending, prompt, key=lambda waiting: waiting.number)
+        self._arrived.set()
+        self._tell_status()
+
+    def delete(self, prompt_ids: list[str]) -> None:
+        """Removes waiting prompts; they leave no trace."""
+        kept = [prompt for prompt in self.pending if prompt.id not in prompt_ids]
+        if len(kept) < len(self.pending):
+            self.pending = kept
+            self._tell_status()
+
+    def interrupt(self, prompt_id: str | None) -> None:
+        """Stops the running prompt, if it is the one named or none is named."""
+        if self.running is not None and prompt_id in (None, self.running.id):
+            self.running.interrupted.set()
+
+    def free(self) -> None:
+        """Lets go of cached results as soon as no prompt runs."""
+        self._free_wanted = True
+        self._free_if_idle()
+
+    async def work(self) -> None:
+        """Runs prompts for ever."""
+        while True:
+            while not self.pending:
+                self._arrived.clear()
+                await self._arrived.wait()
+            await self._run(self.pending.pop(0))
+
+    async def _run(self, prompt: Prompt) -> None:
+        self.running = prompt
+        self._tell_status()
+        if prompt.faults.stuck:
+            await asyncio.Event().wait()
+        listener = _Relay(self, prompt, self._hub)
+        loop = asyncio.get_running_loop()
+        outcome = await loop.run_in_executor(self._thread, self._executor.execute, prompt, listener)
+        self._remember(prompt, outcome)
+        self.running, self.running_node = None, None
+        self._free_if_idle()
+        self._tell_status()
+        self._hub.send(prompt.client_id, "executing", {"node": None, "prompt_id": prompt.id})
+
+    def _remember(self, prompt: Prompt, outcome: Outcome) -> None:
+        if len(self.history) >= HISTORY_LIMIT:
+            del self.history[next(iter(self.history))]
+        self.history.pop(prompt.id, None)
+        self.history[prompt.id] = {
+            "prompt": prompt.listed(),
+            "outputs": outcome.shown,
+            "status": {
+                "status_str": "success" if outcome.completed else "error",
+                "completed": outcome.completed,
+                "messages": outcome.messages,
+            },
+            "meta": {
+                node: {"node_id": node, "display_node": node, "parent_node": None, "real_node_id": node}
+                for node in outcome.shown
+            },
+        }
+
+    def _free_if_idle(self) -> None:
+        if self._free_wanted and self.running is None:
+            self._free_wanted = False
+            self._executor.cache.keep(set())
+
+    def _tell_status(self) -> None:
+        self._hub.broadcast("status", self.status())
+
+    async def close(self) -> None:
+        """Stops the running prompt and waits until its thread has let go of its files."""
+        self.interrupt(None)
+        await asyncio.to_thread(self._thread.shutdown, wait=True)
+        self._executor.cache.keep(set())
+
+
+class _Relay:
+    """Carries what a running prompt tells from its thread into the event loop."""
+
+    def __init__(self, prompts: Prompts, prompt: Prompt, hub: Hub) -> None:
+        self._prompts = prompts
+        self._client_id = prompt.client_id
+        self._hub = hub
+        self._loop = asyncio.get_running_loop()
+
+    def message(self, kind: str, data: dict[str, Any]) -> None:
+        self._loop.call_soon_threadsafe(self._deliver, kind, data)
+
+    def preview(self, jpeg: bytes, metadata: dict[str, Any]) -> None:
+        self._loop.call_soon_threadsafe(self._hub.preview, self._client_id, jpeg, metadata)
+
+    def _deliver(self, kind: str, data: dict[str, Any]) -> None:
+        if kind == "executing":
+            self._prompts.running_node = data["node"]
+        self._hub.send(self._client_id, kind, data)

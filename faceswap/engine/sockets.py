@@ -1,0 +1,115 @@
+"""The WebSockets of the engine: who hears what, each through a bounded queue and a writer of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from typing import Any
+
+from aiohttp import WSCloseCode, web
+
+from .faults import FaultSwitch
+
+OUTBOX_FRAMES = 2000
+"""A reader this far behind (over half a minute of a running prompt) is cut off."""
+
+_PREVIEW = 1
+_PREVIEW_WITH_METADATA = 4
+_JPEG = 1
+
+
+class Socket:
+    """One connection. `put` never waits; frames go out in order."""
+
+    def __init__(self, request: web.Request, response: web.WebSocketResponse, faults: FaultSwitch) -> None:
+        self.wants_metadata = False
+        """Whether the client asked for previews with metadata."""
+        self._request = request
+        self._response = response
+        self._faults = faults
+        self._outbox: asyncio.Queue[str | bytes] = asyncio.Queue(OUTBOX_FRAMES)
+
+    def put(self, frame: str | bytes) -> None:
+        try:
+            self._outbox.put_nowait(frame)
+        except asyncio.QueueFull:
+            self.abort()
+
+    def abort(self) -> None:
+        """Cuts the connection without a closing handshake."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    async def close(self) -> None:
+        """Says goodbye: the server is going away."""
+        await self._response.close(code=WSCloseCode.GOING_AWAY)
+
+    async def write(self) -> None:
+        """Sends what is put until the connection ends."""
+        sent = 0
+        while not self._response.closed:
+            frame = await self._outbox.get()
+            faults = self._faults.now
+            if sent == faults.ws_drop_after:
+                self.abort()
+                return
+            if faults.ws_delay_s:
+                await asyncio.sleep(faults.ws_delay_s)
+            for _ in range(0 if faults.ws_deaf else 2 if faults.ws_duplicate else 1):
+                await self._send(frame)
+            sent += 1
+
+    async def _send(self, frame: str | bytes) -> None:
+        if isinstance(frame, str):
+            await self._response.send_str(frame)
+        else:
+            await self._response.send_bytes(frame)
+
+
+class Hub:
+    """All open sockets, by client id. A client id may have several: each of them hears everything."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[str, set[Socket]] = {}
+
+    def add(self, client_id: str, socket: Socket) -> None:
+        self._sockets.setdefault(client_id, set()).add(socket)
+
+    def remove(self, client_id: str, socket: Socket) -> None:
+        sockets = self._sockets[client_id]
+        sockets.discard(socket)
+        if not sockets:
+            del self._sockets[client_id]
+
+    def send(self, client_id: str | None, kind: str, data: dict[str, Any]) -> None:
+        """To the sockets of one client; to nobody without a client id."""
+        if sockets := self._sockets.get(client_id or ""):
+            frame = message(kind, data)
+            for socket in sockets:
+                socket.put(frame)
+
+    def broadcast(self, kind: str, data: dict[str, Any]) -> None:
+        frame = message(kind, data)
+        for sockets in self._sockets.values():
+            for socket in sockets:
+                socket.put(frame)
+
+    def preview(self, client_id: str | None, jpeg: bytes, metadata: dict[str, Any]) -> None:
+        """A JPEG in the binary form each socket asked for: ComfyUI's type 1, or type 4 with metadata."""
+        for socket in self._sockets.get(client_id or "", ()):
+            if socket.wants_metadata:
+                text = json.dumps(metadata | {"image_type": "image/jpeg"}).encode()
+                socket.put(struct.pack(">II", _PREVIEW_WITH_METADATA, len(text)) + text + jpeg)
+            else:
+                socket.put(struct.pack(">II", _PREVIEW, _JPEG) + jpeg)
+
+    async def close(self) -> None:
+        """Closes every socket."""
+        sockets = [socket for group in self._sockets.values() for socket in group]
+        await asyncio.gather(*(socket.close() for socket in sockets))
+
+
+def message(kind: str, data: dict[str, Any]) -> str:
+    """A text frame of ComfyUI's protocol."""
+    return json.dumps({"type": kind, "data": data})

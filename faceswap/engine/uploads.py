@@ -1,0 +1,73 @@
+"""Files that clients send: streamed to disk as they come, so memory does not grow with them."""
+
+from __future__ import annotations
+
+import asyncio
+import filecmp
+import itertools
+import uuid
+from pathlib import Path
+
+from aiohttp import BodyPartReader, web
+
+from .folders import Folders, OutsideError
+
+_CHUNK = 1 << 18
+
+
+async def receive(request: web.Request, folders: Folders, limit: int) -> dict[str, str]:
+    """Stores the file of a `/upload/image` request and answers `{"name", "subfolder", "type"}`.
+
+    The parts may come in any order. A name that is taken by other bytes gets ` (1)`, ` (2)`, …, unless
+    `overwrite` is true. Raises 400 for a missing file or a name that leads out, 413 above `limit` bytes.
+    """
+    if (request.content_length or 0) > limit:
+        raise web.HTTPRequestEntityTooLarge(limit, request.content_length or 0)
+    fields: dict[str, str] = {}
+    part_file = folders.folder("temp") / f"{uuid.uuid4().hex}.upload"
+    try:
+        filename = await _read_parts(request, fields, part_file, limit)
+        return await asyncio.to_thread(_place, folders, fields, filename, part_file)
+    except (OutsideError, ValueError, AssertionError) as error:
+        raise web.HTTPBadRequest from error
+    finally:
+        part_file.unlink(missing_ok=True)
+
+
+async def _read_parts(request: web.Request, fields: dict[str, str], part_file: Path, limit: int) -> str:
+    """Writes the file to `part_file`, the other fields to `fields`; returns the file's name."""
+    filename = ""
+    size = 0
+    async for part in await request.multipart():
+        if not isinstance(part, BodyPartReader):
+            raise ValueError("parts within parts")
+        if part.name != "image":
+            fields[part.name or ""] = await part.text()
+            continue
+        filename = part.filename or ""
+        with part_file.open("wb") as file:
+            while chunk := await part.read_chunk(_CHUNK):
+                size += len(chunk)
+                if size > limit:
+                    raise web.HTTPRequestEntityTooLarge(limit, size)
+                file.write(chunk)
+    return filename
+
+
+def _place(folders: Folders, fields: dict[str, str], filename: str, part_file: Path) -> dict[str, str]:
+    kind, subfolder = fields.get("type") or "input", fields.get("subfolder", "")
+    path = folders.file(kind, subfolder, filename)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if fields.get("overwrite") not in ("true", "1"):
+        path = _free_name(path, part_file)
+    part_file.replace(path)
+    return {"name": path.name, "subfolder": subfolder, "type": kind}
+
+
+def _free_name(path: Path, part_file: Path) -> Path:
+    """The name itself where it is free or holds the same bytes, else the first numbered one of which that is true."""
+    numbered = (path.with_name(f"{path.stem} ({number}){path.suffix}") for number in itertools.count(1))
+    for candidate in itertools.chain([path], numbered):
+        if not candidate.exists() or filecmp.cmp(candidate, part_file, shallow=False):
+            return candidate
+    raise AssertionError("numbers do not end")

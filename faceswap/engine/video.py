@@ -1,0 +1,211 @@
+"""From frames to a file: frames stream from the decoder through the swap to the encoder, a thread for each step.
+
+At most a few frames wait between two steps, so memory does not depend on the length of a video.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Protocol, TypeVar
+
+import av
+
+from .frames import Colour, Frame, Image
+from .sound import Sound, SoundTrack
+
+AHEAD = 4
+"""Frames that one step may be ahead of the next."""
+
+_LARGEST_RATE_PART = 1_000_000
+_HIGHEST_CRF = 51
+
+T = TypeVar("T")
+
+
+class Swap(Protocol):
+    """Something that changes faces: `track` in one thread, `apply` in another, both in the order of the frames."""
+
+    def track(self, bgr: Image) -> Any: ...
+
+    def apply(self, bgr: Image, tracks: Any) -> int: ...
+
+
+class Frames(Protocol):
+    """A clip: frames that can be read again and again, and what is known of them beforehand."""
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    @property
+    def rate(self) -> Fraction: ...
+
+    @property
+    def count(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Frame]: ...
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How H.264 is encoded. `crf` is x264's, 0 (lossless) to 51."""
+
+    crf: int = 19
+    preset: str = "medium"
+
+
+def as_rate(value: float | Fraction) -> Fraction:
+    """Frames a second as a fraction: 29.97002997 is 30000/1001."""
+    return Fraction(value).limit_denominator(_LARGEST_RATE_PART)
+
+
+def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T]:
+    """Yields `items`, made by a thread of their own that is at most `depth` ahead of the reader.
+
+    Closing the generator stops the thread; an error in the thread is raised here.
+    """
+    room = threading.Semaphore(depth)
+    ready: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+    closed = threading.Event()
+
+    def make() -> None:
+        iterator = iter(items)
+        try:
+            while room.acquire() and not closed.is_set():
+                ready.put((next(iterator), None))
+        except BaseException as error:  # noqa: BLE001 -- a thread's top: the reader gets every error
+            ready.put((None, error))
+        finally:
+            with suppress(AttributeError):  # only generators can be closed
+                iterator.close()  # type: ignore[attr-defined]
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            room.release()
+            yield item  # type: ignore[misc]  # without an error it is an item
+    finally:
+        closed.set()
+        room.release()
+        thread.join()
+
+
+def swapped(frames: Iterable[Frame], swap: Swap) -> Iterator[Frame]:
+    """The frames with a swap applied; decoding, tracking and applying each run in a thread."""
+    tracked = ahead(_tracked(ahead(_prepared(frames)), swap))
+    with closing(ahead(_applied(tracked, swap))) as stream:
+        for frame in stream:
+            frame.keep_changes()
+            yield frame
+
+
+def _prepared(frames: Iterable[Frame]) -> Iterator[Frame]:
+    for frame in frames:
+        _ = frame.bgr  # converted here, in the decoder's thread
+        yield frame
+
+
+def _tracked(frames: Generator[Frame], swap: Swap) -> Iterator[tuple[Frame, Any]]:
+    with closing(frames):
+        for frame in frames:
+            yield frame, swap.track(frame.bgr)
+
+
+def _applied(frames: Generator[tuple[Frame, Any]], swap: Swap) -> Iterator[Frame]:
+    with closing(frames):
+        for frame, tracks in frames:
+            swap.apply(frame.bgr, tracks)
+            yield frame
+
+
+def encode(
+    frames: Iterable[Frame],
+    path: Path,
+    rate: Fraction,
+    encoding: Encoding,
+    on_frame: Callable[[int, Frame], None],
+) -> int:
+    """Encodes frames as H.264 into an MP4 file without sound and returns their number.
+
+    `on_frame(number, frame)` is called after each, counted from 1; what it raises ends the encoding.
+    Raises ValueError when there is no frame at all.
+    """
+    number = 0
+    stream: av.VideoStream | None = None
+    with av.open(path, "w", format="mp4") as output:
+        for number, frame in enumerate(frames, 1):
+            stream = stream or _add_video(output, frame, rate, encoding)
+            picture = av.VideoFrame.from_ndarray(frame.planes, "yuv420p")
+            picture.pts, picture.time_base = number - 1, 1 / rate
+            _tag(picture, frame.colour)
+            output.mux(stream.encode(picture))
+            on_frame(number, frame)
+        if stream is None:
+            raise ValueError("No frames to encode")
+        output.mux(stream.encode(None))
+    return number
+
+
+def _add_video(
+    output: av.container.OutputContainer, frame: Frame, rate: Fraction, encoding: Encoding
+) -> av.VideoStream:
+    options = {"crf": str(min(encoding.crf, _HIGHEST_CRF)), "preset": encoding.preset}
+    stream = output.add_stream("libx264", rate=rate, options=options)
+    stream.width, stream.height = frame.size
+    stream.pix_fmt = "yuv420p"
+    _tag(stream.codec_context, frame.colour)
+    return stream
+
+
+def _tag(target: av.VideoFrame | av.VideoCodecContext, colour: Colour) -> None:
+    target.color_range = colour.range
+    target.colorspace = colour.matrix
+    target.color_primaries = colour.primaries
+    target.color_trc = colour.transfer
+
+
+def mux(video: Path, sound: Sound | None, path: Path, rate: Fraction, on_frame: Callable[[int], None]) -> None:
+    """Puts an encoded video, at `rate`, and a sound into an MP4 file that can be played while it loads."""
+    with (
+        av.open(video) as source,
+        av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as output,
+    ):
+        picture = source.streams.video[0]
+        stream = output.add_stream_from_template(picture)
+        stream.time_base = 1 / rate
+        track = SoundTrack(sound, output) if sound else None
+        pictures = _retimed(source, picture, stream, rate)
+        number = 0
+        for _, packet in heapq.merge(pictures, track.packets() if track else (), key=lambda timed: timed[0]):
+            output.mux(packet)
+            if packet.stream is stream:
+                number += 1
+                on_frame(number)
+
+
+def _retimed(
+    source: av.container.InputContainer, picture: av.VideoStream, stream: av.VideoStream, rate: Fraction
+) -> Iterator[tuple[Fraction, av.Packet[Any]]]:
+    """The packets of a constant-rate video, timed anew for `rate`."""
+    base = picture.time_base or Fraction(1)
+    own_rate = picture.average_rate or rate
+    for packet in source.demux(picture):
+        if packet.pts is None or packet.dts is None:
+            continue
+        packet.pts, packet.dts = (round(time * base * own_rate) for time in (packet.pts, packet.dts))
+        packet.duration = 1
+        packet.time_base = 1 / rate
+        packet.stream = stream
+        yield packet.dts / rate, packet
