@@ -115,8 +115,8 @@ def sound_packets(path: Path) -> list[list[tuple[bytes, float]]]:
     """For each sound track its packets and their times in seconds."""
     with av.open(str(path)) as container:
         tracks: dict[int, list[tuple[bytes, float]]] = {s.index: [] for s in container.streams.audio}
-        for packet in container.demux(*container.streams.audio):
-            if packet.size:
+        for packet in container.demux():
+            if packet.size and packet.stream_index in tracks:
                 tracks[packet.stream_index].append((bytes(packet), float(packet.pts * packet.time_base)))
     return list(tracks.values())
 

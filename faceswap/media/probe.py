@@ -77,7 +77,7 @@ def _read(path: Path, container: InputContainer, stream: VideoStream) -> VideoFa
                     raise Unprocessable(detail, code="video_too_long")
     except av.FFmpegError as error:
         raise TRUNCATED from error
-    if _reaches_past_the_end(stream, path.stat().st_size):
+    if reaches_past_the_end(container, path):
         raise TRUNCATED
     picture = picture or _decode_rest(stream)
     if counter.count == 0:
@@ -150,11 +150,12 @@ def _looks_like_mp4(path: Path) -> bool:
         return file.read(12)[4:8] == b"ftyp"
 
 
-def _reaches_past_the_end(stream: VideoStream, size: int) -> bool:
+def reaches_past_the_end(container: InputContainer, path: Path) -> bool:
     """Whether a file with an index (mp4, mov) names samples of any stream beyond its own end."""
-    if "mp4" not in stream.container.format.name.split(","):
+    if "mp4" not in container.format.name.split(","):
         return False
-    return any(e.pos + e.size > size for s in stream.container.streams for e in s.index_entries)
+    size = path.stat().st_size
+    return any(e.pos + e.size > size for s in container.streams for e in s.index_entries)
 
 
 def probe_image(path: Path) -> ImageFacts:

@@ -1,0 +1,274 @@
+"""Joins segment results into one video without encoding again. Runs in a worker process."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import heapq
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer, OutputContainer
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from faceswap.errors import JobFailure
+from faceswap.media.facts import JoinFacts
+from faceswap.media.timeline import Timeline, open_media, packets, picture_stream, read_timeline
+from faceswap.media.worker import partial_path
+
+# Sound that is copied as it is; what else is found is encoded to AAC.
+MP4_SOUND = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
+AAC_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
+# Codecs that repeat their parameters at each key frame: segments may differ in what their headers say.
+SELF_CONTAINED = {"vp9", "av1"}
+CLOCK_HZ = 90_000
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+# Seconds, and the packet to write then.
+Timed: TypeAlias = "tuple[float, av.Packet[Any]]"
+
+
+def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None) -> JoinFacts:
+    """Writes the frames of `segments`, in order, and all sound of `source` to `out`, an mp4.
+
+    With `frame_rate` None frame i of the result is shown when frame i of the source is; otherwise the rate is
+    constant. The offset between sound and picture is the source's. `out` appears complete or not at all.
+    Raises JobFailure (`disk_full`, `output_damaged`, `segments_differ`).
+    """
+    partial = partial_path(out)
+    try:
+        runs = [_survey(path) for path in segments]
+        in_band = _headers_differ(runs)
+        with open_media(source) as sounds, _open_output(partial) as output:
+            origin = Fraction(sounds.start_time or 0, av.time_base)
+            clock = _Clock.of(read_timeline(source), frame_rate, origin, sum(len(run.ranks) for run in runs))
+            pictures = _pictures(runs, clock, in_band, output)
+            tracks, warnings = _sound_tracks(sounds, output)
+            for _, packet in heapq.merge(pictures, _sound(sounds, tracks, origin), key=lambda timed: timed[0]):
+                output.mux(packet)
+        facts = _seal(partial, clock, warnings)
+        partial.replace(out)
+        _sync(out.parent)
+        return facts
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise JobFailure("disk_full", "The disk is full: free some space.", passing=True) from error
+        raise
+    except av.FFmpegError as error:
+        sentence = "The result cannot be joined: a segment of it is damaged."
+        raise JobFailure("output_damaged", sentence, passing=True) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _open_output(path: Path) -> OutputContainer:
+    return av.open(f"file:{path}", "w", format="mp4", options={"movflags": "+faststart"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One segment: for each packet, as stored, the rank in which its frame is shown."""
+
+    path: Path
+    ranks: NDArray[np.int64]
+    codec: str
+    size: tuple[int, int]
+    header: bytes
+
+    @property
+    def delay(self) -> int:
+        """By how many frames decoding runs ahead of showing."""
+        return int(np.max(np.arange(len(self.ranks)) - self.ranks, initial=0))
+
+
+def _survey(path: Path) -> _Run:
+    with open_media(path) as container:
+        stream = picture_stream(container)
+        if stream is None:
+            raise JobFailure("output_damaged", "A segment of the result holds no video.", passing=True)
+        times = [packet.pts for packet in packets(container, "video") if packet.stream_index == stream.index]
+        if not times or None in times:
+            raise JobFailure("output_damaged", "A segment of the result holds no timed frame.", passing=True)
+        context = stream.codec_context
+        ranks = np.argsort(np.argsort(np.array(times, np.int64), kind="stable"))
+        size = context.width, context.height
+        return _Run(path, ranks, context.codec.canonical_name, size, bytes(context.extradata or b""))
+
+
+def _headers_differ(runs: Sequence[_Run]) -> bool:
+    """Whether H.264 parameters have to be repeated in the stream; raises when segments cannot follow
+    one another at all."""
+    first = runs[0]
+    if any((run.codec, run.size) != (first.codec, first.size) for run in runs):
+        sentence = "The segments of the result differ in size or codec; give all engines the same workflow."
+        raise JobFailure("segments_differ", sentence)
+    if first.codec in SELF_CONTAINED or all(run.header == first.header for run in runs):
+        return False
+    if first.codec != "h264" or any(run.header[4:5] != first.header[4:5] for run in runs):
+        sentence = "The segments of the result were encoded with settings that cannot follow one another."
+        raise JobFailure("segments_differ", sentence)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Clock:
+    """When each frame of the result is shown and for how long, in ticks of `time_base` from the origin."""
+
+    time_base: Fraction
+    times: NDArray[np.int64]
+    durations: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, source: Timeline, frame_rate: Fraction | None, origin: Fraction, frames: int) -> _Clock:
+        """The source's own times, or a constant rate from the time of its first frame."""
+        start = int(source.times[0]) * source.time_base - origin
+        rate = frame_rate or source.rate()[0]
+        if frame_rate is None and source.stamped and frames <= len(source.times):
+            base = source.time_base
+            times = source.times[:frames] - source.times[0]
+            times = np.maximum.accumulate(times - np.arange(frames)) + np.arange(frames)
+            last = source.last_duration
+        else:
+            scale = -(-CLOCK_HZ // rate.numerator)
+            base, step = Fraction(1, rate.numerator * scale), rate.denominator * scale
+            times, last = np.arange(frames, dtype=np.int64) * step, step
+        return cls(base, times + round(start / base), np.diff(times, append=times[-1] + last))
+
+    def decoding(self, delay: int) -> NDArray[np.int64]:
+        """When each packet, as stored, is decoded: `delay` frames before the frame of that rank is shown."""
+        lead = np.arange(-delay, 0) * max(int(self.durations[0]), 1) + self.times[0]
+        return np.concatenate([lead, self.times])
+
+
+def _pictures(runs: Sequence[_Run], clock: _Clock, in_band: bool, output: OutputContainer) -> Iterator[Timed]:
+    """The packets of all segments on the result's clock."""
+    with open_media(runs[0].path) as container:
+        template = picture_stream(container)
+        assert template is not None
+        target = output.add_stream_from_template(template, opaque=True)
+    target.set_display_rotation(0)
+    target.time_base = clock.time_base
+    if in_band:
+        target.codec_context.codec_tag = "avc3"
+    return _retimed(runs, clock, in_band, target)
+
+
+def _retimed(runs: Sequence[_Run], clock: _Clock, in_band: bool, target: VideoStream) -> Iterator[Timed]:
+    decoding = clock.decoding(max(run.delay for run in runs))
+    shown = stored = 0
+    for run in runs:
+        prefix = _parameter_sets(run.header) if in_band else b""
+        with open_media(run.path) as container:
+            stream = picture_stream(container)
+            assert stream is not None
+            pictures = (p for p in packets(container, "video") if p.stream_index == stream.index)
+            for packet, rank in zip(pictures, run.ranks, strict=True):
+                if prefix and packet.is_keyframe:
+                    packet = _prefixed(prefix, packet)
+                packet.stream, packet.time_base = target, clock.time_base
+                packet.pts, packet.dts = int(clock.times[shown + rank]), int(decoding[stored])
+                packet.duration = int(clock.durations[shown + rank])
+                stored += 1
+                yield float(packet.dts * clock.time_base), packet
+        shown += len(run.ranks)
+
+
+def _prefixed(prefix: bytes, packet: av.Packet[VideoStream]) -> av.Packet[VideoStream]:
+    longer = cast("av.Packet[VideoStream]", av.Packet(prefix + bytes(packet)))
+    longer.is_keyframe = True
+    return longer
+
+
+def _parameter_sets(header: bytes) -> bytes:
+    """The SPS and PPS of an `avcC` record (ISO/IEC 14496-15, 5.3.3.1) as they stand in the stream."""
+    length_size = (header[4] & 3) + 1
+    position, found = 5, b""
+    for mask in (0x1F, 0xFF):
+        count, position = header[position] & mask, position + 1
+        for _ in range(count):
+            size = int.from_bytes(header[position : position + 2], "big")
+            found += size.to_bytes(length_size, "big") + header[position + 2 : position + 2 + size]
+            position += 2 + size
+    return found
+
+
+def _sound_tracks(source: InputContainer, output: OutputContainer) -> tuple[dict[int, AudioStream], list[str]]:
+    """A track of `output` for each sound track of `source`, by the index of the latter; and warnings."""
+    tracks: dict[int, AudioStream] = {}
+    warnings = []
+    for number, stream in enumerate(source.streams.audio, start=1):
+        context = stream.codec_context
+        if context is None or not context.sample_rate:
+            warnings.append(f"Sound track {number} is of an unknown kind and was left out.")
+            continue
+        codec = context.codec.canonical_name
+        if codec in MP4_SOUND:
+            track = output.add_stream_from_template(stream, opaque=True)
+        else:
+            rate = context.sample_rate if context.sample_rate in AAC_RATES else 48000
+            track = output.add_stream("aac", rate=rate, layout=AAC_LAYOUTS.get(context.channels, "stereo"))
+            warnings.append(f"Sound track {number} ({codec}) does not fit into mp4 and was encoded to AAC.")
+        if "language" in stream.metadata:
+            track.metadata["language"] = stream.metadata["language"]
+        tracks[stream.index] = track
+    return tracks, warnings
+
+
+def _sound(source: InputContainer, tracks: dict[int, AudioStream], origin: Fraction) -> Iterator[Timed]:
+    """The sound of the source, its times counted from `origin` (seconds in the source's clock)."""
+    latest = dict.fromkeys(tracks, -(1 << 62))
+    for packet in packets(source, "audio"):
+        index, track = packet.stream_index, tracks.get(packet.stream_index)
+        if track is None or packet.pts is None:
+            continue
+        packet.pts -= round(origin / packet.time_base)
+        if track.codec_context.is_encoder:
+            yield from _encoded(packet, track)
+            continue
+        packet.pts = packet.dts = latest[index] = max(packet.pts, latest[index] + 1)
+        packet.stream = track
+        yield float(packet.pts * packet.time_base), packet
+    for track in tracks.values():
+        if track.codec_context.is_encoder:
+            yield from _timed(track.encode(None))
+
+
+def _encoded(packet: av.Packet[AudioStream], track: AudioStream) -> Iterator[Timed]:
+    with contextlib.suppress(av.InvalidDataError):
+        for frame in packet.decode():
+            yield from _timed(track.encode(frame))
+
+
+def _timed(encoded: list[av.Packet[Any]]) -> Iterator[Timed]:
+    return ((float((packet.dts or 0) * packet.time_base), packet) for packet in encoded)
+
+
+def _seal(path: Path, clock: _Clock, warnings: list[str]) -> JoinFacts:
+    """Makes the file durable and reads it back: all frames there, and its digest."""
+    timeline = read_timeline(path)
+    if len(timeline.times) != len(clock.times):
+        raise JobFailure("output_damaged", "The joined result lost frames.", passing=True)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+    return JoinFacts(size, digest, len(clock.times), float(timeline.duration), tuple(warnings))
+
+
+def _sync(folder: Path) -> None:
+    """Makes a rename in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
