@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import Any, TextIO
 
 from . import __version__
 from .client import ClientError, Event, FaceSwapClient, is_url
@@ -31,6 +31,8 @@ API_KEY_VARIABLE = "FACESWAP_API_KEY"
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15
 CANCEL_TIMEOUT_S = 10
+PRIVATE_RESUMES = 2
+"""Nobody starts a private service again."""
 LOG_TAIL_BYTES = 4000
 
 _LISTENING = re.compile(r"faceswap: listening on (https?://\S+)")
@@ -162,11 +164,13 @@ def _check_paths(arguments: argparse.Namespace) -> None:
 
 async def _swap_job(arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     _cancel_on(signal.SIGTERM, signal.SIGHUP)
-    api_key = os.environ.get(API_KEY_VARIABLE)
     try:
         async with contextlib.AsyncExitStack() as stack:
-            url = arguments.url or await stack.enter_async_context(private_service())
-            client = await stack.enter_async_context(FaceSwapClient(url, api_key=api_key))
+            if arguments.url:
+                client = FaceSwapClient(arguments.url, api_key=os.environ.get(API_KEY_VARIABLE))
+                await stack.enter_async_context(client)
+            else:
+                client = await stack.enter_async_context(private_service())
             with ProgressBar(sys.stderr) as bar:
                 await run_job(client, arguments.video, arguments.image, arguments.output, options, bar)
     except JobCancelled:
@@ -274,7 +278,7 @@ class ProgressBar:
         total = str(progress["total"])
         figures = [f"{percentage:5.1f}%", f"{progress['current']:>{len(total)}}/{total} frames"]
         if progress.get("fps"):
-            figures.append(f"{progress['fps']:.1f} fps")
+            figures.append(f"{progress['fps']:5.1f} fps")
         if progress.get("eta_seconds") is not None:
             figures.append(f"{_clock(progress['eta_seconds'])} left")
         text = "  ".join(figures)
@@ -303,10 +307,10 @@ def _clock(seconds: float) -> str:
 
 
 @contextlib.asynccontextmanager
-async def private_service() -> AsyncIterator[str]:
-    """A service of one's own with the embedded engine, on a free port, gone without a trace afterwards.
+async def private_service() -> AsyncIterator[FaceSwapClient]:
+    """A client of a service of one's own, with the embedded engine, on a free port, gone without a trace afterwards.
 
-    Yields its address. Raises `ClientError` with the end of its log when it does not start.
+    Raises `ClientError` with the end of its log when it does not start, or ends before it should.
     """
     folder = tempfile.TemporaryDirectory(prefix="faceswap-", ignore_cleanup_errors=True)
     with folder as data_dir, tempfile.TemporaryFile() as log:
@@ -319,7 +323,14 @@ async def private_service() -> AsyncIterator[str]:
             start_new_session=True,  # Ctrl-C is for us, who cancel the job before the service is stopped
         )
         try:
-            yield await _listening(process, log)
+            async with FaceSwapClient(await _listening(process), resumes=PRIVATE_RESUMES) as client:
+                yield client
+        except ClientError as error:
+            if error.status:
+                raise
+            log.seek(0)
+            tail = log.read()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
+            raise ClientError(0, error.code, f"{error.detail}\n{tail}") from error
         except asyncio.CancelledError:  # asked to quit at once
             _kill(process)
             raise
@@ -327,7 +338,7 @@ async def private_service() -> AsyncIterator[str]:
             await _stop(process)
 
 
-async def _listening(process: asyncio.subprocess.Process, log: IO[bytes]) -> str:
+async def _listening(process: asyncio.subprocess.Process) -> str:
     """The address in the line that the service prints when it accepts requests."""
     assert process.stdout is not None
     with contextlib.suppress(TimeoutError):
@@ -335,9 +346,7 @@ async def _listening(process: asyncio.subprocess.Process, log: IO[bytes]) -> str
             async for line in process.stdout:
                 if found := _LISTENING.search(line.decode(errors="replace")):
                     return found[1]
-    log.seek(0)
-    tail = log.read()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
-    raise ClientError(0, "not_started", f"The service did not start.\n{tail}")
+    raise ClientError(0, "not_started", "The service did not start.")
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

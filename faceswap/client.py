@@ -25,8 +25,8 @@ from .jobs import TERMINAL_EVENTS
 MAX_EVENT_CHARS = 1 << 20
 """An event longer than this is not one of this service."""
 
-MAX_RESUMES = 10
-"""How often in a row a cut stream or download is taken up again before giving up: about a minute, a restart's worth."""
+RESUMES = 10
+"""As many tries take about a minute: a restart's worth."""
 
 MAX_PAUSE_S = 8.0
 _CHUNK_BYTES = 1 << 18
@@ -130,16 +130,22 @@ class EventStreamParser:
 class FaceSwapClient:
     """A client of one service, used as `async with FaceSwapClient(url) as client`.
 
-    `base_url` may have a path prefix. A `session` that is given stays the caller's to close. Every method raises
-    `ClientError`.
+    `base_url` may have a path prefix. A `session` that is given stays the caller's to close. `resumes` is how often in
+    a row a cut stream or download is taken up again. Every method raises `ClientError`.
     """
 
     def __init__(
-        self, base_url: str | URL, session: aiohttp.ClientSession | None = None, api_key: str | None = None
+        self,
+        base_url: str | URL,
+        session: aiohttp.ClientSession | None = None,
+        api_key: str | None = None,
+        *,
+        resumes: int = RESUMES,
     ) -> None:
         self._base = str(base_url).rstrip("/")
         self._session = session
         self._owned = session is None
+        self._resumes = resumes
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     async def __aenter__(self) -> Self:
@@ -215,7 +221,7 @@ class FaceSwapClient:
             if parser.retry_ms is not None:
                 pause_s = parser.retry_ms / 1000
             failures += 1
-            await _pause(failures, pause_s, cause)
+            await self._pause(failures, pause_s, cause)
 
     async def status(self, prompt_id: str) -> dict[str, Any]:
         """The document of `GET /status/{prompt_id}`."""
@@ -250,12 +256,18 @@ class FaceSwapClient:
                     if error.status not in _PASSING:
                         raise
                     failures = 1 if partial.size > before else failures + 1
-                    await _pause(failures, 0.5, error)
+                    await self._pause(failures, 0.5, error)
             if sha256 is not None and partial.sha256 != sha256:
                 raise ClientError(0, "damaged", "The result arrived damaged: its SHA-256 is not the one announced.")
             partial.keep()
         finally:
             partial.discard()
+
+    async def _pause(self, failures: int, first_s: float, cause: ClientError) -> None:
+        """Wait before the next try, twice as long each time; raises `cause` when there were enough."""
+        if failures > self._resumes:
+            raise cause
+        await asyncio.sleep(min(first_s * 2 ** (failures - 1), MAX_PAUSE_S))
 
     @contextlib.asynccontextmanager
     async def _request(
@@ -306,13 +318,6 @@ async def _problem(response: aiohttp.ClientResponse) -> ClientError:
         document = {}
     detail = document.get("detail") or document.get("title") or f"The server answered {response.status}."
     return ClientError(response.status, str(document.get("code", "http_error")), str(detail))
-
-
-async def _pause(failures: int, first_s: float, cause: ClientError) -> None:
-    """Wait before the next try, twice as long each time; raises `cause` when there were enough."""
-    if failures > MAX_RESUMES:
-        raise cause
-    await asyncio.sleep(min(first_s * 2 ** (failures - 1), MAX_PAUSE_S))
 
 
 class _PartialFile:

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import samples
 from .cli import FAILED, INTERRUPTED, JobCancelled, JobFailed, ProgressBar, private_service, run_job, say
-from .client import ClientError, FaceSwapClient
+from .client import ClientError
 
 MOMENTS = (0.1, 0.45, 0.8)
 """Which frames the picture shows, as shares of the clip."""
@@ -38,14 +38,13 @@ def main() -> int:
     except (KeyboardInterrupt, JobCancelled):
         return INTERRUPTED
     before_after(samples.FACE, source, result, picture)
-    sys.stdout.write("".join(f"{path}\n" for path in (source, result, picture)))
-    sys.stdout.write(f"Done in {time.monotonic() - started:.1f} s.\n")
+    print(source, result, picture, f"Done in {time.monotonic() - started:.1f} s.", sep="\n")
     return 0
 
 
 async def _swap(source: Path, result: Path) -> None:
     say("starting the service with its embedded engine")
-    async with private_service() as url, FaceSwapClient(url) as client:
+    async with private_service() as client:
         with ProgressBar(sys.stderr) as bar:
             await run_job(client, str(source), str(samples.FACE), result, {}, bar)
 

@@ -1,0 +1,253 @@
+"""The command line as a user meets it: real processes, the real service, the real engine."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import av
+import psutil
+import pytest
+from clips import make_clip
+
+from faceswap import __version__, samples
+from faceswap.cli import ProgressBar, main
+from faceswap.client import FaceSwapClient
+
+COMMAND = [sys.executable, "-m", "faceswap"]
+FACE = str(samples.FACE)
+
+
+def frames(path: Path) -> int:
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    samples.make_clip(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a service with its embedded engine, as `faceswap serve` prints it."""
+    folder = tmp_path_factory.mktemp("service")
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(
+            [*COMMAND, "serve", "--port", "0", "--data-dir", str(folder / "data")], stdout=subprocess.PIPE, stderr=log
+        ) as process,
+    ):
+        assert process.stdout is not None
+        found = re.fullmatch(
+            r"faceswap: listening on (http://127\.0\.0\.1:\d+) \(engine: embedded\)\n",
+            process.stdout.readline().decode(),
+        )
+        assert found, (folder / "log").read_text()
+        yield found[1]
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+PROGRESS = [
+    {"percentage": n / 2, "current": n * 3, "total": 600, "fps": 41.5, "eta_seconds": 100 - n / 2} for n in range(201)
+]
+
+
+def test_on_a_terminal_the_bar_is_one_line_drawn_again_that_fits_and_goes() -> None:
+    terminal = Terminal()
+    with ProgressBar(terminal) as bar:
+        bar.step("Executing: ReActor")
+        for progress in PROGRESS:
+            bar.update(progress)
+    text = terminal.getvalue()
+    assert "\n" not in text
+    drawn = text.split("\r\x1b[K")
+    assert max(map(len, drawn)) < 80
+    assert "50.0%  300/600 frames   41.5 fps  0:50 left" in text
+    assert drawn[-1] == ""
+
+
+def test_without_a_terminal_every_tenth_of_the_job_is_one_line() -> None:
+    log = io.StringIO()
+    with ProgressBar(log) as bar:
+        for progress in PROGRESS:
+            bar.update(progress)
+    told = [float(line.split("%")[0]) for line in log.getvalue().splitlines()]
+    assert told == list(range(0, 101, 10))
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"faceswap {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--image", "nowhere.jpg"], "The image nowhere.jpg is not there"),
+        (["--video", "nowhere.mp4"], "The video nowhere.mp4 is not there"),
+        (["-o", "."], "The output . is there already and is not a file"),
+        (["-o", "nowhere/out.mp4"], "The folder of the output nowhere/out.mp4 is not there"),
+        (["--option", "colour=red"], "Unknown option 'colour'"),
+        (["--option", "crf=99"], "Option 'crf' is '99'; allowed is a whole number from 0 to 51"),
+        (["--option", "face_index=first"], "Option 'face_index' is 'first'"),
+    ],
+)
+def test_wrong_usage_of_swap_is_told_before_anything_is_started(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    children = len(psutil.Process().children())
+    assert main(["swap", "--image", FACE, "--video", FACE, "-o", "out.mp4", *words]) == 2
+    assert sentence in capsys.readouterr().err
+    assert len(psutil.Process().children()) == children
+
+
+def test_a_wrong_setting_stops_serve_with_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACESWAP_QUEUE_LIMIT", "many")
+    assert main(["serve", "--port", "0"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "FACESWAP_QUEUE_LIMIT='many'" in line
+
+
+def test_swap_alone_leaves_the_result_and_nothing_else(clip: str, tmp_path: Path) -> None:
+    temporary, output = tmp_path / "tmp", tmp_path / "out.mp4"
+    temporary.mkdir()
+    output.write_bytes(b"an older result")
+    ended = subprocess.run(
+        [*COMMAND, "swap", "--image", FACE, "--video", clip, "-o", str(output), "--option", "crf=30"],
+        env={**os.environ, "TMPDIR": str(temporary), "FACESWAP_COMFYUI_URLS": "http://127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert frames(output) == samples.FRAMES
+    assert "100.0%  150/150 frames" in ended.stderr
+    assert list(temporary.iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4", "tmp"]
+    assert not [process for process in psutil.process_iter(["cmdline"]) if str(temporary) in str(process.info)]
+
+
+def test_a_private_service_that_does_not_start_is_told_with_its_own_reason(clip: str, tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [*COMMAND, "swap", "--image", FACE, "--video", clip, "-o", str(tmp_path / "out.mp4")],
+        env={**os.environ, "FACESWAP_QUEUE_LIMIT": "many"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("faceswap: The service did not start.\nfaceswap: FACESWAP_QUEUE_LIMIT='many'")
+
+
+def test_a_failed_job_is_told_with_its_reason(service: str, tmp_path: Path) -> None:
+    faceless, output = make_clip(tmp_path / "faceless.mp4"), tmp_path / "out.mp4"
+    ended = subprocess.run(
+        [*COMMAND, "swap", "--image", FACE, "--video", str(faceless), "-o", str(output), "--url", service],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert re.search(r"^faceswap: .*\bface\b.*", ended.stderr, re.MULTILINE), ended.stderr
+    assert not output.exists()
+
+
+def test_a_service_that_is_not_there_is_told(clip: str, tmp_path: Path, unused_tcp_port: int) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    ended = subprocess.run(
+        [*COMMAND, "swap", "--image", FACE, "--video", clip, "-o", str(tmp_path / "out.mp4"), "--url", url],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
+    assert ended.stderr.startswith(f"faceswap: No answer from {url}")
+
+
+def interrupt(words: list[str], clip: str, output: Path, *, times: int, **options: Any) -> tuple[int, str]:
+    """Run `swap`, press Ctrl-C once the job makes progress, again once that was understood; exit status and stderr."""
+    told = ""
+    with subprocess.Popen(
+        [*COMMAND, "swap", "--image", FACE, "--video", clip, "-o", str(output), *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    ) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            told += line
+            if times and ("frames" in line or "Cancelling" in line):
+                process.send_signal(signal.SIGINT)
+                times -= 1
+        return process.wait(20), told
+
+
+async def test_an_interrupt_cancels_the_job(service: str, clip: str, tmp_path: Path) -> None:
+    output = tmp_path / "out.mp4"
+    code, told = interrupt(["--url", service], clip, output, times=1)
+    assert code == 130, told
+    assert "Cancelling the job" in told
+    assert not output.exists()
+    async with aiohttp.ClientSession() as session, session.get(f"{service}/jobs?limit=1") as response:
+        (newest,) = (await response.json())["jobs"]
+        async with FaceSwapClient(service, session) as client:
+            events = [event.type async for event in client.watch(newest["prompt_id"])]
+            assert events[-1] == "cancelled"
+            assert (await client.status(newest["prompt_id"]))["status"] == "CANCELLED"
+
+
+def test_a_second_interrupt_quits_at_once_and_leaves_nothing(clip: str, tmp_path: Path) -> None:
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    code, told = interrupt([], clip, tmp_path / "out.mp4", times=2, env={**os.environ, "TMPDIR": str(temporary)})
+    assert code == 130, told
+    assert list(tmp_path.iterdir()) == [temporary]
+    assert list(temporary.iterdir()) == []
+
+
+def test_an_engine_alone_speaks_until_it_is_stopped(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "engine", "--port", "0", "--data-dir", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("faceswap engine: listening on http://127.0.0.1:")
+        process.terminate()
+        assert process.wait(10) in (0, -signal.SIGTERM)
+
+
+def test_the_demo_leaves_two_videos_and_a_picture_and_tells_where(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    ended = subprocess.run(
+        [sys.executable, "-m", "faceswap.demo", "--out", str(out)], capture_output=True, text=True, timeout=90
+    )
+    assert ended.returncode == 0, ended.stderr
+    *paths, took = ended.stdout.splitlines()
+    assert paths == [str(out / name) for name in ("source.mp4", "result.mp4", "before_after.png")]
+    assert re.fullmatch(r"Done in \d+\.\d s\.", took)
+    assert frames(out / "source.mp4") == frames(out / "result.mp4") == samples.FRAMES
+    assert frames(out / "before_after.png") == 1
