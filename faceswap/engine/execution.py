@@ -151,7 +151,7 @@ class _Execution:
         self._check()
         self._bars.start(node_id)
         self._send("executing", {"node": node_id, "display_node": node_id})
-        self._inputs = {name: self._input(value) for name, value in node["inputs"].items()}
+        self._inputs = self._linked(node["inputs"])
         self._prompt.faults.on_node(class_type, 0)
         result = RUN[class_type](self._task(node_id, class_type), self._inputs)
         self._results[node_id] = result
@@ -175,8 +175,11 @@ class _Execution:
         faults, interrupted = self._prompt.faults, self._prompt.interrupted
         return Task(self._executor.folders, faults, preset, interrupted, encoding, progress)
 
-    def _input(self, value: Any) -> Any:
-        return self._results[value[0]].values[value[1]] if is_link(value) else value
+    def _linked(self, inputs: Inputs) -> Inputs:
+        """The inputs with what linked nodes gave; links of inputs that the class does not have are left out."""
+        values = {name: value for name, value in inputs.items() if not is_link(value)}
+        links = {name: link for name, link in inputs.items() if is_link(link) and link[0] in self._results}
+        return values | {name: self._results[node].values[slot] for name, (node, slot) in links.items()}
 
     def _check(self) -> None:
         if self._prompt.interrupted.is_set():

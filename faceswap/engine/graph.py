@@ -151,7 +151,8 @@ class _Validation:
         if len(link) != 2:
             message = "Bad linked input, must be a length-2 list of [node_id, slot_index]"
             return _problem("bad_linked_input", message, name, input_config=config, received_value=link)
-        received = self._descriptions[self.graph[link[0]]["class_type"]]["output"][link[1]]
+        outputs = self._descriptions[self.graph[link[0]]["class_type"]]["output"]
+        received = tuple(outputs)[link[1]]  # a tuple, for the words of its IndexError
         if received == config[0]:
             return None
         return _problem(
