@@ -1,0 +1,41 @@
+"""What systemd is told: ready, alive, stopping. The protocol is sd_notify(3); without systemd nothing happens."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sqlite3
+
+from .store import Store
+
+CHECK_TIMEOUT_S = 10.0
+
+
+def notify(state: str) -> None:
+    """Send one state, such as `READY=1`, to the socket systemd gave us."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        try:
+            channel.sendto(state.encode(), address)
+        except OSError:
+            return
+
+
+async def feed_watchdog(store: Store) -> None:
+    """Tell systemd that we live, as often as it asks, for as long as loop and database do."""
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    if not microseconds.isdecimal():
+        return
+    while True:
+        try:
+            async with asyncio.timeout(CHECK_TIMEOUT_S):
+                await store.counts()
+            notify("WATCHDOG=1")
+        except (sqlite3.Error, TimeoutError):
+            pass  # unfed, systemd starts us again
+        await asyncio.sleep(int(microseconds) / 1e6 / 3)
