@@ -110,7 +110,10 @@ def _text(text: str) -> str:
 
 
 def _path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("allowed is a path; there is no such user's home folder") from None
 
 
 def _urls(text: str) -> tuple[URL, ...]:

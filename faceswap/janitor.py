@@ -38,8 +38,8 @@ class Janitor:
         now = now_ms()
         while due := await self._store.with_expired_inputs(now - self._settings.input_ttl_s * 1000, BATCH):
             for prompt_id in due:
-                await self._store.inputs_erased(prompt_id)
-                await asyncio.to_thread(self._folders.erase_inputs, prompt_id)
+                if await self._store.inputs_erased(prompt_id):
+                    await asyncio.to_thread(self._folders.erase_inputs, prompt_id)
         while results := await self._store.with_expired_results(now - self._settings.output_ttl_s * 1000, BATCH):
             for prompt_id, filename in results:
                 await self._store.result_erased(prompt_id)
@@ -48,11 +48,11 @@ class Janitor:
     async def clear_debris(self) -> None:
         """Erase what belongs to no job: uploads that a crash cut off, results that were never committed.
 
-        Called once, before the first request.
+        So too what a crash left of an erasure. Called once, before the first request.
         """
         folders = set(await asyncio.to_thread(lambda: set(self._folders.job_folders())))
-        for prompt_id in folders - await self._store.known(folders):
+        for prompt_id in folders - await self._store.with_inputs(folders):
             await asyncio.to_thread(self._folders.erase_inputs, prompt_id)
         files = set(await asyncio.to_thread(lambda: set(self._folders.results())))
-        for filename in files - await self._store.known_results(files):
+        for filename in files - await self._store.unexpired_results(files):
             await asyncio.to_thread(self._folders.erase_result, filename)

@@ -61,7 +61,7 @@ SUPERSEDED_EVENTS = frozenset({"progress", "preview"})
 """Event types of which only the newest matters: replay leaves older ones out."""
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_ -][A-Za-z0-9._ -]{0,99}")
-FACE_INDEX_PATTERN = re.compile(r"\d{1,2}(,\d{1,2}){0,15}")
+FACE_INDEX_PATTERN = re.compile(r"[0-9]{1,2}(,[0-9]{1,2}){0,15}")
 PROMPT_NAMESPACE = uuid.UUID("6f1d4f4e-52b1-4f0e-9d5c-1f2b7a3c9e10")
 
 

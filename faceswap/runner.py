@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from .backend import MAX_PROMPTS, Backend, Flight, Lost, Stopped
 from .comfy.client import ComfyError, Outcome
-from .errors import JobFailure, Problem
+from .errors import JobFailure, NotFound, Problem
 from .folders import Folders
 from .jobs import TERMINAL, Job, Segment
 from .media import MediaWorker
@@ -191,8 +191,8 @@ class Runner:
             if not others:
                 del self._flights[segment.prompt_id]
             self.wake()
-        stopped = flight.stopping_since is not None and not others
-        if stopped and await self._insist(partial(self._store.cancelled, segment.prompt_id)):
+        if flight.stopping_since is not None and not others:
+            await self._insist(partial(self._store.cancelled, segment.prompt_id))
             self._forget(segment.prompt_id)
         if complete:
             await self._finish(segment.prompt_id)
@@ -336,11 +336,15 @@ class Runner:
 
     async def _finish(self, prompt_id: str) -> None:
         """All segments are done: join them, put the sound on, check the whole, end the job."""
-        job = await self._store.job(prompt_id)
         failures = 0
-        while job.state not in TERMINAL:
+        while True:
             try:
-                await self._join(job)
+                job = await self._store.job(prompt_id)
+                if job.state not in TERMINAL:
+                    await self._join(job)
+                return
+            except NotFound:
+                log.info("job %s was erased", prompt_id)
                 return
             except JobFailure as failure:
                 failures += 1
@@ -351,7 +355,6 @@ class Runner:
             except (OSError, sqlite3.Error) as error:
                 log.warning("joining %s: %s; trying again", prompt_id, error)
                 await asyncio.sleep(DISK_PAUSE_S)
-            job = await self._store.job(prompt_id)
 
     async def _join(self, job: Job) -> None:
         segments = await self._store.segments(job.prompt_id)

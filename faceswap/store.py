@@ -109,25 +109,36 @@ class Store:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[list[Event]]:
-        """One transaction; the events put into the list it gives are stored with it and published after the commit."""
+        """One transaction; the events put into the list it gives are stored with it and published after the commit.
+
+        Its end runs to its end, and only then lets the next one in, even when who waits for it is cancelled.
+        """
         events: list[Event] = []
-        async with self._lock:
-            try:
-                await self._writer.execute("BEGIN IMMEDIATE")
-                yield events
-            except BaseException:
-                await asyncio.shield(self._writer.rollback())
-                raise
-            await asyncio.shield(self._commit(events))
+        await self._lock.acquire()
+        try:
+            await self._writer.execute("BEGIN IMMEDIATE")
+            yield events
+        except BaseException:
+            await asyncio.shield(self._roll_back())
+            raise
+        await asyncio.shield(self._commit(events))
+
+    async def _roll_back(self) -> None:
+        try:
+            await self._writer.rollback()
+        finally:
+            self._lock.release()
 
     async def _commit(self, events: Iterable[Event]) -> None:
         try:
             await self._writer.commit()
+            for event in events:
+                self._publish(event)
         except sqlite3.Error:
             await self._writer.rollback()
             raise
-        for event in events:
-            self._publish(event)
+        finally:
+            self._lock.release()
 
     async def _one(self, sql: str, *parameters: Any) -> aiosqlite.Row | None:
         async with self._writer.execute(sql, parameters) as cursor:
@@ -205,11 +216,15 @@ class Store:
         return first
 
     async def _free_name(self, wanted: str) -> str:
-        name, number = wanted, 1
-        while await self._one("SELECT 1 FROM job WHERE output_name = ?", name):
-            number += 1
-            name = f"{wanted}-{number}"
-        return name
+        row = await self._one(
+            "WITH RECURSIVE candidate (number, name) AS (SELECT 1, ?1 UNION ALL"
+            " SELECT number + 1, ?1 || '-' || (number + 1) FROM candidate"
+            " WHERE EXISTS (SELECT 1 FROM job WHERE output_name = candidate.name))"
+            " SELECT name FROM candidate ORDER BY number DESC LIMIT 1",
+            wanted,
+        )
+        assert row is not None
+        return str(row[0])
 
     async def _insert_job(self, new: NewJob, output_name: str) -> Job:
         now = now_ms()
@@ -290,17 +305,21 @@ class Store:
     async def give_back(
         self, segment: Segment, *, pause_s: float = 0, failed: bool = False, lost: bool = False
     ) -> None:
-        """A submitted segment waits again, not before `pause_s` from now; the failure or loss is counted."""
-        async with self._transaction():
+        """A submitted segment waits again, not before `pause_s` from now; the failure or loss is counted.
+
+        That of a job whose end was asked for does not: the job ends with the last of them.
+        """
+        async with self._transaction() as events:
             await self._writer.execute(
                 "UPDATE segment SET state = 'waiting', not_before = ?, failures = failures + ?, losses = losses + ?"
                 " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted'",
                 (now_ms() + int(pause_s * 1000), failed, lost, segment.prompt_id, segment.number, segment.attempt),
             )
+            await self._settle_cancel(events, segment.prompt_id)
 
     async def finish_segment(self, segment: Segment, output_file: str, changed_share: float | None) -> Job | None:
-        """A segment's checked output is in the work folder. Returns the job, or None when it had ended meanwhile."""
-        async with self._transaction():
+        """A segment's checked output is in the work folder. Returns the job, or None when it has ended meanwhile."""
+        async with self._transaction() as events:
             done = await self._one(
                 "UPDATE segment SET state = 'done', output_file = ?, changed_share = ?"
                 " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted' RETURNING number",
@@ -318,6 +337,8 @@ class Store:
                 now_ms(),
                 segment.prompt_id,
             )
+            if await self._settle_cancel(events, segment.prompt_id):
+                return None
         return _job(row) if row else None
 
     async def submitted(self) -> list[Segment]:
@@ -378,8 +399,11 @@ class Store:
                 await self._replace_progress(events, prompt_id, data)
 
     async def _replace_progress(self, events: list[Event], prompt_id: str, data: Mapping[str, Any]) -> None:
-        await self._writer.execute("DELETE FROM event WHERE prompt_id = ? AND type = 'progress'", (prompt_id,))
+        # The older one goes last: its number may be the highest there is, and numbers never repeat.
         await self._add_event(events, prompt_id, "progress", data)
+        await self._writer.execute(
+            "DELETE FROM event WHERE prompt_id = ? AND type = 'progress' AND seq < ?", (prompt_id, events[-1].seq)
+        )
 
     async def succeed(
         self, job: Job, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...], message: str
@@ -451,7 +475,7 @@ class Store:
     async def _end(self, prompt_id: str, state: JobState, **columns: Any) -> bool:
         sources = [source for source, targets in MOVES.items() if state in targets]
         now = now_ms()
-        values = {"state": state, "finished_at": now, "updated_at": now, **columns}
+        values = {"state": state, "finished_at": now, "updated_at": now, "eta_s": None, **columns}
         assignments = ", ".join(f"{name} = ?" for name in values)
         marks = ", ".join("?" * len(sources))
         row = await self._one(
@@ -478,16 +502,25 @@ class Store:
                 "UPDATE job SET cancel_requested = 1, step = 'Cancelling', updated_at = ? WHERE prompt_id = ?",
                 (now_ms(), prompt_id),
             )
-            # Nothing of it may be claimed while the engines stop.
-            await self._writer.execute(
-                "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state = 'waiting'", (prompt_id,)
-            )
-            if not await self._one("SELECT 1 FROM segment WHERE prompt_id = ? AND state = 'submitted'", prompt_id):
-                await self._cancelled(events, prompt_id)
+            await self._settle_cancel(events, prompt_id)
             return await self._owned(prompt_id, owner)
 
+    async def _settle_cancel(self, events: list[Event], prompt_id: str) -> bool:
+        """End a job that was asked to, once no segment is with a backend; until then nothing of it may be claimed."""
+        if not await self._one("SELECT 1 FROM job WHERE prompt_id = ? AND cancel_requested", prompt_id):
+            return False
+        await self._writer.execute(
+            "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state = 'waiting'", (prompt_id,)
+        )
+        if await self._one("SELECT 1 FROM segment WHERE prompt_id = ? AND state = 'submitted'", prompt_id):
+            return False
+        return await self._cancelled(events, prompt_id)
+
     async def retry(self, prompt_id: str, owner: str | None) -> Job:
-        """FAILED or CANCELLED → QUEUED, finished segments kept. Raises `Conflict`, or `Gone` when inputs are erased."""
+        """FAILED or CANCELLED → QUEUED, finished segments kept. Raises `Conflict`, or `Gone` when inputs are erased.
+
+        When all were finished, the last is done again: its end leads to the joining at which the job had ended.
+        """
         async with self._transaction() as events:
             job = await self._owned(prompt_id, owner)
             if JobState.QUEUED not in MOVES[job.state]:
@@ -503,15 +536,16 @@ class Store:
                     code="inputs_erased",
                     prompt_id=prompt_id,
                 )
+            all_done = job.segments_done == job.segments_total
             await self._writer.execute(
                 "UPDATE job SET state = 'QUEUED', step = 'Queued', finished_at = NULL, error = NULL, code = NULL,"
-                " cancel_requested = 0, eta_s = NULL, updated_at = ? WHERE prompt_id = ?",
-                (now_ms(), prompt_id),
+                " cancel_requested = 0, segments_done = segments_done - ?, updated_at = ? WHERE prompt_id = ?",
+                (all_done, now_ms(), prompt_id),
             )
             await self._writer.execute(
                 "UPDATE segment SET state = 'waiting', failures = 0, losses = 0, not_before = 0, backend = NULL"
-                " WHERE prompt_id = ? AND state = 'failed'",
-                (prompt_id,),
+                " WHERE prompt_id = ? AND (state = 'failed' OR (number = ? AND ?))",
+                (prompt_id, job.segments_total - 1, all_done),
             )
             await self._add_event(
                 events, prompt_id, "status", {"status": "QUEUED", "message": "Queued again by a retry."}
@@ -618,28 +652,30 @@ class Store:
         )
         return [(row[0], row[1]) for row in await self._reader.execute_fetchall(sql, (before, limit))]
 
-    async def inputs_erased(self, prompt_id: str) -> None:
-        """The inputs of an ended job are about to go: it cannot be retried any more."""
+    async def inputs_erased(self, prompt_id: str) -> bool:
+        """The inputs of an ended job are about to go: it cannot be retried any more. False when it was retried."""
         async with self._transaction():
-            await self._writer.execute(
-                "UPDATE job SET inputs_erased = 1 WHERE prompt_id = ? AND finished_at IS NOT NULL", (prompt_id,)
+            row = await self._one(
+                "UPDATE job SET inputs_erased = 1 WHERE prompt_id = ? AND finished_at IS NOT NULL RETURNING 1",
+                prompt_id,
             )
+        return row is not None
 
     async def result_erased(self, prompt_id: str) -> None:
         """The result of an ended job is about to go."""
         async with self._transaction():
             await self._writer.execute("UPDATE job SET result_erased = 1 WHERE prompt_id = ?", (prompt_id,))
 
-    async def known(self, prompt_ids: Iterable[str]) -> set[str]:
-        """Those of the ids that are jobs."""
+    async def with_inputs(self, prompt_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that are jobs whose inputs have not expired."""
         ids = json.dumps(list(prompt_ids))
-        sql = "SELECT prompt_id FROM job WHERE prompt_id IN (SELECT value FROM json_each(?))"
+        sql = "SELECT prompt_id FROM job WHERE inputs_erased = 0 AND prompt_id IN (SELECT value FROM json_each(?))"
         return {row[0] for row in await self._reader.execute_fetchall(sql, (ids,))}
 
-    async def known_results(self, filenames: Iterable[str]) -> set[str]:
-        """Those of the names that are results."""
+    async def unexpired_results(self, filenames: Iterable[str]) -> set[str]:
+        """Those of the names that are results which have not expired."""
         names = json.dumps(list(filenames))
-        sql = "SELECT result_file FROM job WHERE result_file IN (SELECT value FROM json_each(?))"
+        sql = "SELECT result_file FROM job WHERE result_erased = 0 AND result_file IN (SELECT value FROM json_each(?))"
         return {row[0] for row in await self._reader.execute_fetchall(sql, (names,))}
 
     # What outlives a process.
@@ -683,7 +719,7 @@ def _checked(row: aiosqlite.Row | None, prompt_id: str, owner: str | None) -> Jo
 
 def _parse_cursor(cursor: str) -> tuple[int, str]:
     created_at, _, prompt_id = cursor.partition("-")
-    if not created_at.isdecimal() or not prompt_id:
+    if not created_at.isdecimal() or len(created_at) > 15 or not prompt_id:
         raise BadRequest("'cursor' is not one that this service gave.", code="invalid_cursor")
     return int(created_at), prompt_id
 
