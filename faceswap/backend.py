@@ -67,6 +67,8 @@ class Flight:
     stopping_since: float | None = None
     heard_at: float = field(default_factory=time.monotonic)
     distrusted_at: float = 0.0
+    sent: bool = False
+    """Whether ComfyUI may know the prompt."""
     node: str | None = None
 
     @property
@@ -100,6 +102,7 @@ class Backend:
         self.on_change: Callable[[], None] = lambda: None
         self.replaceable: Callable[[], bool] = lambda: False
         self.listener = Listener(client, client_id, self._heard, self._connected)
+        self.address_known = asyncio.Event()
         self._forsaken: set[str] = set()
 
     @property
@@ -114,6 +117,7 @@ class Backend:
 
     async def run(self) -> None:
         """Listen, for as long as the service runs."""
+        await self.address_known.wait()
         await self.listener.run()
 
     def describe(self) -> dict[str, Any]:
@@ -145,6 +149,7 @@ class Backend:
         no more, `Stopped` after `flight.stop()`.
         """
         if look_first:
+            flight.sent = True
             flight.nudge()
             try:
                 return await self._follow(flight)
@@ -165,6 +170,7 @@ class Backend:
     ) -> None:
         if flight.stopping_since is not None:
             raise Stopped
+        flight.sent = True
         try:
             queued_id = await self.client.submit(
                 graph, self.client_id, flight.prompt_id, extra_data, output_node=output_node

@@ -42,6 +42,7 @@ LOSS_LIMIT = 25
 PAUSES_S = (2.0, 10.0)
 """Before the second and the third attempt."""
 DISK_PAUSE_S = 2.0
+LOOK_AGAIN_S = 0.5
 TICK_S = 0.25
 """At most four progress events a second."""
 KEEP_EVERY = 4
@@ -176,9 +177,6 @@ class Runner:
             await self._lost(flight.segment, backend, error)
         except JobFailure as failure:
             await self._failed(flight.segment, backend, failure)
-        except (OSError, sqlite3.Error) as error:
-            log.warning("segment %s: %s; trying again", flight.prompt_id, error)
-            await self._insist(partial(self._store.give_back, flight.segment, pause_s=DISK_PAUSE_S))
         except Problem:
             log.info("job %s was erased", segment.prompt_id)
         except Exception:  # the top of the task
@@ -198,6 +196,24 @@ class Runner:
             await self._finish(segment.prompt_id)
 
     async def _attempt(self, flight: Flight, backend: Backend, look_first: bool) -> bool:
+        """One attempt, taken up again, never begun anew, when the way back from the engine is cut or the disk is full.
+
+        Returns whether it was the job's last segment.
+        """
+        while True:
+            try:
+                return await self._carry_out(flight, backend, look_first)
+            except ComfyError as error:
+                if not error.passing or not flight.sent:
+                    raise
+                log.warning("segment %s on %s: %s; looking again", flight.prompt_id, backend.name, error.sentence)
+                await asyncio.sleep(LOOK_AGAIN_S)
+            except (OSError, sqlite3.Error) as error:
+                log.warning("segment %s: %s; trying again", flight.prompt_id, error)
+                await asyncio.sleep(DISK_PAUSE_S)
+            look_first = True
+
+    async def _carry_out(self, flight: Flight, backend: Backend, look_first: bool) -> bool:
         """From upload to a checked output in the work folder; returns whether it was the job's last segment."""
         job = await self._store.job(flight.segment.prompt_id)
         if job.state in TERMINAL or job.cancel_requested:
