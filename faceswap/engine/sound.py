@@ -13,6 +13,7 @@ import av
 COPIED = frozenset({"aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "alac"})
 """Codecs that an MP4 file can hold and players know; others become AAC."""
 
+AAC_RATE = 48_000
 AAC_BIT_RATE = 192_000
 
 
@@ -41,9 +42,8 @@ class SoundTrack:
         if self._copied:
             self._stream = output.add_stream_from_template(self._source)
         else:
-            self._stream = output.add_stream(
-                "aac", rate=self._source.rate, layout=self._source.layout.name, bit_rate=AAC_BIT_RATE
-            )
+            layout = "mono" if self._source.channels == 1 else "stereo"
+            self._stream = output.add_stream("aac", rate=AAC_RATE, layout=layout, bit_rate=AAC_BIT_RATE)
 
     def packets(self) -> Iterator[tuple[Fraction, av.Packet[Any]]]:
         """The packets to mux, each with its time in seconds; closes the source at the end."""
