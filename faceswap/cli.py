@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -82,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "--comfyui-url", metavar="URL", action="append", help="a ComfyUI server, repeatable; none: the embedded engine"
     )
     serve.add_argument("--allow-anonymous", action="store_true", help="listen on other than loopback without API keys")
+    serve.add_argument("--watch-stdin", action="store_true", help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
 
     swap = commands.add_parser("swap", help="swap one face into one video", epilog=_SWAP_EXAMPLES, formatter_class=raw)
@@ -126,9 +128,18 @@ def _serve(arguments: argparse.Namespace) -> int:
     except ConfigError as error:
         say(str(error))
         return USAGE
+    if arguments.watch_stdin:
+        threading.Thread(target=_end_with_input, name="watch stdin", daemon=True).start()
     from .serve import serve  # here, because the other commands need none of the service
 
     return serve(settings, allow_anonymous=arguments.allow_anonymous)
+
+
+def _end_with_input() -> None:
+    """Stop this process when whoever holds the other end of its standard input is gone, in whatever way."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _engine(arguments: argparse.Namespace) -> int:
@@ -315,9 +326,10 @@ async def private_service() -> AsyncIterator[FaceSwapClient]:
     folder = tempfile.TemporaryDirectory(prefix="faceswap-", ignore_cleanup_errors=True)
     with folder as data_dir, tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "faceswap", "serve", "--host", "127.0.0.1", "--port", "0", "--data-dir", data_dir),
+            *(sys.executable, "-m", "faceswap", "serve", "--watch-stdin"),
+            *("--host", "127.0.0.1", "--port", "0", "--data-dir", data_dir),
             env={**os.environ, "FACESWAP_COMFYUI_URLS": "", "FACESWAP_API_KEYS_FILE": ""},
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             start_new_session=True,  # Ctrl-C is for us, who cancel the job before the service is stopped

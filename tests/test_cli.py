@@ -227,6 +227,22 @@ def test_a_second_interrupt_quits_at_once_and_leaves_nothing(clip: str, tmp_path
     assert list(temporary.iterdir()) == []
 
 
+def test_a_swap_that_is_killed_leaves_no_service_behind(clip: str, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [*COMMAND, "swap", "--image", FACE, "--video", clip, "-o", str(tmp_path / "out.mp4")],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stderr is not None
+        assert "queued" in process.stderr.readline()
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert started
+        process.kill()
+    _, alive = psutil.wait_procs(started, timeout=15)
+    assert alive == []
+
+
 def test_an_engine_alone_speaks_until_it_is_stopped(tmp_path: Path) -> None:
     with subprocess.Popen(
         [*COMMAND, "engine", "--port", "0", "--data-dir", str(tmp_path)],
