@@ -294,6 +294,21 @@ async def test_a_413_is_told_as_too_large(tmp_path: Path) -> None:
     assert refused.value.code == "upload_too_large" and "--max-upload-size" in refused.value.sentence
 
 
+async def test_a_413_is_heard_while_the_bytes_still_flow(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    clip.write_bytes(bytes(8 * 2**20))
+
+    async def upload(request: web.Request) -> web.Response:
+        await request.post()
+        return web.Response()
+
+    app = web.Application(client_max_size=2**20)
+    app.router.add_post("/upload/image", upload)
+    async with client_of(app) as client:
+        with pytest.raises(JobFailure, match="--max-upload-size 9"):
+            await client.upload(clip, "clip.mp4", "")
+
+
 @pytest.mark.parametrize(
     ("name", "subfolder"), [("../x", ""), ("x", "/etc"), ("x", "a/../.."), ("", ""), ("x [output]", ""), (7, "")]
 )

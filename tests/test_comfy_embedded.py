@@ -173,6 +173,19 @@ async def test_an_engine_that_will_not_stop_is_killed_with_its_own_children(
     await until(lambda: not any(member.is_running() for member in family))
 
 
+async def test_workers_an_engine_leaves_behind_do_not_hold_its_restart_up(tmp_path: Path) -> None:
+    engine = child(tmp_path, after="import subprocess; subprocess.Popen(['sleep', '60'])")
+    async with kept(engine) as ready:
+        await until(lambda: len(ready) == 1)
+        assert engine.pid is not None
+        process = psutil.Process(engine.pid)
+        await until(lambda: bool(process.children()))
+        (worker,) = process.children()
+        process.kill()
+        await until(lambda: len(ready) == 2)
+        await until(lambda: not worker.is_running())
+
+
 async def test_lines_of_any_length_reach_the_log_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     engine = child(tmp_path, after=r"sys.stderr.buffer.write(b'x' * 300_000 + b'\nlast \xff\n'); sys.stderr.flush()")
     with caplog.at_level(logging.INFO):

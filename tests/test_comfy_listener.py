@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestServer
 from replay import Replay
 from yarl import URL
 
+from faceswap.comfy import client as client_module
 from faceswap.comfy import listener as listener_module
 from faceswap.comfy.client import ComfyClient, ComfyError
 from faceswap.comfy.listener import Listener
@@ -287,6 +288,24 @@ async def test_cancelling_ends_it_promptly_and_closes_the_socket() -> None:
         started = time.monotonic()
     assert time.monotonic() - started < 2
     assert table.open == 0
+
+
+async def test_a_server_that_answers_no_pings_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "SOCKET_HEARTBEAT", 0.1)
+    monkeypatch.setattr(client_module, "SOCKET_CLOSE_TIMEOUT", 0.1)
+    heard = Heard()
+
+    async def play_dead(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(autoping=False)
+        await socket.prepare(request)
+        async for _ in socket:
+            pass
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/ws", play_dead)
+    async with listening(app, heard):
+        await until(lambda: heard.connects >= 2)
 
 
 async def test_frames_are_read_while_the_greeting_is_under_way() -> None:

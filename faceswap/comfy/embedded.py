@@ -9,7 +9,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,7 @@ DRAIN_TIMEOUT = 1.0
 FIRST_PAUSE = 0.2
 LONGEST_PAUSE = 10.0
 STABLE_AFTER = 60.0
-LINE_CHARACTERS = 1000
+LINE_BYTES = 1000
 
 
 class EngineStartError(Exception):
@@ -51,37 +51,28 @@ class EmbeddedEngine:
         self._arguments = (*command, "--watch-stdin", "--host", "127.0.0.1", "--data-dir", str(data_dir), *extra_args)
         self._wanted_port = port
         self._port = port
-        self._process: asyncio.subprocess.Process | None = None
-        self._readers: list[asyncio.Task[None]] = []
+        self._child: _Child | None = None
 
     @property
     def pid(self) -> int | None:
         """The child's process id, None while there is none."""
-        return None if self._process is None else self._process.pid
+        return None if self._child is None else self._child.transport.get_pid()
 
     async def start(self, timeout: float = START_TIMEOUT) -> URL:
         """Start the child and wait, at most `timeout` seconds, until it listens. Raises EngineStartError."""
         if self.state == "stopped":
             self.state = "starting"
-        listening: asyncio.Future[URL] = asyncio.get_running_loop().create_future()
         try:
-            self._process = await asyncio.create_subprocess_exec(
+            _, self._child = await asyncio.get_running_loop().subprocess_exec(
+                _Child,
                 *self._arguments,
                 "--port",
                 str(self._port),
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
                 env={name: value for name, value in os.environ.items() if not name.startswith("FACESWAP_")},
                 start_new_session=True,  # Ctrl-C in a terminal is ours to pass on, after the jobs are put down
             )
-            assert self._process.stdout is not None and self._process.stderr is not None
-            self._readers = [
-                asyncio.create_task(_forward(self._process.stdout, listening)),
-                asyncio.create_task(_forward(self._process.stderr)),
-            ]
             async with asyncio.timeout(timeout):
-                self.url = await listening
+                self.url = await self._child.listening
         except (OSError, EngineStartError) as error:
             await self._end()
             reason = f"did not listen within {timeout:g} s" if isinstance(error, TimeoutError) else "did not start"
@@ -104,7 +95,7 @@ class EmbeddedEngine:
                     ready = on_ready(url)
                     if ready is not None:
                         await ready
-                    log.warning("the embedded engine ended with %s", await self._ended())
+                    await self._death()
                 except EngineStartError as error:
                     self._port = self._wanted_port
                     log.warning("%s", error)
@@ -121,55 +112,78 @@ class EmbeddedEngine:
         self.state = "stopped"
         await self._end()
 
-    async def _ended(self) -> int:
-        """Wait for the child's death; returns its exit status."""
-        assert self._process is not None
-        status = await self._process.wait()
+    async def _death(self) -> None:
+        """Wait until the child is gone, and clear away what it leaves."""
+        assert self._child is not None
+        await self._child.exited.wait()
+        log.warning("the embedded engine ended with %s", self._child.transport.get_returncode())
         await self._end()
-        return status
 
     async def _end(self) -> None:
         """Have no child, and no process of the child's, any more."""
         self.url = None
-        process = self._process
-        if process is None:
+        if self._child is None:
             return
-        if process.stdin is not None:
-            process.stdin.close()
-        if process.returncode is None:
+        transport = self._child.transport
+        if stdin := transport.get_pipe_transport(0):
+            stdin.close()
+        if not self._child.exited.is_set():
             with suppress(ProcessLookupError):
-                process.terminate()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(STOP_TIMEOUT):
-                    await process.wait()
+                transport.terminate()
+            await _within(STOP_TIMEOUT, self._child.exited)
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        if self._readers:
-            _, unfinished = await asyncio.wait(self._readers, timeout=DRAIN_TIMEOUT)
-            for reader in unfinished:
-                reader.cancel()
-        self._readers = []
-        self._process = None
+            os.killpg(transport.get_pid(), signal.SIGKILL)
+        await self._child.exited.wait()
+        await _within(DRAIN_TIMEOUT, self._child.silent)
+        transport.close()
+        self._child = None
 
 
-async def _forward(stream: asyncio.StreamReader, listening: asyncio.Future[URL] | None = None) -> None:
-    """Put what the child writes into our log; the line that says where it listens goes to `listening` too."""
-    async for line in _lines(stream):
-        log.info("engine: %s", line)
-        if listening is not None and not listening.done() and (found := LISTENING.match(line)):
-            listening.set_result(URL(found[1]))
-    if listening is not None and not listening.done():
-        listening.set_exception(EngineStartError("It ended before it listened."))
+class _Child(asyncio.SubprocessProtocol):
+    """One child: what it writes goes to our log, its exit is known at once.
 
+    `asyncio.subprocess.Process.wait` would do for neither: it waits for every pipe to close, and the engine's own
+    workers hold them open when it is killed.
+    """
 
-async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
-    """Lines of any length, each cut to 1000 characters, in bounded memory."""
-    pending = b""
-    while chunk := await stream.read(4096):
-        *lines, pending = (pending + chunk).split(b"\n")
-        pending = pending[:LINE_CHARACTERS]
+    transport: asyncio.SubprocessTransport
+
+    def __init__(self) -> None:
+        self.listening: asyncio.Future[URL] = asyncio.get_running_loop().create_future()
+        self.exited = asyncio.Event()
+        self.silent = asyncio.Event()
+        self._unfinished = {1: b"", 2: b""}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self.transport = transport
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        *lines, unfinished = (self._unfinished[fd] + data).split(b"\n")
+        self._unfinished[fd] = unfinished[:LINE_BYTES]
         for line in lines:
-            yield line[:LINE_CHARACTERS].decode("utf-8", "replace").rstrip()
-    if pending:
-        yield pending.decode("utf-8", "replace")
+            self._take(line)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        if self._unfinished.get(fd):
+            self._take(self._unfinished.pop(fd))
+
+    def process_exited(self) -> None:
+        self.exited.set()
+        if not self.listening.done():
+            self.listening.set_exception(EngineStartError("It ended before it listened."))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.silent.set()
+
+    def _take(self, raw: bytes) -> None:
+        line = raw[:LINE_BYTES].decode("utf-8", "replace").rstrip()
+        log.info("engine: %s", line)
+        if not self.listening.done() and (found := LISTENING.match(line)):
+            self.listening.set_result(URL(found[1]))
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
