@@ -20,9 +20,9 @@ from urllib.parse import quote
 import aiohttp
 from yarl import URL
 
-from faceswap.comfy.failures import PromptRejected, failure_from_error
-from faceswap.comfy.messages import Failed, Interrupted, OutputFile, decode_json, from_event, output_files
-from faceswap.errors import JobFailure
+from ..errors import JobFailure
+from .failures import PromptRejected, failure_from_error
+from .messages import Failed, Interrupted, OutputFile, decode_json, from_event, output_files
 
 CONNECT_TIMEOUT = 10.0
 ANSWER_TIMEOUT = 30.0

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from faceswap.errors import JobFailure
+from ..errors import JobFailure
 
 SHOWN_CHARACTERS = 300
 SHOWN_CHOICES = 8

@@ -11,8 +11,8 @@ from typing import Literal
 
 import aiohttp
 
-from faceswap.comfy.client import ComfyClient, ComfyError
-from faceswap.comfy.messages import Message, parse
+from .client import ComfyClient, ComfyError
+from .messages import Message, parse
 
 log = logging.getLogger(__name__)
 
