@@ -43,6 +43,8 @@ PAUSES_S = (2.0, 10.0)
 """Before the second and the third attempt."""
 DISK_PAUSE_S = 2.0
 LOOK_AGAIN_S = 0.5
+CUT_LIMIT = 20
+"""Times the way back from an engine may be cut before its work counts as lost."""
 TICK_S = 0.25
 """At most four progress events a second."""
 KEEP_EVERY = 4
@@ -200,11 +202,13 @@ class Runner:
 
         Returns whether it was the job's last segment.
         """
+        cuts = 0
         while True:
             try:
                 return await self._carry_out(flight, backend, look_first)
             except ComfyError as error:
-                if not error.passing or not flight.sent:
+                cuts += 1
+                if not error.passing or not flight.sent or cuts > CUT_LIMIT:
                     raise
                 log.warning("segment %s on %s: %s; looking again", flight.prompt_id, backend.name, error.sentence)
                 await asyncio.sleep(LOOK_AGAIN_S)
