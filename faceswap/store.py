@@ -134,6 +134,8 @@ class Store:
             await self._writer.commit()
             for event in events:
                 self._publish(event)
+                if event.terminal:
+                    self._seq.pop(event.prompt_id, None)
         except sqlite3.Error:
             await self._writer.rollback()
             raise

@@ -1,0 +1,96 @@
+"""Jobs to put into a real store, and a store whose published events are kept."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from faceswap.config import resource_dir
+from faceswap.jobs import Event, Inputs, Job, NewJob, Options, Segment, SegmentPlan
+from faceswap.store import Store
+
+MIGRATIONS = resource_dir("migrations")
+QUEUE_LIMIT = 1000
+
+
+def new_job(
+    *,
+    segments: int | tuple[SegmentPlan, ...] = 1,
+    frames: int = 10,
+    options: dict[str, Any] | None = None,
+    **changes: Any,
+) -> NewJob:
+    """A job of some segments of `frames` frames, or of the given ones, ready to be created."""
+    if isinstance(segments, int):
+        segments = tuple(SegmentPlan(number, number * frames, frames) for number in range(segments))
+    total = sum(plan.frame_count for plan in segments)
+    values: dict[str, Any] = {
+        "prompt_id": str(uuid.uuid4()),
+        "output_name": "clip",
+        "options": Options.parse(options),
+        "workflow": "FaceSwap-Reactor-API",
+        "inputs": Inputs(
+            video_file="video.mp4",
+            image_file="image.png",
+            video_sha256="a" * 64,
+            image_sha256="b" * 64,
+            video_bytes=1234,
+            width=640,
+            height=480,
+            frames=total,
+            frame_rate=Fraction(30000, 1001),
+            duration_s=total * 1001 / 30000,
+            has_audio=True,
+        ),
+        "segments": segments,
+        **changes,
+    }
+    return NewJob(**values)
+
+
+async def create(store: Store, **changes: Any) -> Job:
+    """An accepted job."""
+    return (await store.create(new_job(**changes), QUEUE_LIMIT))[0]
+
+
+async def claim(store: Store, backend: str = "one") -> Segment:
+    """The next segment; there must be one."""
+    segment = await store.claim(backend)
+    assert segment is not None
+    return segment
+
+
+async def finish(store: Store, job: Job) -> bool:
+    """End a job that is processing with a result."""
+    return await store.succeed(
+        job, result_file=f"{job.output_name}.mp4", size=99, sha256="c" * 64, warnings=(), message="Done!"
+    )
+
+
+async def run_to_success(store: Store, **changes: Any) -> Job:
+    """A job of one segment, done."""
+    job = await create(store, **changes)
+    await store.finish_segment(await claim(store), "00000-1.mp4", 1.0)
+    assert await finish(store, job)
+    return await store.job(job.prompt_id)
+
+
+def sql(path: Path, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """Run a statement past the store, as time or another process would."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        return connection.execute(statement, parameters).fetchall()
+
+
+@asynccontextmanager
+async def opened(path: Path, published: list[Event] | None = None) -> AsyncIterator[Store]:
+    """A store on a file, closed in the end; what it publishes is put into the list."""
+    store = await Store.open(path, MIGRATIONS, (published if published is not None else []).append)
+    try:
+        yield store
+    finally:
+        await store.close()

@@ -1,0 +1,709 @@
+"""What the store promises, on a real file."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+import uuid
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stored_jobs import MIGRATIONS, QUEUE_LIMIT, claim, create, finish, new_job, opened, run_to_success, sql
+
+from faceswap.errors import BadRequest, Conflict, Gone, NotFound, Unavailable, Unprocessable
+from faceswap.jobs import Event, Job, JobState, SegmentPlan, SegmentState, comfy_prompt_id
+from faceswap.store import IDEMPOTENCY_MS, SEQ_GAP, Store, now_ms
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "faceswap.db"
+
+
+@pytest.fixture
+def published() -> list[Event]:
+    return []
+
+
+@pytest.fixture
+async def store(path: Path, published: list[Event]) -> AsyncIterator[Store]:
+    async with opened(path, published) as store:
+        yield store
+
+
+def progress(percentage: float) -> dict[str, Any]:
+    return {"percentage": percentage, "current": 1, "total": 10, "fps": 2.0, "eta_seconds": 3.0, "message": ""}
+
+
+async def state_of(store: Store, job: Job) -> JobState:
+    return (await store.job(job.prompt_id)).state
+
+
+async def types_of(store: Store, job: Job, after: int = 0) -> list[str]:
+    return [event.type for event in await store.events(job.prompt_id, after)]
+
+
+# A job comes in.
+
+
+async def test_a_created_job_reads_back_as_it_was_asked_for(store: Store) -> None:
+    asked = new_job(segments=3, options={"crf": 30, "frame_rate": 12.5}, owner="ann", webhook_url="https://a.example")
+    job, is_new = await store.create(asked, QUEUE_LIMIT)
+    assert is_new
+    assert job == await store.job(asked.prompt_id)
+    assert (job.inputs, job.options, job.workflow, job.owner) == (asked.inputs, asked.options, asked.workflow, "ann")
+    assert (job.state, job.total_frames, job.segments_done, job.segments_total) == (JobState.QUEUED, 30, 0, 3)
+    assert job.webhook_url == "https://a.example"
+    segments = await store.segments(job.prompt_id)
+    assert [(one.number, one.first_frame, one.frame_count, one.state) for one in segments] == [
+        (number, 10 * number, 10, SegmentState.WAITING) for number in range(3)
+    ]
+
+
+async def test_the_queued_event_is_stored_and_published_with_the_job(store: Store, published: list[Event]) -> None:
+    job = await create(store)
+    assert await store.events(job.prompt_id, 0) == published
+    [event] = published
+    assert (event.type, event.seq, event.data["queue_position"]) == ("queued", 1, 1)
+    assert event.data["status_url"] == f"/status/{job.prompt_id}"
+
+
+async def test_a_job_whose_segments_cannot_be_written_leaves_nothing(
+    store: Store, path: Path, published: list[Event]
+) -> None:
+    await create(store)
+    twice = SegmentPlan(0, 0, 10)
+    with pytest.raises(sqlite3.IntegrityError):
+        await create(store, segments=(twice, twice))
+    assert sql(path, "SELECT (SELECT count(*) FROM job), (SELECT count(*) FROM segment)") == [(1, 1)]
+    assert len(published) == sql(path, "SELECT count(*) FROM event")[0][0] == 1
+
+
+async def test_a_name_that_is_taken_gets_the_next_free_number(store: Store) -> None:
+    names = [(await create(store, output_name="clip")).output_name for _ in range(3)]
+    assert names == ["clip", "clip-2", "clip-3"]
+    assert (await create(store, output_name="clip-2")).output_name == "clip-2-2"
+    assert (await create(store, output_name="Clip_%")).output_name == "Clip_%"
+
+
+async def test_a_name_that_thousands_had_is_found_as_fast_as_any(store: Store, path: Path) -> None:
+    job = await create(store, output_name="clip")
+    columns = "owner, state, step, options, workflow, priority, video_file, image_file, video_sha256, image_sha256,"
+    columns += " video_bytes, width, height, frames, frame_rate, duration_s, has_audio, created_at, updated_at,"
+    columns += " total_frames, segments_total"
+    values = columns.replace("state", "'SUCCESS'")
+    sql(
+        path,
+        "WITH RECURSIVE n (i) AS (SELECT 2 UNION ALL SELECT i + 1 FROM n WHERE i < 5000)"
+        f" INSERT INTO job (prompt_id, output_name, {columns})"
+        f" SELECT 'old-' || i, 'clip-' || i, {values} FROM job, n WHERE prompt_id = ?",
+        job.prompt_id,
+    )
+    begun = asyncio.get_running_loop().time()
+    assert (await create(store, output_name="clip")).output_name == "clip-5001"
+    assert asyncio.get_running_loop().time() - begun < 0.25
+
+
+async def test_the_same_key_with_the_same_request_gives_the_first_job(store: Store, published: list[Event]) -> None:
+    first = await create(store, idempotency_key="k", request_digest="d")
+    again, is_new = await store.create(new_job(idempotency_key="k", request_digest="d"), queue_limit=1)
+    assert (again, is_new) == (first, False)
+    assert len(published) == 1
+
+
+async def test_the_same_key_with_another_request_is_refused_and_names_the_first(store: Store) -> None:
+    first = await create(store, idempotency_key="k", request_digest="d")
+    with pytest.raises(Unprocessable) as refused:
+        await create(store, idempotency_key="k", request_digest="other")
+    assert (refused.value.code, refused.value.prompt_id) == ("idempotency_key_reused", first.prompt_id)
+
+
+async def test_the_same_key_of_another_owner_is_another_key(store: Store) -> None:
+    first = await create(store, idempotency_key="k", request_digest="d", owner="ann")
+    second = await create(store, idempotency_key="k", request_digest="e", owner="bob")
+    assert first.prompt_id != second.prompt_id
+
+
+async def test_a_key_is_kept_for_24_hours_and_not_longer(store: Store, path: Path) -> None:
+    first = await create(store, idempotency_key="k", request_digest="d")
+    sql(path, "UPDATE job SET created_at = ?", now_ms() - IDEMPOTENCY_MS + 60_000)
+    assert (await create(store, idempotency_key="k", request_digest="d")).prompt_id == first.prompt_id
+    sql(path, "UPDATE job SET created_at = ?", now_ms() - IDEMPOTENCY_MS - 1)
+    second = await create(store, idempotency_key="k", request_digest="other")
+    assert second.prompt_id != first.prompt_id
+    assert (await create(store, idempotency_key="k", request_digest="other")).prompt_id == second.prompt_id
+
+
+async def test_a_full_queue_refuses_the_next_job_and_says_when_to_come_back(store: Store) -> None:
+    await store.create(new_job(), queue_limit=1)
+    with pytest.raises(Unavailable) as refused:
+        await store.create(new_job(), queue_limit=1)
+    assert (refused.value.code, refused.value.status, refused.value.retry_after) == ("queue_full", 503, 60)
+    await claim(store)
+    await store.create(new_job(), queue_limit=1)  # what is processing does not wait
+
+
+# A segment is worked on.
+
+
+async def test_segments_are_claimed_by_priority_then_age_then_number(store: Store, path: Path) -> None:
+    old = await create(store, segments=2)
+    young = await create(store)
+    urgent = await create(store, options={"priority": 1})
+    sql(path, "UPDATE segment SET created_at = created_at - 10 WHERE prompt_id = ?", old.prompt_id)
+    order = [(segment.prompt_id, segment.number) for segment in [await claim(store) for _ in range(4)]]
+    assert order == [(urgent.prompt_id, 0), (old.prompt_id, 0), (old.prompt_id, 1), (young.prompt_id, 0)]
+    assert await store.claim("one") is None
+
+
+async def test_a_claim_commits_the_id_the_engine_will_know(store: Store, path: Path) -> None:
+    job = await create(store)
+    segment = await claim(store, "gpu")
+    expected = comfy_prompt_id(job.prompt_id, 0, 1)
+    assert (segment.comfy_prompt_id, segment.attempt, segment.backend) == (expected, 1, "gpu")
+    assert sql(path, "SELECT comfy_prompt_id, state FROM segment") == [(expected, "submitted")]
+    assert await store.submitted() == [segment]
+
+
+async def test_the_first_claim_starts_the_job(store: Store) -> None:
+    job = await create(store, segments=2)
+    await claim(store)
+    started = await store.job(job.prompt_id)
+    assert (started.state, started.step, started.attempts) == (JobState.PROCESSING, "Preparing", 1)
+    assert started.started_at is not None
+    await store.tell(job.prompt_id, "executing", {}, step="Executing: x")
+    await claim(store)
+    second = await store.job(job.prompt_id)
+    assert (second.step, second.attempts, second.started_at) == ("Executing: x", 2, started.started_at)
+
+
+async def test_a_segment_given_back_is_claimed_again_under_a_new_id(store: Store) -> None:
+    await create(store)
+    first = await claim(store)
+    await store.give_back(first, failed=True)
+    second = await claim(store, "two")
+    assert (second.attempt, second.failures, second.losses, second.backend) == (2, 1, 0, "two")
+    assert second.comfy_prompt_id != first.comfy_prompt_id
+    await store.give_back(second, lost=True)
+    third = await claim(store)
+    assert (third.attempt, third.failures, third.losses) == (3, 1, 1)
+
+
+async def test_a_pausing_segment_is_not_claimed_before_its_time(store: Store, path: Path) -> None:
+    await create(store)
+    await store.give_back(await claim(store), pause_s=50)
+    assert await store.claim("one") is None
+    due_s = await store.next_due_s()
+    assert due_s is not None
+    assert 40 < due_s <= 50
+    sql(path, "UPDATE segment SET not_before = ?", now_ms())
+    assert await store.next_due_s() == 0
+    await claim(store)
+    assert await store.next_due_s() is None
+
+
+async def test_only_the_attempt_under_way_can_finish_or_give_back_a_segment(store: Store) -> None:
+    job = await create(store)
+    old = await claim(store)
+    await store.give_back(old)
+    current = await claim(store)
+    assert await store.finish_segment(old, "old.mp4", None) is None
+    await store.give_back(old)
+    assert await store.segments(job.prompt_id) == [current]
+    moved = await store.finish_segment(current, "new.mp4", 0.5)
+    assert moved is not None
+    assert moved.segments_done == moved.segments_total == 1
+    assert await store.finish_segment(current, "again.mp4", None) is None
+    [done] = await store.segments(job.prompt_id)
+    assert (done.state, done.output_file, done.changed_share) == (SegmentState.DONE, "new.mp4", 0.5)
+    assert (await store.job(job.prompt_id)).segments_done == 1
+
+
+async def test_an_id_the_engine_chose_is_kept_for_that_attempt_only(store: Store) -> None:
+    job = await create(store)
+    old = await claim(store)
+    renamed = await store.known_as(old, "its-own")
+    assert await store.segments(job.prompt_id) == [renamed]
+    await store.give_back(renamed)
+    current = await claim(store)
+    await store.known_as(old, "too-late")
+    assert await store.segments(job.prompt_id) == [current]
+
+
+async def test_a_job_whose_segments_are_done_is_found_to_be_joined(store: Store) -> None:
+    job = await create(store, segments=2)
+    first, second = await claim(store), await claim(store)
+    await store.finish_segment(second, "2.mp4", None)
+    assert await store.unfinished() == []
+    await store.finish_segment(first, "1.mp4", None)
+    assert [one.prompt_id for one in await store.unfinished()] == [job.prompt_id]
+    await finish(store, job)
+    assert await store.unfinished() == []
+
+
+# A job moves on.
+
+
+async def test_progress_never_falls(store: Store, published: list[Event]) -> None:
+    job = await create(store)
+    await store.progress(job.prompt_id, progress(5.0))  # not yet processing
+    await claim(store)
+    for percentage in (10.0, 30.0, 20.0, 30.0):
+        await store.progress(job.prompt_id, progress(percentage))
+    told = [event.data["percentage"] for event in published if event.type == "progress"]
+    assert told == [10.0, 30.0, 30.0]
+    assert (await store.job(job.prompt_id)).percentage == 30.0
+
+
+async def test_replay_holds_the_newest_progress_only(store: Store) -> None:
+    job = await create(store)
+    await claim(store)
+    for percentage in (10.0, 20.0):
+        await store.progress(job.prompt_id, progress(percentage))
+        await store.tell(job.prompt_id, "status", {"message": str(percentage)})
+    events = await store.events(job.prompt_id, 0)
+    assert [event.type for event in events] == ["queued", "status", "progress", "status"]
+    assert events[2].data["percentage"] == 20.0
+    assert await store.events(job.prompt_id, events[1].seq) == events[2:]
+    assert await store.events(job.prompt_id, events[-1].seq) == []
+
+
+async def test_success_tells_the_result_and_ends_at_100(store: Store) -> None:
+    job = await create(store, segments=1)
+    await store.finish_segment(await claim(store), "1.mp4", 1.0)
+    ended = await store.succeed(
+        job, result_file="clip.mp4", size=7, sha256="f" * 64, warnings=("déjà vu",), message="Done!"
+    )
+    assert ended
+    done = await store.job(job.prompt_id)
+    assert (done.state, done.percentage, done.current_frame, done.eta_s) == (JobState.SUCCESS, 100.0, 10, 0.0)
+    assert (done.result_file, done.result_bytes, done.warnings) == ("clip.mp4", 7, ("déjà vu",))
+    assert done.finished_at is not None
+    events = await store.events(job.prompt_id, 0)
+    assert [event.type for event in events] == ["queued", "progress", "completed"]
+    assert events[1].data["percentage"] == 100.0
+    assert events[2].data["download_url"] == "/download/clip.mp4"
+    assert json.loads(events[2].sse().split(b"data: ")[1]) == events[2].data
+
+
+async def test_an_end_is_final(store: Store) -> None:
+    job = await run_to_success(store)
+    assert not await store.fail(job.prompt_id, "code", "sentence")
+    assert not await store.cancelled(job.prompt_id)
+    assert not await finish(store, job)
+    await store.tell(job.prompt_id, "status", {})
+    await store.progress(job.prompt_id, progress(100.0))
+    assert await store.job(job.prompt_id) == job
+    assert await types_of(store, job) == ["queued", "progress", "completed"]
+
+
+async def test_a_job_that_is_only_queued_cannot_succeed(store: Store) -> None:
+    job = await create(store)
+    assert not await finish(store, job)
+    assert await state_of(store, job) == JobState.QUEUED
+
+
+async def test_a_failure_ends_all_segments_and_is_told(store: Store) -> None:
+    job = await create(store, segments=3)
+    await store.finish_segment(await claim(store), "1.mp4", None)
+    running = await claim(store)
+    await store.progress(job.prompt_id, progress(40.0))
+    assert await store.fail(job.prompt_id, "out_of_memory", "Too large.")
+    failed = await store.job(job.prompt_id)
+    assert (failed.state, failed.code, failed.error, failed.eta_s) == (
+        JobState.FAILED,
+        "out_of_memory",
+        "Too large.",
+        None,
+    )
+    assert [segment.state for segment in await store.segments(job.prompt_id)] == ["done", "failed", "failed"]
+    assert await store.claim("one") is None
+    assert await store.finish_segment(running, "2.mp4", None) is None
+    [*_, last] = await store.events(job.prompt_id, 0)
+    assert (last.type, last.data["code"], last.terminal) == ("error", "out_of_memory", True)
+
+
+# Cancelling.
+
+
+async def test_a_queued_job_is_cancelled_at_once(store: Store) -> None:
+    job = await create(store)
+    assert (await store.request_cancel(job.prompt_id, None)).state == JobState.CANCELLED
+    assert await store.claim("one") is None
+    assert await types_of(store, job) == ["queued", "cancelled"]
+
+
+async def test_a_running_job_is_cancelled_when_the_engine_has_stopped(store: Store) -> None:
+    job = await create(store, segments=2)
+    await claim(store)
+    asked = await store.request_cancel(job.prompt_id, None)
+    assert (asked.state, asked.step, asked.cancel_requested) == (JobState.PROCESSING, "Cancelling", True)
+    assert await store.claim("one") is None
+    assert await store.cancelled(job.prompt_id)
+    assert await state_of(store, job) == JobState.CANCELLED
+    assert not await store.cancelled(job.prompt_id)
+
+
+async def test_a_job_between_two_attempts_is_cancelled_at_once(store: Store) -> None:
+    job = await create(store)
+    await store.give_back(await claim(store), pause_s=50)
+    assert (await store.request_cancel(job.prompt_id, None)).state == JobState.CANCELLED
+
+
+@pytest.mark.parametrize("end", ["finished", "given back"])
+async def test_a_cancelled_job_ends_with_its_last_segment_even_if_nobody_is_left_to_say_so(
+    path: Path, end: str
+) -> None:
+    async with opened(path) as store:
+        job = await create(store, segments=3)
+        first, second = await claim(store), await claim(store)
+        await store.request_cancel(job.prompt_id, None)
+        await store.give_back(first)
+        assert await state_of(store, job) == JobState.PROCESSING
+        assert await store.claim("one") is None
+        if end == "finished":
+            assert await store.finish_segment(second, "2.mp4", None) is None
+        else:
+            await store.give_back(second, lost=True)
+    async with opened(path) as store:
+        assert await state_of(store, job) == JobState.CANCELLED
+        assert await types_of(store, job) == ["queued", "cancelled"]
+
+
+async def test_nobody_asked_nothing_is_cancelled(store: Store) -> None:
+    job = await create(store)
+    await claim(store)
+    assert not await store.cancelled(job.prompt_id)
+    assert await state_of(store, job) == JobState.PROCESSING
+
+
+@pytest.mark.parametrize("end", [JobState.SUCCESS, JobState.FAILED, JobState.CANCELLED])
+async def test_a_job_that_has_ended_cannot_be_cancelled(store: Store, end: JobState) -> None:
+    job = await ended_job(store, end)
+    with pytest.raises(Conflict) as refused:
+        await store.request_cancel(job.prompt_id, None)
+    assert (refused.value.code, refused.value.prompt_id) == ("job_ended", job.prompt_id)
+    assert await store.job(job.prompt_id) == job
+
+
+async def ended_job(store: Store, end: JobState) -> Job:
+    """A job of one segment in the given end state."""
+    if end == JobState.SUCCESS:
+        return await run_to_success(store)
+    job = await create(store)
+    await claim(store)
+    if end == JobState.FAILED:
+        await store.fail(job.prompt_id, "code", "sentence")
+    else:
+        await store.request_cancel(job.prompt_id, None)
+        await store.cancelled(job.prompt_id)
+    return await store.job(job.prompt_id)
+
+
+# Trying again.
+
+
+@pytest.mark.parametrize("end", [JobState.FAILED, JobState.CANCELLED])
+async def test_a_retry_queues_the_job_again_with_no_trace_of_its_end(store: Store, end: JobState) -> None:
+    job = await ended_job(store, end)
+    queued = await store.retry(job.prompt_id, None)
+    assert queued.state == JobState.QUEUED
+    assert (queued.error, queued.code, queued.finished_at, queued.cancel_requested) == (None, None, None, False)
+    again = await claim(store)
+    assert (again.attempt, again.failures) == (2, 0)
+    await store.finish_segment(again, "1.mp4", None)
+    assert await finish(store, queued)
+
+
+async def test_a_retry_keeps_finished_segments(store: Store) -> None:
+    job = await create(store, segments=3)
+    await store.finish_segment(await claim(store), "1.mp4", None)
+    await store.give_back(await claim(store), failed=True, pause_s=50)
+    await store.fail(job.prompt_id, "code", "sentence")
+    queued = await store.retry(job.prompt_id, None)
+    assert queued.segments_done == 1
+    states = [(segment.state, segment.failures) for segment in await store.segments(job.prompt_id)]
+    assert states == [("done", 0), ("waiting", 0), ("waiting", 0)]
+    assert (await claim(store)).number == 1
+
+
+async def test_a_job_that_failed_at_joining_can_reach_its_joining_again(store: Store) -> None:
+    job = await create(store, segments=2)
+    for _ in range(2):
+        await store.finish_segment(await claim(store), "x.mp4", None)
+    await store.fail(job.prompt_id, "frames_missing", "sentence")
+    assert (await store.retry(job.prompt_id, None)).segments_done == 1
+    last = await claim(store)
+    assert last.number == 1
+    moved = await store.finish_segment(last, "y.mp4", None)
+    assert moved is not None
+    assert moved.segments_done == 2
+
+
+@pytest.mark.parametrize("state", [JobState.QUEUED, JobState.PROCESSING, JobState.SUCCESS])
+async def test_a_job_that_did_not_fail_cannot_be_retried(store: Store, state: JobState) -> None:
+    job = await run_to_success(store) if state == JobState.SUCCESS else await create(store)
+    if state == JobState.PROCESSING:
+        await claim(store)
+    with pytest.raises(Conflict) as refused:
+        await store.retry(job.prompt_id, None)
+    assert refused.value.code == "not_retryable"
+    assert await state_of(store, job) == state
+
+
+async def test_a_job_without_its_inputs_cannot_be_retried(store: Store) -> None:
+    job = await ended_job(store, JobState.FAILED)
+    assert await store.inputs_erased(job.prompt_id)
+    with pytest.raises(Gone) as refused:
+        await store.retry(job.prompt_id, None)
+    assert refused.value.code == "inputs_erased"
+    assert await state_of(store, job) == JobState.FAILED
+
+
+async def test_the_inputs_of_a_job_that_was_retried_are_not_given_up(store: Store) -> None:
+    job = await ended_job(store, JobState.FAILED)
+    assert await store.with_expired_inputs(now_ms(), 9) == [job.prompt_id]
+    await store.retry(job.prompt_id, None)
+    assert not await store.inputs_erased(job.prompt_id)
+    assert await store.with_expired_inputs(now_ms(), 9) == []
+
+
+# Erasing and reading.
+
+
+async def test_an_erased_job_leaves_no_row(store: Store, path: Path) -> None:
+    job = await run_to_success(store)
+    other = await create(store)
+    await store.erase(job.prompt_id)
+    with pytest.raises(NotFound):
+        await store.job(job.prompt_id)
+    with pytest.raises(NotFound):
+        await store.result("clip.mp4")
+    for table in ("job", "segment", "event"):
+        assert sql(path, f"SELECT DISTINCT prompt_id FROM {table}") == [(other.prompt_id,)]
+
+
+async def test_a_result_is_found_by_its_name_until_it_expires(store: Store) -> None:
+    job = await run_to_success(store, owner="ann")
+    assert await store.result("clip.mp4", "ann") == job
+    for filename, owner in (("clip.mp4", "bob"), ("other.mp4", "ann")):
+        with pytest.raises(NotFound):
+            await store.result(filename, owner)
+    assert await store.with_expired_results(now_ms(), 9) == [(job.prompt_id, "clip.mp4")]
+    await store.result_erased(job.prompt_id)
+    assert await store.with_expired_results(now_ms(), 9) == []
+    with pytest.raises(Gone) as gone:
+        await store.result("clip.mp4", "ann")
+    assert gone.value.code == "result_expired"
+
+
+async def test_the_queue_position_is_the_place_in_the_order_of_claims(store: Store) -> None:
+    jobs = [await create(store, options={"priority": priority}) for priority in (0, 0, 5, -5, 0)]
+    positions = {job.prompt_id: await store.queue_position(job) for job in jobs}
+    claimed = [(await claim(store)).prompt_id for _ in jobs]
+    assert [positions[prompt_id] for prompt_id in claimed] == [1, 2, 3, 4, 5]
+    assert await store.queue_position(await store.job(claimed[0])) is None
+
+
+async def test_pages_of_jobs_hold_each_job_once_newest_first(store: Store, path: Path) -> None:
+    jobs = [await create(store) for _ in range(7)]
+    for number, job in enumerate(jobs):  # three of them within one millisecond
+        sql(path, "UPDATE job SET created_at = ? WHERE prompt_id = ?", max(1000, 998 + number), job.prompt_id)
+    found, cursor = await store.jobs(state=None, limit=2, cursor=None, owner=None)
+    while cursor is not None:
+        await create(store)  # what comes meanwhile moves nothing
+        page, cursor = await store.jobs(state=None, limit=2, cursor=cursor, owner=None)
+        found += page
+    assert sorted(job.prompt_id for job in found) == sorted(job.prompt_id for job in jobs)
+    assert [job.created_at for job in found] == [1004, 1003, 1002, 1001, 1000, 1000, 1000]
+
+
+async def test_a_page_that_is_just_full_is_the_last(store: Store) -> None:
+    await create(store)
+    assert (await store.jobs(state=None, limit=1, cursor=None, owner=None))[1] is None
+
+
+async def test_jobs_are_listed_by_state(store: Store) -> None:
+    first, second = await run_to_success(store), await create(store)
+    for state, job in ((JobState.SUCCESS, first), (JobState.QUEUED, second)):
+        found, _ = await store.jobs(state=state, limit=9, cursor=None, owner=None)
+        assert [one.prompt_id for one in found] == [job.prompt_id]
+    assert await store.counts() == {"QUEUED": 1, "PROCESSING": 0}
+
+
+@pytest.mark.parametrize("cursor", ["", "x", "-", "12", "12-", "-id", "1" * 40 + "-id", "9" * 5000 + "-id"])
+async def test_a_cursor_that_is_not_ours_is_refused(store: Store, cursor: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        await store.jobs(state=None, limit=1, cursor=cursor, owner=None)
+    assert refused.value.code == "invalid_cursor"
+
+
+async def test_an_owner_sees_and_touches_their_own_jobs_only(store: Store) -> None:
+    hers, nobodys = await create(store, owner="ann"), await create(store)
+    for touch in (store.job, store.request_cancel, store.retry):
+        for job in (hers, nobodys):
+            with pytest.raises(NotFound):
+                await touch(job.prompt_id, "bob")
+    assert [await state_of(store, job) for job in (hers, nobodys)] == ["QUEUED", "QUEUED"]
+    found, _ = await store.jobs(state=None, limit=9, cursor=None, owner="ann")
+    assert [job.prompt_id for job in found] == [hers.prompt_id]
+    assert (await store.job(hers.prompt_id, "ann")).prompt_id == hers.prompt_id
+
+
+# Event numbers.
+
+
+async def test_event_numbers_never_repeat_over_a_crash(path: Path) -> None:
+    async with opened(path) as store:
+        job = await create(store)
+        await claim(store)
+        for _ in range(SEQ_GAP - 10):  # told, and swallowed by the crash
+            await store.announce(job.prompt_id, "progress", {})
+    published: list[Event] = []
+    async with opened(path, published) as store:
+        await store.announce(job.prompt_id, "preview", {})
+        assert published[-1].seq > SEQ_GAP
+
+
+@pytest.mark.parametrize("first", ["progress", "success"])
+async def test_event_numbers_grow_when_progress_comes_first_after_a_crash(path: Path, first: str) -> None:
+    async with opened(path) as store:
+        job = await create(store)
+        segment = await claim(store)
+        for _ in range(2 * SEQ_GAP):
+            await store.announce(job.prompt_id, "progress", {})
+        await store.progress(job.prompt_id, progress(50.0))
+        seen = (await store.events(job.prompt_id, 0))[-1].seq
+        await store.finish_segment(segment, "1.mp4", None)
+    published: list[Event] = []
+    async with opened(path, published) as store:
+        await (store.progress(job.prompt_id, progress(60.0)) if first == "progress" else finish(store, job))
+        assert published[0].seq > seen
+        assert await store.events(job.prompt_id, seen) == published
+
+
+async def test_events_are_published_after_their_commit_and_in_the_order_of_their_numbers(path: Path) -> None:
+    seen: defaultdict[str, list[int]] = defaultdict(list)
+
+    def publish(event: Event) -> None:
+        seen[event.prompt_id].append(event.seq)
+        if event.data.get("stored", True):
+            rows = sql(path, "SELECT 1 FROM event WHERE prompt_id = ? AND seq = ?", event.prompt_id, event.seq)
+            assert rows, f"{event} was told before it was committed"
+
+    store = await Store.open(path, MIGRATIONS, publish)
+    try:
+        jobs = [await create(store, segments=2) for _ in range(4)]
+        for _ in range(8):
+            await claim(store)
+
+        async def watch_over(job: Job, worker: int) -> None:
+            for step in range(8):
+                await store.tell(job.prompt_id, "status", {"message": f"{worker} {step}"})
+                await store.announce(job.prompt_id, "preview", {"stored": False})
+
+        async def interrupted(job: Job, delay: int) -> None:
+            """Give up in the middle, at ever another place."""
+            task = asyncio.create_task(store.tell(job.prompt_id, "status", {"message": "cut off"}))
+            for _ in range(delay):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        async with asyncio.TaskGroup() as tasks:
+            for job in jobs:
+                for worker in range(4):
+                    tasks.create_task(watch_over(job, worker))
+                for delay in range(12):
+                    tasks.create_task(interrupted(job, delay))
+        for job in jobs:
+            numbers = seen[job.prompt_id]
+            assert len(numbers) >= 1 + 4 * 16
+            assert numbers == sorted(set(numbers))
+            stored = [event.seq for event in await store.events(job.prompt_id, 0)]
+            assert set(stored) <= set(numbers)
+    finally:
+        await store.close()
+
+
+# What goes wrong underneath.
+
+
+@pytest.mark.parametrize("turns", range(0, 60, 3))
+async def test_a_cancelled_method_is_done_or_undone_and_leaves_the_store_usable(path: Path, turns: int) -> None:
+    """Cancelled after ever more turns of the loop, so in every part of the transaction."""
+    published: list[Event] = []
+    async with opened(path, published) as store:
+        task = asyncio.create_task(store.create(new_job(segments=3), QUEUE_LIMIT))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        other = await create(store)
+        done = len(published) == 2
+        assert sql(path, "SELECT count(*) FROM segment") == [(4 if done else 1,)]
+        assert sql(path, "SELECT count(*) FROM job") == [(2 if done else 1,)]
+        assert await state_of(store, other) == JobState.QUEUED
+
+
+async def test_a_full_disk_is_an_operational_error_that_leaves_nothing_half(
+    store: Store, path: Path, published: list[Event]
+) -> None:
+    job = await create(store)
+    segment = await claim(store)
+    [(pages,)] = await store._writer.execute_fetchall("PRAGMA page_count")
+    await store._writer.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        for _ in range(100):
+            await create(store, segments=200)
+    accepted = sql(path, "SELECT count(*) FROM job")[0][0]
+    assert accepted == len(published)
+    assert sql(path, "SELECT count(*) FROM segment") == [(1 + 200 * (accepted - 1),)]
+    with pytest.raises(sqlite3.OperationalError, match="full"):
+        await store.tell(job.prompt_id, "status", {"message": "x" * 100_000})
+    assert len(published) == accepted
+
+    await store._writer.execute("PRAGMA max_page_count = 1000000")
+    await store.finish_segment(segment, "1.mp4", None)
+    assert await finish(store, job)
+    numbers = [event.seq for event in published if event.prompt_id == job.prompt_id]
+    assert numbers == sorted(set(numbers))
+
+
+async def test_reads_see_committed_data_only(store: Store) -> None:
+    job = await create(store)
+    async with store._transaction():
+        await store._writer.execute("UPDATE job SET step = 'half done'")
+        assert (await store.job(job.prompt_id)).step == "Queued"
+    assert (await store.job(job.prompt_id)).step == "half done"
+
+
+async def test_the_database_is_writable_or_says_that_it_is_not(store: Store) -> None:
+    await store.check_writable()
+    await store._writer.execute("PRAGMA query_only = ON")
+    with pytest.raises(sqlite3.OperationalError):
+        await store.check_writable()
+
+
+# What outlives a process.
+
+
+async def test_a_backend_is_listened_to_under_the_same_id_for_ever(path: Path) -> None:
+    async with opened(path) as store:
+        first, other = await store.client_id("one"), await store.client_id("two")
+    async with opened(path) as store:
+        assert await store.client_id("one") == first != other
+    assert uuid.UUID(first)
+
+
+async def test_learned_costs_follow_what_is_measured_and_forget_what_is_gone(store: Store) -> None:
+    assert await store.phase_costs("key") == {}
+    await store.learn_phase_costs("key", {"load 1": 1.0, "swap 1": 2.0})
+    await store.learn_phase_costs("other", {"load 1": 9.0})
+    await store.learn_phase_costs("key", {"swap 1": 4.0, "combine 1": 1.0})
+    assert await store.phase_costs("key") == {"swap 1": pytest.approx(2.6), "combine 1": 1.0}
+    assert await store.phase_costs("other") == {"load 1": 9.0}
