@@ -30,7 +30,8 @@ API_KEY_VARIABLE = "FACESWAP_API_KEY"
 """Where `swap --url` finds its key: in the environment, because others on the machine can read a command line."""
 
 START_TIMEOUT_S = 60
-STOP_TIMEOUT_S = 15
+STOP_TIMEOUT_S = 15.0
+QUIT_TIMEOUT_S = 2.0
 CANCEL_TIMEOUT_S = 10
 PRIVATE_RESUMES = 2
 """Nobody starts a private service again."""
@@ -334,6 +335,7 @@ async def private_service() -> AsyncIterator[FaceSwapClient]:
             stderr=log,
             start_new_session=True,  # Ctrl-C is for us, who cancel the job before the service is stopped
         )
+        grace_s = STOP_TIMEOUT_S
         try:
             async with FaceSwapClient(await _listening(process), resumes=PRIVATE_RESUMES) as client:
                 yield client
@@ -344,10 +346,10 @@ async def private_service() -> AsyncIterator[FaceSwapClient]:
             tail = log.read()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
             raise ClientError(0, error.code, f"{error.detail}\n{tail}") from error
         except asyncio.CancelledError:  # asked to quit at once
-            _kill(process)
+            grace_s = QUIT_TIMEOUT_S
             raise
         finally:
-            await _stop(process)
+            await _stop(process, grace_s)
 
 
 async def _listening(process: asyncio.subprocess.Process) -> str:
@@ -361,20 +363,15 @@ async def _listening(process: asyncio.subprocess.Process) -> str:
     raise ClientError(0, "not_started", "The service did not start.")
 
 
-async def _stop(process: asyncio.subprocess.Process) -> None:
-    """End the service, which ends its engine."""
+async def _stop(process: asyncio.subprocess.Process, grace_s: float) -> None:
+    """End the service, which ends its engine; it has `grace_s` seconds for that."""
     try:
         if process.returncode is None:
             process.terminate()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_TIMEOUT_S):
+            async with asyncio.timeout(grace_s):
                 await process.wait()
     finally:
-        _kill(process)
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    """End the service and its engine at once, if it has not ended by itself."""
-    if process.returncode is None:
-        os.killpg(process.pid, signal.SIGKILL)

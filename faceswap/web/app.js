@@ -323,8 +323,14 @@ function follow(job) {
 }
 
 async function openIfEnded(job) {
-  const status = await call(`status/${encodeURIComponent(job.promptId)}`).catch(() => null);
-  if (watched === job && status && ENDED.includes(status.status)) showEnd(status.status, status.error);
+  let status;
+  try {
+    status = await call(`status/${encodeURIComponent(job.promptId)}`);
+  } catch {
+    setTimeout(() => watched === job && openJob(job.promptId), RECONNECT_MS);
+    return;
+  }
+  if (watched === job && ENDED.includes(status.status)) showEnd(status.status, status.error);
 }
 
 function showStep(text) {
