@@ -29,6 +29,8 @@ from .workflow import Workflow, WorkflowError, load_workflows
 
 log = logging.getLogger(__name__)
 
+FORM_BYTES = 1024 * 1024
+"""What an upload to the engine holds besides the file."""
 FAILED = web.AppKey("failed", asyncio.Event)
 """Set when a background task died: the process must end."""
 
@@ -64,7 +66,7 @@ def create_app(settings: Settings) -> web.Application:
         media, fetcher = MediaWorker(), Fetcher(settings.url_allow)
         session = aiohttp.ClientSession(auto_decompress=False)
         try:
-            engine = None if settings.comfyui_urls else EmbeddedEngine(folders.engine)
+            engine = None if settings.comfyui_urls else _embedded_engine(settings, folders)
             app[keys.ENGINE] = engine
             backends = await make_backends(settings, store, session)
             app[keys.INTAKE] = Intake(settings, fetcher)
@@ -96,7 +98,15 @@ async def make_backends(settings: Settings, store: Store, session: aiohttp.Clien
         client = ComfyClient(URL("http://127.0.0.1:1"), session)
         return [Backend(EMBEDDED, client, await store.client_id(EMBEDDED))]
     clients = [ComfyClient(url, session, settings.comfyui_headers) for url in settings.comfyui_urls]
-    return [Backend(str(client.url), client, await store.client_id(str(client.url))) for client in clients]
+    backends = [Backend(str(client.url), client, await store.client_id(str(client.url))) for client in clients]
+    for backend in backends:
+        backend.address_known.set()
+    return backends
+
+
+def _embedded_engine(settings: Settings, folders: Folders) -> EmbeddedEngine:
+    limit = settings.max_upload_bytes + FORM_BYTES
+    return EmbeddedEngine(folders.engine, extra_args=("--max-upload-size", str(limit)))
 
 
 async def _background(runner: Runner, janitor: Janitor, engine: EmbeddedEngine | None) -> None:
@@ -108,6 +118,7 @@ async def _background(runner: Runner, janitor: Janitor, engine: EmbeddedEngine |
 
             async def on_ready(url: URL) -> None:
                 backend.client.url = url
+                backend.address_known.set()
                 await backend.listener.reconnect()
 
             tasks.create_task(engine.run(on_ready), name="embedded engine")
