@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -15,7 +16,7 @@ from .media import MediaWorker, VideoFacts, plan_segments
 from .store import Store
 from .workflow import Workflow, WorkflowError
 
-IDEMPOTENCY_KEY_LIMIT = 255
+IDEMPOTENCY_KEY_PATTERN = re.compile(r"[ -~]{1,255}")
 
 
 class Admission:
@@ -52,16 +53,17 @@ class Admission:
     async def _examine(
         self, submission: Submission, prompt_id: str, owner: str | None, idempotency_key: str | None
     ) -> NewJob:
-        if idempotency_key is not None and not 0 < len(idempotency_key) <= IDEMPOTENCY_KEY_LIMIT:
+        if idempotency_key is not None and not IDEMPOTENCY_KEY_PATTERN.fullmatch(idempotency_key):
             raise BadRequest(
-                f"'Idempotency-Key' must have 1-{IDEMPOTENCY_KEY_LIMIT} characters.", code="invalid_idempotency_key"
+                "'Idempotency-Key' must have 1-255 printable ASCII characters.", code="invalid_idempotency_key"
             )
+        if submission.webhook_url is not None:
+            raise BadRequest("'webhook_url' is not supported by this version.", code="unsupported_field")
         options = submission.options
         workflow = self._workflow(options)
-        video, _ = await asyncio.gather(
-            self._media.probe_video(submission.folder / submission.video_file),
-            self._media.probe_image(submission.folder / submission.image_file),
-        )
+        # One after the other: a refusal erases the folder, which nothing may be reading then.
+        await self._media.probe_image(submission.folder / submission.image_file)
+        video = await self._media.probe_video(submission.folder / submission.video_file)
         segment_frames = self._settings.segment_frames if workflow.splittable else 0
         segments = plan_segments(video, segment_frames, options.rate)
         if not segments:

@@ -108,7 +108,7 @@ def _state(text: str | None) -> JobState | None:
 def _limit(text: str | None) -> int:
     if text is None:
         return DEFAULT_PAGE
-    if not text.isdecimal() or not 1 <= int(text) <= LARGEST_PAGE:
+    if not text.isdecimal() or len(text) > 3 or not 1 <= int(text) <= LARGEST_PAGE:
         raise BadRequest(f"'limit' must be a whole number from 1 to {LARGEST_PAGE}.", code="invalid_limit")
     return int(text)
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
-from yarl import URL
 
 from ..errors import Forbidden, Problem
 from .keys import SETTINGS
@@ -30,8 +30,10 @@ def problem_document(problem: Problem) -> dict[str, Any]:
     return document if problem.prompt_id is None else {**document, "prompt_id": problem.prompt_id}
 
 
-def _answer(problem: Problem) -> web.Response:
-    headers = {} if problem.retry_after is None else {"Retry-After": str(problem.retry_after)}
+def _answer(problem: Problem, headers: Mapping[str, str] | None = None) -> web.Response:
+    headers = dict(headers or {})
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(problem.retry_after)
     return web.Response(
         status=problem.status,
         text=json.dumps(problem_document(problem), ensure_ascii=False),
@@ -53,7 +55,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         code, title = _TITLES.get(error.status, ("http_error", error.reason))
         unserved = Problem(f"{request.method} {request.path[:100]}: {title.lower()}.", code=code)
         unserved.status, unserved.title = error.status, title
-        return _answer(unserved)
+        allowed = isinstance(error, web.HTTPMethodNotAllowed)
+        return _answer(unserved, {"Allow": error.headers["Allow"]} if allowed else None)
     except ConnectionError:
         raise
     except Exception:  # the top of the request
@@ -65,7 +68,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
 async def same_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse browsers that come from another site's page, unless it is one of `FACESWAP_CORS_ORIGINS`."""
     origin = request.headers.get("Origin")
-    if origin is None or URL(origin).authority == request.host:
+    if origin is None or origin in (f"http://{request.host}", f"https://{request.host}"):
         return await handler(request)
     if origin not in request.app[SETTINGS].cors_origins:
         raise Forbidden("Calls from other sites are refused; see FACESWAP_CORS_ORIGINS.", code="foreign_origin")

@@ -1,0 +1,80 @@
+"""One service with one engine for all of these tests, and one whose ComfyUI never answers: its jobs stay queued."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+import pytest_asyncio
+from processes import Engine, Service, eventually, free_port, service_and_engine
+from talk import Api, Media
+
+
+@pytest.fixture(scope="session")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Media:
+    return Media(tmp_path_factory.mktemp("media"))
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def processes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Service, Engine]]:
+    folder = tmp_path_factory.mktemp("system")
+    async with service_and_engine(folder, {"paint": True}, url_allow="127.0.0.0/8", max_upload_mb=1) as both:
+        yield both
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def idle_process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+    async with Service(tmp_path_factory.mktemp("idle"), f"http://127.0.0.1:{free_port()}") as service:
+        yield service
+
+
+@pytest.fixture
+async def session() -> AsyncIterator[aiohttp.ClientSession]:
+    timeout = aiohttp.ClientTimeout(total=30)
+    async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+        yield session
+
+
+@pytest.fixture
+def api_of(session: aiohttp.ClientSession, media: Media) -> Callable[[Service], Api]:
+    """Makes a user of a service that the test started."""
+    return lambda service: Api(service.url, session, media)
+
+
+@pytest.fixture
+def service(processes: tuple[Service, Engine]) -> Service:
+    return processes[0]
+
+
+@pytest.fixture
+async def engine(processes: tuple[Service, Engine]) -> AsyncIterator[Engine]:
+    """The engine, whose faults are the test's to choose."""
+    engine = processes[1]
+    yield engine
+    await engine.set_faults(paint=True)
+
+
+@pytest.fixture
+async def api(service: Service, api_of: Callable[[Service], Api]) -> Api:
+    """A user of the service, once that is ready for jobs."""
+    api = api_of(service)
+
+    async def ready() -> bool:
+        return (await api.get("/readyz")).status == 200
+
+    await eventually(ready)
+    return api
+
+
+@pytest.fixture
+def idle(idle_process: Service, api_of: Callable[[Service], Api]) -> Api:
+    """A user of a service whose jobs stay queued."""
+    return api_of(idle_process)
+
+
+@pytest.fixture
+def folder_service(tmp_path: Path) -> Callable[..., Service]:
+    """Makes a service with settings of its own, whose jobs stay queued."""
+    return lambda **settings: Service(tmp_path / "own", f"http://127.0.0.1:{free_port()}", **settings)
