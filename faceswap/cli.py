@@ -12,9 +12,11 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -40,14 +42,21 @@ LOG_TAIL_BYTES = 4000
 _LISTENING = re.compile(r"faceswap: listening on (https?://\S+)")
 _STEPS_WITHOUT_TERMINAL = 10
 
-_SWAP_EXAMPLES = """\
+_OPTION_NAMES = textwrap.fill(", ".join(option.name for option in fields(Options)), 76, subsequent_indent="  ")
+
+_SWAP_EPILOG = f"""\
+workflow options:
+  {_OPTION_NAMES}
+
+A server that asks for a key finds it in the environment variable {API_KEY_VARIABLE}.
+
 examples:
   faceswap swap --image face.jpg --video clip.mp4 -o swapped.mp4
   faceswap swap --image face.jpg --video clip.mp4 -o swapped.mp4 --option crf=18 --option face_index=0,1
   faceswap swap --image https://example.org/face.jpg --video clip.mp4 -o swapped.mp4 --url http://127.0.0.1:8000
 """
 
-_SERVE_EXAMPLES = """\
+_SERVE_EPILOG = """\
 examples:
   faceswap serve
   faceswap serve --port 9000 --comfyui-url http://127.0.0.1:8188 --comfyui-url http://gpu-2:8188
@@ -76,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     raw = argparse.RawDescriptionHelpFormatter
 
-    serve = commands.add_parser("serve", help="run the service", epilog=_SERVE_EXAMPLES, formatter_class=raw)
+    serve = commands.add_parser("serve", help="run the service", epilog=_SERVE_EPILOG, formatter_class=raw)
     serve.add_argument("--host", help="address to listen on (127.0.0.1)")
     serve.add_argument("--port", help="port to listen on, 0 for a free one (8000)")
     serve.add_argument("--data-dir", metavar="DIR", help="where jobs, inputs and results are kept")
@@ -87,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--watch-stdin", action="store_true", help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
 
-    swap = commands.add_parser("swap", help="swap one face into one video", epilog=_SWAP_EXAMPLES, formatter_class=raw)
+    swap = commands.add_parser("swap", help="swap one face into one video", epilog=_SWAP_EPILOG, formatter_class=raw)
     swap.add_argument(
         "--image", required=True, metavar="FACE", help="picture of the face to put in: a file or an address"
     )
