@@ -84,7 +84,7 @@ class Rig:
     async def ended(self, prompt_id: str) -> Message:
         """The history of a prompt, once there is one."""
         async with asyncio.timeout(30):
-            while not (history := await self.get(f"/history/{prompt_id}")):  # noqa: ASYNC110 -- nothing tells
+            while not (history := await self.get(f"/history/{prompt_id}")):
                 await asyncio.sleep(0.02)
         entry: Message = history[prompt_id]
         return entry

@@ -326,7 +326,7 @@ async def _listen(response: web.WebSocketResponse, socket: Socket, engine: Engin
             except ValueError:
                 said = None
             if isinstance(said, dict) and said.get("type") == "feature_flags":
-                socket.wants_metadata = bool((said.get("data") or {}).get("supports_preview_metadata"))
+                socket.wants_previews = bool((said.get("data") or {}).get("supports_preview_metadata"))
                 socket.put(message("feature_flags", engine.features()))
         first = False
 

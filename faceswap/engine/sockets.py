@@ -14,17 +14,15 @@ from .faults import FaultSwitch
 OUTBOX_FRAMES = 2000
 """A reader this far behind (over half a minute of a running prompt) is cut off."""
 
-_PREVIEW = 1
 _PREVIEW_WITH_METADATA = 4
-_JPEG = 1
 
 
 class Socket:
     """One connection. `put` never waits; frames go out in order."""
 
     def __init__(self, request: web.Request, response: web.WebSocketResponse, faults: FaultSwitch) -> None:
-        self.wants_metadata = False
-        """Whether the client asked for previews with metadata."""
+        self.wants_previews = False
+        """Whether the client announced `supports_preview_metadata`."""
         self._request = request
         self._response = response
         self._faults = faults
@@ -96,13 +94,14 @@ class Hub:
                 socket.put(frame)
 
     def preview(self, client_id: str | None, jpeg: bytes, metadata: dict[str, Any]) -> None:
-        """A JPEG in the binary form each socket asked for: ComfyUI's type 1, or type 4 with metadata."""
+        """A JPEG with its metadata, to the sockets that asked for such frames.
+
+        Clients that did not ask get none: ReActor sends none, and some take any binary frame for the result.
+        """
+        text = json.dumps(metadata | {"image_type": "image/jpeg"}).encode()
         for socket in self._sockets.get(client_id or "", ()):
-            if socket.wants_metadata:
-                text = json.dumps(metadata | {"image_type": "image/jpeg"}).encode()
+            if socket.wants_previews:
                 socket.put(struct.pack(">II", _PREVIEW_WITH_METADATA, len(text)) + text + jpeg)
-            else:
-                socket.put(struct.pack(">II", _PREVIEW, _JPEG) + jpeg)
 
     async def close(self) -> None:
         """Closes every socket."""
