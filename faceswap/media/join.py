@@ -32,6 +32,7 @@ AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000
 # Codecs that repeat their parameters at each key frame: segments may differ in what their headers say.
 SELF_CONTAINED = {"vp9", "av1"}
 CLOCK_HZ = 90_000
+INTERLEAVE_US = 200_000
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 # Seconds, and the packet to write then.
@@ -72,7 +73,9 @@ def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction
 
 
 def _open_output(path: Path) -> OutputContainer:
-    return av.open(f"file:{path}", "w", format="mp4", options={"movflags": "+faststart"})
+    # Packets come in order; without the bound the muxer would keep ten seconds of them where a track pauses.
+    options = {"movflags": "+faststart", "max_interleave_delta": str(INTERLEAVE_US)}
+    return av.open(f"file:{path}", "w", format="mp4", options=options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,7 @@ class _Clock:
         """The source's own times, or a constant rate from the time of its first frame."""
         start = int(source.times[0]) * source.time_base - origin
         rate = frame_rate or source.rate()[0]
-        if frame_rate is None and source.stamped and frames <= len(source.times):
+        if frame_rate is None and frames <= len(source.times):
             base = source.time_base
             times = source.times[:frames] - source.times[0]
             times = np.maximum.accumulate(times - np.arange(frames)) + np.arange(frames)

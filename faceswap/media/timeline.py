@@ -13,18 +13,27 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.stream import Discard, Disposition
+from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 # Only containers that hold their own media: playlists and lists of files (hls, concat, image2, …) would
 # make the demuxer open whatever they name.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif"
+DECODER_THREADS = 4
 
 
 def open_media(path: Path) -> InputContainer:
     """Opens `path` for reading by its bytes, whatever its name; it can lead to no other file."""
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     return av.open(f"file:{path}", options=options, metadata_errors="replace")
+
+
+def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """The frames of `stream`, decoded by a few threads: each holds pictures of its own in memory."""
+    stream.thread_type = "AUTO"
+    stream.codec_context.thread_count = DECODER_THREADS
+    return container.decode(stream)
 
 
 def picture_stream(container: InputContainer) -> VideoStream | None:
@@ -105,11 +114,13 @@ class FrameCounter:
         """The frames counted so far; without times in the file they lie at the declared rate."""
         time_base = self._stream.time_base or Fraction(1, 1000)
         rate = self._stream.average_rate or 1 / time_base
-        stamped = len(self._presented) == self.count
-        if not stamped and len(self._decoded) != self.count:
+        presented = len(self._presented) == self.count
+        if not presented and len(self._decoded) != self.count:
             return Timeline(1 / rate, np.arange(self.count, dtype=np.int64), 1, rate, False)
-        times = np.sort(np.array(self._presented if stamped else self._decoded, np.int64))
+        times = np.sort(np.array(self._presented if presented else self._decoded, np.int64))
         last_duration = self._last[1] or max(round(1 / (rate * time_base)), 1)
+        # AVI stores no presentation times; what FFmpeg makes up is wrong after a seek.
+        stamped = presented and self._stream.container.format.name != "avi"
         return Timeline(time_base, times, last_duration, rate, stamped)
 
 

@@ -17,7 +17,7 @@ from faceswap.errors import JobFailure
 from faceswap.media import compare as regions
 from faceswap.media.facts import Verdict, resampled
 from faceswap.media.probe import clockwise, reaches_past_the_end
-from faceswap.media.timeline import Timeline, open_media, packets, picture_stream, read_timeline
+from faceswap.media.timeline import Timeline, decoded, open_media, packets, picture_stream, read_timeline
 
 SAMPLES_A_SECOND = 3
 LEAST_SAMPLES = 16
@@ -55,11 +55,11 @@ def verify(
     """
     if not result.is_file() or result.stat().st_size == 0:
         raise MISSING
-    original = _Original.of(source, first_frame, frame_count, frame_rate)
+    original = Original.of(source, first_frame, frame_count, frame_rate)
     tally = _Tally()
     try:
         _look(result, frame_count, original if compare else None, tally)
-    except (av.FFmpegError, MemoryError) as error:
+    except av.FFmpegError as error:
         raise DAMAGED from error
     if (tally.frames == 1 < frame_count and tally.stand_in) or tally.only_result_is_black:
         raise FILTERED
@@ -72,7 +72,7 @@ def verify(
 
 
 @dataclass(frozen=True, slots=True)
-class _Original:
+class Original:
     """The part of the source that a result was made of: the index of the frame behind each of its frames."""
 
     path: Path
@@ -80,7 +80,7 @@ class _Original:
     frames: list[int]
 
     @classmethod
-    def of(cls, path: Path, first_frame: int, frame_count: int, frame_rate: Fraction | None) -> _Original:
+    def of(cls, path: Path, first_frame: int, frame_count: int, frame_rate: Fraction | None) -> Original:
         timeline = read_timeline(path)
         shown = resampled(len(timeline.times), timeline.declared_rate, frame_rate)
         return cls(path, timeline, list(islice(shown, first_frame, first_frame + frame_count)))
@@ -133,7 +133,7 @@ class _Tally:
             self.warnings.append(sentence)
 
 
-def _look(result: Path, frame_count: int, original: _Original | None, tally: _Tally) -> None:
+def _look(result: Path, frame_count: int, original: Original | None, tally: _Tally) -> None:
     """Decodes the result to its end, or to one frame too many, and compares samples on the way."""
     samples = set(original.samples()) if original else set()
     originals = source_frames(original, sorted(samples)) if original else iter(())
@@ -141,8 +141,7 @@ def _look(result: Path, frame_count: int, original: _Original | None, tally: _Ta
         stream = picture_stream(container)
         if stream is None or reaches_past_the_end(container, result):
             raise DAMAGED
-        stream.thread_type = "AUTO"
-        for frame in container.decode(stream):
+        for frame in decoded(container, stream):
             if frame.is_corrupt:
                 raise DAMAGED
             if tally.frames == 0:
@@ -154,7 +153,7 @@ def _look(result: Path, frame_count: int, original: _Original | None, tally: _Ta
                 return
 
 
-def source_frames(original: _Original, samples: Sequence[int]) -> Iterator[VideoFrame]:
+def source_frames(original: Original, samples: Sequence[int]) -> Iterator[VideoFrame]:
     """The decoded source frames behind the result's frames `samples`, in order.
 
     Seeks to just before the first where the file's times can be trusted; a source that cannot be decoded
@@ -168,15 +167,14 @@ def source_frames(original: _Original, samples: Sequence[int]) -> Iterator[Video
         yield from _from_start(original, wanted)
 
 
-def _from_start(original: _Original, wanted: Sequence[int]) -> Iterator[VideoFrame]:
+def _from_start(original: Original, wanted: Sequence[int]) -> Iterator[VideoFrame]:
     if not wanted:
         return
     with open_media(original.path) as container:
         stream = picture_stream(container)
         assert stream is not None
-        stream.thread_type = "AUTO"
         position = 0
-        for index, frame in enumerate(container.decode(stream)):
+        for index, frame in enumerate(decoded(container, stream)):
             while wanted[position] == index:
                 yield frame
                 position += 1
@@ -184,16 +182,15 @@ def _from_start(original: _Original, wanted: Sequence[int]) -> Iterator[VideoFra
                     return
 
 
-def _after_seek(original: _Original, wanted: Sequence[int]) -> Generator[VideoFrame, None, int]:
+def _after_seek(original: Original, wanted: Sequence[int]) -> Generator[VideoFrame, None, int]:
     """Yields the wanted frames, found by their times, and returns how many were found in a row."""
     times = original.timeline.times
     found = 0
     with open_media(original.path) as container:
         stream = picture_stream(container)
         assert stream is not None
-        stream.thread_type = "AUTO"
         container.seek(int(times[wanted[0] - LEAD_FRAMES]), stream=stream)
-        for frame in container.decode(stream):
+        for frame in decoded(container, stream):
             while frame.pts == times[wanted[found]]:
                 yield frame
                 found += 1

@@ -73,7 +73,8 @@ class Child:
 
     @property
     def alive(self) -> bool:
-        return self.process.returncode is None
+        assert self.process.stdout
+        return self.process.returncode is None and not self.process.stdout.at_eof()
 
     def expire(self, seconds: float, idle: list[Child]) -> None:
         """Ends the child, and takes it out of `idle`, unless it is told to `stay` within `seconds`."""
@@ -112,6 +113,7 @@ class MediaWorker:
         # Apart, so that an upload is never kept waiting by the check of a long result.
         self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
+        self._starting = asyncio.Lock()
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -128,7 +130,8 @@ class MediaWorker:
     async def close(self) -> None:
         """Ends all children within a second; calls in progress fail."""
         self._closed = True
-        self._idle.clear()
+        async with self._starting:
+            self._idle.clear()
         for child in self._children:
             child.end()
         try:
@@ -215,8 +218,6 @@ class MediaWorker:
 
     async def _ask(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
         """One call in a child of its own; the child rests afterwards, or ends when the call did not."""
-        if self._closed:
-            raise ChildError(f"{call}: closed")
         child = self._take() or await self._start()
         try:
             answer = await child.ask(call, arguments, timeout)
@@ -227,9 +228,12 @@ class MediaWorker:
         return _unwrap(call, answer)
 
     async def _start(self) -> Child:
-        child = await Child.start()
-        self._children = [c for c in self._children if c.alive] + [child]
-        return child
+        async with self._starting:
+            if self._closed:
+                raise ChildError("closed")
+            child = await Child.start()
+            self._children = [c for c in self._children if c.process.returncode is None] + [child]
+            return child
 
     def _take(self) -> Child | None:
         """The warmest idle child that is alive."""

@@ -1,0 +1,215 @@
+"""A result counts only when it is what was asked for; each end that lies has its own code."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import clips
+import cv2
+import numpy as np
+import pytest
+
+from faceswap.errors import JobFailure
+from faceswap.media import Verdict, resampled
+from faceswap.media.verify import Original, source_frames, verify
+
+PHOTO = cv2.imread(str(Path(__file__).parent.parent / "faceswap" / "samples" / "astronaut.png"))[:, :, ::-1]
+SIZE = (426, 240)
+TINT = np.array([35, 12, -25])
+
+
+def scene(number: int, width: int, height: int) -> clips.Picture:
+    """A photograph that moves, with grain: what encoders find hard."""
+    x, y = 20 + 2 * number % 60, 40 + number % 30
+    grain = np.random.default_rng(number).normal(0, 2, (height, width, 3))
+    return np.clip(PHOTO[y : y + height, x : x + width] + grain, 0, 255).astype(np.uint8)
+
+
+def painted(number: int, width: int, height: int, side: int = 24) -> clips.Picture:
+    """The scene with a patch of `side` pixels painted on, which moves with it."""
+    picture = scene(number, width, height)
+    x, y = 150 - 2 * number % 60, 100
+    patch = picture[y : y + side, x : x + side]
+    patch[:] = np.clip(patch.astype(int) + TINT, 0, 255)
+    return picture
+
+
+def black(_number: int, width: int, height: int) -> clips.Picture:
+    return np.zeros((height, width, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    return clips.make_clip(folder / "source.mp4", 72, size=SIZE, draw=scene, b_frames=3, gop=24, sounds=["aac"])
+
+
+def check(result: Path, source: Path, first: int = 0, count: int = 24, **settings: Any) -> Verdict:
+    settings = {"frame_rate": None, "expect_audio": False} | settings
+    return verify(result, source, first_frame=first, frame_count=count, **settings)
+
+
+def failure(result: Path, source: Path, first: int = 0, count: int = 24, **settings: Any) -> JobFailure:
+    with pytest.raises(JobFailure) as caught:
+        check(result, source, first, count, **settings)
+    assert str(result.parent) not in caught.value.sentence
+    return caught.value
+
+
+@pytest.mark.parametrize("crf", [20, 25, 40])
+@pytest.mark.parametrize("first", [0, 24, 41])
+def test_an_encode_without_a_swap_never_counts_as_changed(tmp_path: Path, source: Path, crf: int, first: int) -> None:
+    result = clips.make_clip(tmp_path / "r.mp4", 24, size=SIZE, draw=scene, first_number=first, crf=crf)
+    verdict = check(result, source, first)
+    assert verdict.frames == 24
+    assert verdict.changed_share in ((0.0,) if crf <= 25 else (0.0, None))
+    assert verdict.warnings == ()
+
+
+@pytest.mark.parametrize("first", [0, 24, 41])
+def test_a_small_patch_counts_as_changed_in_every_frame(tmp_path: Path, source: Path, first: int) -> None:
+    result = clips.make_clip(tmp_path / "r.mp4", 24, size=SIZE, draw=painted, first_number=first, crf=20)
+    assert check(result, source, first).changed_share == 1.0
+
+
+def test_a_patch_of_24_pixels_in_720p_is_seen(tmp_path: Path) -> None:
+    photo = cv2.resize(PHOTO, (1480, 1000))
+
+    def wide(number: int, width: int, height: int) -> clips.Picture:
+        return np.ascontiguousarray(photo[number : number + height, 2 * number : 2 * number + width])
+
+    def patched(number: int, width: int, height: int) -> clips.Picture:
+        picture = wide(number, width, height).copy()
+        patch = picture[300:324, 500:524]
+        patch[:] = np.clip(patch.astype(int) + TINT, 0, 255)
+        return picture
+
+    original = clips.make_clip(tmp_path / "s.mp4", 6, size=(1280, 720), draw=wide, crf=18)
+    result = clips.make_clip(tmp_path / "r.mp4", 6, size=(1280, 720), draw=patched)
+    assert check(result, original, 0, 6).changed_share == 1.0
+    plain = clips.make_clip(tmp_path / "p.mp4", 6, size=(1280, 720), draw=wide)
+    assert check(plain, original, 0, 6).changed_share == 0.0
+
+
+def test_the_share_tells_how_many_frames_were_changed(tmp_path: Path, source: Path) -> None:
+    def half(number: int, width: int, height: int) -> clips.Picture:
+        return (painted if number < 8 else scene)(number, width, height)
+
+    result = clips.make_clip(tmp_path / "r.mp4", 16, size=SIZE, draw=half)
+    assert check(result, source, 0, 16).changed_share == 0.5
+
+
+@pytest.mark.parametrize("rate", [Fraction(12), Fraction(30)])
+def test_a_forced_rate_is_compared_with_the_right_frames(tmp_path: Path, rate: Fraction) -> None:
+    original = clips.make_clip(tmp_path / "s.mp4", 72)
+    shown = list(resampled(72, Fraction(24), rate))
+
+    def draw(number: int, width: int, height: int) -> clips.Picture:
+        return clips.numbered(shown[number], width, height)
+
+    result = clips.make_clip(tmp_path / "r.mp4", 12, draw=draw, first_number=20)
+    assert check(result, original, 20, 12, frame_rate=rate).changed_share == 0.0
+    later = check(result, original, 23, 12, frame_rate=rate).changed_share
+    assert later is not None
+    assert later > 0.9
+
+
+VARIABLE = {"times": [i * 4 + i % 3 for i in range(80)], "time_base": Fraction(1, 100)}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("s.mp4", {"b_frames": 3, "gop": 20}),
+        ("s.mp4", VARIABLE),
+        ("s.mkv", VARIABLE),
+        ("s.mp4", {"video_start": 12, "sounds": ["aac"]}),
+        ("s.ts", {"gop": 20}),
+        ("s.webm", {"codec": "libvpx"}),
+        ("s.avi", {"codec": "mpeg4"}),
+        ("s.avi", {"b_frames": 2}),
+    ],
+)
+def test_the_frames_of_a_segment_are_found_in_any_source(tmp_path: Path, name: str, settings: dict[str, Any]) -> None:
+    path = clips.make_clip(tmp_path / name, 80, **settings)
+    for first in (0, 5, 19, 20, 41, 70):
+        original = Original.of(path, first, 10, None)
+        frames = source_frames(original, [0, 1, 4, 9])
+        numbers = [clips.read_number(frame.to_ndarray(format="gray")) for frame in frames]
+        assert numbers == [first, first + 1, first + 4, first + 9]
+
+
+def test_the_frames_behind_an_edit_list_are_found(tmp_path: Path) -> None:
+    clip = clips.make_clip(tmp_path / "s.mp4", 80, gop=20)
+    cut = clips.with_edit_list(clip, tmp_path / "cut.mp4", skipped=7 * 512, shown=3000)
+    frames = source_frames(Original.of(cut, 40, 3, None), [0, 1, 2])
+    assert [clips.read_number(frame.to_ndarray(format="gray")) for frame in frames] == [47, 48, 49]
+
+
+def test_a_rotated_source_is_compared_upright(tmp_path: Path) -> None:
+    def lying(number: int, width: int, height: int) -> clips.Picture:
+        return np.ascontiguousarray(np.rot90(scene(number, height, width)))
+
+    original = clips.make_clip(tmp_path / "s.mp4", 10, size=SIZE[::-1], draw=lying, rotation=90)
+    result = clips.make_clip(tmp_path / "r.mp4", 10, size=SIZE, draw=scene)
+    verdict = check(result, original, 0, 10)
+    assert (verdict.changed_share, verdict.warnings) == (0.0, ())
+
+
+def test_an_odd_size_padded_to_even_is_no_reason_to_warn(tmp_path: Path) -> None:
+    original = clips.make_clip(tmp_path / "s.mp4", 8, size=(425, 239), pix_fmt="yuv444p", draw=scene)
+    result = clips.make_clip(tmp_path / "r.mp4", 8, size=SIZE, draw=scene)
+    assert check(result, original, 0, 8).warnings == ()
+
+
+def test_another_size_is_warned_of_and_another_shape_not_compared(tmp_path: Path, source: Path) -> None:
+    larger = clips.make_clip(tmp_path / "l.mp4", 8, size=(852, 480), draw=clips.numbered)
+    assert "852×480" in check(larger, source, 0, 8).warnings[0]
+    square = check(clips.make_clip(tmp_path / "q.mp4", 8, size=(240, 240), draw=scene), source, 0, 8)
+    assert square.changed_share is None
+    assert len(square.warnings) == 1
+
+
+def test_the_black_stand_in_is_recognised(tmp_path: Path, source: Path) -> None:
+    one = clips.make_clip(tmp_path / "one.mp4", 1, size=(512, 512), draw=black)
+    assert failure(one, source).code == "content_filtered"
+    every = clips.make_clip(tmp_path / "all.mp4", 24, size=SIZE, draw=black)
+    assert failure(every, source).code == "content_filtered"
+
+
+def test_a_video_that_is_black_itself_is_not_taken_for_filtered(tmp_path: Path) -> None:
+    original = clips.make_clip(tmp_path / "s.mp4", 8, size=SIZE, draw=black)
+    result = clips.make_clip(tmp_path / "r.mp4", 8, size=SIZE, draw=black)
+    assert check(result, original, 0, 8).changed_share is None
+
+
+@pytest.mark.parametrize(("made", "passing"), [(23, True), (25, False)])
+def test_a_wrong_number_of_frames_is_recognised(tmp_path: Path, source: Path, made: int, passing: bool) -> None:
+    result = clips.make_clip(tmp_path / "r.mp4", made, size=SIZE, draw=scene)
+    found = failure(result, source)
+    assert (found.code, found.passing) == ("frames_missing", passing)
+
+
+def test_missing_sound_is_recognised(tmp_path: Path, source: Path) -> None:
+    silent = clips.make_clip(tmp_path / "r.mp4", 24, size=SIZE, draw=scene)
+    assert failure(silent, source, expect_audio=True).code == "sound_missing"
+    loud = clips.make_clip(tmp_path / "l.mp4", 24, size=SIZE, draw=scene, sounds=["aac"])
+    assert check(loud, source, expect_audio=True).frames == 24
+
+
+def test_a_damaged_or_absent_result_is_recognised(tmp_path: Path, source: Path) -> None:
+    result = clips.make_clip(tmp_path / "r.mp4", 24, size=SIZE, draw=scene, options={"movflags": "faststart"})
+    (tmp_path / "empty.mp4").touch()
+    (tmp_path / "text.mp4").write_text("no video")
+    holed = bytearray(result.read_bytes())
+    middle = len(holed) // 2
+    holed[middle : middle + 4000] = bytes(range(250)) * 16
+    (tmp_path / "holed.mp4").write_bytes(holed)
+    assert failure(tmp_path / "empty.mp4", source).code == "output_missing"
+    assert failure(tmp_path / "none.mp4", source).code == "output_missing"
+    assert failure(tmp_path / "text.mp4", source).code == "output_damaged"
+    assert failure(tmp_path / "holed.mp4", source).code == "output_damaged"
+    for share in (0.3, 0.9):
+        assert failure(clips.cut_short(result, tmp_path / "c.mp4", share), source).code == "output_damaged"

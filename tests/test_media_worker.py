@@ -1,0 +1,248 @@
+"""Hostile media costs the service nothing but one clean error."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from fractions import Fraction
+from pathlib import Path
+
+import clips
+import cv2
+import numpy as np
+import psutil
+import pytest
+
+from faceswap.errors import JobFailure, Problem, UnsupportedMedia
+from faceswap.media import MediaWorker, child, worker
+
+SAMPLES = Path(__file__).parent.parent / "faceswap" / "samples"
+
+
+@pytest.fixture
+async def media() -> AsyncIterator[MediaWorker]:
+    async with MediaWorker() as media:
+        yield media
+
+
+def children() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.status() != psutil.STATUS_ZOMBIE and "faceswap.media.child" in process.cmdline()
+    ]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def big_clip(path: Path) -> Path:
+    """A clip that takes seconds to verify."""
+    return clips.make_clip(path, 60, size=(1280, 720), b_frames=0)
+
+
+async def test_facts_come_through_the_worker_as_they_are(tmp_path: Path, media: MediaWorker) -> None:
+    clip = clips.make_clip(tmp_path / "clip.mp4", rate=Fraction(30000, 1001), sounds=["aac"])
+    facts = await media.probe_video(clip)
+    assert (facts.frames, facts.frame_rate, facts.audio[0].codec) == (24, Fraction(30000, 1001), "aac")
+    image = await media.probe_image(SAMPLES / "astronaut.png")
+    assert (image.width, image.height, image.format) == (512, 512, "png")
+
+
+async def test_segments_are_joined_and_verified_in_the_worker(tmp_path: Path, media: MediaWorker) -> None:
+    source = clips.make_clip(tmp_path / "source.mp4", 20, sounds=["aac"])
+    parts = [clips.make_clip(tmp_path / f"{i}.mp4", 10, first_number=10 * i) for i in range(2)]
+    joined = await media.join(parts, source, tmp_path / "out.mp4", None)
+    assert joined.bytes == (tmp_path / "out.mp4").stat().st_size
+    verdict = await media.verify(
+        tmp_path / "out.mp4", source, first_frame=0, frame_count=20, frame_rate=None, expect_audio=True
+    )
+    assert (verdict.frames, verdict.changed_share) == (20, 0.0)
+
+
+async def test_errors_come_through_with_class_code_and_sentence(tmp_path: Path, media: MediaWorker) -> None:
+    (tmp_path / "text.mp4").write_text("hello")
+    with pytest.raises(UnsupportedMedia) as problem:
+        await media.probe_video(tmp_path / "text.mp4")
+    assert (problem.value.status, problem.value.code) == (415, "not_a_video")
+    assert str(tmp_path) not in problem.value.detail
+    clip = clips.make_clip(tmp_path / "clip.mp4", 5)
+    with pytest.raises(JobFailure) as failure:
+        await media.verify(clip, clip, first_frame=0, frame_count=9, frame_rate=None, expect_audio=False)
+    assert (failure.value.code, failure.value.passing) == ("frames_missing", True)
+
+
+async def test_an_image_that_declares_giant_sides_is_refused(tmp_path: Path, media: MediaWorker) -> None:
+    for width, height in ((60000, 60000), (20000, 100), (8000, 8000)):
+        with pytest.raises(Problem) as problem:
+            await media.probe_image(clips.huge_png(tmp_path / "huge.png", width, height))
+        assert (problem.value.status, problem.value.code) == (422, "image_too_large")
+
+
+async def test_the_service_never_loads_a_decoder() -> None:
+    code = "import sys, faceswap.media; print([m for m in ('av', 'cv2', 'numpy') if m in sys.modules])"
+    done = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+async def test_a_warm_worker_answers_within_40_ms(tmp_path: Path, media: MediaWorker) -> None:
+    clip = clips.make_clip(tmp_path / "clip.mp4", sounds=["aac"])
+    await media.probe_video(clip)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        await media.probe_video(clip)
+        times.append(time.perf_counter() - start)
+    assert sorted(times)[2] < 0.04
+    assert len(children()) == 1
+
+
+async def test_at_most_two_probes_run_at_once(tmp_path: Path, media: MediaWorker) -> None:
+    clip = clips.make_clip(tmp_path / "clip.mp4")
+    facts = await asyncio.gather(*(media.probe_video(clip) for _ in range(12)))
+    assert {f.frames for f in facts} == {24}
+    assert len(children()) <= worker.PROBES_AT_ONCE
+
+
+async def test_a_worker_that_is_killed_is_one_error_and_is_replaced(tmp_path: Path, media: MediaWorker) -> None:
+    clip = big_clip(tmp_path / "clip.mp4")
+    check = asyncio.create_task(
+        media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, expect_audio=False)
+    )
+    await until(lambda: bool(children()))
+    children()[0].kill()
+    with pytest.raises(JobFailure) as failure:
+        await check
+    assert (failure.value.code, failure.value.passing) == ("check_failed", True)
+    assert (await media.probe_video(clip)).frames == 60
+
+
+async def test_an_idle_worker_that_died_is_not_used_again(tmp_path: Path, media: MediaWorker) -> None:
+    clip = clips.make_clip(tmp_path / "clip.mp4")
+    await media.probe_video(clip)
+    children()[0].kill()
+    await until(lambda: not media._idle[0].alive)
+    assert (await media.probe_video(clip)).frames == 24
+
+
+async def test_a_probe_that_takes_too_long_is_one_error(
+    tmp_path: Path, media: MediaWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "PROBE_TIMEOUT_S", 0.5)
+    clip = clips.make_clip(tmp_path / "clip.mp4")
+    await media.warm()
+    children()[0].send_signal(signal.SIGSTOP)
+    with pytest.raises(Problem) as problem:
+        await media.probe_video(clip)
+    assert (problem.value.status, problem.value.code) == (422, "undecodable")
+    await until(lambda: not children())
+    monkeypatch.undo()
+    assert (await media.probe_video(clip)).frames == 24
+
+
+async def test_memory_beyond_the_limit_is_refused_not_taken(tmp_path: Path) -> None:
+    image = tmp_path / "large.png"
+    cv2.imwrite(str(image), np.zeros((6000, 8000, 3), np.uint8))
+    call = json.dumps({"call": "probe_image", "arguments": {"path": str(image)}}) + "\n"
+    answers = []
+    for limit in (child.MAX_DATA_BYTES, 350 << 20):
+        code = f"from faceswap.media import child; child.MAX_DATA_BYTES = {limit}; child.main()"
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(call.encode())
+        answers.append(json.loads(await process.stdout.readline()))
+        process.stdin.close()
+        await process.wait()
+    assert answers[0] == {"result": {"width": 8000, "height": 6000, "format": "png"}}
+    assert answers[1]["problem"]["code"] == "image_too_large"
+
+
+async def test_a_cancelled_call_ends_its_worker(tmp_path: Path, media: MediaWorker) -> None:
+    clip = big_clip(tmp_path / "clip.mp4")
+    check = asyncio.create_task(
+        media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, expect_audio=False)
+    )
+    await until(lambda: bool(children()))
+    check.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await check
+    await until(lambda: not children())
+
+
+async def test_a_join_that_is_killed_leaves_no_partial_file(tmp_path: Path, media: MediaWorker) -> None:
+    source = clips.make_clip(tmp_path / "source.mp4", 48, size=(640, 480), crf=1)
+    folder = tmp_path / "results"
+    folder.mkdir()
+    join = asyncio.create_task(media.join([source] * 100, source, folder / "out.mp4", Fraction(24)))
+    await until(lambda: any(folder.iterdir()))
+    children()[0].kill()
+    with pytest.raises(JobFailure):
+        await join
+    assert not list(folder.iterdir())
+
+
+async def test_an_idle_worker_ends_after_a_while(
+    tmp_path: Path, media: MediaWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "IDLE_S", 0.1)
+    clip = clips.make_clip(tmp_path / "clip.mp4")
+    await media.probe_video(clip)
+    await until(lambda: not children())
+    assert (await media.probe_video(clip)).frames == 24
+
+
+async def test_closing_ends_all_workers_within_a_second(tmp_path: Path) -> None:
+    clip = big_clip(tmp_path / "clip.mp4")
+    media = MediaWorker()
+    check = asyncio.create_task(
+        media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, expect_audio=False)
+    )
+    await media.warm()
+    await until(lambda: len(children()) == 2)
+    start = time.perf_counter()
+    await media.close()
+    assert time.perf_counter() - start < 1
+    assert not children()
+    with pytest.raises(JobFailure):
+        await check
+
+
+async def test_workers_end_when_the_service_is_killed(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, sys\n"
+        "from faceswap.media import MediaWorker\n"
+        "async def main():\n"
+        "    media = MediaWorker()\n"
+        "    await media.warm()\n"
+        "    print(media._children[0].process.pid, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    service = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    assert service.stdout
+    pid = int(await service.stdout.readline())
+    assert psutil.pid_exists(pid)
+    service.kill()
+    await service.wait()
+    await until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+
+async def test_a_worker_inherits_no_file_or_socket_of_the_service(tmp_path: Path, media: MediaWorker) -> None:
+    server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
+    os.set_inheritable(server.sockets[0].fileno(), True)
+    await media.probe_video(clips.make_clip(tmp_path / "clip.mp4"))
+    assert not children()[0].net_connections()
+    server.close()
+    await server.wait_closed()
