@@ -8,6 +8,7 @@ spent and time still to come, so that it grows evenly.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -37,10 +38,11 @@ class SegmentProgress:
     _phase_started_s: float = 0.0
     _value: float = 0.0
     _maximum: float = 1.0
+    _ended_s: float | None = None
 
     def feed(self, role: str, value: float, maximum: float, now_s: float) -> None:
         """Take a bar's new value. A bar that falls back has begun its next pass; `0` only ends one."""
-        if maximum <= 0 or value <= 0 or value > maximum:
+        if not 0 < value <= maximum < math.inf:
             return
         number = 1
         if self._phase is not None:
@@ -56,7 +58,7 @@ class SegmentProgress:
     def end(self, now_s: float) -> Mapping[str, float]:
         """The prompt has ended: what each of its phases cost, in seconds per frame."""
         self._end_phase(now_s)
-        self._phase = None
+        self._ended_s = now_s
         return self.measured
 
     def _end_phase(self, now_s: float) -> None:
@@ -70,6 +72,8 @@ class SegmentProgress:
 
     def remaining_s(self, now_s: float) -> float:
         """Seconds of work still to come."""
+        if self._ended_s is not None:
+            return max(OVERHEAD_S - (now_s - self._ended_s), 0.0)
         if self._phase is None:
             return sum(self.expected.values()) * self.frames + OVERHEAD_S
         expected_s = self.expected.get(self._phase, 0.0) * self.frames
@@ -102,22 +106,31 @@ class JobProgress:
     """How far a job is, over all passes of all segments and over restarts."""
 
     def __init__(self, total_frames: int, done_frames: int, floor: float, now_s: float) -> None:
-        """`floor` is the percentage told before: it never falls below that."""
+        """`floor` is the percentage told before: what is left to do takes it from there to the end."""
         self.total_frames = total_frames
         self._done_frames = done_frames
         self._floor = floor
         self._running: dict[int, SegmentProgress] = {}
-        self._started_s = now_s
-        self._began_at = done_frames / total_frames if total_frames else 0.0
+        self._set_out(now_s)
+
+    def _set_out(self, now_s: float) -> None:
+        """From here, what is told grows evenly to the end."""
+        self._origin_s, self._origin_percentage, self._origin_fraction = now_s, self._floor, self._fraction(now_s)
+
+    def _fraction(self, now_s: float) -> float:
+        """Share of the job's work that is done, 0–1."""
+        frames = self._done_frames + sum(segment.frames * segment.fraction(now_s) for segment in self._running.values())
+        return min(frames / self.total_frames, 1.0) if self.total_frames else 0.0
 
     def begin(self, number: int, frames: int, expected: Mapping[str, float], now_s: float) -> SegmentProgress:
         """A segment was given to an engine (again)."""
         self._running[number] = SegmentProgress(frames, expected, now_s)
         return self._running[number]
 
-    def abandon(self, number: int) -> None:
-        """A segment's attempt came to nothing."""
-        self._running.pop(number, None)
+    def abandon(self, number: int, now_s: float) -> None:
+        """A segment's attempt came to nothing: there is more to do again."""
+        if self._running.pop(number, None):
+            self._set_out(now_s)
 
     def finish(self, number: int) -> None:
         """A segment's frames are done."""
@@ -132,10 +145,11 @@ class JobProgress:
 
     def report(self, now_s: float) -> Report:
         """The state now. The percentage stays below 100 until the job has ended."""
-        frames = self._done_frames + sum(segment.frames * segment.fraction(now_s) for segment in self._running.values())
-        fraction = min(frames / self.total_frames, 1.0) if self.total_frames else 0.0
-        self._floor = max(self._floor, min(round(100 * fraction, 2), 99.99))
-        gained, spent_s = fraction - self._began_at, now_s - self._started_s
+        fraction, spent_s = self._fraction(now_s), now_s - self._origin_s
+        gained, to_gain = fraction - self._origin_fraction, 1 - self._origin_fraction
+        share = gained / to_gain if to_gain > 0 else 1.0
+        percentage = self._origin_percentage + (100 - self._origin_percentage) * share
+        self._floor = max(self._floor, min(round(percentage, 2), 99.99))
         fps = eta_s = None
         if gained > 0.005 and spent_s > 0:
             fps = round(gained * self.total_frames / spent_s, 2)

@@ -256,9 +256,9 @@ class Runner:
             costs = bars.end(time.monotonic())
             share, name = await self._collect(job, flight.segment, workflow, backend, outcome)
         except BaseException:
-            reporter.progress.abandon(flight.segment.number)
+            reporter.progress.abandon(flight.segment.number, time.monotonic())
             raise
-        if costs:
+        if costs and not look_first:  # or they may be those of a part only
             await self._store.learn_phase_costs(costs_key, costs)
         moved = await self._insist(partial(self._store.finish_segment, flight.segment, name, share))
         reporter.progress.finish(flight.segment.number)

@@ -1,0 +1,267 @@
+"""What a user may ask for, and how jobs and events read."""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from datetime import UTC, datetime
+from fractions import Fraction
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from stored_jobs import create, opened
+
+from faceswap.errors import BadRequest
+from faceswap.jobs import (
+    MOVES,
+    TERMINAL,
+    Event,
+    JobState,
+    Options,
+    check_output_name,
+    comfy_prompt_id,
+    default_output_name,
+    iso,
+    new_prompt_id,
+)
+
+ALL_OPTIONS = {
+    "face_index": "0,1",
+    "source_face_index": "2",
+    "swap_model": "inswapper_128.onnx",
+    "face_restore_model": "GFPGANv1.4.pth",
+    "face_restore_visibility": 0.5,
+    "face_boost": True,
+    "detect_gender": "female",
+    "frame_rate": 29.97,
+    "crf": 18,
+    "workflow": "My workflow-2",
+    "priority": -3,
+}
+
+
+def test_no_options_are_the_defaults() -> None:
+    assert Options.parse(None) == Options.parse({}) == Options()
+    assert Options().to_dict() == {"crf": 20, "priority": 0}
+
+
+def test_every_option_is_taken_and_given_back() -> None:
+    options = Options.parse(ALL_OPTIONS)
+    assert options.to_dict() == ALL_OPTIONS
+    assert set(ALL_OPTIONS) == set(Options.__dataclass_fields__)
+    assert Options.parse(json.loads(json.dumps(options.to_dict()))) == options
+
+
+@pytest.mark.parametrize("name", ALL_OPTIONS)
+def test_null_means_that_nothing_was_chosen(name: str) -> None:
+    assert Options.parse({name: None}) == Options()
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("face_restore_visibility", [0.1, 1, 1.0]),
+        ("frame_rate", [1, 60, 23.976]),
+        ("crf", [0, 51]),
+        ("priority", [-10, 10]),
+        ("face_index", ["0", 0, 99, "0, 1 ,2", ",".join("9" * 16)]),
+        ("detect_gender", ["no", "female", "male"]),
+        ("face_boost", [True, False]),
+        ("workflow", ["a", "a" * 100, "_", "-x", "a.b c"]),
+    ],
+)
+def test_what_is_on_the_bound_is_allowed(name: str, values: list[Any]) -> None:
+    for value in values:
+        Options.parse({name: value})
+
+
+NOT_NUMBERS: list[Any] = [True, False, "1", [1], {}, float("nan"), float("inf"), -float("inf")]
+NOT_NAMES: list[Any] = ["", ".a", "a/b", "a" * 101, "../x", "a\n", "a\0", "ä", 1, True, [], {}]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("face_restore_visibility", [0.09, 1.01, -1, *NOT_NUMBERS[2:]]),
+        ("frame_rate", [0.99, 60.01, 0, 10**400, *NOT_NUMBERS[1:]]),
+        ("crf", [-1, 52, 20.0, 20.5, 10**4000, *NOT_NUMBERS]),
+        ("priority", [-11, 11, 0.0, *NOT_NUMBERS]),
+        ("face_index", ["", "-1", -1, 100, "1,", "a", "0;1", 0.0, True, [0], {}, "٣", ",".join("9" * 17)]),
+        ("source_face_index", ["x", None.__class__]),
+        ("detect_gender", ["No", "", "other", 0, True, [], {}]),
+        ("face_boost", [0, 1, "true", "", [], {}]),
+        ("swap_model", NOT_NAMES),
+        ("face_restore_model", NOT_NAMES),
+        ("workflow", NOT_NAMES),
+    ],
+)
+def test_what_is_out_of_bounds_is_refused_with_the_name_and_what_is_allowed(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(BadRequest) as refused:
+            Options.parse({name: value})
+        assert refused.value.code == "invalid_option"
+        assert f"Option '{name}'" in refused.value.detail
+        assert "allowed is" in refused.value.detail
+        assert len(refused.value.detail) < 200
+
+
+@pytest.mark.parametrize("name", ["face", "CRF", "", "a" * 500, "rate", "__class__"])
+def test_an_unknown_option_is_refused_and_the_known_ones_are_named(name: str) -> None:
+    with pytest.raises(BadRequest) as refused:
+        Options.parse({"crf": 20, name: 1})
+    assert refused.value.code == "unknown_option"
+    assert "face_index" in refused.value.detail
+    assert len(refused.value.detail) < 350
+
+
+@pytest.mark.parametrize("raw", [[], "", "{}", 1, True])
+def test_options_that_are_no_object_are_refused(raw: object) -> None:
+    with pytest.raises(BadRequest, match="JSON object"):
+        Options.parse(raw)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.dictionaries(st.sampled_from(sorted(ALL_OPTIONS)) | st.text(), json_values, max_size=3))
+def test_any_options_are_taken_or_refused(raw: dict[str, Any]) -> None:
+    try:
+        options = Options.parse(raw)
+    except BadRequest:
+        return
+    assert Options.parse(options.to_dict()) == options
+
+
+@pytest.mark.parametrize(
+    ("rate", "exact"), [(25, Fraction(25)), (12.5, Fraction(25, 2)), (30000 / 1001, Fraction(30000, 1001))]
+)
+def test_a_frame_rate_is_meant_exactly(rate: float, exact: Fraction) -> None:
+    assert Options.parse({"frame_rate": rate}).rate == exact
+    assert Options().rate is None
+
+
+@given(st.from_regex(r"[A-Za-z0-9_ -][A-Za-z0-9._ -]{0,99}", fullmatch=True))
+def test_every_name_of_the_pattern_is_allowed(name: str) -> None:
+    assert check_output_name(name) == name
+
+
+@given(st.text())
+def test_an_allowed_name_is_a_plain_file_name(name: str) -> None:
+    try:
+        check_output_name(name)
+    except BadRequest as refused:
+        assert refused.code == "invalid_output_name"
+        return
+    assert 1 <= len(name) <= 100
+    assert name.isascii()
+    assert not name.startswith(".")
+    assert not set(name) & set("/\\\0\r\n\t\"'%:")
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".a", "../x", "a/b", "a\\b", "a" * 101, "a\n", "\na", "a\0", "é", "%2e"]
+)
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(BadRequest):
+        check_output_name(name)
+
+
+def test_the_default_name_tells_the_time_and_is_allowed() -> None:
+    name = default_output_name(datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC))
+    assert name == check_output_name("faceswap_20250102_030405")
+
+
+def test_times_are_utc_with_milliseconds() -> None:
+    assert iso(None) is None
+    assert iso(0) == "1970-01-01T00:00:00.000Z"
+    assert iso(1_735_787_045_007) == "2025-01-02T03:04:05.007Z"
+
+
+@given(st.integers(0, 4_102_444_800_000))
+def test_times_lose_nothing(milliseconds: int) -> None:
+    text = iso(milliseconds)
+    assert text is not None
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", text)
+    assert round(datetime.fromisoformat(text).timestamp() * 1000) == milliseconds
+
+
+def test_the_moves_cover_all_states_and_only_a_retry_leaves_an_end() -> None:
+    assert set(MOVES) == set(JobState)
+    for state in TERMINAL:
+        assert MOVES[state] <= {JobState.QUEUED}
+    assert not MOVES[JobState.SUCCESS]
+    reachable = {JobState.QUEUED}
+    while more := {target for state in reachable for target in MOVES[state]} - reachable:
+        reachable |= more
+    assert reachable == set(JobState)
+    for state in set(JobState) - TERMINAL:
+        assert MOVES[state] & TERMINAL
+
+
+def test_the_id_of_an_attempt_is_the_same_in_every_process_and_its_own() -> None:
+    assert comfy_prompt_id("job", 0, 1) == "35fa42fb-4c20-59c9-b7ab-c7e4246e67bf"
+    ids = {comfy_prompt_id(job, segment, attempt) for job in "ab" for segment in range(12) for attempt in range(12)}
+    assert len(ids) == 2 * 12 * 12
+    assert {uuid.UUID(id).version for id in ids} == {5}
+
+
+def test_public_ids_cannot_be_guessed() -> None:
+    assert uuid.UUID(new_prompt_id()).version == 4
+    assert new_prompt_id() != new_prompt_id()
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_an_event_is_one_block_of_server_sent_events(message: str) -> None:
+    event = Event("job", 7, "status", {"message": message})
+    text = event.sse().decode()
+    assert re.split("\r\n|\n|\r", text)[:2] == ["id: 7", "event: status"]
+    assert len(re.split("\r\n|\n|\r", text)) == 5
+    assert text.endswith("\n\n")
+    assert json.loads(text.split("data: ", 1)[1]) == event.data
+    assert json.loads(event.text()) == {"id": 7, "event": "status", "data": {"message": message}}
+
+
+@pytest.mark.parametrize(
+    ("type", "terminal"), [("completed", True), ("error", True), ("cancelled", True), ("status", False)]
+)
+def test_a_stream_ends_with_the_end_of_its_job(type: str, terminal: bool) -> None:
+    assert Event("job", 1, type, {}).terminal is terminal
+
+
+async def test_the_status_document_has_the_fields_of_the_contract(tmp_path: Any) -> None:
+    async with opened(tmp_path / "faceswap.db") as store:
+        job = await create(store, segments=2, options={"crf": 30})
+    document = job.status(queue_position=4)
+    assert set(document) == {
+        "prompt_id",
+        "status",
+        "progress",
+        "created_at",
+        "updated_at",
+        "result",
+        "error",
+        "code",
+        "queue_position",
+        "eta_seconds",
+        "started_at",
+        "finished_at",
+        "output_prefix",
+        "options",
+        "segments",
+        "attempts",
+        "warnings",
+        "sha256",
+        "bytes",
+    }
+    assert set(document["progress"]) == {"percentage", "step", "current", "total", "fps"}
+    assert (document["status"], document["result"], document["queue_position"]) == ("QUEUED", None, 4)
+    assert document["segments"] == {"done": 0, "total": 2}
+    assert document["created_at"] == iso(job.created_at)
+    assert json.loads(json.dumps(document)) == document
