@@ -319,6 +319,7 @@ class Segment:
     backend: str | None
     output_file: str | None
     changed_share: float | None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ SEQ_GAP = 1000
 """How far event numbers jump when a job is taken up again: more than the unstored events a crash can swallow."""
 IDEMPOTENCY_MS = 24 * 3600 * 1000
 BUSY_TIMEOUT_MS = 5000
+LOOK_AHEAD = 64
+"""Waiting segments that are looked at to tell how much waits."""
 QUEUED_MESSAGE = "Face swap workflow queued successfully!"
 
 _JOB_COLUMNS = (
@@ -48,7 +51,7 @@ _JOB_COLUMNS = (
 )
 _SEGMENT_COLUMNS = (
     "prompt_id, number, first_frame, frame_count, state, attempt, failures, losses, comfy_prompt_id, backend,"
-    " output_file, changed_share"
+    " output_file, changed_share, warnings"
 )
 
 
@@ -75,7 +78,9 @@ def _job(row: aiosqlite.Row) -> Job:
 
 def _segment(row: aiosqlite.Row) -> Segment:
     values = dict(row)
-    return Segment(**{**values, "state": SegmentState(values["state"])})
+    values["state"] = SegmentState(values["state"])
+    values["warnings"] = tuple(json.loads(values["warnings"]))
+    return Segment(**values)
 
 
 class Store:
@@ -312,21 +317,63 @@ class Store:
         That of a job whose end was asked for does not: the job ends with the last of them.
         """
         async with self._transaction() as events:
-            await self._writer.execute(
-                "UPDATE segment SET state = 'waiting', not_before = ?, failures = failures + ?, losses = losses + ?"
-                " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted'",
-                (now_ms() + int(pause_s * 1000), failed, lost, segment.prompt_id, segment.number, segment.attempt),
-            )
+            await self._give_back(segment, pause_s, failed, lost)
             await self._settle_cancel(events, segment.prompt_id)
 
-    async def finish_segment(self, segment: Segment, output_file: str, changed_share: float | None) -> Job | None:
+    async def _give_back(self, segment: Segment, pause_s: float, failed: bool, lost: bool) -> None:
+        await self._writer.execute(
+            "UPDATE segment SET state = 'waiting', not_before = ?, failures = failures + ?, losses = losses + ?"
+            " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted'",
+            (now_ms() + int(pause_s * 1000), failed, lost, segment.prompt_id, segment.number, segment.attempt),
+        )
+
+    async def shorten(self, segment: Segment, *, pause_s: float) -> None:
+        """A submitted segment failed for its length: it waits again, not before `pause_s` from now, cut in two.
+
+        What else of its job waits is cut to that length as well; what is cut off are segments of their own.
+        """
+        limit = segment.frame_count // 2 + 1
+        async with self._transaction() as events:
+            await self._give_back(segment, pause_s, failed=True, lost=False)
+            rows = await self._writer.execute_fetchall(
+                "SELECT * FROM segment WHERE prompt_id = ? AND state = 'waiting' AND frame_count > ?",
+                (segment.prompt_id, limit),
+            )
+            for row in rows:
+                await self._cut(dict(row), limit)
+            await self._settle_cancel(events, segment.prompt_id)
+
+    async def _cut(self, segment: dict[str, Any], limit: int) -> None:
+        """Cut a waiting segment into parts of about the same length, at most `limit` frames."""
+        prompt_id, first, frames = segment["prompt_id"], segment["first_frame"], segment["frame_count"]
+        count = -(-frames // limit)
+        bounds = [first + frames * part // count for part in range(count + 1)]
+        await self._writer.execute(
+            "UPDATE segment SET frame_count = ? WHERE prompt_id = ? AND number = ?",
+            (bounds[1] - first, prompt_id, segment["number"]),
+        )
+        for start, end in pairwise(bounds[1:]):
+            await self._writer.execute(
+                "INSERT INTO segment (prompt_id, number, first_frame, frame_count, priority, created_at, not_before,"
+                " failures) SELECT prompt_id, (SELECT max(number) + 1 FROM segment WHERE prompt_id = ?1), ?3, ?4,"
+                " priority, created_at, not_before, failures FROM segment WHERE prompt_id = ?1 AND number = ?2",
+                (prompt_id, segment["number"], start, end - start),
+            )
+        await self._writer.execute(
+            "UPDATE job SET segments_total = segments_total + ? WHERE prompt_id = ?", (count - 1, prompt_id)
+        )
+
+    async def finish_segment(
+        self, segment: Segment, output_file: str, changed_share: float | None, warnings: Iterable[str] = ()
+    ) -> Job | None:
         """A segment's checked output is in the work folder. Returns the job, or None when it has ended meanwhile."""
         async with self._transaction() as events:
             done = await self._one(
-                "UPDATE segment SET state = 'done', output_file = ?, changed_share = ?"
+                "UPDATE segment SET state = 'done', output_file = ?, changed_share = ?, warnings = ?"
                 " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted' RETURNING number",
                 output_file,
                 changed_share,
+                json.dumps(tuple(warnings), ensure_ascii=False),
                 segment.prompt_id,
                 segment.number,
                 segment.attempt,
@@ -349,9 +396,18 @@ class Store:
         return [_segment(row) for row in await self._reader.execute_fetchall(sql)]
 
     async def segments(self, prompt_id: str) -> list[Segment]:
-        """A job's segments in order."""
-        sql = f"SELECT {_SEGMENT_COLUMNS} FROM segment WHERE prompt_id = ? ORDER BY number"
+        """A job's segments in the order of their frames."""
+        sql = f"SELECT {_SEGMENT_COLUMNS} FROM segment WHERE prompt_id = ? ORDER BY first_frame"
         return [_segment(row) for row in await self._reader.execute_fetchall(sql, (prompt_id,))]
+
+    async def waiting_frames(self) -> list[int]:
+        """How long the segments are that would be claimed next, as far ahead as matters."""
+        rows = await self._reader.execute_fetchall(
+            "SELECT frame_count FROM segment WHERE state = 'waiting' AND not_before <= ?"
+            " ORDER BY priority DESC, created_at, prompt_id, number LIMIT ?",
+            (now_ms(), LOOK_AHEAD),
+        )
+        return [row[0] for row in rows]
 
     async def next_due_s(self) -> float | None:
         """Seconds until the next pausing segment may be claimed; None when none waits."""

@@ -71,6 +71,7 @@ CREATE TABLE segment (
     backend         TEXT,
     output_file     TEXT,
     changed_share   REAL,
+    warnings        TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(warnings)),
     PRIMARY KEY (prompt_id, number)
 ) STRICT, WITHOUT ROWID;
 
