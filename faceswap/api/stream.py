@@ -54,12 +54,13 @@ async def stream_events(request: web.Request, job: Job, after: int) -> web.Strea
     )
     await response.prepare(request)
     try:
-        async for event in follow(request.app[STORE], request.app[HUB], job.prompt_id, after):
-            async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await response.write(b": still here\n\n" if event is None else event.sse())
+        try:
+            async for event in follow(request.app[STORE], request.app[HUB], job.prompt_id, after):
+                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    await response.write(b": still here\n\n" if event is None else event.sse())
+        except Closing:
+            await response.write(b": the service is stopping; come back with Last-Event-ID\n\n")
         await response.write_eof()
-    except Closing:
-        await response.write(b": the service is stopping; come back with Last-Event-ID\n\n")
     except (Lagging, TimeoutError, ConnectionError):
         # The watcher is gone or too slow; the job goes on.
         response.force_close()
