@@ -1,0 +1,29 @@
+"""What the benchmarks share: a table, peak memory, clips that cost little to make."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def peak_memory_mb(pid: int) -> float:
+    """The most memory a process held since its start or the last reset, MiB (Linux)."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    assert found
+    return int(found[1]) / 1024
+
+
+def reset_peak_memory(pid: int) -> float:
+    """Forget the peak so far; returns what the process holds now, MiB (proc(5), clear_refs)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return peak_memory_mb(pid)
+
+
+def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A Markdown table."""
+    lines = [f"\n**{title}**\n", f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
+    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,168 @@
+"""The service and the engine as real processes, to be talked to, killed and started again."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import aiohttp
+import psutil
+
+LISTENING = re.compile(rb"listening on (http://\S+)")
+START_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 15.0
+
+
+def free_port() -> int:
+    """A port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]], timeout: float = 20.0) -> Any:
+    """Wait until a condition holds; returns what it gave. Fails the test after `timeout` seconds."""
+    async with asyncio.timeout(timeout):
+        while not (result := await condition()):
+            await asyncio.sleep(0.02)
+        return result
+
+
+class Child:
+    """A process that prints where it listens."""
+
+    def __init__(self, log: Path, *command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+        self._command = command
+        self._cwd = cwd
+        self._env = {**os.environ, **(env or {})}
+        self._log = log
+        self._process: asyncio.subprocess.Process | None = None
+        self._drain: asyncio.Task[Any] | None = None
+        self.url = ""
+
+    async def start(self) -> Self:
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", *self._command),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=self._env,
+                cwd=self._cwd,
+            )
+        assert self._process.stdout is not None
+        async with asyncio.timeout(START_TIMEOUT_S):
+            line = await self._process.stdout.readline()
+        found = LISTENING.search(line)
+        assert found, f"{self._command} printed {line!r}; its log: {self.log()}"
+        self.url = found[1].decode()
+        self._drain = asyncio.create_task(self._process.stdout.read())
+        return self
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    async def kill(self) -> None:
+        """As a power cut would."""
+        await self._signal(signal.SIGKILL)
+
+    async def stop(self) -> int:
+        """As systemd would; returns the exit status."""
+        return await self._signal(signal.SIGTERM)
+
+    async def ended(self) -> int:
+        """Wait for its own end; returns the exit status."""
+        assert self._process is not None
+        return await self._process.wait()
+
+    async def _signal(self, number: int) -> int:
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.send_signal(number)
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            return await self._process.wait()
+
+    def memory_mb(self) -> float:
+        """What it holds in memory now, MiB."""
+        return psutil.Process(self.pid).memory_info().rss / 2**20
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.running:
+            await self.kill()
+        if self._drain is not None:
+            await self._drain
+
+
+class Engine(Child):
+    """An embedded engine with faults on demand, on a port that stays the same over restarts."""
+
+    def __init__(self, folder: Path, **faults: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        self.port = free_port()
+        self.data_dir = folder / "engine"
+        super().__init__(
+            folder / "engine.log",
+            "faceswap.engine",
+            *("--port", str(self.port), "--data-dir", str(self.data_dir)),
+            *("--preset", "ultrafast", "--faults", json.dumps(faults)),
+        )
+
+    async def set_faults(self, **faults: Any) -> None:
+        """From now on these faults and no others."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{self.url}/faults", json=faults) as response,
+        ):
+            assert response.status == 200, await response.text()
+
+
+class Service(Child):
+    """The service over a data folder that stays the same over restarts."""
+
+    def __init__(self, folder: Path, *comfyui_urls: str, **settings: object) -> None:
+        folder.mkdir(exist_ok=True)
+        self.data_dir = folder / "data"
+        env = {f"FACESWAP_{name.upper()}": str(value) for name, value in settings.items()}
+        super().__init__(
+            folder / "service.log",
+            "faceswap",
+            *("serve", "--port", "0", "--data-dir", str(self.data_dir)),
+            *(argument for url in comfyui_urls for argument in ("--comfyui-url", url)),
+            env={"FACESWAP_MIN_FREE_MB": "0", **env},
+        )
+
+    def files(self) -> list[str]:
+        """Every file in the data folder but the database and the lock, relative."""
+        found = (path for path in self.data_dir.rglob("*") if path.is_file())
+        names = (str(path.relative_to(self.data_dir)) for path in found)
+        return sorted(name for name in names if not name.startswith(("faceswap.db", "lock")))
+
+
+@asynccontextmanager
+async def service_and_engine(
+    folder: Path, faults: dict[str, Any], **settings: object
+) -> AsyncIterator[tuple[Service, Engine]]:
+    """A service in front of one engine with faults."""
+    async with Engine(folder, **faults) as engine, Service(folder, engine.url, **settings) as service:
+        yield service, engine
