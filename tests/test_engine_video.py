@@ -17,7 +17,16 @@ import av
 import cv2
 import numpy as np
 import pytest
-from clips import frame_times, make_clip, numbered, read_number, read_numbers, sound_packets, with_edit_list
+from clips import (
+    frame_times,
+    make_clip,
+    numbered,
+    read_number,
+    read_numbers,
+    sound_packets,
+    with_edit_list,
+    with_lying_header,
+)
 from engine_rig import FACE, Rig, engine, workflow
 from numpy.typing import NDArray
 
@@ -108,6 +117,12 @@ async def test_an_edit_list_is_followed(rig: Rig, tmp_path: Path) -> None:
     whole = make_clip(tmp_path / "whole.mp4", 24)
     cut = with_edit_list(whole, tmp_path / "cut.mp4", skipped=6 * 512, shown=500)
     assert read_numbers(await swapped(rig, cut)) == read_numbers(cut)
+
+
+def test_a_header_that_lies_is_not_believed(tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "whole.mp4", 24)
+    video = probe(with_lying_header(whole, tmp_path / "lying.mp4"))
+    assert (video.count, video.rate) == (24, 24)
 
 
 async def test_a_damaged_packet_is_passed_over(rig: Rig, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from .frames import Colour, Frame, Image, split_planes
+
+_RATE_TOLERANCE = Fraction(1, 100)
 
 
 @dataclass(frozen=True)
@@ -42,36 +45,51 @@ class VideoFile:
 def probe(path: Path) -> VideoFile:
     """Reads the packets of a video and decodes its first frame. Raises ValueError when that fails.
 
-    Frames are counted by their packets: headers lie, and edit lists leave frames out.
+    Frames are counted by their packets: headers lie, and edit lists leave frames out. What was found is remembered
+    while the file stays the same, for a long video is loaded once for each of its segments.
     """
     try:
-        with av.open(path) as container:
-            stream = container.streams.video[0]
-            first = next(container.decode(stream))
-            sideways = first.rotation % 180 != 0
-            rate = stream.average_rate or stream.guessed_rate or Fraction(25)
-            base = stream.time_base or Fraction(1)
-            has_sound = bool(container.streams.audio)
-        with av.open(path) as container:
-            shown = [
-                packet
-                for packet in container.demux(container.streams.video[0])
-                if packet.size and not packet.is_discard
-            ]
+        stat = path.stat()
+        return _probe(path, stat.st_size, stat.st_mtime_ns)
     except (av.FFmpegError, IndexError, StopIteration, OSError) as error:
         raise ValueError(f"{path.name} could not be loaded: it is not a video that can be decoded") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _probe(path: Path, size: int, changed: int) -> VideoFile:
+    """`size` and `changed` tell apart two files that had the same name."""
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        first = next(container.decode(stream))
+        sideways = first.rotation % 180 != 0
+        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        base = stream.time_base or Fraction(1)
+        has_sound = bool(container.streams.audio)
+    with av.open(path) as container:
+        packets = container.demux(container.streams.video[0])
+        shown = [
+            (packet.pts, packet.dts, packet.is_keyframe) for packet in packets if packet.size and not packet.is_discard
+        ]
+    times = tuple(sorted((pts for pts, _, _ in shown), key=lambda pts: -math.inf if pts is None else pts))
     return VideoFile(
         path=path,
         width=first.height if sideways else first.width,
         height=first.width if sideways else first.height,
-        rate=rate,
-        times=tuple(sorted((p.pts for p in shown), key=lambda pts: -math.inf if pts is None else pts)),
-        keyframes=tuple(
-            sorted((p.pts, p.dts) for p in shown if p.is_keyframe and p.pts is not None and p.dts is not None)
-        ),
+        rate=_checked_rate(rate, times, base),
+        times=times,
+        keyframes=tuple(sorted((pts, dts) for pts, dts, key in shown if key and pts is not None and dts is not None)),
         start=(first.pts or 0) * base,
         has_sound=has_sound,
     )
+
+
+def _checked_rate(rate: Fraction, times: tuple[int | None, ...], base: Fraction) -> Fraction:
+    """The rate a file tells, or the true average where that is more than a hundredth off."""
+    first, last = times[0], times[-1]
+    if first is None or last is None or last <= first:
+        return rate
+    average = (len(times) - 1) / ((last - first) * base)
+    return rate if abs(rate / average - 1) < _RATE_TOLERANCE else average.limit_denominator(1_000_000)
 
 
 @dataclass(frozen=True)

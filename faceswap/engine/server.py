@@ -111,10 +111,18 @@ def create_app(
 @web.middleware
 async def same_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuses browsers that come from another site to an engine on loopback."""
-    origin, host = request.headers.get("Origin"), URL(f"http://{request.host}")
-    if origin is not None and _is_loopback(host.host or "") and URL(origin).authority != host.authority:
+    origin = request.headers.get("Origin")
+    if origin is not None and _is_foreign(origin, request.host):
         raise web.HTTPForbidden
     return await handler(request)
+
+
+def _is_foreign(origin: str, host: str) -> bool:
+    try:
+        ours = URL(f"http://{host}")
+        return _is_loopback(ours.host or "") and URL(origin).authority != ours.authority
+    except ValueError:
+        return True
 
 
 def _is_loopback(host: str) -> bool:

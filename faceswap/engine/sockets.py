@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+from contextlib import suppress
 from typing import Any
 
 from aiohttp import WSCloseCode, web
@@ -13,6 +14,9 @@ from .faults import FaultSwitch
 
 OUTBOX_FRAMES = 2000
 """A reader this far behind (over half a minute of a running prompt) is cut off."""
+
+GOODBYE_S = 2.0
+"""How long the closing of all sockets may take."""
 
 _PREVIEW_WITH_METADATA = 4
 
@@ -106,7 +110,9 @@ class Hub:
     async def close(self) -> None:
         """Closes every socket."""
         sockets = [socket for group in self._sockets.values() for socket in group]
-        await asyncio.gather(*(socket.close() for socket in sockets))
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S):
+                await asyncio.gather(*(socket.close() for socket in sockets))
 
 
 def message(kind: str, data: dict[str, Any]) -> str:

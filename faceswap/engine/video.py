@@ -20,7 +20,7 @@ import av
 from .frames import Colour, Frame, Image
 from .sound import Sound, SoundTrack
 
-AHEAD = 4
+AHEAD = 2
 """Frames that one step may be ahead of the next."""
 
 _LARGEST_RATE_PART = 1_000_000
