@@ -13,7 +13,7 @@ from yarl import URL
 from .admission import Admission
 from .api import keys, middleware
 from .api.routes import add_routes
-from .backend import Backend
+from .backend import Backend, Patience
 from .comfy.client import ComfyClient
 from .comfy.embedded import EmbeddedEngine
 from .config import ConfigError, Settings, resource_dir
@@ -49,8 +49,9 @@ def load_workflow(settings: Settings) -> dict[str, Workflow]:
     return workflows
 
 
-def create_app(settings: Settings) -> web.Application:
+def create_app(settings: Settings, patience: Patience | None = None) -> web.Application:
     """The service, ready to be run. Raises `ConfigError` for a workflow that cannot be used."""
+    patience = patience or Patience()
     app = web.Application(middlewares=[middleware.problems, middleware.same_origin])
     app[keys.SETTINGS] = settings
     app[keys.HUB] = Hub()
@@ -68,10 +69,10 @@ def create_app(settings: Settings) -> web.Application:
         try:
             engine = None if settings.comfyui_urls else _embedded_engine(settings, folders)
             app[keys.ENGINE] = engine
-            backends = await make_backends(settings, store, session)
+            backends = await make_backends(settings, store, session, patience)
             app[keys.INTAKE] = Intake(settings, fetcher)
             app[keys.ADMISSION] = Admission(settings, store, media, workflows)
-            runner = app[keys.RUNNER] = Runner(store, folders, media, workflows, backends)
+            runner = app[keys.RUNNER] = Runner(store, folders, media, workflows, backends, patience)
             janitor = Janitor(settings, store, folders)
             await janitor.clear_debris()
             background = asyncio.create_task(_background(runner, janitor, engine), name="background")
@@ -92,13 +93,15 @@ def create_app(settings: Settings) -> web.Application:
     return app
 
 
-async def make_backends(settings: Settings, store: Store, session: aiohttp.ClientSession) -> list[Backend]:
+async def make_backends(
+    settings: Settings, store: Store, session: aiohttp.ClientSession, patience: Patience
+) -> list[Backend]:
     """One for each ComfyUI that was named, or one for the embedded engine, whose address comes when it listens."""
     if not settings.comfyui_urls:
         client = ComfyClient(URL("http://127.0.0.1:1"), session)
-        return [Backend(EMBEDDED, client, await store.client_id(EMBEDDED))]
+        return [Backend(EMBEDDED, client, await store.client_id(EMBEDDED), patience)]
     clients = [ComfyClient(url, session, settings.comfyui_headers) for url in settings.comfyui_urls]
-    backends = [Backend(str(client.url), client, await store.client_id(str(client.url))) for client in clients]
+    backends = [Backend(str(c.url), c, await store.client_id(str(c.url)), patience) for c in clients]
     for backend in backends:
         backend.address_known.set()
     return backends

@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from .comfy.client import ComfyClient, ComfyError, Outcome, QueueState
 from .comfy.listener import Listener
@@ -19,10 +19,14 @@ from .comfy.messages import Executing, Message, Preview, Progress, QueueRemainin
 from .errors import JobFailure
 from .jobs import Segment
 
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
 
 MAX_PROMPTS = 2
 """Prompts given to one ComfyUI at a time: one running and one ready."""
+PACE_WEIGHT = 0.5
+"""Of the newest prompt in what is known of an engine's pace."""
 
 
 class Lost(Exception):
@@ -35,7 +39,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """The bounds of every wait for an engine, in seconds."""
+    """The bounds of every wait for an engine, in seconds, and of every repetition."""
 
     reconcile_s: float = 3.0
     """Between two looks at queue and history while a prompt is out."""
@@ -49,6 +53,10 @@ class Patience:
     """Without an answer before the work is given to another ComfyUI, where there is one."""
     confirm_s: float = 0.5
     """Between the two looks that must both miss a prompt before it is lost."""
+    retry_s: tuple[float, ...] = (2.0, 10.0)
+    """Before the second and the third attempt at what may pass by itself; there is no fourth."""
+    loss_limit: int = 25
+    """Times an engine may die with a segment before its job fails: some videos kill engines."""
 
 
 async def _ignore_executing(node: str) -> None:
@@ -65,6 +73,8 @@ class Flight:
     on_preview: Callable[[bytes], None] = lambda image: None
     inbox: asyncio.Queue[Message | None] = field(default_factory=lambda: asyncio.Queue(maxsize=1024))
     stopping_since: float | None = None
+    stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    started_at: float = field(default_factory=time.monotonic)
     heard_at: float = field(default_factory=time.monotonic)
     distrusted_at: float = 0.0
     sent: bool = False
@@ -86,7 +96,21 @@ class Flight:
         """Ask for the prompt's end."""
         if self.stopping_since is None:
             self.stopping_since = time.monotonic()
+            self.stopped.set()
             self.nudge()
+
+    async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do what may be given up at any moment; raises `Stopped` as soon as the prompt is to be stopped."""
+        doing, stop = asyncio.ensure_future(work), asyncio.create_task(self.stopped.wait())
+        try:
+            await asyncio.wait((doing, stop), return_when=asyncio.FIRST_COMPLETED)
+            if self.stopping_since is not None:
+                raise Stopped
+            return doing.result()
+        finally:
+            doing.cancel()
+            stop.cancel()
+            await asyncio.gather(doing, stop, return_exceptions=True)
 
 
 class Backend:
@@ -104,6 +128,8 @@ class Backend:
         self.listener = Listener(client, client_id, self._heard, self._connected)
         self.address_known = asyncio.Event()
         self._forsaken: set[str] = set()
+        self._pace_s: float | None = None
+        self._ended_at = 0.0
 
     @property
     def healthy(self) -> bool:
@@ -115,10 +141,26 @@ class Backend:
         """How many more prompts it may be given."""
         return MAX_PROMPTS - len(self.flights) if self.healthy else 0
 
+    @property
+    def pace_s(self) -> float | None:
+        """Seconds a frame, as last measured, or more when the prompt in hand takes longer; None when never measured."""
+        if self._pace_s is None or not self.flights:
+            return self._pace_s
+        oldest = next(iter(self.flights.values()))
+        elapsed_s = time.monotonic() - max(oldest.started_at, self._ended_at)
+        return max(self._pace_s, elapsed_s / oldest.segment.frame_count)
+
+    def done_in_s(self, frames: int) -> float:
+        """Seconds until it would be done with what it has and with `frames` more; 0 when its pace is unknown."""
+        frames += sum(flight.segment.frame_count for flight in self.flights.values())
+        return (self.pace_s or 0.0) * frames
+
     async def run(self) -> None:
         """Listen, for as long as the service runs."""
         await self.address_known.wait()
-        await self.listener.run()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.listener.run(), name=f"socket of {self.name}")
+            tasks.create_task(self._disown(), name=f"forsaken prompts of {self.name}")
 
     def describe(self) -> dict[str, Any]:
         """What `/health` tells of it."""
@@ -135,7 +177,7 @@ class Backend:
     async def perform(
         self,
         flight: Flight,
-        make_graph: Callable[[], Awaitable[Mapping[str, Any]]],
+        make_graph: Callable[[], Coroutine[Any, Any, Mapping[str, Any]]],
         extra_data: Mapping[str, Any],
         *,
         output_node: str,
@@ -155,10 +197,23 @@ class Backend:
                 return await self._follow(flight)
             except Lost:
                 log.info("%s does not know %s: sending it", self.name, flight.prompt_id)
-        if flight.stopping_since is not None:
-            raise Stopped
-        await self._submit(flight, await make_graph(), extra_data, output_node, on_queued)
-        return await self._follow(flight)
+        graph = await flight.unless_stopped(make_graph())
+        refusal = await self._submit(flight, graph, extra_data, output_node, on_queued)
+        try:
+            outcome = await self._follow(flight)
+        except Lost:
+            if refusal is None:
+                raise
+            raise JobFailure("engine_error", refusal.sentence, passing=True) from refusal
+        self._learn_pace(flight)
+        return outcome
+
+    def _learn_pace(self, flight: Flight) -> None:
+        """Take the time of a prompt that ended well, from its start or from the end of the one before."""
+        now = time.monotonic()
+        pace_s = (now - max(flight.started_at, self._ended_at)) / flight.segment.frame_count
+        self._ended_at = now
+        self._pace_s = pace_s if self._pace_s is None else self._pace_s + PACE_WEIGHT * (pace_s - self._pace_s)
 
     async def _submit(
         self,
@@ -167,9 +222,8 @@ class Backend:
         extra_data: Mapping[str, Any],
         output_node: str,
         on_queued: Callable[[str], Awaitable[Segment]],
-    ) -> None:
-        if flight.stopping_since is not None:
-            raise Stopped
+    ) -> ComfyError | None:
+        """Send the prompt; returns the error ComfyUI answered when the prompt may have been queued all the same."""
         flight.sent = True
         try:
             queued_id = await self.client.submit(
@@ -178,13 +232,15 @@ class Backend:
         except ComfyError as error:
             if not error.passing:
                 raise JobFailure("engine_error", error.sentence) from error
-            # It may have been queued all the same: _follow looks, and calls it lost when it is not there.
+            # _follow looks for it, and calls it lost when it is not there.
             log.warning("%s: submitting %s: %s", self.name, flight.prompt_id, error.sentence)
-            return
+            flight.nudge()
+            return error if error.answered else None
         if queued_id != flight.prompt_id:
-            del self.flights[flight.prompt_id]
+            sent_as = flight.prompt_id
             flight.segment = await on_queued(queued_id)
-            self.flights[queued_id] = flight
+            self.flights[queued_id] = self.flights.pop(sent_as)
+        return None
 
     async def _follow(self, flight: Flight) -> Outcome:
         """Wait for the end, whatever the socket says or does not say."""
@@ -194,10 +250,9 @@ class Backend:
             hurry = misses or flight.stopping_since is not None
             await self._listen(flight, self.patience.confirm_s if hurry else self.patience.reconcile_s)
             try:
-                if flight.stopping_since is not None:
-                    await self.client.cancel_pending(flight.prompt_id)
-                    await self.client.interrupt(flight.prompt_id)
                 found = await self._look(flight.prompt_id)
+                if flight.stopping_since is not None and isinstance(found, QueueState):
+                    await self._stop(flight.prompt_id, found)
             except ComfyError as error:
                 if not error.passing:
                     raise JobFailure("engine_error", error.sentence) from error
@@ -242,6 +297,13 @@ class Backend:
         # It may have ended between the two questions.
         return await self.client.outcome(prompt_id)
 
+    async def _stop(self, prompt_id: str, queue: QueueState) -> None:
+        """Ask for a prompt's end. An older ComfyUI interrupts whatever runs: it is asked only when that is ours."""
+        if prompt_id in queue.running:
+            await self.client.interrupt(prompt_id)
+        else:
+            await self.client.cancel_pending(prompt_id)
+
     def _give_up_waiting(self, flight: Flight, since: float) -> None:
         """Leave an engine that does not answer, when somebody waits for a cancel or others could do the work."""
         if time.monotonic() - since < self.patience.unreachable_s:
@@ -261,6 +323,9 @@ class Backend:
             raise Stopped
         if flight.prompt_id not in queue.running and queue.running:
             flight.heard_at = now
+            if self._forsaken.issuperset(queue.running):
+                self._hold_for_stuck(flight)
+                raise Lost
             return
         if now - flight.heard_at > self.patience.stuck_s:
             self._hold_for_stuck(flight)
@@ -287,7 +352,6 @@ class Backend:
         if flight is None:
             return
         flight.heard_at = time.monotonic()
-        self.stuck = False
         match message:
             case Progress(node=node, value=value, maximum=maximum):
                 flight.on_progress(node, value, maximum)
@@ -296,16 +360,25 @@ class Backend:
             case _:
                 flight.nudge(message)
 
-    async def _connected(self) -> None:
-        """The socket is open (again): nothing is replayed, so everything that is out is looked at."""
-        self.stuck = False
-        for prompt_id in list(self._forsaken):
+    async def _disown(self) -> None:
+        """Ask for the end of prompts that were given up until they are gone; an engine is stuck as long as one is."""
+        while True:
+            await asyncio.sleep(self.patience.reconcile_s)
+            if not self._forsaken:
+                continue
             try:
-                await self.client.cancel_pending(prompt_id)
-                await self.client.interrupt(prompt_id)
+                queue = await self.client.queue()
+                self._forsaken &= {*queue.running, *queue.pending}
+                for prompt_id in tuple(self._forsaken):
+                    await self._stop(prompt_id, queue)
             except ComfyError:
-                break
-            self._forsaken.discard(prompt_id)
+                continue
+            if self.stuck and not self._forsaken:
+                self.stuck = False
+                self.on_change()
+
+    def _connected(self) -> None:
+        """The socket is open (again): nothing is replayed, so everything that is out is looked at."""
         for flight in self.flights.values():
             flight.nudge()
         self.on_change()

@@ -13,16 +13,18 @@ import random
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TypeVar
 
-from .backend import MAX_PROMPTS, Backend, Flight, Lost, Stopped
+from .backend import MAX_PROMPTS, Backend, Flight, Lost, Patience, Stopped
 from .comfy.client import ComfyError, Outcome
 from .errors import JobFailure, NotFound, Problem
 from .folders import Folders
 from .jobs import TERMINAL, Job, Segment
-from .media import MediaWorker
+from .media import MediaWorker, Verdict
 from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED, JobProgress
 from .store import Store
 from .workflow import Graph, Workflow, WorkflowError, extra_data
@@ -35,12 +37,7 @@ EMBEDDED = "embedded"
 """The name under which the embedded engine's work is kept, whatever port it listens on."""
 COMPLETED_MESSAGE = "🎉 Face swap completed successfully!"
 INTERNAL_ERROR = "Something went wrong inside the service; its log says what."
-FAILURE_LIMIT = 3
-"""Attempts at a segment before its job fails."""
-LOSS_LIMIT = 25
-"""Times an engine may die with a segment before its job fails: some videos kill engines."""
-PAUSES_S = (2.0, 10.0)
-"""Before the second and the third attempt."""
+FIRST_LOSS_PAUSE_S = 0.1
 DISK_PAUSE_S = 2.0
 LOOK_AGAIN_S = 0.5
 CUT_LIMIT = 20
@@ -75,12 +72,14 @@ class Runner:
         media: MediaWorker,
         workflows: Mapping[str, Workflow],
         backends: Sequence[Backend],
+        patience: Patience,
     ) -> None:
         self.backends = backends
         self._store = store
         self._folders = folders
         self._media = media
         self._workflows = workflows
+        self._patience = patience
         self._wake = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._flights: dict[str, dict[Flight, asyncio.Task[None]]] = {}
@@ -145,7 +144,7 @@ class Runner:
             self._wake.clear()
             for busy in range(MAX_PROMPTS):
                 for backend in self.backends:
-                    if backend.healthy and len(backend.flights) <= busy:
+                    if backend.healthy and len(backend.flights) <= busy and await self._gains(backend):
                         segment = await self._insist(partial(self._store.claim, backend.name))
                         if segment is not None:
                             self._start(segment, backend, look_first=False)
@@ -156,6 +155,19 @@ class Runner:
                     await self._wake.wait()
             except TimeoutError:
                 pass
+
+    async def _gains(self, backend: Backend) -> bool:
+        """Whether the work is done sooner when this backend takes the next segment too.
+
+        It is not when another would be done with all that waits before this one is with the next; and what has not
+        shown its pace yet gets no second segment while others are there.
+        """
+        others = [other for other in self.backends if other is not backend and other.healthy]
+        if not others or backend.pace_s is None:
+            return not (others and backend.flights)
+        waiting = await self._store.waiting_frames()
+        done_in_s = backend.done_in_s(waiting[0] if waiting else 0)
+        return all(done_in_s <= other.done_in_s(sum(waiting)) for other in others if other.pace_s is not None)
 
     def _start(self, segment: Segment, backend: Backend, *, look_first: bool) -> None:
         flight = Flight(segment)
@@ -254,13 +266,14 @@ class Runner:
                 on_queued=lambda queued_id: self._store.known_as(flight.segment, queued_id),
             )
             costs = bars.end(time.monotonic())
-            share, name = await self._collect(job, flight.segment, workflow, backend, outcome)
+            path, verdict = await flight.unless_stopped(self._collect(job, flight.segment, workflow, backend, outcome))
         except BaseException:
             reporter.progress.abandon(flight.segment.number, time.monotonic())
             raise
         if costs and not look_first:  # or they may be those of a part only
             await self._store.learn_phase_costs(costs_key, costs)
-        moved = await self._insist(partial(self._store.finish_segment, flight.segment, name, share))
+        finish = partial(self._store.finish_segment, flight.segment, path.name, verdict.changed_share, verdict.warnings)
+        moved = await self._insist(finish)
         reporter.progress.finish(flight.segment.number)
         return moved is not None and moved.segments_done == moved.segments_total
 
@@ -293,6 +306,9 @@ class Runner:
     async def _upload(self, job: Job, backend: Backend) -> tuple[str, str]:
         video = self._folders.video(job.prompt_id, job.inputs)
         image = self._folders.image(job.prompt_id, job.inputs)
+        if not (video.is_file() and image.is_file()):
+            sentence = "The video or the picture is no longer on the service's disk; post them again."
+            raise JobFailure("inputs_missing", sentence)
         return (
             await backend.client.upload(video, video.name, job.prompt_id),
             await backend.client.upload(image, image.name, job.prompt_id),
@@ -300,59 +316,75 @@ class Runner:
 
     async def _collect(
         self, job: Job, segment: Segment, workflow: Workflow, backend: Backend, outcome: Outcome
-    ) -> tuple[float | None, str]:
-        """Fetch an output and check it; returns the share of frames that changed, and the file's name."""
+    ) -> tuple[Path, Verdict]:
+        """Fetch an output and check it. What does not pass is not kept."""
         files = [file for file in outcome.outputs.get(workflow.output, ()) if file.type == "output"]
         if not files:
-            raise JobFailure("output_missing", "ComfyUI reported success but made no file.", passing=True)
+            sentence = (
+                "ComfyUI reported success but made no file; look into its log and at the workflow's encoder settings."
+            )
+            raise JobFailure("output_missing", sentence, passing=True)
         message = "Retrieving face-swapped video…"
         if job.segments_total > 1:
             message = f"Retrieving part {segment.number + 1} of {job.segments_total}…"
         await self._tell(job.prompt_id, "status", {"status": job.state, "message": message}, step=message)
         path = self._folders.segment(segment)
         await backend.client.download(files[-1], path, OUTPUT_LIMIT_BYTES)
-        verdict = await self._media.verify(
-            path,
-            self._folders.video(job.prompt_id, job.inputs),
-            first_frame=segment.first_frame,
-            frame_count=segment.frame_count,
-            frame_rate=job.options.rate,
-            expect_audio=False,
-        )
-        return verdict.changed_share, path.name
+        try:
+            verdict = await self._media.verify(
+                path,
+                self._folders.video(job.prompt_id, job.inputs),
+                first_frame=segment.first_frame,
+                frame_count=segment.frame_count,
+                frame_rate=job.options.rate,
+                expect_audio=False,
+            )
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path, verdict
 
     async def _lost(self, segment: Segment, backend: Backend, error: Lost | ComfyError) -> None:
         """The engine went away with a segment: it is done again, here or elsewhere."""
-        if isinstance(error, ComfyError) and not error.passing:
-            await self._failed(segment, backend, JobFailure("engine_error", error.sentence))
+        if isinstance(error, ComfyError) and (error.answered or not error.passing):
+            await self._failed(segment, backend, JobFailure("engine_error", error.sentence, passing=error.passing))
             return
-        if segment.losses + 1 >= LOSS_LIMIT:
-            sentence = "The engine died every time it worked on this video; look into its log."
+        if segment.losses + 1 >= self._patience.loss_limit:
+            sentence = "ComfyUI died every time it worked on this video; look into its log, then retry the job."
             await self._failed(segment, backend, JobFailure("engine_crashed", sentence))
             return
         message = f"ComfyUI restarted, resuming at frame {segment.first_frame}"
         await self._tell(segment.prompt_id, "status", {"status": "PROCESSING", "message": message})
-        await self._insist(
-            partial(self._store.give_back, segment, lost=True, pause_s=min(0.1 * 2**segment.losses, PAUSES_S[-1]))
-        )
+        pause_s = min(FIRST_LOSS_PAUSE_S * 2**segment.losses, self._patience.retry_s[-1])
+        await self._insist(partial(self._store.give_back, segment, lost=True, pause_s=pause_s))
 
     async def _failed(self, segment: Segment, backend: Backend, failure: JobFailure) -> None:
         """Try again what may pass by itself; end the job otherwise."""
         log.warning("segment %s on %s: %s: %s", segment.comfy_prompt_id, backend.name, failure.code, failure.sentence)
         self._uploads.pop((backend.name, segment.prompt_id), None)
-        if failure.passing and segment.failures + 1 < FAILURE_LIMIT:
-            attempt = segment.failures + 2
-            message = f"{failure.sentence} Attempt {attempt} of {FAILURE_LIMIT} follows."
-            await self._tell(segment.prompt_id, "status", {"status": "PROCESSING", "message": message})
-            pause_s = PAUSES_S[segment.failures] * random.uniform(0.8, 1.2)
-            await self._insist(partial(self._store.give_back, segment, failed=True, pause_s=pause_s))
-        else:
+        pauses_s = self._patience.retry_s
+        if not failure.passing or segment.failures == len(pauses_s):
             await self._end_failed(segment.prompt_id, failure)
+            return
+        message = f"{failure.sentence} Attempt {segment.failures + 2} of {len(pauses_s) + 1} follows."
+        await self._tell(segment.prompt_id, "status", {"status": "PROCESSING", "message": message})
+        pause_s = pauses_s[segment.failures] * random.uniform(0.8, 1.2)
+        if failure.code == "out_of_memory" and await self._relieve(segment, backend):
+            await self._insist(partial(self._store.shorten, segment, pause_s=pause_s))
+        else:
+            await self._insist(partial(self._store.give_back, segment, failed=True, pause_s=pause_s))
+
+    async def _relieve(self, segment: Segment, backend: Backend) -> bool:
+        """Have an engine that ran out of memory give some back; tells whether shorter segments will help it too."""
+        with suppress(ComfyError):
+            await backend.client.free()
+        job = await self._store.job(segment.prompt_id)
+        return self._workflows[job.workflow].splittable
 
     async def _end_failed(self, prompt_id: str, failure: JobFailure) -> None:
         await self._insist(partial(self._store.fail, prompt_id, failure.code, failure.sentence))
-        self._forget(prompt_id)
         self.cancel(prompt_id)
+        self._forget(prompt_id)
 
     async def _finish(self, prompt_id: str) -> None:
         """All segments are done: join them, put the sound on, check the whole, end the job."""
@@ -368,17 +400,17 @@ class Runner:
                 return
             except JobFailure as failure:
                 failures += 1
-                if not failure.passing or failures == FAILURE_LIMIT:
+                if not failure.passing or failures > len(self._patience.retry_s):
                     await self._end_failed(prompt_id, failure)
                     return
-                await asyncio.sleep(PAUSES_S[failures - 1])
+                await asyncio.sleep(self._patience.retry_s[failures - 1])
             except (OSError, sqlite3.Error) as error:
                 log.warning("joining %s: %s; trying again", prompt_id, error)
                 await asyncio.sleep(DISK_PAUSE_S)
 
     async def _join(self, job: Job) -> None:
         segments = await self._store.segments(job.prompt_id)
-        warnings = _check_changed(segments)
+        warnings = [*_check_changed(segments), *(warning for segment in segments for warning in segment.warnings)]
         joined = self._folders.joined(job.prompt_id)
         facts = await self._media.join(
             [self._folders.finished_segment(segment) for segment in segments],
@@ -396,7 +428,7 @@ class Runner:
             result_file=filename,
             size=facts.bytes,
             sha256=facts.sha256,
-            warnings=(*warnings, *facts.warnings),
+            warnings=tuple(dict.fromkeys((*warnings, *facts.warnings))),
             message=COMPLETED_MESSAGE,
         ):
             await asyncio.to_thread(self._folders.erase_work, job.prompt_id)

@@ -37,6 +37,7 @@ SOCKET_CLOSE_TIMEOUT = 2.0
 SOCKET_MESSAGE_LIMIT = 64 * 1024 * 1024
 
 BUSY = (408, 425, 429)  # statuses by which a proxy asks to come again
+GATEWAY = (502, 503, 504)  # statuses by which a proxy tells that it did not reach ComfyUI
 
 FEATURE_FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 
@@ -47,13 +48,15 @@ _GRAPH_NAME = re.compile(r"[\w ()+@,=-][\w .()+@,=-]*(?:/[\w ()+@,=-][\w .()+@,=
 class ComfyError(Exception):
     """ComfyUI cannot be reached or answers what it should not.
 
-    `sentence` is for a person and names no URL, header or path. `passing` is true when asking again may help.
+    `sentence` is for a person and names no URL, header or path. `passing` is true when asking again may help,
+    `answered` when ComfyUI itself answered with an error, rather than nothing or a proxy in front of it.
     """
 
-    def __init__(self, sentence: str, *, passing: bool) -> None:
+    def __init__(self, sentence: str, *, passing: bool, answered: bool = False) -> None:
         super().__init__(sentence)
         self.sentence = sentence
         self.passing = passing
+        self.answered = answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +318,11 @@ def _check_status(response: aiohttp.ClientResponse, expected: int = 200) -> None
 def _answered(status: int) -> ComfyError:
     if status in (401, 403):
         return ComfyError(f"ComfyUI refused the call ({status}); check FACESWAP_COMFYUI_HEADERS.", passing=False)
-    return ComfyError(f"ComfyUI answered {status}.", passing=status >= 500 or status in BUSY)
+    return ComfyError(
+        f"ComfyUI answered {status}; its log may say why.",
+        passing=status >= 500 or status in BUSY,
+        answered=status not in GATEWAY,
+    )
 
 
 async def _document(response: aiohttp.ClientResponse, expected: int = 200) -> Any:

@@ -1,0 +1,199 @@
+"""The service and its engines in the test's own process: fast to start, and with as little patience as a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from processes import eventually
+from yarl import URL
+
+from faceswap import samples
+from faceswap.api import keys
+from faceswap.app import create_app
+from faceswap.backend import Patience
+from faceswap.config import Settings
+from faceswap.engine.faults import Faults
+from faceswap.engine.server import ENGINE
+from faceswap.engine.server import create_app as create_engine
+
+QUICK = Patience(
+    reconcile_s=0.2,
+    silence_s=5.0,
+    stuck_s=20.0,
+    stop_s=10.0,
+    unreachable_s=0.5,
+    confirm_s=0.05,
+    retry_s=(0.1, 0.2),
+)
+"""Pauses a test can wait for; the order of the bounds is that of the real ones."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
+
+
+class EngineRig:
+    """One ComfyUI with faults on demand; every call to it is written down."""
+
+    def __init__(self, folder: Path, lie: Middleware | None = None, **faults: Any) -> None:
+        self.calls: list[tuple[str, str]] = []
+        self.output = folder / "output"
+        self._app = create_engine(folder, faults=Faults.parse(faults), preset="ultrafast")
+        if lie is not None:
+            self._app.middlewares.append(web.middleware(lie))
+        self._app.middlewares.insert(0, self._recorder())
+        self._server = TestServer(self._app)
+
+    def _recorder(self) -> Middleware:
+        @web.middleware
+        async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
+            self.calls.append((request.method, request.path))
+            return await handler(request)
+
+        return record
+
+    @property
+    def url(self) -> str:
+        return str(self._server.make_url("/"))
+
+    def set_faults(self, **faults: Any) -> None:
+        """From now on these faults and no others."""
+        self._app[ENGINE].faults.now = Faults.parse(faults)
+
+    @property
+    def running(self) -> str | None:
+        """The prompt it works on."""
+        prompt = self._app[ENGINE].prompts.running
+        return prompt.id if prompt else None
+
+    @property
+    def pending(self) -> list[str]:
+        """The prompts that wait, in order."""
+        return [prompt.id for prompt in self._app[ENGINE].prompts.pending]
+
+    @property
+    def submissions(self) -> int:
+        """How often a prompt was sent to it."""
+        return self.calls.count(("POST", "/prompt"))
+
+    @property
+    def finished(self) -> list[str]:
+        """The prompts it worked on to an end, good or bad, in order."""
+        return list(self._app[ENGINE].prompts.history)
+
+    def interrupt(self) -> None:
+        """As somebody would in ComfyUI's own page."""
+        self._app[ENGINE].prompts.interrupt(None)
+
+    async def __aenter__(self) -> EngineRig:
+        await self._server.start_server()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._server.close()
+
+
+class ServiceRig:
+    """A service, talked to over HTTP as users do."""
+
+    def __init__(self, client: TestClient[Any, Any], folder: Path) -> None:
+        self.client = client
+        self.folder = folder
+
+    async def post(self, video: Path, **options: Any) -> str:
+        """Submit a job; returns its id."""
+        form = aiohttp.FormData()
+        form.add_field("video", video.read_bytes(), filename=video.name)
+        form.add_field("image", samples.FACE.read_bytes(), filename="face.png")
+        form.add_field("return_prompt_id_only", "true")
+        form.add_field("options", web.json_response(options).text)
+        async with self.client.post("/face-swap", data=form) as response:
+            assert response.status == 200, await response.text()
+            return str((await response.json())["prompt_id"])
+
+    async def get(self, path: str) -> dict[str, Any]:
+        async with self.client.get(path) as response:
+            assert response.status == 200, await response.text()
+            answer: dict[str, Any] = await response.json()
+            return answer
+
+    async def status(self, prompt_id: str) -> dict[str, Any]:
+        return await self.get(f"/status/{prompt_id}")
+
+    async def ended(self, prompt_id: str, timeout: float = 30.0) -> dict[str, Any]:
+        """The status of a job once it has ended."""
+
+        async def end() -> dict[str, Any] | None:
+            status = await self.status(prompt_id)
+            return status if status["finished_at"] else None
+
+        found: dict[str, Any] = await eventually(end, timeout)
+        return found
+
+    async def ready(self, backends: int = 1) -> None:
+        """Wait until so many engines are connected."""
+
+        async def connected() -> bool:
+            listeners = [backend["listener"] for backend in (await self.get("/health"))["backends"]]
+            return listeners.count("connected") >= backends
+
+        await eventually(connected)
+
+    async def download(self, status: dict[str, Any], to: Path) -> Path:
+        async with self.client.get(status["result"]) as response:
+            assert response.status == 200, await response.text()
+            to.write_bytes(await response.read())
+        return to
+
+    async def messages(self, prompt_id: str) -> list[str]:
+        """What watchers of an ended job were told, in order."""
+        events = await self.client.app[keys.STORE].events(prompt_id, 0)
+        return [str(event.data.get("message") or event.data.get("detail")) for event in events]
+
+    async def segments(self, prompt_id: str) -> list[tuple[int, int, int]]:
+        """First frame, frames and attempts of each segment of a job, in order."""
+        found = await self.client.app[keys.STORE].segments(prompt_id)
+        return [(segment.first_frame, segment.frame_count, segment.attempt) for segment in found]
+
+    def files(self) -> list[str]:
+        """Every file in the data folder but the database, relative."""
+        found = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
+        return sorted(str(path) for path in found if not path.name.startswith("faceswap.db"))
+
+
+@asynccontextmanager
+async def running_service(
+    folder: Path, *engines: EngineRig | str, patience: Patience = QUICK, **settings: Any
+) -> AsyncIterator[ServiceRig]:
+    """A service in front of these engines, or addresses, ready for jobs."""
+    urls = tuple(URL(engine if isinstance(engine, str) else engine.url) for engine in engines)
+    app = create_app(Settings(folder, comfyui_urls=urls, min_free_mb=0, **settings), patience)
+    async with TestClient(TestServer(app)) as client:
+        rig = ServiceRig(client, folder)
+        await rig.ready(sum(isinstance(engine, EngineRig) for engine in engines))
+        yield rig
+
+
+@asynccontextmanager
+async def service_and_engines(
+    folder: Path,
+    count: int = 1,
+    *,
+    lie: Middleware | None = None,
+    patience: Patience = QUICK,
+    settings: dict[str, Any] | None = None,
+    **faults: Any,
+) -> AsyncIterator[tuple[ServiceRig, list[EngineRig]]]:
+    """A service in front of some engines, all with the same faults."""
+    async with AsyncExitStack() as stack:
+        engines = [
+            await stack.enter_async_context(EngineRig(folder / f"engine-{number}", lie, **faults))
+            for number in range(count)
+        ]
+        service = running_service(folder / "data", *engines, patience=patience, **(settings or {}))
+        yield await stack.enter_async_context(service), engines
