@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any
+from urllib.parse import quote
 
 from .errors import BadRequest
 
@@ -178,6 +179,11 @@ def default_output_name(now: datetime) -> str:
     return now.strftime("faceswap_%Y%m%d_%H%M%S")
 
 
+def download_path(result_file: str) -> str:
+    """Where a result is fetched: a path as it stands in a URL."""
+    return f"/download/{quote(result_file)}"
+
+
 def new_prompt_id() -> str:
     """A job's public id."""
     return str(uuid.uuid4())
@@ -288,7 +294,7 @@ class Job:
             "updated_at": iso(self.updated_at),
             "started_at": iso(self.started_at),
             "finished_at": iso(self.finished_at),
-            "result": f"/download/{self.result_file}" if self.result_file else None,
+            "result": download_path(self.result_file) if self.result_file else None,
             "error": self.error,
             "code": self.code,
             "queue_position": queue_position,

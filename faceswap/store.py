@@ -33,6 +33,7 @@ from .jobs import (
     Segment,
     SegmentState,
     comfy_prompt_id,
+    download_path,
 )
 
 SEQ_GAP = 1000
@@ -497,7 +498,7 @@ class Store:
                     {
                         "message": message,
                         "filename": result_file,
-                        "download_url": f"/download/{result_file}",
+                        "download_url": download_path(result_file),
                         "prompt_id": job.prompt_id,
                         "output_prefix": job.output_name,
                         "bytes": size,

@@ -16,6 +16,8 @@ from .keys import HUB, RUNNER, STORE, owner
 from .stream import stream_events
 
 MAX_WAIT_S = 60.0
+LOOK_S = 1.0
+"""Between two looks at a job that somebody waits for: of some changes, as of its place in the queue, no event tells."""
 DEFAULT_PAGE, LARGEST_PAGE = 50, 200
 
 
@@ -27,24 +29,29 @@ async def get_status(request: web.Request) -> web.Response:
         job = await store.job(prompt_id, owner(request))
         body, etag = await _status(store, job)
         if wait_s and job.state not in TERMINAL:
-            known = request.headers.get("If-None-Match", etag)
+            known = _known_etags(request) or {etag}
             try:
                 async with asyncio.timeout(wait_s):
-                    while etag == known:
-                        await subscription.next()
+                    while etag in known:
+                        await subscription.next(LOOK_S)
                         body, etag = await _status(store, await store.job(prompt_id, owner(request)))
             except (TimeoutError, Lagging, Closing):
                 pass
-    headers = {"ETag": etag, "Cache-Control": "no-cache"}
-    if request.headers.get("If-None-Match") == etag:
+    headers = {"ETag": f'"{etag}"', "Cache-Control": "no-cache"}
+    if _known_etags(request) & {etag, "*"}:
         return web.Response(status=304, headers=headers)
     return web.Response(body=body, content_type="application/json", charset="utf-8", headers=headers)
 
 
+def _known_etags(request: web.Request) -> set[str]:
+    return {etag.value for etag in request.if_none_match or ()}
+
+
 async def _status(store: Store, job: Job) -> tuple[bytes, str]:
+    """The document, and the entity tag it has."""
     document = job.status(await store.queue_position(job))
     body = json.dumps(document, ensure_ascii=False).encode()
-    return body, f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+    return body, hashlib.blake2b(body, digest_size=12).hexdigest()
 
 
 def _wait(request: web.Request) -> float:

@@ -8,6 +8,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from processes import Engine, Service, eventually, free_port, service_and_engine
 from talk import Api, Media
 
@@ -78,3 +80,16 @@ def idle(idle_process: Service, api_of: Callable[[Service], Api]) -> Api:
 def folder_service(tmp_path: Path) -> Callable[..., Service]:
     """Makes a service with settings of its own, whose jobs stay queued."""
     return lambda **settings: Service(tmp_path / "own", f"http://127.0.0.1:{free_port()}", **settings)
+
+
+@pytest.fixture
+async def media_url(media: Media) -> AsyncIterator[str]:
+    """A web server that has the media under `/video` and `/image`."""
+
+    async def serve(request: web.Request) -> web.Response:
+        return web.Response(body={"video": media.video, "image": media.image}[request.match_info["name"]])
+
+    app = web.Application()
+    app.router.add_get("/{name}", serve)
+    async with TestServer(app) as server:
+        yield str(server.make_url("")).rstrip("/")
