@@ -1,0 +1,161 @@
+"""The house: what stands above what. Nothing imports upward, nothing in circles, and the engine stands alone."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "faceswap"
+
+FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
+    ("the command line", frozenset({"__main__", "cli", "demo"})),
+    ("the process", frozenset({"serve", "log_setup", "systemd"})),
+    ("every part wired", frozenset({"app"})),
+    ("handlers", frozenset({"api"})),
+    ("what moves jobs", frozenset({"runner", "janitor", "admission"})),
+    ("what they stand on", frozenset({"backend", "intake"})),
+    ("parts of one thing each", frozenset({"comfy", "media", "store", "hub", "workflow", "fetch", "inputs", "client"})),
+    ("where things lie", frozenset({"folders", "config"})),
+    ("what a job is", frozenset({"jobs"})),
+    ("ground", frozenset({"errors", "progress", "samples", ""})),
+)
+"""The floors from top to bottom. Each module of the package, or subpackage, stands on one; `""` is the package itself."""
+
+ALONE = frozenset({"engine"})
+"""What no other part imports and what imports no other part: a process of its own."""
+
+
+def name_of(path: Path) -> str:
+    """A file's module name within the package: `comfy.client`; `comfy` for its `__init__.py`, `""` for the package."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES: Mapping[str, Path] = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """The full names that a file imports: of modules, or of what is in them."""
+    package = ("faceswap", *path.relative_to(PACKAGE).parent.parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) + 1 - node.level] if node.level else ()
+            origin = ".".join((*above, *filter(None, [node.module])))
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def modules(path: Path) -> set[str]:
+    """The modules of the package that a file imports."""
+    found = set()
+    for full_name in imports(path):
+        root, _, name = full_name.partition(".")
+        if root == "faceswap":
+            while name not in FILES:
+                name = name.rpartition(".")[0]
+            found.add(name)
+    return found
+
+
+GRAPH: Mapping[str, set[str]] = {name: modules(path) - {name} for name, path in FILES.items()}
+
+
+def part(module: str) -> str:
+    """The part of the house that a module belongs to."""
+    return module.split(".")[0]
+
+
+def floor(module: str) -> int:
+    """How far down a module stands."""
+    return next(level for level, (_, parts) in enumerate(FLOORS) if part(module) in parts)
+
+
+def test_every_part_has_its_one_place_in_the_house() -> None:
+    placed = [name for _, parts in FLOORS for name in parts] + list(ALONE)
+    assert sorted(placed) == sorted({part(module) for module in FILES})
+
+
+@pytest.mark.parametrize("module", [module for module in FILES if part(module) not in ALONE])
+def test_nothing_imports_upward(module: str) -> None:
+    upward = {target for target in GRAPH[module] if part(target) not in ALONE and floor(target) < floor(module)}
+    assert not upward
+
+
+def test_parts_do_not_lean_on_each_other_in_circles() -> None:
+    parts = {part(module) for module in FILES}
+    graph = {
+        name: {part(target) for module in FILES if part(module) == name for target in GRAPH[module]} - {name}
+        for name in parts
+    }
+    assert circle(graph) is None
+
+
+def test_files_do_not_import_each_other_in_circles() -> None:
+    # A package's own file gathers what lies in it: there, importing from one's package is no circle.
+    graph = {
+        module: {target for target in targets if not module.startswith(f"{target}.")}
+        for module, targets in GRAPH.items()
+    }
+    assert circle(graph) is None
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str] | None:
+    """Some way through a graph that comes back to where it was."""
+    done: set[str] = set()
+
+    def walk(name: str, way: list[str]) -> list[str] | None:
+        if name in way:
+            return [*way[way.index(name) :], name]
+        if name not in done:
+            for target in sorted(graph[name]):
+                if found := walk(target, [*way, name]):
+                    return found
+            done.add(name)
+        return None
+
+    return next((found for name in sorted(graph) if (found := walk(name, []))), None)
+
+
+@pytest.mark.parametrize("name", sorted(ALONE))
+def test_the_engine_and_the_service_know_each_other_over_the_wire_only(name: str) -> None:
+    for module, targets in GRAPH.items():
+        crossing = {target for target in targets if (part(target) in {name}) != (part(module) in {name})}
+        assert not crossing, module
+
+
+@pytest.mark.parametrize("name", ["jobs", "progress", "errors", "workflow"])
+def test_what_is_pure_knows_of_no_loop_socket_or_database(name: str) -> None:
+    roots = {full_name.split(".")[0] for full_name in imports(FILES[name])}
+    assert not roots & {"asyncio", "aiohttp", "sqlite3", "aiosqlite", "socket", "subprocess", "threading"}
+
+
+def test_sql_is_spoken_in_the_store_only() -> None:
+    assert {module for module, path in FILES.items() if "aiosqlite" in imports(path)} == {"store"}
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("import faceswap.store", "faceswap.store"),
+        ("from faceswap.store import Store", "faceswap.store.Store"),
+        ("from ..store import Store", "faceswap.store.Store"),
+        ("from .. import errors", "faceswap.errors"),
+        ("from . import keys", "faceswap.api.keys"),
+        ("def f():\n    from .keys import STORE", "faceswap.api.keys.STORE"),
+    ],
+)
+def test_every_way_to_import_is_seen(line: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("test_architecture.PACKAGE", tmp_path)
+    (tmp_path / "api").mkdir()
+    file = tmp_path / "api" / "new.py"
+    file.write_text(line)
+    assert list(imports(file)) == [found]
