@@ -216,6 +216,15 @@ async def test_a_damaged_video_is_an_error_of_its_node(rig: Rig, tmp_path: Path)
     assert (error["node_id"], error["exception_type"]) == ("8", "ValueError")
 
 
+async def test_a_playlist_opens_no_other_file(rig: Rig, tmp_path: Path) -> None:
+    playlist = tmp_path / "list.mp4"
+    playlist.write_text("ffconcat version 1.0\nfile clip.mp4\n")
+    await rig.upload(playlist)
+    frames = await rig.run(workflow("list.mp4"))
+    error = next(frame["data"] for frame in frames if frame["type"] == "execution_error")
+    assert (error["node_id"], error["exception_type"]) == ("8", "ValueError")
+
+
 async def test_an_interrupt_takes_effect_within_a_frame(tmp_path: Path) -> None:
     async with engine(tmp_path, Faults(wait_per_frame_s=0.5)) as rig, rig.socket() as mine:
         await rig.submit(workflow(), "p")

@@ -16,7 +16,15 @@ from av.video.reformatter import VideoReformatter
 
 from .frames import Colour, Frame, Image, split_planes
 
+CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,gif"
+"""The formats that are read. Playlists are not among them: they would open other files and addresses."""
+
 _RATE_TOLERANCE = Fraction(1, 100)
+
+
+def open_media(path: Path) -> av.container.InputContainer:
+    """Opens a media file, and nothing it may refer to. Raises av.FFmpegError for other formats."""
+    return av.open(path, options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"})
 
 
 @dataclass(frozen=True)
@@ -58,14 +66,14 @@ def probe(path: Path) -> VideoFile:
 @functools.lru_cache(maxsize=4)
 def _probe(path: Path, size: int, changed: int) -> VideoFile:
     """`size` and `changed` tell apart two files that had the same name."""
-    with av.open(path) as container:
+    with open_media(path) as container:
         stream = container.streams.video[0]
         first = next(container.decode(stream))
         sideways = first.rotation % 180 != 0
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         base = stream.time_base or Fraction(1)
         has_sound = bool(container.streams.audio)
-    with av.open(path) as container:
+    with open_media(path) as container:
         packets = container.demux(container.streams.video[0])
         shown = [
             (packet.pts, packet.dts, packet.is_keyframe) for packet in packets if packet.size and not packet.is_discard
@@ -191,7 +199,7 @@ class Clip:
 
 def _decode(video: VideoFile, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames of a video from number `first` on (or an earlier one), each with its number."""
-    with av.open(video.path) as container:
+    with open_media(video.path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         keyframe = _keyframe_before(video, first)
@@ -204,7 +212,7 @@ def _decode(video: VideoFile, first: int) -> Iterator[tuple[int, av.VideoFrame]]
                 yield number, start
                 yield from enumerate(frames, number + 1)
                 return
-    with av.open(video.path) as container:
+    with open_media(video.path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         yield from enumerate(_pictures(container, stream))

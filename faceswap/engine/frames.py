@@ -124,9 +124,9 @@ def split_planes(planes: Image) -> list[Image]:
     ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
-    """A still, as a clip of one frame."""
+    """A still, as a clip of one frame; equal only to itself."""
 
     bgr: Image
     rate: Fraction = Fraction(1)

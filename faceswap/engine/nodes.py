@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from .frames import Frame, Image, Picture, read_picture
 from .graph import Graph
 from .sound import Sound
 from .video import Encoding, Frames, Swap, as_rate, encode, mux, swapped
+
+if TYPE_CHECKING:
+    from .swap import SourceFace
 
 log = logging.getLogger(__name__)
 
@@ -305,17 +308,25 @@ def _swap_maker(task: Task, inputs: Inputs, frames: Frames) -> Callable[[], Swap
     if faults.paints:
         return functools.partial(Painter, faults.wait_per_frame_s, task.interrupted)
     # imported here: the models take a second and 100 MB, which an idle engine need not spend
-    from .swap import FaceSwapper, NoFaceError, SourceFace
+    from .swap import FaceSwapper, NoFaceError
 
     _warn_of_model(inputs["swap_model"])
-    picture = next(iter(source)).to_bgr() if not isinstance(source, Picture) else source.bgr
+    picture = source if isinstance(source, Picture) else Picture(next(iter(source)).to_bgr())
     try:
-        sources = [SourceFace.from_image(picture, index) for index in _indices(inputs["source_faces_index"])]
+        sources = [_source_face(picture, index) for index in _indices(inputs["source_faces_index"])]
     except NoFaceError:
         log.warning("no such face in the source image: frames stay as they are")
         return None
     targets = _indices(inputs["input_faces_index"])
     return functools.partial(FaceSwapper, sources, targets, frame_rate=float(frames.rate))
+
+
+@functools.lru_cache(maxsize=4)
+def _source_face(picture: Picture, index: int) -> SourceFace:
+    """A face of a still, looked for once: the segments of a video share it. Raises NoFaceError."""
+    from .swap import SourceFace
+
+    return SourceFace.from_image(picture.bgr, index)
 
 
 def _indices(text: str) -> list[int]:

@@ -10,6 +10,8 @@ from typing import Any
 
 import av
 
+from .clip import open_media
+
 COPIED = frozenset({"aac", "mp3", "mp2", "ac3", "eac3", "opus", "flac", "alac"})
 """Codecs that an MP4 file can hold and players know; others become AAC."""
 
@@ -36,7 +38,7 @@ class SoundTrack:
 
     def __init__(self, sound: Sound, output: av.container.OutputContainer) -> None:
         self._sound = sound
-        self._input = av.open(sound.path)
+        self._input = open_media(sound.path)
         self._source = self._input.streams.audio[0]
         self._copied = self._source.codec_context.codec.canonical_name in COPIED
         if self._copied:
