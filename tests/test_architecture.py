@@ -22,7 +22,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
     ("what a job is", frozenset({"jobs"})),
     ("ground", frozenset({"errors", "progress", "samples", ""})),
 )
-"""The floors from top to bottom. Each module of the package, or subpackage, stands on one; `""` is the package itself."""
+"""The floors from top to bottom. Each module or subpackage stands on one; `""` is the package itself."""
 
 ALONE = frozenset({"engine"})
 """What no other part imports and what imports no other part: a process of its own."""

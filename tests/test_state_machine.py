@@ -1,0 +1,231 @@
+"""Jobs under everything that can happen to them, in any order: nothing is lost, done twice or stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+from stored_jobs import MIGRATIONS, QUEUE_LIMIT, finish, new_job, sql
+
+from faceswap.errors import Conflict
+from faceswap.jobs import MOVES, TERMINAL, Event, Job, JobState, Segment, SegmentState
+from faceswap.store import Store
+
+T = TypeVar("T")
+
+RETRYABLE = frozenset(state for state in TERMINAL if JobState.QUEUED in MOVES[state])
+
+
+class Jobs(RuleBasedStateMachine):
+    """A service that crashes at any time, its users, and engines that answer late or never.
+
+    The model is what was promised: the state each job was last seen in, and the numbers of the events it told.
+    """
+
+    jobs = Bundle("jobs")
+    attempts = Bundle("attempts")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.folder = Path(tempfile.mkdtemp())
+        self.path = self.folder / "0.db"
+        self.powered = True
+        self.states: dict[str, JobState] = {}
+        self.told: defaultdict[str, list[int]] = defaultdict(list)
+        self.store = self.open()
+
+    def open(self) -> Store:
+        return self.run(Store.open(self.path, MIGRATIONS, self.hear))
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.loop.run_until_complete(work)
+
+    def hear(self, event: Event) -> None:
+        if self.powered:
+            self.told[event.prompt_id].append(event.seq)
+
+    def job(self, prompt_id: str) -> Job:
+        return self.run(self.store.job(prompt_id))
+
+    def teardown(self) -> None:
+        try:
+            for prompt_id in self.states:
+                self.lead_to_an_end(prompt_id)
+        finally:
+            self.run(self.store.close())
+            self.loop.close()
+            shutil.rmtree(self.folder)
+
+    def lead_to_an_end(self, prompt_id: str) -> None:
+        """What a runner does after its start, with engines that know nothing any more, ends every job."""
+        for segment in self.run(self.store.submitted()):
+            self.run(self.store.give_back(segment))
+        sql(self.path, "UPDATE segment SET not_before = 0")
+        while segment := self.run(self.store.claim("last")):
+            self.run(self.store.finish_segment(segment, "x.mp4", None))
+        for job in self.run(self.store.unfinished()):
+            assert self.run(finish(self.store, job))
+        assert self.job(prompt_id).state in TERMINAL
+
+    # What users do.
+
+    @rule(target=jobs, segments=st.integers(1, 3), priority=st.integers(-1, 1))
+    def submit(self, segments: int, priority: int) -> str:
+        new = new_job(segments=segments, options={"priority": priority})
+        job, is_new = self.run(self.store.create(new, QUEUE_LIMIT))
+        assert is_new
+        self.states[job.prompt_id] = job.state
+        return job.prompt_id
+
+    @rule(prompt_id=jobs)
+    def cancel(self, prompt_id: str) -> None:
+        before = self.job(prompt_id)
+        if before.state in TERMINAL:
+            with pytest.raises(Conflict):
+                self.run(self.store.request_cancel(prompt_id, None))
+            return
+        out = [one for one in self.run(self.store.submitted()) if one.prompt_id == prompt_id]
+        after = self.run(self.store.request_cancel(prompt_id, None))
+        assert after.cancel_requested
+        assert after.state == (before.state if out else JobState.CANCELLED)
+
+    @rule(prompt_id=jobs)
+    def retry(self, prompt_id: str) -> None:
+        before = self.job(prompt_id)
+        if before.state not in RETRYABLE:
+            with pytest.raises(Conflict):
+                self.run(self.store.retry(prompt_id, None))
+            return
+        after = self.run(self.store.retry(prompt_id, None))
+        assert after.state == JobState.QUEUED
+        assert after.segments_done in (before.segments_done, before.segments_total - 1)
+        self.states[prompt_id] = JobState.QUEUED
+
+    # What the runner does.
+
+    @rule(target=attempts, backend=st.sampled_from("ab"))
+    def claim(self, backend: str) -> Segment | None:
+        segment = self.run(self.store.claim(backend))
+        if segment is not None:
+            job = self.job(segment.prompt_id)
+            assert (job.state, job.cancel_requested) == (JobState.PROCESSING, False)
+        return segment
+
+    @rule(attempt=attempts)
+    def finish_segment(self, attempt: Segment | None) -> None:
+        """Also of an attempt that was given up long ago: an engine answers late."""
+        if attempt is not None:
+            self.run(self.store.finish_segment(attempt, "x.mp4", 1.0))
+
+    @rule(attempt=consumes(attempts), failed=st.booleans(), pause_s=st.sampled_from([0, 0, 1000]))
+    def give_back(self, attempt: Segment | None, failed: bool, pause_s: int) -> None:
+        if attempt is not None:
+            self.run(self.store.give_back(attempt, failed=failed, lost=not failed, pause_s=pause_s))
+
+    @rule(prompt_id=jobs)
+    def succeed(self, prompt_id: str) -> None:
+        """As the runner does, only when all segments are done."""
+        for job in self.run(self.store.unfinished()):
+            if job.prompt_id == prompt_id:
+                assert self.run(finish(self.store, job))
+
+    @rule(prompt_id=jobs)
+    def fail(self, prompt_id: str) -> None:
+        was_open = self.job(prompt_id).state not in TERMINAL
+        assert self.run(self.store.fail(prompt_id, "code", "sentence")) == was_open
+
+    @rule(prompt_id=jobs)
+    def engines_stopped(self, prompt_id: str) -> None:
+        job = self.job(prompt_id)
+        expected = job.cancel_requested and job.state not in TERMINAL
+        assert self.run(self.store.cancelled(prompt_id)) == expected
+
+    @rule(prompt_id=jobs, percentage=st.floats(0, 99.99), kind=st.sampled_from(["progress", "tell", "announce"]))
+    def event(self, prompt_id: str, percentage: float, kind: str) -> None:
+        before = self.job(prompt_id)
+        data = {"percentage": percentage, "current": 0, "total": 1, "fps": None, "eta_seconds": None}
+        if kind == "progress":
+            self.run(self.store.progress(prompt_id, data))
+            assert self.job(prompt_id).percentage >= before.percentage
+        elif kind == "tell":
+            self.run(self.store.tell(prompt_id, "status", data))
+        elif before.state not in TERMINAL:
+            for _ in range(20):
+                self.run(self.store.announce(prompt_id, "preview", data))
+
+    # What happens to the service.
+
+    @rule(method=st.sampled_from(["claim", "create"]), turns=st.integers(0, 12))
+    def crash(self, method: str, turns: int) -> None:
+        """The power goes in the middle of a method: what the disk holds then is all that another process finds."""
+        work = self.store.claim("a") if method == "claim" else self.store.create(new_job(), QUEUE_LIMIT)
+        task = self.loop.create_task(work)  # type: ignore[arg-type]  # either result will do
+        for _ in range(turns):
+            self.run(asyncio.sleep(0))
+        self.powered = False
+        found = self.path.with_stem(str(int(self.path.stem) + 1))
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{self.path}{suffix}", f"{found}{suffix}")
+        task.cancel()
+        self.run(asyncio.wait([task]))
+        self.run(self.store.close())
+        self.path, self.powered = found, True
+        self.store = self.open()
+        for (prompt_id,) in sql(self.path, "SELECT prompt_id FROM job"):
+            self.states.setdefault(prompt_id, JobState.QUEUED)
+
+    # What always holds.
+
+    @invariant()
+    def an_end_changes_by_retry_only_and_other_states_by_their_moves(self) -> None:
+        for prompt_id, before in self.states.items():
+            after = self.job(prompt_id).state
+            assert after == before or (before not in TERMINAL and after in MOVES[before])
+            self.states[prompt_id] = after
+
+    @invariant()
+    def event_numbers_grow(self) -> None:
+        for prompt_id, numbers in self.told.items():
+            assert numbers == sorted(set(numbers))
+
+    @invariant()
+    def the_last_event_of_an_ended_job_tells_its_end(self) -> None:
+        for prompt_id, state in self.states.items():
+            [*_, last] = self.run(self.store.events(prompt_id, 0))
+            assert last.terminal == (state in TERMINAL)
+
+    @invariant()
+    def counts_agree_with_the_segments(self) -> None:
+        for prompt_id, state in self.states.items():
+            job, segments = self.job(prompt_id), self.run(self.store.segments(prompt_id))
+            states = [segment.state for segment in segments]
+            assert job.segments_done == states.count(SegmentState.DONE)
+            if state in TERMINAL:
+                assert not {SegmentState.WAITING, SegmentState.SUBMITTED} & set(states)
+            elif not job.cancel_requested:
+                assert SegmentState.FAILED not in states
+
+    @invariant()
+    def names_and_engine_ids_are_never_shared(self) -> None:
+        for column, table in (("output_name", "job"), ("comfy_prompt_id", "segment")):
+            values = sql(self.path, f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL")
+            assert len(values) == len(set(values))
+
+
+TestJobs = Jobs.TestCase
+TestJobs.settings = settings(
+    max_examples=60,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
