@@ -13,7 +13,7 @@ import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -202,6 +202,8 @@ class ComfyClient:
         Raises JobFailure `output_missing` or `output_too_large`, ComfyError (passing for a body cut short), and
         OSError when the disk does not take it.
         """
+        if "/" in file.filename or "\\" in file.filename or ".." in PurePosixPath(file.subfolder).parts:
+            raise JobFailure("output_missing", "ComfyUI named a result outside of its folders; it was not fetched.")
         query = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
         partial = destination.with_name(f".{destination.name}.part")
         try:
@@ -336,7 +338,8 @@ async def _document(response: aiohttp.ClientResponse, expected: int = 200) -> An
     try:
         return decode_json(bytes(body))
     except ValueError as error:
-        raise ComfyError(f"ComfyUI answered {expected} with something that is not JSON.", passing=False) from error
+        sentence = "What answers in ComfyUI's place sends no JSON; check the address in FACESWAP_COMFYUI_URLS."
+        raise ComfyError(sentence, passing=False) from error
 
 
 async def _store(response: aiohttp.ClientResponse, partial: Path, max_bytes: int) -> int:

@@ -99,7 +99,8 @@ def failure_from_error(node_type: str, exception_type: str, message: str) -> Job
     node, name, text = shown(node_type) or "A node", exception_type.rpartition(".")[2], shown(message)
     reason = text or shown(name) or "it gave no reason."
     if name.endswith(("OutOfMemoryError", "MemoryError")) or _OUT_OF_MEMORY.search(message):
-        return JobFailure("out_of_memory", f"{node} ran out of memory in ComfyUI: {reason}", passing=True)
+        remedy = "take a smaller video or a lower FACESWAP_SEGMENT_FRAMES"
+        return JobFailure("out_of_memory", f"{node} ran out of memory in ComfyUI; {remedy}: {reason}", passing=True)
     if name in _DOWNLOAD_ERRORS or (name == "FileNotFoundError" and MODEL_FILE.search(text.strip("'\""))):
         return JobFailure(
             "model_missing",

@@ -1,0 +1,311 @@
+"""Ends that lie, each played by the engine: recognised by its own code, told in a sentence that says what to do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from clips import make_clip, read_numbers
+from processes import Engine, eventually
+from service_rig import QUICK, Handler, ServiceRig, running_service, service_and_engines
+
+from faceswap import runner
+from faceswap.config import resource_dir
+from faceswap.engine.faults import EXIT_CODE
+from faceswap.engine.server import ENGINE
+
+FRAMES = 12
+SEED = "FaceSwap-Reactor-API"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", FRAMES, sounds=["aac"])
+
+
+def raising(exception_type: str, message: str, node: str = "ReActorFaceSwap", at_frame: int = 0) -> dict[str, Any]:
+    failure = {"class": node, "exception_type": exception_type, "message": message, "at_frame": at_frame}
+    return {"paint": True, "raise_in_node": failure}
+
+
+def left_behind(service: ServiceRig, prompt_id: str) -> list[str]:
+    """What lies in the data folder beside the inputs, which a retry needs."""
+    return [name for name in service.files() if not name.startswith(f"inputs/{prompt_id}/")]
+
+
+LIES = {
+    "content_filtered": ({"black_frame": True}, 1, "use other material or turn the filter off"),
+    "frames_missing": ({"paint": True, "drop_frames": 3}, 3, "9 of 12 frames"),
+    "no_face_detected": ({"unswapped": True}, 1, "show a face clearly"),
+    "output_missing": ({"paint": True, "no_file": True}, 3, "look into its log"),
+    "out_of_memory": (raising("torch.OutOfMemoryError", "CUDA out of memory."), 3, "FACESWAP_SEGMENT_FRAMES"),
+    "model_missing": (raising("urllib.error.URLError", "<urlopen error timed out>"), 1, "into its models folder"),
+    "model_broken": (
+        raising("onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument", "bad model"),
+        1,
+        "put a good copy into place",
+    ),
+    "engine_error": (raising("RuntimeError", "boom"), 1, "ReActorFaceSwap failed in ComfyUI: boom"),
+}
+
+
+@pytest.mark.parametrize("code", LIES)
+async def test_a_lie_has_its_code_its_sentence_and_as_many_attempts_as_make_sense(
+    code: str, clip: Path, tmp_path: Path
+) -> None:
+    faults, attempts, words = LIES[code]
+    async with service_and_engines(tmp_path, **faults) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["code"]) == ("FAILED", code)
+        assert words in status["error"]
+        assert status["attempts"] == engine.submissions == attempts
+        assert left_behind(service, status["prompt_id"]) == []
+        told = await service.messages(status["prompt_id"])
+        assert sum("Attempt" in message for message in told) == attempts - 1
+        assert told[-1] == status["error"]
+
+
+async def test_too_little_memory_is_answered_with_memory_freed_and_half_the_length(clip: Path, tmp_path: Path) -> None:
+    faults = raising("torch.OutOfMemoryError", "CUDA out of memory.", at_frame=7)
+    async with service_and_engines(tmp_path, settings={"segment_frames": 8}, **faults) as (service, (engine,)):
+        long_clip = make_clip(tmp_path / "long.mp4", 32, sounds=["aac"])
+        status = await service.ended(await service.post(long_clip))
+        assert status["status"] == "SUCCESS", status
+        lengths = [frames for _, frames, _ in await service.segments(status["prompt_id"])]
+        assert sum(lengths) == 32 and max(lengths) < 7
+        assert status["segments"] == {"done": len(lengths), "total": len(lengths)}
+        assert read_numbers(await service.download(status, tmp_path / "result.mp4")) == list(range(32))
+        refused = engine.calls.index(("POST", "/free"))
+        assert ("POST", "/prompt") in engine.calls[refused:]
+
+
+async def test_a_face_in_some_frames_only_is_a_warning(clip: Path, tmp_path: Path) -> None:
+    async def swap_every_other(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path == "/prompt":
+            engine.set_faults(**({"paint": True} if engine.submissions % 2 else {"unswapped": True}))
+        return await handler(request)
+
+    async with service_and_engines(tmp_path, lie=swap_every_other, settings={"segment_frames": 6}) as (
+        service,
+        engines,
+    ):
+        engine = engines[0]
+        status = await service.ended(await service.post(clip))
+        assert status["status"] == "SUCCESS"
+        assert status["warnings"] == ["A face was swapped in about 50% of the frames; no face was found in the rest."]
+
+
+async def test_an_output_that_vanished_is_made_again(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, paint=True, lose_output=True) as (service, (engine,)):
+        prompt_id = await service.post(clip)
+        await eventually(lambda: _true(engine.submissions == 2))
+        engine.set_faults(paint=True)
+        status = await service.ended(prompt_id)
+        assert (status["status"], status["attempts"]) == ("SUCCESS", 3 if engine.submissions == 3 else 2)
+
+
+async def _true(value: object) -> bool:
+    return bool(value)
+
+
+async def test_the_same_job_again_is_not_answered_with_the_file_of_the_first(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, paint=True) as (service, (engine,)):
+        first = await service.ended(await service.post(clip))
+        for file in engine.output.rglob("*.mp4"):
+            file.unlink()
+        second = await service.ended(await service.post(clip))
+        assert (first["status"], second["status"]) == ("SUCCESS", "SUCCESS")
+        assert first["result"] != second["result"]
+        assert second["attempts"] == 1
+
+
+async def test_an_engine_that_refuses_every_prompt_is_asked_three_times(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, prompt_500=True) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["code"]) == ("FAILED", "engine_error")
+        assert status["error"] == "ComfyUI answered 500; its log may say why."
+        assert engine.submissions == 3
+        assert left_behind(service, status["prompt_id"]) == []
+
+
+async def test_a_prompt_that_was_queued_in_spite_of_its_500_runs_once(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, paint=True, prompt_500_but_queued=True) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert status["status"] == "SUCCESS"
+        assert engine.submissions == len(engine.finished) == 1
+
+
+async def test_an_interrupt_in_comfyui_itself_ends_the_job_and_says_so(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, wait_per_frame_s=0.1) as (service, (engine,)):
+        prompt_id = await service.post(clip)
+        await eventually(lambda: _true(engine.running))
+        engine.interrupt()
+        status = await service.ended(prompt_id)
+        assert (status["status"], status["code"]) == ("FAILED", "interrupted")
+        assert "retry the job" in status["error"]
+        assert left_behind(service, prompt_id) == []
+
+
+async def test_a_stuck_engine_is_noticed_reported_and_used_again_after_its_restart(clip: Path, tmp_path: Path) -> None:
+    patience = replace(QUICK, silence_s=0.3, stuck_s=0.8)
+    async with (
+        Engine(tmp_path, stuck=True) as engine,
+        running_service(tmp_path / "data", engine.url, patience=patience) as service,
+    ):
+        stuck = await service.post(clip)
+        behind = await service.post(clip)
+        status = await service.ended(stuck, timeout=5)
+        assert (status["status"], status["code"]) == ("FAILED", "engine_stuck")
+        assert "restart ComfyUI and retry" in status["error"]
+        health = await service.get("/health")
+        assert (health["status"], health["backends"][0]["stuck"]) == ("degraded", True)
+        await engine.set_faults(paint=True)
+        await engine.kill()
+        await engine.start()
+        await engine.set_faults(paint=True)
+        assert (await service.ended(behind))["status"] == "SUCCESS"
+        assert (await service.get("/health"))["status"] == "healthy"
+
+
+async def test_a_video_that_kills_its_engine_every_time_ends_after_a_bound(clip: Path, tmp_path: Path) -> None:
+    async with (
+        Engine(tmp_path, paint=True, die_at_frame=5) as engine,
+        running_service(tmp_path / "data", engine.url, patience=replace(QUICK, loss_limit=3)) as service,
+    ):
+        prompt_id = await service.post(clip)
+        for _ in range(3):
+            assert await engine.ended() == EXIT_CODE
+            await engine.start()
+        status = await service.ended(prompt_id)
+        assert (status["status"], status["code"], status["attempts"]) == ("FAILED", "engine_crashed", 3)
+        assert left_behind(service, prompt_id) == []
+
+
+def workflow_with(folder: Path, node_class: str, **changes: Any) -> Path:
+    """A workflow folder whose workflow has another class or other inputs in the one node of a class."""
+    graph = json.loads((resource_dir("workflows") / f"{SEED}.json").read_text())
+    node = next(node for node in graph.values() if node["class_type"] == node_class)
+    node["class_type"] = changes.pop("class_type", node_class)
+    node["inputs"] |= changes
+    folder.mkdir()
+    (folder / f"{SEED}.json").write_text(json.dumps(graph))
+    return folder
+
+
+async def test_a_node_class_that_is_not_installed_is_named(clip: Path, tmp_path: Path) -> None:
+    folder = workflow_with(tmp_path / "workflows", "ReActorFaceBoost", class_type="ReActorFaceBooster")
+    async with service_and_engines(tmp_path, settings={"workflow_dir": folder}) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert (status["code"], engine.submissions) == ("node_missing", 1)
+        assert status["error"] == (
+            "ComfyUI has no node class ReActorFaceBooster; install ComfyUI-ReActor and restart ComfyUI."
+        )
+
+
+async def test_a_model_that_is_not_installed_is_named(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, paint=True) as (service, (engine,)):
+        status = await service.ended(await service.post(clip, swap_model="missing.onnx"))
+        assert (status["code"], engine.submissions) == ("model_missing", 1)
+        assert "missing.onnx" in status["error"] and "inswapper_128.onnx" in status["error"]
+
+
+async def test_a_result_of_another_size_is_a_warning(clip: Path, tmp_path: Path) -> None:
+    folder = workflow_with(tmp_path / "workflows", "VHS_LoadVideo", custom_width=64)
+    async with service_and_engines(tmp_path, paint=True, settings={"workflow_dir": folder}) as (service, _):
+        status = await service.ended(await service.post(clip))
+        assert status["status"] == "SUCCESS"
+        assert status["warnings"] == ["The result is 64×48, the video 128×96."]
+
+
+async def test_a_result_without_end_is_given_up(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "OUTPUT_LIMIT_BYTES", 1000)
+    async with service_and_engines(tmp_path, paint=True) as (service, _):
+        status = await service.ended(await service.post(clip))
+        assert (status["code"], status["attempts"]) == ("output_too_large", 1)
+        assert left_behind(service, status["prompt_id"]) == []
+
+
+def answering(path: str, response: dict[str, Any]) -> Any:
+    """A ComfyUI that answers one path with something else."""
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return web.Response(**response) if request.path.startswith(path) else await handler(request)
+
+    return lie
+
+
+HOSTILE = {
+    "a proxy that wants a token": ("/prompt", {"status": 401}, "check FACESWAP_COMFYUI_HEADERS"),
+    "a proxy that forbids": ("/upload", {"status": 403}, "check FACESWAP_COMFYUI_HEADERS"),
+    "a web page": ("/prompt", {"text": "<html>", "content_type": "text/html"}, "check the address"),
+    "a page for the queue": ("/history", {"text": "<html>", "content_type": "text/html"}, "check the address"),
+    "endless JSON": ("/history", {"text": "[" + "1," * 2**23 + "1]"}, "too long"),
+    "JSON of another shape": ("/queue", {"text": "[]"}, "not understood"),
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+async def test_what_is_no_comfyui_is_not_taken_for_one(what: str, clip: Path, tmp_path: Path) -> None:
+    path, response, words = HOSTILE[what]
+    async with service_and_engines(tmp_path, lie=answering(path, response), paint=True) as (service, _):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["code"]) == ("FAILED", "engine_error")
+        assert words in status["error"]
+        assert left_behind(service, status["prompt_id"]) == []
+
+
+async def test_an_engine_without_features_is_used(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, lie=answering("/features", {"status": 404}), paint=True) as (service, _):
+        assert (await service.ended(await service.post(clip)))["status"] == "SUCCESS"
+
+
+@pytest.mark.parametrize(
+    "place", [{"filename": "../x.mp4"}, {"subfolder": "../.."}, {"filename": "..\\x.mp4"}, {"filename": "/etc/passwd"}]
+)
+async def test_a_result_outside_of_the_output_folder_is_not_asked_for(
+    place: dict[str, str], clip: Path, tmp_path: Path
+) -> None:
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        if request.path.startswith("/history/") and isinstance(response, web.Response):
+            document = json.loads(response.text or "{}")
+            for entry in document.values():
+                for output in entry["outputs"].values():
+                    output["gifs"][0] |= place
+            return web.json_response(document)
+        return response
+
+    async with service_and_engines(tmp_path, lie=lie, paint=True) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["code"]) == ("FAILED", "output_missing")
+        assert ("GET", "/view") not in engine.calls
+        assert left_behind(service, status["prompt_id"]) == []
+
+
+async def test_an_older_comfyui_that_chooses_ids_itself_is_followed_under_them(clip: Path, tmp_path: Path) -> None:
+    chosen: list[str] = []
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        if request.path == "/prompt":
+            chosen.append(f"chosen-{len(chosen)}")
+            request.app[ENGINE].prompts.pending[-1].id = chosen[-1]
+            return web.json_response({"prompt_id": chosen[-1], "number": 1, "node_errors": {}})
+        return response
+
+    async with service_and_engines(tmp_path, lie=lie, paint=True, settings={"segment_frames": 5}) as (service, engines):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["attempts"]) == ("SUCCESS", 3)
+        assert engines[0].finished == chosen
+
+
+async def test_a_video_above_the_engines_limit_is_refused_with_the_flag_to_raise(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, max_upload_size=2000) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["code"]) == ("FAILED", "upload_too_large")
+        assert "--max-upload-size" in status["error"]
+        assert ("POST", "/upload/image") not in engine.calls
