@@ -1,0 +1,426 @@
+"""Where faces are: BlazeFace finds them, MediaPipe's face landmarker places 478 points, a tracker follows them.
+
+Both models run by LiteRT on one thread each and are loaded when a tracker is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .mesh import VERTICES, Image, Points
+
+MODELS = Path(__file__).parent / "models"
+
+DETECT_EVERY = 10
+"""Frames between two looks for new faces while all known ones are followed."""
+
+FADE_IN = 4
+"""Frames over which a face that comes into view is handed over."""
+
+_CERTAIN = 0.5
+_SMALLEST = 12.0
+"""Faces narrower than this, in pixels, are taken for noise."""
+
+_RIGID = [
+    *(33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 2, 127, 356, 234, 454, 93, 323),
+    *(151, 9, 8, 54, 284, 103, 332, 152, 148, 377),
+]
+
+Box = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face in a picture. `landmarks` is float32 (478, 3): x, y and depth in pixels."""
+
+    landmarks: Points
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom in pixels."""
+        left, top, right, bottom = map(float, _box(self.landmarks))
+        return left, top, right, bottom
+
+
+@dataclass(frozen=True)
+class Track:
+    """One face in one frame.
+
+    identity    the same number from frame to frame for as long as the face is followed
+    landmarks   smoothed over time, float32 (478, 3), pixels
+    raw         as the model gave them for this frame alone
+    presence    0–1: less than 1 in the first frames of a face that came into view
+    target      which of the wanted targets it is
+    """
+
+    identity: int
+    landmarks: Points
+    raw: Points
+    presence: float = 1.0
+    target: int = 0
+
+    @property
+    def area(self) -> float:
+        """Area of the face's box, square pixels."""
+        left, top, right, bottom = _box(self.raw)
+        return float((right - left) * (bottom - top))
+
+
+def find_faces(bgr: Image, max_faces: int = 16) -> list[Face]:
+    """Find the faces of a still, large to small (ReActor's default order).
+
+    Small faces are looked for in parts of the picture, and ones too large for the detector in a shrunken one,
+    where the whole picture shows none.
+    """
+    finder = _Finder()
+    found: list[Points] = []
+    for boxes in _looks(finder, bgr):
+        finder.add(bgr, boxes, found, max_faces)
+        if found:
+            break
+    found.sort(key=_area, reverse=True)
+    return [Face(points) for points in found]
+
+
+class Tracker:
+    """Follows up to `max_faces` faces through the frames of a clip, which have to come in order."""
+
+    def __init__(self, max_faces: int, frame_rate: float = 25.0) -> None:
+        self._finder = _Finder()
+        self._max_faces = max_faces
+        self._seconds = 1 / max(frame_rate, 1.0)
+        self._followed: list[_Followed] = []
+        self._frames = 0
+        self._identities = 0
+
+    def __call__(self, bgr: Image) -> list[Track]:
+        """Return the faces of the next frame."""
+        found: list[Points] = []
+        kept, lost = [], []
+        for face in self._followed:
+            points = self._finder.place(bgr, _region_of(face.raw))
+            if points is None or _is_known(points, found):
+                lost.append(face)
+                continue
+            face.raw = points
+            found.append(points)
+            kept.append(face)
+        if self._max_faces > len(kept) and (lost or self._is_time_to_look(bool(kept))):
+            kept += self._look(bgr, found, lost)
+        self._followed = kept
+        self._frames += 1
+        return [face.track(self._seconds) for face in kept]
+
+    def _is_time_to_look(self, any_known: bool) -> bool:
+        return self._frames % (DETECT_EVERY if any_known else 2) == 0
+
+    def _look(self, bgr: Image, found: list[Points], lost: list[_Followed]) -> list[_Followed]:
+        """Find faces beside `found`; one where a lost face was is taken for that face."""
+        known = len(found)
+        boxes = self._finder.detect(bgr)
+        if not known and not len(boxes):
+            tiles = list(_tiles(*bgr.shape[:2]))
+            # One part a look keeps the cost of an empty scene low; a small face waits for its turn.
+            boxes = self._finder.detect(bgr, tiles[self._frames // 2 % len(tiles)])
+        self._finder.add(bgr, boxes, found, self._max_faces)
+        return [self._followed_at(points, lost) for points in found[known:]]
+
+    def _followed_at(self, points: Points, lost: list[_Followed]) -> _Followed:
+        for face in lost:
+            if _overlap(_box(points), _box(face.raw)) > 0.3:
+                lost.remove(face)
+                face.raw = points
+                return face
+        self._identities += 1
+        return _Followed(self._identities, points, FADE_IN if self._frames == 0 else 0)
+
+
+@dataclass
+class _Followed:
+    """What the tracker knows of a face: `age` counts frames up to FADE_IN."""
+
+    identity: int
+    raw: Points
+    age: int
+    smoother: _Smoother = field(default_factory=lambda: _Smoother())
+
+    def track(self, seconds: float) -> Track:
+        self.age = min(self.age + 1, FADE_IN)
+        return Track(self.identity, self.smoother(self.raw, seconds), self.raw, self.age / FADE_IN)
+
+
+class _Region(NamedTuple):
+    """A turned square of the picture, pixels and radians."""
+
+    x: float
+    y: float
+    size: float
+    angle: float
+
+
+def _region_of(points: Points) -> _Region:
+    """Return the square to look for a face in that was at `points` a frame ago."""
+    across = points[263, :2] - points[33, :2]
+    angle = float(np.arctan2(across[1], across[0]))
+    upright = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], np.float32)
+    turned = points[:, :2] @ upright.T
+    low, high = turned.min(axis=0), turned.max(axis=0)
+    x, y = (low + high) / 2 @ upright
+    return _Region(float(x), float(y), float((high - low).max() * 1.5), angle)
+
+
+def _region_of_box(box: Box) -> _Region:
+    """Return the square around a detection, (9,), upright by its eyes."""
+    left, top, right, bottom, _, x0, y0, x1, y1 = map(float, box)
+    size = max(right - left, bottom - top) * 1.7
+    return _Region((left + right) / 2, (top + bottom) / 2, size, float(np.arctan2(y1 - y0, x1 - x0)))
+
+
+class _Finder:
+    """Detector and landmarker together."""
+
+    def __init__(self) -> None:
+        self._detector = _Detector()
+        self._landmarker = _Landmarker()
+
+    def detect(self, bgr: Image, tile: tuple[int, int, int, int] | None = None) -> Box:
+        """Return detections, (n, 9), largest first: box, score, both eyes. `tile` is left, top, right, bottom."""
+        left, top, right, bottom = tile or (0, 0, bgr.shape[1], bgr.shape[0])
+        boxes = self._detector(bgr[top:bottom, left:right])
+        boxes[:, [0, 2, 5, 7]] += left
+        boxes[:, [1, 3, 6, 8]] += top
+        return _merged(boxes)
+
+    def place(self, bgr: Image, region: _Region) -> Points | None:
+        """Return the landmarks of the face in a region, if there is one."""
+        if not _SMALLEST <= region.size <= 8 * max(bgr.shape):
+            return None
+        points, score = self._landmarker(bgr, region)
+        if score < _CERTAIN or np.ptp(points[:VERTICES, 0]) < _SMALLEST:
+            return None
+        return points
+
+    def add(self, bgr: Image, boxes: Box, found: list[Points], limit: int) -> None:
+        """Append to `found` the landmarks of the detected faces that it does not hold yet, up to `limit`."""
+        for box in boxes:
+            if len(found) >= limit:
+                return
+            points = self.place(bgr, _region_of_box(box))
+            # The landmarker is at its best when its region comes from landmarks.
+            points = None if points is None else self.place(bgr, _region_of(points))
+            if points is not None and not _is_known(points, found):
+                found.append(points)
+
+
+class _Landmarker:
+    """MediaPipe's face landmarker: RGB (256, 256) in 0–1 to 478 points and a logit of their being a face."""
+
+    _SIDE = 256
+
+    def __init__(self) -> None:
+        self._model = _load("face_landmarks_detector.tflite")
+        outputs = self._model.get_output_details()
+        self._input = self._model.get_input_details()[0]["index"]
+        self._points = next(o["index"] for o in outputs if np.prod(o["shape"]) == 478 * 3)
+        self._score = next(o["index"] for o in outputs if len(o["shape"]) == 4 and o["shape"][-1] == 1)
+
+    def __call__(self, bgr: Image, region: _Region) -> tuple[Points, float]:
+        crop, to_image = self._crop(bgr, region)
+        rgb = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
+        self._model.set_tensor(self._input, (rgb * np.float32(1 / 255))[None])
+        self._model.invoke()
+        points = self._model.get_tensor(self._points).reshape(478, 3).copy()
+        points[:, :2] = points[:, :2] @ to_image[:, :2].T + to_image[:, 2]
+        points[:, 2] *= region.size / self._SIDE
+        return points, _sigmoid(self._model.get_tensor(self._score).ravel()[0])
+
+    def _crop(self, bgr: Image, region: _Region) -> tuple[Image, NDArray[np.float32]]:
+        """Cut a region out; also return the (2, 3) matrix from the crop to the picture."""
+        scale, half = region.size / self._SIDE, self._SIDE / 2
+        c, s = np.cos(region.angle) * scale, np.sin(region.angle) * scale
+        to_image = np.array([[c, -s, region.x - half * (c - s)], [s, c, region.y - half * (c + s)]])
+        source, to_source = bgr, to_image.copy()
+        if scale > 2.5:  # too much for bilinear sampling: shrink first
+            radius = region.size * 0.75
+            left, top = (max(0, int(v - radius)) for v in (region.x, region.y))
+            part = bgr[top : int(region.y + radius) + 1, left : int(region.x + radius) + 1]
+            if part.size:
+                shrink = 1.5 / scale
+                source = cv2.resize(part, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+                to_source = (to_image - [[0, 0, left], [0, 0, top]]) * shrink
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        crop = cv2.warpAffine(source, to_source, (self._SIDE, self._SIDE), flags=flags)
+        return np.asarray(crop, np.uint8), to_image.astype(np.float32)
+
+
+class _Detector:
+    """BlazeFace full range: RGB (192, 192) in −1–1 to boxes and eyes, one anchor for every 4×4 pixels."""
+
+    _SIDE = 192
+
+    def __init__(self) -> None:
+        self._model = _load("face_detection_full_range.tflite")
+        outputs = self._model.get_output_details()
+        self._input = self._model.get_input_details()[0]["index"]
+        self._boxes = next(o["index"] for o in outputs if o["shape"][-1] == 16)
+        self._scores = next(o["index"] for o in outputs if o["shape"][-1] == 1)
+        y, x = np.mgrid[0:48, 0:48]
+        self._anchors = np.stack([x.ravel(), y.ravel()], axis=1) * 4 + 2.0
+
+    def __call__(self, bgr: Image) -> Box:
+        """Return detections, (n, 9), pixels: box, score, right and left eye."""
+        picture, scale, offset = self._letterbox(bgr)
+        rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+        self._model.set_tensor(self._input, (rgb * np.float32(1 / 127.5) - 1)[None])
+        self._model.invoke()
+        scores = _sigmoid(self._model.get_tensor(self._scores)[0, :, 0])
+        certain = scores > _CERTAIN
+        values = self._model.get_tensor(self._boxes)[0][certain].reshape(-1, 8, 2)
+        anchors = self._anchors[certain][:, None]
+        centre, half, eyes = values[:, :1] + anchors, values[:, 1:2] / 2, values[:, 2:4] + anchors
+        points = np.concatenate([centre - half, centre + half, eyes], axis=1)
+        points = ((points - offset) / scale).reshape(-1, 8)
+        return np.insert(points, 4, scores[certain], axis=1).astype(np.float32)
+
+    def _letterbox(self, bgr: Image) -> tuple[Image, float, tuple[int, int]]:
+        height, width = bgr.shape[:2]
+        scale = self._SIDE / max(height, width)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        left, top = (self._SIDE - size[0]) // 2, (self._SIDE - size[1]) // 2
+        picture = np.zeros((self._SIDE, self._SIDE, 3), np.uint8)
+        small = cv2.resize(bgr, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        picture[top : top + size[1], left : left + size[0]] = small
+        return picture, scale, (left, top)
+
+
+class _Smoother:
+    """Takes the jitter out of landmarks on two levels: where and how large the face is, lightly; its shape, more.
+
+    A filter on the points themselves would lag behind every movement of the head.
+    """
+
+    def __init__(self) -> None:
+        self._pose = _OneEuro(cutoff=8, slope=60)
+        self._shape = _OneEuro(cutoff=2, slope=40)
+        self._reference: NDArray[np.complex128] | None = None
+
+    def __call__(self, points: Points, seconds: float) -> Points:
+        plane = points[:, 0].astype(np.float64) + 1j * points[:, 1]
+        rigid = plane[_RIGID]
+        centre = rigid.mean()
+        if self._reference is None:
+            self._reference = (rigid - centre) / np.ptp(points[:VERTICES, :2], axis=0).max()
+        # the similarity transform from the first frame's face, as one complex number
+        turn = np.vdot(self._reference, rigid - centre) / np.vdot(self._reference, self._reference).real
+        flat = (plane - centre) / turn
+        shape = self._shape(np.stack([flat.real, flat.imag, points[:, 2] / abs(turn)], axis=1), 1.0, seconds)
+        ends = np.array([[centre.real, centre.imag], [(centre + turn).real, (centre + turn).imag]])
+        first, second = self._pose(ends, abs(turn), seconds) @ np.array([1, 1j])
+        smooth = (shape[:, 0] + 1j * shape[:, 1]) * (second - first) + first
+        depth = shape[:, 2] * abs(second - first)
+        return np.stack([smooth.real, smooth.imag, depth], axis=1).astype(np.float32)
+
+
+class _OneEuro:
+    """The One Euro filter (Casiez et al. 2012): steady when slow, prompt when fast. Cutoffs in hertz."""
+
+    def __init__(self, cutoff: float, slope: float) -> None:
+        self._cutoff, self._slope = cutoff, slope
+        self._value: NDArray[np.float64] | None = None
+        self._speed: NDArray[np.float64] | float = 0.0
+
+    def __call__(self, value: NDArray[np.float64], unit: float, seconds: float) -> NDArray[np.float64]:
+        """Filter (n, c) values; speed is measured in `unit` a second over the first two columns."""
+        if self._value is None:
+            self._value = value
+            return value
+        speed = (value - self._value) / (unit * seconds)
+        self._speed = self._speed + _weight(1.0, seconds) * (speed - self._speed)
+        pace = np.linalg.norm(self._speed[:, :2], axis=1, keepdims=True)
+        self._value = self._value + _weight(self._cutoff + self._slope * pace, seconds) * (value - self._value)
+        return self._value
+
+
+def _weight(cutoff: Any, seconds: float) -> Any:
+    """Return the share of a new value in a first-order low-pass filter."""
+    return 1 / (1 + 1 / (2 * np.pi * cutoff * seconds))
+
+
+def _load(name: str) -> Any:
+    # imported here: it takes 0.1 s, which a process that only looks at a mesh need not spend
+    from ai_edge_litert.interpreter import Interpreter
+
+    model = Interpreter(str(MODELS / name), num_threads=1)
+    model.allocate_tensors()
+    return model
+
+
+def _sigmoid(x: Any) -> Any:
+    return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
+
+
+def _looks(finder: _Finder, bgr: Image) -> Iterator[Box]:
+    """Yield detections from ever harder looks: the whole, the whole made smaller, parts of half the size and less."""
+    height, width = bgr.shape[:2]
+    yield finder.detect(bgr)
+    margin = max(height, width) // 2
+    padded = cv2.copyMakeBorder(bgr, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+    boxes = finder.detect(np.asarray(padded, np.uint8))
+    boxes[:, [0, 1, 2, 3, 5, 6, 7, 8]] -= margin
+    yield boxes
+    yield _merged(np.concatenate([finder.detect(bgr, tile) for tile in _tiles(height, width)]))
+
+
+def _tiles(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield overlapping squares as left, top, right, bottom: of the shorter side, of half and of a quarter of it."""
+    for share in (1.0, 0.5, 0.25):
+        side = max(1, int(min(height, width) * share))
+        step = max(1, side * 3 // 4)
+        for top in range(0, height - side + step, step):
+            for left in range(0, width - side + step, step):
+                x, y = min(left, width - side), min(top, height - side)
+                yield x, y, x + side, y + side
+
+
+def _merged(boxes: Box) -> Box:
+    """Join detections of one face, weighted by score, and sort them by size, largest first."""
+    merged = []
+    boxes = boxes[np.argsort(-boxes[:, 4])]
+    while len(boxes):
+        best = boxes[0]
+        low, high = np.maximum(boxes[:, :2], best[:2]), np.minimum(boxes[:, 2:4], best[2:4])
+        common = np.clip(high - low, 0, None).prod(axis=1)
+        areas = (boxes[:, 2:4] - boxes[:, :2]).prod(axis=1)
+        same = (common > 0.3 * (areas + areas[0] - common)) | (common > 0.6 * np.minimum(areas, areas[0]))
+        same[0] = True
+        merged.append(np.average(boxes[same], axis=0, weights=boxes[same, 4]))
+        boxes = boxes[~same]
+    merged.sort(key=lambda box: float((box[2] - box[0]) * (box[3] - box[1])), reverse=True)
+    return np.array(merged, np.float32).reshape(-1, 9)
+
+
+def _box(points: Points) -> Box:
+    plane = points[:VERTICES, :2]
+    return np.concatenate([plane.min(axis=0), plane.max(axis=0)])
+
+
+def _area(points: Points) -> float:
+    return float(np.ptp(points[:VERTICES, 0]) * np.ptp(points[:VERTICES, 1]))
+
+
+def _overlap(a: Box, b: Box) -> float:
+    """Return intersection over union of two boxes."""
+    common = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None).prod()
+    areas = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod()
+    return float(common / (areas - common + 1e-9))
+
+
+def _is_known(points: Points, found: list[Points]) -> bool:
+    return any(_overlap(_box(points), _box(other)) > 0.4 for other in found)

@@ -1,0 +1,239 @@
+"""The face to put in: a still turned into a texture without its light, ready for any target.
+
+The texture is laid out by `mesh.TEXTURE_UV`. What the still does not show (the far cheek, skin under hair) comes from
+the mirrored side, and where neither side shows skin from the skin around.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+
+from . import colour, mesh
+from .colour import Floats, blur
+from .landmarks import find_faces
+from .mesh import Image, Points, smoothstep
+
+_LARGEST_FACE = 640
+"""Larger faces are shrunk to so many pixels first."""
+
+_LEAST_EYE = 180
+"""Faces smaller than this show too little of their eyes to use them."""
+
+_SMALLEST_MIP = 96
+
+_Regions = tuple[tuple[list[int], float, float], ...]
+
+_FEATURES: _Regions = (
+    *((eye, 1.35, 2.2) for eye in mesh.EYES),
+    *((brow, 1.25, 1.7) for brow in mesh.BROWS),
+    (mesh.LIPS_OUTER, 1.2, 1.35),
+    (mesh.NOSTRILS, 1.3, 1.3),
+)
+_OPENINGS: _Regions = (*((eye, 1.1, 1.3) for eye in mesh.EYES), (mesh.LIPS_INNER, 1.0, 1.0))
+
+
+class NoFaceError(ValueError):
+    """The picture does not show the face that was asked for."""
+
+
+@dataclass(frozen=True)
+class Texture:
+    """A texture at several sizes: for each its scale and uint8 BGR picture, largest first."""
+
+    levels: tuple[tuple[float, Image], ...]
+
+    @classmethod
+    def of(cls, image: Image) -> Texture:
+        levels, scale = [(1.0, image)], 1.0
+        while image.shape[0] * scale > _SMALLEST_MIP:
+            scale *= 0.75
+            smaller = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            levels.append((scale, np.asarray(smaller, np.uint8)))
+        return cls(tuple(levels))
+
+    def fitting(self, scale: float) -> tuple[float, Image]:
+        """Return the smallest level that still has the detail of `scale`."""
+        return next((level for level in reversed(self.levels) if level[0] >= scale * 0.95), self.levels[0])
+
+
+@dataclass(frozen=True)
+class SourceFace:
+    """A person's face, made once from a still.
+
+    shape        canonical landmarks, float32 (468, 3)
+    size         of the texture's square, pixels
+    height       of the face in the texture, pixels
+    residual     log colour without light, relative to `tone`, float32 (size, size, 3)
+    tone         mean log colour of the skin, float32 (3,)
+    variation    covariance of the skin's residuals, float32 (3, 3)
+    skin         probability of skin, float32 (size, size, 1)
+    trusted      skin samples that were visible, float32 (colour.SAMPLES,)
+    openings     how far the eyes are open, right and left
+    has_eyes     whether its eyes are good enough to use
+    """
+
+    shape: Points
+    size: int
+    height: float
+    residual: Floats
+    tone: Floats
+    variation: Floats
+    skin: Floats
+    trusted: Floats
+    openings: tuple[float, float]
+    has_eyes: bool
+
+    @classmethod
+    def from_image(cls, bgr: Image, index: int = 0) -> SourceFace:
+        """Build the texture of the `index`-th largest face of a uint8 (H, W, 3) BGR picture.
+
+        Raises NoFaceError if the picture shows no such face.
+        """
+        faces = find_faces(bgr)
+        if not 0 <= index < len(faces):
+            raise NoFaceError(f"Looked for face number {index} in the source picture, which shows {len(faces)}")
+        image, landmarks = _crop(bgr, faces[index].landmarks)
+        return _build(image, landmarks)
+
+    @property
+    def texture_points(self) -> Floats:
+        """Where the points of the mesh lie in the texture, float32 (586, 2), pixel centres being whole numbers."""
+        return mesh.TEXTURE_UV * np.float32(self.size) - np.float32(0.5)
+
+    def lit(self, tone: Floats, variation: Floats) -> Texture:
+        """Return the texture on skin of another mean log colour, (3,), and covariance of residuals, (3, 3)."""
+        shift = (tone - self.tone).astype(np.float32)
+        lightness = float(shift.mean())
+        as_skin = cv2.transform(self.residual, colour.transport(self.variation, variation)) + shift
+        # Brows, lips and eyes are not of the skin's colour: they take on all of its tint but only half its lightening.
+        as_feature = self.residual + 0.6 * (shift - lightness) + (0.55 if lightness > 0 else 1.0) * lightness
+        logs = self.tone + as_feature + self.skin * (as_skin - as_feature)
+        too_bright = np.clip(logs.max(axis=-1, keepdims=True) - np.log(246.0), 0, None)
+        return Texture.of(colour.from_log(np.asarray(logs - too_bright * (0.9 * self.skin + 0.1), np.float32)))
+
+
+def _crop(bgr: Image, landmarks: Points) -> tuple[Image, Points]:
+    """Cut the face out with a margin and shrink it to at most _LARGEST_FACE."""
+    low, high = landmarks[: mesh.VERTICES, :2].min(axis=0), landmarks[: mesh.VERTICES, :2].max(axis=0)
+    extent = float((high - low).max())
+    left, top = (max(0, int(v)) for v in low - 0.45 * extent)
+    right, bottom = (int(v) for v in high + 0.45 * extent)
+    image = bgr[top:bottom, left:right]
+    scale = min(1.0, _LARGEST_FACE / extent)
+    if scale < 1:
+        image = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), np.uint8)
+    return image, ((landmarks - [left, top, 0]) * scale).astype(np.float32)
+
+
+def _build(image: Image, landmarks: Points) -> SourceFace:
+    """Make the texture of the face at `landmarks` in `image`."""
+    plane = landmarks[: mesh.VERTICES, :2]
+    extent = float(np.ptp(plane, axis=0).max())
+    size = int(np.clip(extent * 1.5, 192, 768))
+    layout = mesh.TEXTURE_UV * np.float32(size)
+    unwrapped, seen = _unwrap(image, landmarks, size)
+    logs = colour.to_log(unwrapped)
+    softened = colour.to_log(blur(unwrapped, size / 200))
+
+    places = colour.sample(layout[: mesh.VERTICES]) - np.float32(0.5)
+    trusted = (colour.read(seen, places).ravel() > 0.4).astype(np.float32)
+    sampled = colour.read(softened, places)
+    field = colour.fit_light(sampled, trusted, rounds=4)
+    skin_logs = sampled - colour.SAMPLE_TERMS @ field
+    spread = 1.4826 * np.median(np.abs(skin_logs[trusted > 0]), axis=0) + 0.02 if trusted.any() else np.full(3, 0.1)
+    tone = (colour.SAMPLE_TERMS @ field).mean(axis=0)
+
+    light, _ = mesh.rasterize(layout, colour.MESH_TERMS @ field, (size, size))
+    features = _painted(layout, _FEATURES, size, size / 90)
+    openings = _painted(layout, _OPENINGS, size, size / 150)
+    trust = np.maximum(_skin_likeness(softened - light, spread, size), features) * seen
+    flat = logs - np.clip(light - tone, -0.7, 0.7)
+    flat, trust = _mirrored(flat, trust, size)
+    flat = _filled(flat, trust, features, tone, size)
+    flat = _evened(flat, trust, features, openings, tone, float(spread.mean()))
+
+    residual = (flat - tone).astype(np.float32)
+    smooth = colour.read(blur(residual, size / 200), places)
+    pose = mesh.estimate_pose(landmarks)
+    eyes = mesh.eye_openings(landmarks)
+    return SourceFace(
+        shape=pose.to_canonical(landmarks)[: mesh.VERTICES],
+        size=size,
+        height=float(np.ptp(layout[: mesh.VERTICES, 1])),
+        residual=residual,
+        tone=tone.astype(np.float32),
+        variation=colour.covariance(smooth[trusted > 0] if trusted.sum() > 3 else smooth),
+        skin=_skin_probability(residual, openings, spread, size),
+        trusted=_usual(smooth),
+        openings=eyes,
+        has_eyes=extent >= _LEAST_EYE and min(eyes) > 0.18 and abs(pose.yaw) < 25,
+    )
+
+
+def _unwrap(image: Image, landmarks: Points, size: int) -> tuple[Image, Floats]:
+    """Return the texture as the image shows it, and how well it shows each place, float32 (size, size) 0–1."""
+    layout = mesh.TEXTURE_UV * np.float32(size)
+    place, _ = mesh.rasterize(layout, mesh.with_rings(landmarks)[:, :2], (size, size))
+    texture = cv2.remap(image, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]  # the stubs lack map2=None
+    seen, _ = mesh.rasterize(layout, mesh.spread(mesh.visibility(landmarks)[:, None]), (size, size))
+    return np.asarray(texture, np.uint8), blur(seen[..., 0], size / 100)
+
+
+def _painted(layout: Floats, regions: _Regions, size: int, softness: float) -> Floats:
+    """Return a mask, float32 (size, size) 0–1, of groups of points, each widened by its two factors."""
+    mask = np.zeros((size, size), np.uint8)
+    for ids, across, down in regions:
+        points = layout[ids]
+        centre = points.mean(axis=0)
+        outline = cv2.convexHull(centre + (points - centre) * np.array([across, down], np.float32))
+        cv2.fillConvexPoly(mask, outline.astype(np.int32), 255)
+    return np.asarray(blur(mask, softness) / np.float32(255), np.float32)
+
+
+def _skin_likeness(residual: Floats, spread: Any, size: int) -> Floats:
+    """Return where a residual is as small as skin's: float32 (size, size), 0 for hair, glasses and background."""
+    distance = np.sqrt(((residual / (spread + 0.05)) ** 2).mean(axis=-1)).astype(np.float32)
+    likeness = 1 - smoothstep(blur(distance, size / 130), 2.4, 4.2)
+    return np.asarray(cv2.erode(likeness, np.ones((3, 3), np.uint8), iterations=max(1, size // 160)), np.float32)
+
+
+def _mirrored(flat: Floats, trust: Floats, size: int) -> tuple[Floats, Floats]:
+    """Take from the other half of the face what this half does not show; also return the trust in the result."""
+    other, other_trust = flat[:, ::-1], trust[:, ::-1]
+    own = blur(trust / (trust + 0.12 * other_trust + 1e-4), size / 110)[..., None]
+    merged = blur(np.maximum(trust, 0.9 * other_trust), size / 110) * 1.15
+    return flat * own + other * (1 - own), np.clip(merged, 0, 1)
+
+
+def _filled(flat: Floats, trust: Floats, features: Floats, tone: Any, size: int) -> Floats:
+    """Fill what neither half shows with the skin around it (normalised convolution)."""
+    weight = (trust**2 * (1 - features)).astype(np.float32)[..., None]
+    around = blur(np.concatenate([flat * weight, weight], axis=-1), size / 12)
+    fill = (around[..., :3] + tone * 0.02) / (around[..., 3:] + 0.02)
+    own = smoothstep(trust, 0.15, 0.6)[..., None]
+    return np.asarray(flat * own + fill * (1 - own), np.float32)
+
+
+def _evened(flat: Floats, trust: Floats, features: Floats, openings: Floats, tone: Any, spread: float) -> Floats:
+    """Compress glints to a fifth, and halve the depth of creases and cast shadows on skin."""
+    lightness = (flat - tone).mean(axis=-1)
+    glint = np.clip(lightness - np.clip(1.5 * spread, 0.08, 0.22), 0, None) * (1 - openings)
+    crease = np.clip(-lightness - max(0.06, 1.2 * spread), 0, None) * (1 - features) * smoothstep(trust, 0.3, 0.8)
+    return np.asarray(flat - 0.8 * glint[..., None] + 0.5 * crease[..., None], np.float32)
+
+
+def _skin_probability(residual: Floats, openings: Floats, spread: Any, size: int) -> Floats:
+    """Return float32 (size, size, 1): 1 on skin, 0 on brows, lashes and lips. Light spots are skin, too."""
+    distance = np.sqrt(((residual / (spread + 0.03)) ** 2).mean(axis=-1))
+    distance[(residual.mean(axis=-1) > 0) & (openings < 0.3)] = 0
+    return np.asarray(blur(1 - smoothstep(distance, 1.8, 4.0), size / 260)[..., None], np.float32)
+
+
+def _usual(logs: Floats) -> Floats:
+    """Return 1 for samples near the median, 0 for ones far off, float32 (n,)."""
+    distance = np.linalg.norm(logs - np.median(logs, axis=0), axis=1)
+    return (distance <= 3 * np.median(distance)).astype(np.float32)
