@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 import cv2
 
+from .catalog import describe
 from .faults import Faults, InjectedError
 from .folders import Folders
 from .frames import Frame
 from .graph import Graph, execution_order, is_link, signatures
-from .nodes import RUN, Inputs, Result, Task, combines, depends_on, describe, encoding_of
+from .nodes import RUN, Inputs, Result, Task, combines, depends_on, encoding_of
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The six node classes of the face-swap workflow: what `/object_info` tells of them, and what they do.
+"""The six node classes of the face-swap workflow: what they do.
 
 Frames are passed on as clips that are read later. A swap whose result goes straight into a VHS_VideoCombine is
 encoded with that node's settings while it runs, so frames stream from decoder to encoder once.
@@ -7,26 +7,26 @@ encoded with that node's settings while it runs, so frames stream from decoder t
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .catalog import FILE_INPUTS, existing_file, load_formats
 from .clip import Clip, Selection, probe
 from .faults import Faults
-from .folders import Folders, OutsideError, next_number
-from .frames import Frame, Image, Picture, read_picture
+from .folders import Folders, next_number
+from .frames import Frame, Picture, read_picture
 from .graph import Graph
 from .sound import Sound
-from .video import Encoding, Frames, Swap, as_rate, encode, mux, swapped
+from .streams import Encoded, Painter, Shortened, Swapping
+from .video import Encoding, Frames, Swap, as_rate, encode, mux
 
 if TYPE_CHECKING:
     from .swap import SourceFace
@@ -35,13 +35,6 @@ log = logging.getLogger(__name__)
 
 Inputs = Mapping[str, Any]
 
-FILE_INPUTS = {("LoadImage", "image"): "image", ("VHS_LoadVideo", "video"): "video"}
-"""The inputs that name a file of the input folder, and what it is called in errors."""
-
-_SUFFIXES = {
-    "image": {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"},
-    "video": {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".gif"},
-}
 _DEFAULT_CRF = 19
 _UNSUPPORTED = {"pingpong": (False,), "trim_to_audio": (False,), "loop_count": (0,), "pix_fmt": ("yuv420p",)}
 
@@ -81,43 +74,11 @@ class Result:
                 path.unlink(missing_ok=True)
 
 
-@functools.cache
-def _template() -> str:
-    return Path(__file__).with_name("object_info.json").read_text("utf-8")
-
-
-def describe(folders: Folders) -> dict[str, Any]:
-    """The node classes as `/object_info` answers them, with the files that can be chosen now."""
-    descriptions: dict[str, Any] = json.loads(_template())
-    names = sorted(path.name for path in folders.folder("input").iterdir() if path.is_file())
-    for (class_type, name), kind in FILE_INPUTS.items():
-        chosen = [file for file in names if PurePosixPath(file).suffix.lower() in _SUFFIXES[kind]]
-        descriptions[class_type]["input"]["required"][name][0] = chosen
-    return descriptions
-
-
-def file_checks(folders: Folders) -> dict[tuple[str, str], Callable[[Any], str | None]]:
-    """For `graph.validate`: whether the files a graph names are there."""
-
-    def check(kind: str, value: Any) -> str | None:
-        return None if _existing(folders, value) else f"Invalid {kind} file: {value}"
-
-    return {key: functools.partial(check, kind) for key, kind in FILE_INPUTS.items()}
-
-
-def _existing(folders: Folders, value: Any) -> Path | None:
-    try:
-        path = folders.annotated(str(value))
-    except OutsideError:
-        return None
-    return path if path.is_file() else None
-
-
 def depends_on(folders: Folders, graph: Graph, node_id: str) -> Any:
     """What the outputs of a node depend on beside its inputs: its file, or how its frames will be encoded."""
     node = graph[node_id]
     for class_type, name in FILE_INPUTS:
-        if node["class_type"] == class_type and (path := _existing(folders, node["inputs"][name])):
+        if node["class_type"] == class_type and (path := existing_file(folders, node["inputs"][name])):
             stat = path.stat()
             return stat.st_size, stat.st_mtime_ns
     if node["class_type"] == "ReActorFaceSwap":
@@ -155,7 +116,7 @@ def load_image(task: Task, inputs: Inputs) -> Result:
 def load_video(task: Task, inputs: Inputs) -> Result:
     """VHS_LoadVideo: frames, their number, the sound and the video's facts."""
     video = probe(task.folders.annotated(inputs["video"]))
-    layout = _formats().get(inputs.get("format", "None"), {})
+    layout = load_formats().get(inputs.get("format", "None"), {})
     clip = Clip(
         video,
         Selection(
@@ -176,14 +137,6 @@ def load_video(task: Task, inputs: Inputs) -> Result:
     start, end = clip.span
     sound = Sound(video.path, video.start, start, end) if video.has_sound else None
     return Result((clip, clip.count, sound, _facts(clip)))
-
-
-@functools.cache
-def _formats() -> dict[str, dict[str, Any]]:
-    """The presets of VHS_LoadVideo's `format`."""
-    spec = json.loads(_template())["VHS_LoadVideo"]["input"]["optional"]["format"]
-    formats: dict[str, dict[str, Any]] = spec[1]["formats"]
-    return formats
 
 
 def _facts(clip: Clip) -> dict[str, float]:
@@ -210,73 +163,6 @@ def video_info(task: Task, inputs: Inputs) -> Result:
 def face_boost(task: Task, inputs: Inputs) -> Result:
     """ReActorFaceBoost: accepted; the built-in swapper has nothing to boost."""
     return Result((dict(inputs),))
-
-
-@dataclass(frozen=True)
-class Swapping:
-    """A clip with a swap that is done while its frames are read."""
-
-    frames: Frames
-    make_swap: Callable[[], Swap]
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.frames.size
-
-    @property
-    def rate(self) -> Fraction:
-        return self.frames.rate
-
-    @property
-    def count(self) -> int:
-        return self.frames.count
-
-    def __iter__(self) -> Iterator[Frame]:
-        return swapped(self.frames, self.make_swap())
-
-
-@dataclass(frozen=True)
-class Encoded(Clip):
-    """A clip of the engine's own that is encoded as its consumer wants it."""
-
-    encoding: Encoding
-
-
-@dataclass(frozen=True)
-class Shortened:
-    """A clip without its last frames."""
-
-    frames: Frames
-    count: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        return self.frames.size
-
-    @property
-    def rate(self) -> Fraction:
-        return self.frames.rate
-
-    def __iter__(self) -> Iterator[Frame]:
-        return islice(iter(self.frames), self.count)
-
-
-class Painter:
-    """Stands for a swap in tests: inverts a square in the middle of each frame, after a wait."""
-
-    def __init__(self, wait_s: float, interrupted: threading.Event) -> None:
-        self._wait_s = wait_s
-        self._interrupted = interrupted
-
-    def track(self, bgr: Image) -> None:
-        return None
-
-    def apply(self, bgr: Image, tracks: None) -> int:
-        self._interrupted.wait(self._wait_s)
-        height, width = bgr.shape[:2]
-        middle = bgr[height * 3 // 8 : height * 5 // 8, width * 3 // 8 : width * 5 // 8]
-        np.subtract(255, middle, out=middle)
-        return 1
 
 
 def face_swap(task: Task, inputs: Inputs) -> Result:

@@ -23,11 +23,11 @@ from aiohttp import WSMsgType, web
 from aiohttp.helpers import content_disposition_header
 from yarl import URL
 
+from .catalog import describe, file_checks
 from .execution import Executor, Prompt
 from .faults import Faults, FaultSwitch, die
 from .folders import Folders, OutsideError
 from .graph import error_body, validate
-from .nodes import describe, file_checks
 from .prompts import Prompts
 from .sockets import Hub, Socket, message
 from .uploads import receive

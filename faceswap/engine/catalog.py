@@ -1,0 +1,60 @@
+"""What the engine offers: its node classes as `/object_info` tells of them, and the files a graph may name."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from .folders import Folders, OutsideError
+
+FILE_INPUTS = {("LoadImage", "image"): "image", ("VHS_LoadVideo", "video"): "video"}
+"""The inputs that name a file of the input folder, and what it is called in errors."""
+
+_SUFFIXES = {
+    "image": {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"},
+    "video": {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg", ".gif"},
+}
+
+
+@functools.cache
+def _template() -> str:
+    return Path(__file__).with_name("object_info.json").read_text("utf-8")
+
+
+def describe(folders: Folders) -> dict[str, Any]:
+    """The node classes as `/object_info` answers them, with the files that can be chosen now."""
+    descriptions: dict[str, Any] = json.loads(_template())
+    names = sorted(path.name for path in folders.folder("input").iterdir() if path.is_file())
+    for (class_type, name), kind in FILE_INPUTS.items():
+        chosen = [file for file in names if PurePosixPath(file).suffix.lower() in _SUFFIXES[kind]]
+        descriptions[class_type]["input"]["required"][name][0] = chosen
+    return descriptions
+
+
+def file_checks(folders: Folders) -> dict[tuple[str, str], Callable[[Any], str | None]]:
+    """For `graph.validate`: whether the files a graph names are there."""
+
+    def check(kind: str, value: Any) -> str | None:
+        return None if existing_file(folders, value) else f"Invalid {kind} file: {value}"
+
+    return {key: functools.partial(check, kind) for key, kind in FILE_INPUTS.items()}
+
+
+def existing_file(folders: Folders, value: Any) -> Path | None:
+    """The file a graph names, if there is one within the engine's folders."""
+    try:
+        path = folders.annotated(str(value))
+    except OutsideError:
+        return None
+    return path if path.is_file() else None
+
+
+@functools.cache
+def load_formats() -> dict[str, dict[str, Any]]:
+    """The presets of VHS_LoadVideo's `format`."""
+    spec = json.loads(_template())["VHS_LoadVideo"]["input"]["optional"]["format"]
+    formats: dict[str, dict[str, Any]] = spec[1]["formats"]
+    return formats

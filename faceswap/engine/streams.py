@@ -1,0 +1,82 @@
+"""Clips that are not files: with a swap still to be done, cut short, or already encoded for who reads them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import islice
+
+import numpy as np
+
+from .clip import Clip
+from .frames import Frame, Image
+from .video import Encoding, Frames, Swap, swapped
+
+
+@dataclass(frozen=True)
+class Swapping:
+    """A clip with a swap that is done while its frames are read."""
+
+    frames: Frames
+    make_swap: Callable[[], Swap]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.frames.size
+
+    @property
+    def rate(self) -> Fraction:
+        return self.frames.rate
+
+    @property
+    def count(self) -> int:
+        return self.frames.count
+
+    def __iter__(self) -> Iterator[Frame]:
+        return swapped(self.frames, self.make_swap())
+
+
+@dataclass(frozen=True)
+class Encoded(Clip):
+    """A clip of the engine's own that is encoded as its consumer wants it."""
+
+    encoding: Encoding
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """A clip without its last frames."""
+
+    frames: Frames
+    count: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.frames.size
+
+    @property
+    def rate(self) -> Fraction:
+        return self.frames.rate
+
+    def __iter__(self) -> Iterator[Frame]:
+        return islice(iter(self.frames), self.count)
+
+
+class Painter:
+    """Stands for a swap in tests: inverts a square in the middle of each frame, after a wait."""
+
+    def __init__(self, wait_s: float, interrupted: threading.Event) -> None:
+        self._wait_s = wait_s
+        self._interrupted = interrupted
+
+    def track(self, bgr: Image) -> None:
+        return None
+
+    def apply(self, bgr: Image, tracks: None) -> int:
+        self._interrupted.wait(self._wait_s)
+        height, width = bgr.shape[:2]
+        middle = bgr[height * 3 // 8 : height * 5 // 8, width * 3 // 8 : width * 5 // 8]
+        np.subtract(255, middle, out=middle)
+        return 1
