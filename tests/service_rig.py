@@ -160,6 +160,11 @@ class ServiceRig:
         found = await self.client.app[keys.STORE].segments(prompt_id)
         return [(segment.first_frame, segment.frame_count, segment.attempt) for segment in found]
 
+    async def finished_segments(self, prompt_id: str) -> set[str]:
+        """The files of a job's finished segments, relative to the data folder."""
+        found = await self.client.app[keys.STORE].segments(prompt_id)
+        return {f"work/{prompt_id}/{segment.output_file}" for segment in found if segment.state == "done"}
+
     def files(self) -> list[str]:
         """Every file in the data folder but the database, relative."""
         found = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())

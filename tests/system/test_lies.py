@@ -15,7 +15,7 @@ from service_rig import QUICK, Handler, ServiceRig, running_service, service_and
 
 from faceswap import runner
 from faceswap.config import resource_dir
-from faceswap.engine.faults import EXIT_CODE
+from faceswap.engine.faults import EXIT_CODE, Faults
 from faceswap.engine.server import ENGINE
 
 FRAMES = 12
@@ -32,9 +32,10 @@ def raising(exception_type: str, message: str, node: str = "ReActorFaceSwap", at
     return {"paint": True, "raise_in_node": failure}
 
 
-def left_behind(service: ServiceRig, prompt_id: str) -> list[str]:
-    """What lies in the data folder beside the inputs, which a retry needs."""
-    return [name for name in service.files() if not name.startswith(f"inputs/{prompt_id}/")]
+async def left_behind(service: ServiceRig, prompt_id: str) -> list[str]:
+    """What lies in the data folder beside the inputs and the finished segments, which a retry needs."""
+    needed = await service.finished_segments(prompt_id)
+    return [name for name in service.files() if name not in needed and not name.startswith(f"inputs/{prompt_id}/")]
 
 
 LIES = {
@@ -42,7 +43,6 @@ LIES = {
     "frames_missing": ({"paint": True, "drop_frames": 3}, 3, "9 of 12 frames"),
     "no_face_detected": ({"unswapped": True}, 1, "show a face clearly"),
     "output_missing": ({"paint": True, "no_file": True}, 3, "look into its log"),
-    "out_of_memory": (raising("torch.OutOfMemoryError", "CUDA out of memory."), 3, "FACESWAP_SEGMENT_FRAMES"),
     "model_missing": (raising("urllib.error.URLError", "<urlopen error timed out>"), 1, "into its models folder"),
     "model_broken": (
         raising("onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument", "bad model"),
@@ -63,7 +63,7 @@ async def test_a_lie_has_its_code_its_sentence_and_as_many_attempts_as_make_sens
         assert (status["status"], status["code"]) == ("FAILED", code)
         assert words in status["error"]
         assert status["attempts"] == engine.submissions == attempts
-        assert left_behind(service, status["prompt_id"]) == []
+        assert await left_behind(service, status["prompt_id"]) == []
         told = await service.messages(status["prompt_id"])
         assert sum("Attempt" in message for message in told) == attempts - 1
         assert told[-1] == status["error"]
@@ -83,33 +83,44 @@ async def test_too_little_memory_is_answered_with_memory_freed_and_half_the_leng
         assert ("POST", "/prompt") in engine.calls[refused:]
 
 
-async def test_a_face_in_some_frames_only_is_a_warning(clip: Path, tmp_path: Path) -> None:
-    async def swap_every_other(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def test_memory_that_never_suffices_ends_the_job_after_three_attempts(clip: Path, tmp_path: Path) -> None:
+    faults = raising("torch.OutOfMemoryError", "CUDA out of memory.")
+    async with service_and_engines(tmp_path, **faults) as (service, _):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["code"]) == ("FAILED", "out_of_memory")
+        assert "a lower FACESWAP_SEGMENT_FRAMES" in status["error"]
+        attempts = [attempts for _, _, attempts in await service.segments(status["prompt_id"])]
+        assert max(attempts) == 3
+        assert await left_behind(service, status["prompt_id"]) == []
+
+
+def changing(*faults: dict[str, Any]) -> Any:
+    """A ComfyUI whose faults are others for each prompt, the last of them for all that follow."""
+    posted = 0
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal posted
         if request.path == "/prompt":
-            engine.set_faults(**({"paint": True} if engine.submissions % 2 else {"unswapped": True}))
+            request.app[ENGINE].faults.now = Faults.parse(faults[min(posted, len(faults) - 1)])
+            posted += 1
         return await handler(request)
 
-    async with service_and_engines(tmp_path, lie=swap_every_other, settings={"segment_frames": 6}) as (
-        service,
-        engines,
-    ):
-        engine = engines[0]
+    return lie
+
+
+async def test_a_face_in_some_frames_only_is_a_warning(clip: Path, tmp_path: Path) -> None:
+    lie = changing({"unswapped": True}, {"paint": True})
+    async with service_and_engines(tmp_path, lie=lie, settings={"segment_frames": 6}) as (service, _):
         status = await service.ended(await service.post(clip))
         assert status["status"] == "SUCCESS"
         assert status["warnings"] == ["A face was swapped in about 50% of the frames; no face was found in the rest."]
 
 
 async def test_an_output_that_vanished_is_made_again(clip: Path, tmp_path: Path) -> None:
-    async with service_and_engines(tmp_path, paint=True, lose_output=True) as (service, (engine,)):
-        prompt_id = await service.post(clip)
-        await eventually(lambda: _true(engine.submissions == 2))
-        engine.set_faults(paint=True)
-        status = await service.ended(prompt_id)
-        assert (status["status"], status["attempts"]) == ("SUCCESS", 3 if engine.submissions == 3 else 2)
-
-
-async def _true(value: object) -> bool:
-    return bool(value)
+    lie = changing({"paint": True, "lose_output": True}, {"paint": True})
+    async with service_and_engines(tmp_path, lie=lie) as (service, _):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["attempts"]) == ("SUCCESS", 2)
 
 
 async def test_the_same_job_again_is_not_answered_with_the_file_of_the_first(clip: Path, tmp_path: Path) -> None:
@@ -129,7 +140,7 @@ async def test_an_engine_that_refuses_every_prompt_is_asked_three_times(clip: Pa
         assert (status["status"], status["code"]) == ("FAILED", "engine_error")
         assert status["error"] == "ComfyUI answered 500; its log may say why."
         assert engine.submissions == 3
-        assert left_behind(service, status["prompt_id"]) == []
+        assert await left_behind(service, status["prompt_id"]) == []
 
 
 async def test_a_prompt_that_was_queued_in_spite_of_its_500_runs_once(clip: Path, tmp_path: Path) -> None:
@@ -139,15 +150,19 @@ async def test_a_prompt_that_was_queued_in_spite_of_its_500_runs_once(clip: Path
         assert engine.submissions == len(engine.finished) == 1
 
 
+async def true(value: object) -> bool:
+    return bool(value)
+
+
 async def test_an_interrupt_in_comfyui_itself_ends_the_job_and_says_so(clip: Path, tmp_path: Path) -> None:
     async with service_and_engines(tmp_path, wait_per_frame_s=0.1) as (service, (engine,)):
         prompt_id = await service.post(clip)
-        await eventually(lambda: _true(engine.running))
+        await eventually(lambda: true(engine.running))
         engine.interrupt()
         status = await service.ended(prompt_id)
         assert (status["status"], status["code"]) == ("FAILED", "interrupted")
         assert "retry the job" in status["error"]
-        assert left_behind(service, prompt_id) == []
+        assert await left_behind(service, prompt_id) == []
 
 
 async def test_a_stuck_engine_is_noticed_reported_and_used_again_after_its_restart(clip: Path, tmp_path: Path) -> None:
@@ -182,7 +197,7 @@ async def test_a_video_that_kills_its_engine_every_time_ends_after_a_bound(clip:
             await engine.start()
         status = await service.ended(prompt_id)
         assert (status["status"], status["code"], status["attempts"]) == ("FAILED", "engine_crashed", 3)
-        assert left_behind(service, prompt_id) == []
+        assert await left_behind(service, prompt_id) == []
 
 
 def workflow_with(folder: Path, node_class: str, **changes: Any) -> Path:
@@ -226,7 +241,7 @@ async def test_a_result_without_end_is_given_up(clip: Path, tmp_path: Path, monk
     async with service_and_engines(tmp_path, paint=True) as (service, _):
         status = await service.ended(await service.post(clip))
         assert (status["code"], status["attempts"]) == ("output_too_large", 1)
-        assert left_behind(service, status["prompt_id"]) == []
+        assert await left_behind(service, status["prompt_id"]) == []
 
 
 def answering(path: str, response: dict[str, Any]) -> Any:
@@ -244,7 +259,7 @@ HOSTILE = {
     "a web page": ("/prompt", {"text": "<html>", "content_type": "text/html"}, "check the address"),
     "a page for the queue": ("/history", {"text": "<html>", "content_type": "text/html"}, "check the address"),
     "endless JSON": ("/history", {"text": "[" + "1," * 2**23 + "1]"}, "too long"),
-    "JSON of another shape": ("/queue", {"text": "[]"}, "not understood"),
+    "JSON of another shape": ("/history", {"text": "[]"}, "not understood"),
 }
 
 
@@ -255,7 +270,7 @@ async def test_what_is_no_comfyui_is_not_taken_for_one(what: str, clip: Path, tm
         status = await service.ended(await service.post(clip))
         assert (status["status"], status["code"]) == ("FAILED", "engine_error")
         assert words in status["error"]
-        assert left_behind(service, status["prompt_id"]) == []
+        assert await left_behind(service, status["prompt_id"]) == []
 
 
 async def test_an_engine_without_features_is_used(clip: Path, tmp_path: Path) -> None:
@@ -283,7 +298,7 @@ async def test_a_result_outside_of_the_output_folder_is_not_asked_for(
         status = await service.ended(await service.post(clip))
         assert (status["status"], status["code"]) == ("FAILED", "output_missing")
         assert ("GET", "/view") not in engine.calls
-        assert left_behind(service, status["prompt_id"]) == []
+        assert await left_behind(service, status["prompt_id"]) == []
 
 
 async def test_an_older_comfyui_that_chooses_ids_itself_is_followed_under_them(clip: Path, tmp_path: Path) -> None:
