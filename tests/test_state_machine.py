@@ -195,7 +195,7 @@ class Jobs(RuleBasedStateMachine):
 
     @invariant()
     def event_numbers_grow(self) -> None:
-        for prompt_id, numbers in self.told.items():
+        for numbers in self.told.values():
             assert numbers == sorted(set(numbers))
 
     @invariant()
