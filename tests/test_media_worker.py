@@ -31,12 +31,15 @@ async def media() -> AsyncIterator[MediaWorker]:
         yield media
 
 
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and "faceswap.media.child" in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
+
+
 def children() -> list[psutil.Process]:
-    return [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE and "faceswap.media.child" in process.cmdline()
-    ]
+    return [process for process in psutil.Process().children(recursive=True) if is_worker(process)]
 
 
 async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
@@ -124,6 +127,23 @@ async def test_a_worker_that_is_killed_is_one_error_and_is_replaced(tmp_path: Pa
         await check
     assert (failure.value.code, failure.value.passing) == ("check_failed", True)
     assert (await media.probe_video(clip)).frames == 60
+
+
+async def test_a_worker_that_met_bad_media_is_not_used_again(tmp_path: Path, media: MediaWorker) -> None:
+    (tmp_path / "text.mp4").write_text("hello")
+    await media.warm()
+    first = children()
+    with pytest.raises(Problem):
+        await media.probe_video(tmp_path / "text.mp4")
+    await media.probe_video(clips.make_clip(tmp_path / "clip.mp4"))
+    assert first != children()
+
+
+async def test_a_worker_that_dies_between_two_calls_costs_nothing(tmp_path: Path, media: MediaWorker) -> None:
+    clip = clips.make_clip(tmp_path / "clip.mp4")
+    await media.probe_video(clip)
+    children()[0].kill()
+    assert (await media.probe_video(clip)).frames == 24
 
 
 async def test_an_idle_worker_that_died_is_not_used_again(tmp_path: Path, media: MediaWorker) -> None:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from faceswap.errors import JobFailure
 from faceswap.media.facts import JoinFacts
-from faceswap.media.timeline import Timeline, open_media, packets, picture_stream, read_timeline
+from faceswap.media.timeline import Timeline, open_media, packets, picture_stream, read_source, read_timeline
 from faceswap.media.worker import partial_path
 
 # Sound that is copied as it is; what else is found is encoded to AAC.
@@ -44,15 +44,16 @@ def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction
 
     With `frame_rate` None frame i of the result is shown when frame i of the source is; otherwise the rate is
     constant. The offset between sound and picture is the source's. `out` appears complete or not at all.
-    Raises JobFailure (`disk_full`, `output_damaged`, `segments_differ`).
+    Raises JobFailure (`disk_full`, `output_damaged`, `segments_differ`, `input_damaged`).
     """
     partial = partial_path(out)
     try:
         runs = [_survey(path) for path in segments]
         in_band = _headers_differ(runs)
+        timeline = read_source(source)
         with open_media(source) as sounds, _open_output(partial) as output:
             origin = Fraction(sounds.start_time or 0, av.time_base)
-            clock = _Clock.of(read_timeline(source), frame_rate, origin, sum(len(run.ranks) for run in runs))
+            clock = _Clock.of(timeline, frame_rate, origin, sum(len(run.ranks) for run in runs))
             pictures = _pictures(runs, clock, in_band, output)
             tracks, warnings = _sound_tracks(sounds, output)
             for _, packet in heapq.merge(pictures, _sound(sounds, tracks, origin), key=lambda timed: timed[0]):
@@ -61,11 +62,11 @@ def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction
         partial.replace(out)
         _sync(out.parent)
         return facts
-    except OSError as error:
+    except (OSError, av.FFmpegError) as error:
         if error.errno in DISK_FULL:
             raise JobFailure("disk_full", "The disk is full: free some space.", passing=True) from error
-        raise
-    except av.FFmpegError as error:
+        if not isinstance(error, av.FFmpegError):
+            raise
         sentence = "The result cannot be joined: a segment of it is damaged."
         raise JobFailure("output_damaged", sentence, passing=True) from error
     finally:
@@ -194,13 +195,13 @@ def _prefixed(prefix: bytes, packet: av.Packet[VideoStream]) -> av.Packet[VideoS
 
 def _parameter_sets(header: bytes) -> bytes:
     """The SPS and PPS of an `avcC` record (ISO/IEC 14496-15, 5.3.3.1) as they stand in the stream."""
-    length_size = (header[4] & 3) + 1
+    length_size = (int.from_bytes(header[4:5]) & 3) + 1
     position, found = 5, b""
     for mask in (0x1F, 0xFF):
-        count, position = header[position] & mask, position + 1
+        count, position = int.from_bytes(header[position : position + 1]) & mask, position + 1
         for _ in range(count):
-            size = int.from_bytes(header[position : position + 2], "big")
-            found += size.to_bytes(length_size, "big") + header[position + 2 : position + 2 + size]
+            size = int.from_bytes(header[position : position + 2])
+            found += size.to_bytes(length_size) + header[position + 2 : position + 2 + size]
             position += 2 + size
     return found
 

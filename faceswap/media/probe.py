@@ -114,9 +114,9 @@ def _facts(
 
 def _sound(stream: AudioStream, count: int) -> AudioFacts:
     context = stream.codec_context
-    return AudioFacts(
-        context.codec.canonical_name if context else "unknown", stream.channels or 0, stream.rate or 0, count
-    )
+    if context is None:
+        return AudioFacts("unknown", 0, 0, count)
+    return AudioFacts(context.codec.canonical_name, context.channels, context.sample_rate, count)
 
 
 def clockwise(picture: VideoFrame) -> int:

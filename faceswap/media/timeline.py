@@ -17,6 +17,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from faceswap.errors import JobFailure
+
 # Only containers that hold their own media: playlists and lists of files (hls, concat, image2, …) would
 # make the demuxer open whatever they name.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif"
@@ -37,9 +39,11 @@ def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
 
 
 def picture_stream(container: InputContainer) -> VideoStream | None:
-    """The stream with the moving picture; the cover of a sound file is none."""
-    moving = (s for s in container.streams.video if not s.disposition & Disposition.attached_pic)
-    return next(moving, None)
+    """The stream with the moving picture; the cover of a sound file is none, nor is an unknown codec."""
+    for stream in container.streams.video:
+        if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic:
+            return stream
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +74,7 @@ class Timeline:
         average = (count - 1) / span
         whole = Fraction(max(round(average), 1))
         ntsc = Fraction(max(round(average * 1001 / 1000), 1) * 1000, 1001)
-        for rate in (self.declared_rate, whole, ntsc, average.limit_denominator(1001)):
+        for rate in (self.declared_rate, whole, ntsc, average.limit_denominator(1001) or average):
             drift = self.times - self.times[0] - np.arange(count) * float(1 / (rate * self.time_base))
             if np.ptp(drift) <= 2:
                 return rate, False
@@ -129,19 +133,33 @@ def packets(container: InputContainer, *kinds: str) -> Iterator[av.Packet[Any]]:
     for stream in container.streams:
         if stream.type not in kinds:
             stream.discard = Discard.all
-    for packet in container.demux():
-        if packet.size and packet.stream.type in kinds:
-            yield packet
+    try:
+        for packet in container.demux():
+            if packet.size and packet.stream.type in kinds:
+                yield packet
+    except IndexError as error:
+        raise av.InvalidDataError(0, "a packet of a stream that was not announced") from error
 
 
 def read_timeline(path: Path) -> Timeline:
-    """The frames of the video at `path`; raises `av.FFmpegError` when there is none."""
+    """The frames of the video at `path`; raises `av.FFmpegError` when there are none."""
     with open_media(path) as container:
         stream = picture_stream(container)
         if stream is None:
             raise av.InvalidDataError(0, "no video stream")
         counter = FrameCounter(stream)
         for packet in packets(container, "video"):
-            if packet.stream.index == stream.index:
+            if packet.stream_index == stream.index:
                 counter.add(packet)
+        if counter.count == 0:
+            raise av.InvalidDataError(0, "no frames")
         return counter.timeline()
+
+
+def read_source(path: Path) -> Timeline:
+    """The frames of a job's video; raises JobFailure (`input_damaged`)."""
+    try:
+        return read_timeline(path)
+    except av.FFmpegError as error:
+        sentence = "The stored video can no longer be read; send it again as a new job."
+        raise JobFailure("input_damaged", sentence) from error

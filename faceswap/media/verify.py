@@ -17,7 +17,7 @@ from faceswap.errors import JobFailure
 from faceswap.media import compare as regions
 from faceswap.media.facts import Verdict, resampled
 from faceswap.media.probe import clockwise, reaches_past_the_end
-from faceswap.media.timeline import Timeline, decoded, open_media, packets, picture_stream, read_timeline
+from faceswap.media.timeline import Timeline, decoded, open_media, packets, picture_stream, read_source
 
 SAMPLES_A_SECOND = 3
 LEAST_SAMPLES = 16
@@ -51,7 +51,7 @@ def verify(
 
     The result has to hold `frame_count` frames from `first_frame` on, counted after `frame_rate` was forced.
     `compare` False leaves the comparison out. Raises JobFailure: `output_missing`, `output_damaged`,
-    `content_filtered`, `frames_missing`, `sound_missing`.
+    `content_filtered`, `frames_missing`, `sound_missing`, `input_damaged`.
     """
     if not result.is_file() or result.stat().st_size == 0:
         raise MISSING
@@ -81,7 +81,7 @@ class Original:
 
     @classmethod
     def of(cls, path: Path, first_frame: int, frame_count: int, frame_rate: Fraction | None) -> Original:
-        timeline = read_timeline(path)
+        timeline = read_source(path)
         shown = resampled(len(timeline.times), timeline.declared_rate, frame_rate)
         return cls(path, timeline, list(islice(shown, first_frame, first_frame + frame_count)))
 

@@ -32,7 +32,11 @@ log = logging.getLogger(__name__)
 
 
 class ChildError(Exception):
-    """A child died, answered nonsense or took too long."""
+    """A child answered nonsense or took too long."""
+
+
+class ChildDied(ChildError):
+    """A child ended without an answer."""
 
 
 class Child:
@@ -64,9 +68,14 @@ class Child:
                 message = json.dumps({"call": call, "arguments": arguments}, default=str)
                 self.process.stdin.write(message.encode() + b"\n")
                 await self.process.stdin.drain()
-                answer = json.loads(await self.process.stdout.readline())
-        except (TimeoutError, ValueError, OSError) as error:
-            raise ChildError(f"{call}: {error!r}, exit code {self.process.returncode}") from error
+                line = await self.process.stdout.readline()
+                if not line:
+                    raise ChildDied(call)
+                answer = json.loads(line)
+        except ConnectionError as error:
+            raise ChildDied(call) from error
+        except (TimeoutError, ValueError) as error:
+            raise ChildError(f"{call}: {error!r}") from error
         if not isinstance(answer, dict):
             raise ChildError(f"{call}: an answer that is no object")
         return answer
@@ -124,8 +133,9 @@ class MediaWorker:
 
     async def warm(self) -> None:
         """Starts a child ahead of need, for instance while an upload arrives."""
-        if not self._idle and not self._closed:
-            self._rest(await self._start())
+        if not self._idle:
+            with contextlib.suppress(ChildError):
+                self._rest(await self._start())
 
     async def close(self) -> None:
         """Ends all children within a second; calls in progress fail."""
@@ -217,21 +227,33 @@ class MediaWorker:
                 raise errors.JobFailure("check_failed", sentence, passing=True) from error
 
     async def _ask(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """One call in a child of its own; the child rests afterwards, or ends when the call did not."""
-        child = self._take() or await self._start()
+        """One call in a child of its own.
+
+        Only after a good answer is the child used again: damaged media may have damaged its memory. When one
+        that was used before dies all the same, a fresh one gets the call.
+        """
+        if warm := self._take():
+            with contextlib.suppress(ChildDied):
+                return await self._ask_in(warm, call, arguments, timeout)
+        return await self._ask_in(await self._start(), call, arguments, timeout)
+
+    async def _ask_in(self, child: Child, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
         try:
-            answer = await child.ask(call, arguments, timeout)
+            result = _unwrap(call, await child.ask(call, arguments, timeout))
         except BaseException:
             child.kill()
             raise
         self._rest(child)
-        return _unwrap(call, answer)
+        return result
 
     async def _start(self) -> Child:
         async with self._starting:
             if self._closed:
                 raise ChildError("closed")
-            child = await Child.start()
+            try:
+                child = await Child.start()
+            except OSError as error:
+                raise ChildError(f"no process: {error!r}") from error
             self._children = [c for c in self._children if c.process.returncode is None] + [child]
             return child
 
