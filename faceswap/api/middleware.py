@@ -48,7 +48,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         return await handler(request)
     except Problem as problem:
-        return _answer(problem)
+        return _answer_instead(request, problem)
     except web.HTTPException as error:
         if error.status < 400:
             raise
@@ -57,11 +57,16 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         unserved.status, unserved.title = error.status, title
         allowed = isinstance(error, web.HTTPMethodNotAllowed)
         return _answer(unserved, {"Allow": error.headers["Allow"]} if allowed else None)
-    except ConnectionError:
-        raise
     except Exception:  # the top of the request
         log.exception("%s %s", request.method, request.path)
-        return _answer(Problem("Something went wrong inside the service; its log says what."))
+        return _answer_instead(request, Problem("Something went wrong inside the service; its log says what."))
+
+
+def _answer_instead(request: web.Request, problem: Problem) -> web.Response:
+    """The answer, or, in the middle of another one, a connection that breaks: nothing else can tell then."""
+    if request.writer.output_size and request.transport is not None:
+        request.transport.abort()
+    return _answer(problem)
 
 
 @web.middleware

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 from typing import Any
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
-from ..errors import BadRequest, Problem, TooLarge
+from ..errors import BadRequest, Conflict, Problem, RequestTimeout, TooLarge
 from ..hub import Closing, Lagging
+from ..intake import parse_object
 from ..jobs import Job, new_prompt_id
 from .jobs import cancel_job, parse_event_id
 from .keys import ADMISSION, FOLDERS, INTAKE, RUNNER, STORE, owner
@@ -58,25 +59,33 @@ async def face_swap_socket(request: web.Request) -> web.WebSocketResponse:
         await _attend(request, socket, prompt_id, after)
         await socket.close()
     except Problem as problem:
-        await socket.send_json({"id": 0, "event": "error", "data": problem_document(problem)})
-        too_large = isinstance(problem, TooLarge)
-        await socket.close(code=WSCloseCode.MESSAGE_TOO_BIG if too_large else WSCloseCode.POLICY_VIOLATION)
+        await _refuse(socket, problem)
     except Closing:
         await socket.close(code=WSCloseCode.GOING_AWAY, message=b"the service is stopping")
     except Lagging:
         await socket.close(code=WSCloseCode.TRY_AGAIN_LATER, message=b"too slow; subscribe with last_event_id")
     except (TimeoutError, ConnectionError):
         # The watcher is gone; the job goes on.
-        if request.transport is not None:
+        if not socket.closed and request.transport is not None:
             request.transport.abort()
     return socket
+
+
+async def _refuse(socket: web.WebSocketResponse, problem: Problem) -> None:
+    """Say what is wrong and close, where there still is somebody to hear it."""
+    code = WSCloseCode.MESSAGE_TOO_BIG if isinstance(problem, TooLarge) else WSCloseCode.POLICY_VIOLATION
+    with contextlib.suppress(ConnectionError):
+        await socket.send_json({"id": 0, "event": "error", "data": problem_document(problem)})
+        await socket.close(code=code)
 
 
 async def _begin(request: web.Request, socket: web.WebSocketResponse) -> tuple[str, int]:
     """Read the first frame, and an upload; returns the job to watch and the event to start after."""
     first = await _first_frame(socket)
     if first.get("action") == "subscribe":
-        job = await request.app[STORE].job(str(first.get("prompt_id")), owner(request))
+        # JSON may hold half a surrogate pair, which SQLite does not take.
+        prompt_id = str(first.get("prompt_id")).encode("ascii", "replace").decode()
+        job = await request.app[STORE].job(prompt_id, owner(request))
         return job.prompt_id, parse_event_id(first.get("last_event_id"))
     await request.app[ADMISSION].check_room()
     prompt_id = new_prompt_id()
@@ -87,18 +96,15 @@ async def _begin(request: web.Request, socket: web.WebSocketResponse) -> tuple[s
 
 
 async def _first_frame(socket: web.WebSocketResponse) -> dict[str, Any]:
-    message = await socket.receive(timeout=FIRST_FRAME_S)
+    try:
+        message = await socket.receive(timeout=FIRST_FRAME_S)
+    except TimeoutError:
+        raise RequestTimeout("The first frame did not come.", code="upload_stalled") from None
     if message.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
         raise ConnectionResetError
     if message.type is not WSMsgType.TEXT:
         raise BadRequest("The first frame must be text: a JSON object.", code="malformed_json")
-    try:
-        first = json.loads(message.data)
-    except ValueError:
-        first = None
-    if not isinstance(first, dict):
-        raise BadRequest("The first frame must be a JSON object.", code="malformed_json")
-    return first
+    return parse_object(message.data)
 
 
 async def _attend(request: web.Request, socket: web.WebSocketResponse, prompt_id: str, after: int) -> None:
@@ -120,12 +126,8 @@ async def _attend(request: web.Request, socket: web.WebSocketResponse, prompt_id
 
 async def _listen(request: web.Request, socket: web.WebSocketResponse, prompt_id: str) -> None:
     async for message in socket:
-        if message.type is not WSMsgType.TEXT:
-            raise BadRequest("Nothing but {'action': 'cancel'} is understood now.", code="malformed_json")
-        try:
-            action = json.loads(message.data)
-        except ValueError:
-            action = None
-        if action != {"action": "cancel"}:
+        if message.type is not WSMsgType.TEXT or parse_object(message.data) != {"action": "cancel"}:
             raise BadRequest("Nothing but {'action': 'cancel'} is understood now.", code="unknown_action")
-        await cancel_job(request, prompt_id)
+        # A job that has just ended tells so itself.
+        with contextlib.suppress(Conflict):
+            await cancel_job(request, prompt_id)

@@ -147,9 +147,8 @@ def durable(events: list[Told]) -> list[Told]:
 
 def assert_problem(answer: Answer, status: int, code: str) -> dict[str, Any]:
     """It is problem+json with this status and code, one sentence for a person, and nothing from inside."""
-    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json; charset=utf-8"), (
-        answer
-    )
+    kind = "application/problem+json; charset=utf-8"
+    assert (answer.status, answer.headers["Content-Type"]) == (status, kind), answer.body[:500]
     document = dict(answer.json)
     assert {"type", "title", "status", "detail", "code"} <= document.keys() <= {*document.keys(), "prompt_id"}
     assert (document["status"], document["code"]) == (status, code), document
