@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+import threading
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -628,6 +629,30 @@ async def test_events_are_published_after_their_commit_and_in_the_order_of_their
             assert set(stored) <= set(numbers)
     finally:
         await store.close()
+
+
+async def test_a_method_that_is_cancelled_while_it_commits_lets_nobody_in_before_it_has_told(
+    store: Store, published: list[Event]
+) -> None:
+    job = await create(store)
+    committing, go_on = threading.Event(), threading.Event()
+
+    def hold_commit(statement: str) -> None:
+        if statement == "COMMIT":
+            committing.set()
+            go_on.wait(10)
+
+    await store._writer.set_trace_callback(hold_commit)
+    first = asyncio.create_task(store.tell(job.prompt_id, "status", {"message": "first"}))
+    assert await asyncio.to_thread(committing.wait, 10)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    second = asyncio.create_task(store.announce(job.prompt_id, "preview", {}))
+    await asyncio.sleep(0)
+    go_on.set()
+    await second
+    assert [(event.seq, event.type) for event in published] == [(1, "queued"), (2, "status"), (3, "preview")]
+    assert await types_of(store, job) == ["queued", "status"]
 
 
 # What goes wrong underneath.
