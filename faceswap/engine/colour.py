@@ -62,8 +62,8 @@ def read(image: NDArray[Any], xy: Floats) -> Floats:
 
 def _choose_samples() -> tuple[NDArray[np.int32], Floats]:
     """Return the triangle, (n, 3), and the barycentric coordinates, (n, 3, 1), of each sample."""
-    features = {*OVAL, *LIPS_INNER, *LIPS_OUTER, *NOSTRILS, 64, 294, 240, 460, *sum((*EYES, *BROWS), [])}
-    skin = FACES[~np.isin(FACES, list(features)).any(axis=1)]
+    features = np.concatenate([OVAL, LIPS_INNER, LIPS_OUTER, NOSTRILS, *EYES, *BROWS, [64, 294, 240, 460]])
+    skin = FACES[~np.isin(FACES, features).any(axis=1)]
     a, b, c = (CANONICAL[skin[:, k]] for k in range(3))
     areas = np.linalg.norm(np.cross(b - a, c - a), axis=1)
     random = np.random.default_rng(0)

@@ -1,22 +1,17 @@
-"""Where faces are: BlazeFace finds them, MediaPipe's face landmarker places 478 points, a tracker follows them.
-
-Both models run by LiteRT on one thread each and are loaded when a tracker is made.
-"""
+"""Where faces are: finding them in a still, following them through a clip."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from .mesh import VERTICES, Image, Points
-
-MODELS = Path(__file__).parent / "models"
+from .networks import CERTAIN, Box, Detector, Landmarker, Region
 
 DETECT_EVERY = 10
 """Frames between two looks for new faces while all known ones are followed."""
@@ -24,7 +19,6 @@ DETECT_EVERY = 10
 FADE_IN = 4
 """Frames over which a face that comes into view is handed over."""
 
-_CERTAIN = 0.5
 _SMALLEST = 12.0
 """Faces narrower than this, in pixels, are taken for noise."""
 
@@ -32,8 +26,6 @@ _RIGID = [
     *(33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 2, 127, 356, 234, 454, 93, 323),
     *(151, 9, 8, 54, 284, 103, 332, 152, 148, 377),
 ]
-
-Box = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -156,16 +148,7 @@ class _Followed:
         return Track(self.identity, self.smoother(self.raw, seconds), self.raw, self.age / FADE_IN)
 
 
-class _Region(NamedTuple):
-    """A turned square of the picture, pixels and radians."""
-
-    x: float
-    y: float
-    size: float
-    angle: float
-
-
-def _region_of(points: Points) -> _Region:
+def _region_of(points: Points) -> Region:
     """Return the square to look for a face in that was at `points` a frame ago."""
     across = points[263, :2] - points[33, :2]
     angle = float(np.arctan2(across[1], across[0]))
@@ -173,22 +156,22 @@ def _region_of(points: Points) -> _Region:
     turned = points[:, :2] @ upright.T
     low, high = turned.min(axis=0), turned.max(axis=0)
     x, y = (low + high) / 2 @ upright
-    return _Region(float(x), float(y), float((high - low).max() * 1.5), angle)
+    return Region(float(x), float(y), float((high - low).max() * 1.5), angle)
 
 
-def _region_of_box(box: Box) -> _Region:
+def _region_of_box(box: Box) -> Region:
     """Return the square around a detection, (9,), upright by its eyes."""
     left, top, right, bottom, _, x0, y0, x1, y1 = map(float, box)
     size = max(right - left, bottom - top) * 1.7
-    return _Region((left + right) / 2, (top + bottom) / 2, size, float(np.arctan2(y1 - y0, x1 - x0)))
+    return Region((left + right) / 2, (top + bottom) / 2, size, float(np.arctan2(y1 - y0, x1 - x0)))
 
 
 class _Finder:
     """Detector and landmarker together."""
 
     def __init__(self) -> None:
-        self._detector = _Detector()
-        self._landmarker = _Landmarker()
+        self._detector = Detector()
+        self._landmarker = Landmarker()
 
     def detect(self, bgr: Image, tile: tuple[int, int, int, int] | None = None) -> Box:
         """Return detections, (n, 9), largest first: box, score, both eyes. `tile` is left, top, right, bottom."""
@@ -198,12 +181,12 @@ class _Finder:
         boxes[:, [1, 3, 6, 8]] += top
         return _merged(boxes)
 
-    def place(self, bgr: Image, region: _Region) -> Points | None:
+    def place(self, bgr: Image, region: Region) -> Points | None:
         """Return the landmarks of the face in a region, if there is one."""
         if not _SMALLEST <= region.size <= 8 * max(bgr.shape):
             return None
         points, score = self._landmarker(bgr, region)
-        if score < _CERTAIN or np.ptp(points[:VERTICES, 0]) < _SMALLEST:
+        if score < CERTAIN or np.ptp(points[:VERTICES, 0]) < _SMALLEST:
             return None
         return points
 
@@ -217,87 +200,6 @@ class _Finder:
             points = None if points is None else self.place(bgr, _region_of(points))
             if points is not None and not _is_known(points, found):
                 found.append(points)
-
-
-class _Landmarker:
-    """MediaPipe's face landmarker: RGB (256, 256) in 0–1 to 478 points and a logit of their being a face."""
-
-    _SIDE = 256
-
-    def __init__(self) -> None:
-        self._model = _load("face_landmarks_detector.tflite")
-        outputs = self._model.get_output_details()
-        self._input = self._model.get_input_details()[0]["index"]
-        self._points = next(o["index"] for o in outputs if np.prod(o["shape"]) == 478 * 3)
-        self._score = next(o["index"] for o in outputs if len(o["shape"]) == 4 and o["shape"][-1] == 1)
-
-    def __call__(self, bgr: Image, region: _Region) -> tuple[Points, float]:
-        crop, to_image = self._crop(bgr, region)
-        rgb = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
-        self._model.set_tensor(self._input, (rgb * np.float32(1 / 255))[None])
-        self._model.invoke()
-        points = self._model.get_tensor(self._points).reshape(478, 3).copy()
-        points[:, :2] = points[:, :2] @ to_image[:, :2].T + to_image[:, 2]
-        points[:, 2] *= region.size / self._SIDE
-        return points, _sigmoid(self._model.get_tensor(self._score).ravel()[0])
-
-    def _crop(self, bgr: Image, region: _Region) -> tuple[Image, NDArray[np.float32]]:
-        """Cut a region out; also return the (2, 3) matrix from the crop to the picture."""
-        scale, half = region.size / self._SIDE, self._SIDE / 2
-        c, s = np.cos(region.angle) * scale, np.sin(region.angle) * scale
-        to_image = np.array([[c, -s, region.x - half * (c - s)], [s, c, region.y - half * (c + s)]])
-        source, to_source = bgr, to_image.copy()
-        if scale > 2.5:  # too much for bilinear sampling: shrink first
-            radius = region.size * 0.75
-            left, top = (max(0, int(v - radius)) for v in (region.x, region.y))
-            part = bgr[top : int(region.y + radius) + 1, left : int(region.x + radius) + 1]
-            if part.size:
-                shrink = 1.5 / scale
-                source = cv2.resize(part, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-                to_source = (to_image - [[0, 0, left], [0, 0, top]]) * shrink
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        crop = cv2.warpAffine(source, to_source, (self._SIDE, self._SIDE), flags=flags)
-        return np.asarray(crop, np.uint8), to_image.astype(np.float32)
-
-
-class _Detector:
-    """BlazeFace full range: RGB (192, 192) in −1–1 to boxes and eyes, one anchor for every 4×4 pixels."""
-
-    _SIDE = 192
-
-    def __init__(self) -> None:
-        self._model = _load("face_detection_full_range.tflite")
-        outputs = self._model.get_output_details()
-        self._input = self._model.get_input_details()[0]["index"]
-        self._boxes = next(o["index"] for o in outputs if o["shape"][-1] == 16)
-        self._scores = next(o["index"] for o in outputs if o["shape"][-1] == 1)
-        y, x = np.mgrid[0:48, 0:48]
-        self._anchors = np.stack([x.ravel(), y.ravel()], axis=1) * 4 + 2.0
-
-    def __call__(self, bgr: Image) -> Box:
-        """Return detections, (n, 9), pixels: box, score, right and left eye."""
-        picture, scale, offset = self._letterbox(bgr)
-        rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
-        self._model.set_tensor(self._input, (rgb * np.float32(1 / 127.5) - 1)[None])
-        self._model.invoke()
-        scores = _sigmoid(self._model.get_tensor(self._scores)[0, :, 0])
-        certain = scores > _CERTAIN
-        values = self._model.get_tensor(self._boxes)[0][certain].reshape(-1, 8, 2)
-        anchors = self._anchors[certain][:, None]
-        centre, half, eyes = values[:, :1] + anchors, values[:, 1:2] / 2, values[:, 2:4] + anchors
-        points = np.concatenate([centre - half, centre + half, eyes], axis=1)
-        points = ((points - offset) / scale).reshape(-1, 8)
-        return np.insert(points, 4, scores[certain], axis=1).astype(np.float32)
-
-    def _letterbox(self, bgr: Image) -> tuple[Image, float, tuple[int, int]]:
-        height, width = bgr.shape[:2]
-        scale = self._SIDE / max(height, width)
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        left, top = (self._SIDE - size[0]) // 2, (self._SIDE - size[1]) // 2
-        picture = np.zeros((self._SIDE, self._SIDE, 3), np.uint8)
-        small = cv2.resize(bgr, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        picture[top : top + size[1], left : left + size[0]] = small
-        return picture, scale, (left, top)
 
 
 class _Smoother:
@@ -334,7 +236,7 @@ class _OneEuro:
     def __init__(self, cutoff: float, slope: float) -> None:
         self._cutoff, self._slope = cutoff, slope
         self._value: NDArray[np.float64] | None = None
-        self._speed: NDArray[np.float64] | float = 0.0
+        self._speed: Any = 0.0
 
     def __call__(self, value: NDArray[np.float64], unit: float, seconds: float) -> NDArray[np.float64]:
         """Filter (n, c) values; speed is measured in `unit` a second over the first two columns."""
@@ -351,19 +253,6 @@ class _OneEuro:
 def _weight(cutoff: Any, seconds: float) -> Any:
     """Return the share of a new value in a first-order low-pass filter."""
     return 1 / (1 + 1 / (2 * np.pi * cutoff * seconds))
-
-
-def _load(name: str) -> Any:
-    # imported here: it takes 0.1 s, which a process that only looks at a mesh need not spend
-    from ai_edge_litert.interpreter import Interpreter
-
-    model = Interpreter(str(MODELS / name), num_threads=1)
-    model.allocate_tensors()
-    return model
-
-
-def _sigmoid(x: Any) -> Any:
-    return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
 
 
 def _looks(finder: _Finder, bgr: Image) -> Iterator[Box]:

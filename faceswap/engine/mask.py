@@ -58,14 +58,14 @@ def skin(points: Points, face: float, residual: Floats, variation: Floats) -> Fl
     variation   covariance of such residuals on skin
     """
     precision = np.linalg.inv(variation * 1.6 + np.eye(3) * 0.012).astype(np.float32)
-    distance = np.sqrt(np.maximum((cv2.transform(residual, precision) * residual).sum(axis=-1), 0))
-    likely = 1 - smoothstep(distance, 2.8, 4.6)
+    squares = np.asarray(cv2.transform(residual, precision) * residual, np.float32).sum(axis=-1)
+    likely = 1 - smoothstep(np.sqrt(np.maximum(squares, 0)), 2.8, 4.6)
     # Eyes, brows and lips look like no skin: they are taken for what lies around them.
     features = np.zeros(residual.shape[:2], np.uint8)
     for ids, across, down in _FEATURES:
         _fill(features, cv2.convexHull(_widened(points[ids, :2], across, down)), 255)
     reach = int(0.3 * face) | 1
-    around = smoothstep(cv2.blur(likely, (reach, reach)), 0.3, 0.55)
+    around = smoothstep(np.asarray(cv2.blur(likely, (reach, reach)), np.float32), 0.3, 0.55)
     likely = np.maximum(likely, _soft(features, max(0.8, 0.015 * face)) * around)
     return np.asarray(blur(cv2.erode(likely, np.ones((3, 3), np.uint8)), max(0.8, 0.012 * face)), np.float32)
 

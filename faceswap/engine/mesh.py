@@ -66,12 +66,12 @@ def _mirror_indices() -> Indices:
     """Return for each landmark the one on the other side of the face."""
     gaps = ((CANONICAL[:, None] * _MIRROR_AXES - CANONICAL[None]) ** 2).sum(axis=-1)
     irises = [473, 476, 475, 474, 477, 468, 471, 470, 469, 472]
-    return np.concatenate([gaps.argmin(axis=1), irises]).astype(np.int32)
+    return np.array([*gaps.argmin(axis=1), *irises], np.int32)
 
 
 def _texture_coordinates() -> Points:
     """Return float32 (586, 2) in 0–1, y down, for vertices, irises and rings; mirroring the face mirrors them."""
-    vertices = _model["uv"]
+    vertices: Points = _model["uv"]
     parts = [vertices]
     for eye in EYES:
         centre, radius = vertices[eye].mean(axis=0), np.ptp(vertices[eye, 0]) * 0.21
@@ -79,9 +79,9 @@ def _texture_coordinates() -> Points:
     oval = vertices[OVAL]
     centre = oval.mean(axis=0)
     parts += [centre + (oval - centre) * ring for ring in RINGS]
-    whole = np.concatenate(parts)
+    whole = np.concatenate(parts).astype(np.float32)
     low, high = whole.min(axis=0), whole.max(axis=0)
-    return ((whole - low) / (high - low).max() * 0.98 + 0.01).astype(np.float32)
+    return np.asarray((whole - low) / (high - low).max() * 0.98 + 0.01, np.float32)
 
 
 MIRROR = _mirror_indices()
@@ -238,17 +238,16 @@ def rasterize(
     distance = 1 + 0.004 * (depth - depth.min()) / (np.ptp(depth) + 1e-6)
     x, y = (points[:, 0] - width / 2) / (height / 2), (points[:, 1] - height / 2) / (height / 2)
     vertices = np.stack([x * distance, -y * distance, -distance], axis=1).astype(np.float32)
-    low, extent = values.min(axis=0), np.ptp(values, axis=0) + 1e-6
+    low = values.min(axis=0).astype(np.float32)
+    extent = (np.ptp(values, axis=0) + 1e-6).astype(np.float32)
     colours = np.zeros((len(points), 3), np.float32)
     colours[:, : values.shape[1]] = (values - low) / extent
-    drawn = np.zeros((height, width, 3), np.float32)
-    nearest = np.full((height, width), _FAR, np.float32)
+    empty, far = np.zeros((height, width, 3), np.float32), np.full((height, width), _FAR, np.float32)
     drawn, nearest = cv2.triangleRasterize(
-        vertices, TRIANGLES, colours, drawn, nearest, _CAMERA, np.pi / 2, 0.5, _FAR, _SETTINGS
+        vertices, TRIANGLES, colours, empty, far, _CAMERA, np.pi / 2, 0.5, _FAR, _SETTINGS
     )
-    channels = values.shape[1]
-    drawn = drawn[..., :channels] * extent.astype(np.float32) + low.astype(np.float32)
-    return drawn, nearest < 0.95 * _FAR
+    inside = np.asarray(nearest < 0.95 * _FAR)
+    return np.asarray(drawn[..., : values.shape[1]] * extent + low, np.float32), inside
 
 
 _FAR = 2.0
@@ -285,8 +284,8 @@ def identity_shift(source: Points, target: Points) -> Points:
     so that they neither open nor close; the mouth keeps its width, as a smile is part of the expression.
     """
     target = target[:VERTICES]
-    shift = source[:VERTICES] - target
-    shift = 0.5 * (shift + shift[MIRROR[:VERTICES]] * _MIRROR_AXES)
+    shift: Points = source[:VERTICES] - target
+    shift = (shift + shift[MIRROR[:VERTICES]] * _MIRROR_AXES) * np.float32(0.5)
     moved = shift.copy()
     for block in _EYE_BLOCKS:
         moved[block] = _as_block(target[block], shift[block])
@@ -294,7 +293,8 @@ def identity_shift(source: Points, target: Points) -> Points:
         moved[block] = _as_block(target[block], shift[block])
         moved[block, 1] *= 0.3
     moved[_MOUTH_BLOCK] = shift[_MOUTH_BLOCK].mean(axis=0) * np.array([0, 0.5, 1], np.float32)
-    return np.asarray(_SMOOTHING_ROUNDS @ moved, np.float32)
+    # not numpy's product: BLAS would start threads for it
+    return np.asarray(cv2.gemm(_SMOOTHING_ROUNDS, moved, 1, np.zeros_like(moved), 0), np.float32)
 
 
 def _as_block(points: Points, shift: Points) -> Points:

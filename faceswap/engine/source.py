@@ -206,7 +206,7 @@ def _mirrored(flat: Floats, trust: Floats, size: int) -> tuple[Floats, Floats]:
     other, other_trust = flat[:, ::-1], trust[:, ::-1]
     own = blur(trust / (trust + 0.12 * other_trust + 1e-4), size / 110)[..., None]
     merged = blur(np.maximum(trust, 0.9 * other_trust), size / 110) * 1.15
-    return flat * own + other * (1 - own), np.clip(merged, 0, 1)
+    return np.asarray(flat * own + other * (1 - own), np.float32), np.asarray(np.clip(merged, 0, 1), np.float32)
 
 
 def _filled(flat: Floats, trust: Floats, features: Floats, tone: Any, size: int) -> Floats:
@@ -236,4 +236,4 @@ def _skin_probability(residual: Floats, openings: Floats, spread: Any, size: int
 def _usual(logs: Floats) -> Floats:
     """Return 1 for samples near the median, 0 for ones far off, float32 (n,)."""
     distance = np.linalg.norm(logs - np.median(logs, axis=0), axis=1)
-    return (distance <= 3 * np.median(distance)).astype(np.float32)
+    return np.asarray(distance <= 3 * np.median(distance), np.float32)

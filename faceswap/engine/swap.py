@@ -242,7 +242,7 @@ class _Painter:
             self._match_softness(target, painted)
         if self._softness > 0.25:
             painted = colour.blur(painted, self._softness)
-        gains = np.clip(cv2.exp(light - self._texture_tone), 0.2, 4)
+        gains = np.clip(np.exp(light - self._texture_tone), 0.2, 4)
         return np.asarray(cv2.multiply(painted, view.fine(gains), dtype=cv2.CV_8U), np.uint8)
 
     def _lit_texture(self) -> Texture:
@@ -286,18 +286,19 @@ class _Light:
 
     def __init__(self, trusted: Floats) -> None:
         self._trusted = trusted
-        self._field: Floats | None = None
-        self._limits = np.zeros((2, 3), np.float32)
+        self._seen = False
+        self.field = np.zeros((colour.MESH_TERMS.shape[1], 3), np.float32)
+        self._limits = np.zeros((2, 3))
         self.variation = np.zeros((3, 3), np.float32)
 
     @property
     def tone(self) -> Floats:
         """Mean log colour of the skin, float32 (3,)."""
-        return np.asarray((colour.SAMPLE_TERMS @ self._field).mean(axis=0), np.float32)
+        return np.asarray(colour.SAMPLE_TERMS.mean(axis=0) @ self.field, np.float32)
 
     def over_mesh(self) -> Floats:
         """Return the field at the mesh's points, float32 (586, 3), held within what was seen on skin."""
-        return np.clip(colour.MESH_TERMS @ self._field, self._limits[0], self._limits[1])
+        return np.asarray(np.clip(colour.MESH_TERMS @ self.field, *self._limits), np.float32)
 
     def follow(self, view: _View, frame: Image, landmarks: Points) -> bool:
         """Look at the skin of the next frame; return False while no skin has been seen."""
@@ -306,19 +307,19 @@ class _Light:
         inside = ((places > 0) & (places < np.array(view.size) - 1)).all(axis=1)
         weights = _without_outliers(colours, self._trusted * inside * (colour.facing(landmarks) > 0.2))
         if weights.sum() <= colour.MIN_SAMPLES:
-            return self._field is not None
+            return self._seen
         logs = colour.to_log(colours)
         field = colour.fit_light(logs, weights)
         seen = weights > 0
-        if self._field is not None:
+        if self._seen:
             memory = np.array([_TONE_MEMORY] + [_LIGHT_MEMORY] * (len(field) - 1), np.float32)[:, None]
-            field = memory * self._field + (1 - memory) * field
+            field = memory * self.field + (1 - memory) * field
         fitted = (colour.SAMPLE_TERMS @ field)[seen]
         variation = colour.covariance(logs[seen] - fitted)
-        if self._field is not None:
+        if self._seen:
             variation = _VARIATION_MEMORY * self.variation + (1 - _VARIATION_MEMORY) * variation
-        self._field, self.variation = field, variation
-        self._limits = np.quantile(fitted, (0.01, 0.97), axis=0).astype(np.float32) + [[-0.03], [0.02]]
+        self.field, self.variation, self._seen = field, variation, True
+        self._limits = np.quantile(fitted, (0.01, 0.97), axis=0) + np.array([[-0.03], [0.02]])
         return True
 
 
