@@ -132,6 +132,11 @@ class Jobs(RuleBasedStateMachine):
         if attempt is not None:
             self.run(self.store.give_back(attempt, failed=failed, lost=not failed, pause_s=pause_s))
 
+    @rule(attempt=consumes(attempts))
+    def shorten(self, attempt: Segment | None) -> None:
+        if attempt is not None:
+            self.run(self.store.shorten(attempt, pause_s=0))
+
     @rule(prompt_id=jobs)
     def succeed(self, prompt_id: str) -> None:
         """As the runner does, only when all segments are done."""
@@ -216,6 +221,16 @@ class Jobs(RuleBasedStateMachine):
                 assert SegmentState.FAILED not in states
 
     @invariant()
+    def every_frame_is_in_one_segment(self) -> None:
+        for prompt_id in self.states:
+            job, next_frame = self.job(prompt_id), 0
+            segments = self.run(self.store.segments(prompt_id))
+            for segment in segments:
+                assert segment.first_frame == next_frame
+                next_frame += segment.frame_count
+            assert (next_frame, len(segments)) == (job.total_frames, job.segments_total)
+
+    @invariant()
     def names_and_engine_ids_are_never_shared(self) -> None:
         for column, table in (("output_name", "job"), ("comfy_prompt_id", "segment")):
             values = sql(self.path, f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL")
@@ -224,7 +239,7 @@ class Jobs(RuleBasedStateMachine):
 
 TestJobs = Jobs.TestCase
 TestJobs.settings = settings(
-    max_examples=60,
+    max_examples=40,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
