@@ -27,7 +27,7 @@ from clips import (
     with_edit_list,
     with_lying_header,
 )
-from engine_rig import FACE, Rig, engine, workflow
+from engine_rig import FACE, PACKAGE, Rig, engine, workflow
 from numpy.typing import NDArray
 
 from faceswap.engine.clip import Clip, Selection, probe
@@ -35,6 +35,7 @@ from faceswap.engine.faults import Faults
 from faceswap.engine.folders import Folders
 from faceswap.engine.frames import Colour, Frame, split_planes
 from faceswap.engine.nodes import Task, load_video, video_info
+from faceswap.engine.swap import find_faces
 from faceswap.engine.video import ahead, as_rate
 
 NTSC = Fraction(30000, 1001)
@@ -334,6 +335,41 @@ async def test_two_swaps_in_a_row_both_take_effect(rig: Rig) -> None:
     with av.open(await rig.swap(graph)) as container:
         picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert np.abs(picture.astype(int) - numbered(0)).mean() < 5  # inverted twice
+
+
+def _portrait(number: int, width: int, height: int) -> NDArray[np.uint8]:
+    """A sample that moves a pixel a frame."""
+    photo = cv2.imread(str(PACKAGE / "samples" / "grace_hopper.jpg"), cv2.IMREAD_COLOR_RGB)
+    scaled = cv2.resize(photo, (width + 16, (width + 16) * photo.shape[0] // photo.shape[1]))
+    return np.ascontiguousarray(scaled[number : number + height, number : number + width], np.uint8)
+
+
+def pictures(path: Path) -> NDArray[np.int16]:
+    with av.open(path) as container:
+        return np.stack([f.to_ndarray(format="bgr24") for f in container.decode(video=0)]).astype(np.int16)
+
+
+async def test_the_swap_changes_the_face_and_leaves_the_rest(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "portrait.mp4", 12, size=(256, 256), draw=_portrait)
+    async with engine(tmp_path, Faults()) as rig:
+        swap = pictures(await swapped(rig, clip, crf=10))
+        await rig.post("/faults", {"unswapped": True})
+        plain = pictures(await swapped(rig, clip, crf=10))
+    (face, *_) = find_faces(plain[0].astype(np.uint8))
+    left, top, right, bottom = map(int, face.box)
+    assert np.abs(swap[:, top:bottom, left:right] - plain[:, top:bottom, left:right]).mean() > 5
+    below = bottom + (bottom - top) // 3
+    assert below < 230
+    assert np.abs(swap[:, below:] - plain[:, below:]).mean() < 1
+
+
+async def test_a_source_without_a_face_leaves_the_frames_as_they_are(tmp_path: Path) -> None:
+    async with engine(tmp_path, None) as rig:
+        cv2.imwrite(str(tmp_path / "none.png"), np.full((200, 200, 3), 128, np.uint8))
+        await rig.upload(tmp_path / "none.png")
+        out = await rig.swap(workflow(image="none.png", force_rate=0))
+    assert read_numbers(out) == list(range(24))
+    assert np.abs(pictures(out)[0][:, :, ::-1] - numbered(0)).mean() < 5
 
 
 def test_a_thread_ahead_stops_with_its_reader_and_passes_errors_on() -> None:
