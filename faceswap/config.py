@@ -123,8 +123,8 @@ def _urls(text: str) -> tuple[URL, ...]:
             url = URL(part)
         except ValueError:
             url = URL()
-        if url.scheme not in ("http", "https") or not url.host or url.query_string or url.fragment:
-            raise ValueError("allowed are http:// or https:// addresses, separated by commas")
+        if url.scheme not in ("http", "https") or not url.host or url.user or url.query_string or url.fragment:
+            raise ValueError("allowed are http:// or https:// addresses without user or query, separated by commas")
         urls.append(url)
     return tuple(dict.fromkeys(urls))
 
