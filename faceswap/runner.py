@@ -100,7 +100,11 @@ class Runner:
 
     def cancel(self, prompt_id: str) -> None:
         """The store was asked for a job's end: stop what is out of it."""
-        for flight in self._flights.get(prompt_id, ()):
+        flights = self._flights.get(prompt_id)
+        if not flights:
+            self._forget(prompt_id)
+            return
+        for flight in flights:
             flight.stop()
 
     async def erase(self, job: Job) -> None:
