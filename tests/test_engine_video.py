@@ -185,7 +185,9 @@ def vhs_frames(count: int, fps: float, force_rate: float) -> list[int]:
         chosen.append(source)
 
 
-@pytest.mark.parametrize(("fps", "forced"), [(30, 24), (10, 24), (24, 12), (25, 25), (50, 7), (30, 29.97)])
+@pytest.mark.parametrize(
+    ("fps", "forced"), [(30, 24), (10, 24), (24, 12), (25, 25), (50, 7), (30, 29.97), (25, 10), (24, 60), (60, 50)]
+)
 def test_a_forced_rate_drops_and_repeats_frames_as_videohelpersuite_does(
     tmp_path: Path, fps: int, forced: float
 ) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import math
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -37,6 +38,8 @@ class VideoFile:
     """Size as shown: after the rotation the file asks for."""
     rate: Fraction
     """Average frames per second."""
+    told_rate: Fraction
+    """Frames per second as the container tells them: a forced rate is counted by these, right or wrong."""
     times: tuple[int | None, ...]
     """Presentation time of each frame in the stream's time base, in order; None where the file has none."""
     keyframes: tuple[tuple[int, int], ...]
@@ -84,6 +87,7 @@ def _probe(path: Path, size: int, changed: int) -> VideoFile:
         width=first.height if sideways else first.width,
         height=first.width if sideways else first.height,
         rate=_checked_rate(rate, times, base),
+        told_rate=rate,
         times=times,
         keyframes=tuple(sorted((pts, dts) for pts, dts, key in shown if key and pts is not None and dts is not None)),
         start=(first.pts or 0) * base,
@@ -98,6 +102,25 @@ def _checked_rate(rate: Fraction, times: tuple[int | None, ...], base: Fraction)
         return rate
     average = (len(times) - 1) / ((last - first) * base)
     return rate if abs(rate / average - 1) < _RATE_TOLERANCE else average.limit_denominator(1_000_000)
+
+
+@functools.lru_cache(maxsize=4)
+def _at_forced_rate(count: int, rate: Fraction, force_rate: Fraction) -> array[int]:
+    """For each frame at the forced rate, the frame of the video that it shows.
+
+    As VideoHelperSuite 1.7.9 chooses them (`cv_frame_generator`), in floating point: the rounding decides some.
+    """
+    period, forced_period = 1 / float(rate), 1 / float(force_rate)
+    chosen, number, clock = array("l"), 0, forced_period
+    while True:
+        if clock < forced_period:
+            number += 1
+            if number >= count:
+                return chosen
+            clock += period
+        if clock >= forced_period:
+            clock -= forced_period
+            chosen.append(number)
 
 
 @dataclass(frozen=True)
@@ -127,17 +150,18 @@ class Clip:
     selection: Selection
 
     @property
-    def _resampled(self) -> int:
-        """How many frames there are after `force_rate`."""
-        if not self.selection.force_rate:
-            return self.video.count
-        return math.floor((self.video.count - 1) * self.selection.force_rate / self.video.rate) + 1
+    def _resampled(self) -> Sequence[int]:
+        """For each frame after `force_rate`, the frame of the video that it shows."""
+        force_rate = self.selection.force_rate
+        if not force_rate:
+            return range(self.video.count)
+        return _at_forced_rate(self.video.count, self.video.told_rate, force_rate)
 
     @property
     def count(self) -> int:
         """How many frames there are."""
         chosen = self.selection
-        count = max(0, math.ceil((self._resampled - chosen.skip) / chosen.step))
+        count = max(0, math.ceil((len(self._resampled) - chosen.skip) / chosen.step))
         if chosen.cap:
             count = min(count, chosen.cap)
         size, rest = chosen.groups
@@ -169,7 +193,7 @@ class Clip:
         end = self.selection.skip + self.count * self.selection.step
         return (
             self.selection.skip * frame if self.selection.skip else None,
-            end * frame if end < self._resampled else None,
+            end * frame if end < len(self._resampled) else None,
         )
 
     def __str__(self) -> str:
@@ -191,10 +215,9 @@ class Clip:
 
     def _wanted(self) -> Iterator[int]:
         """For each frame of the clip, the frame of the video that it shows."""
-        chosen = self.selection
-        pace = self.video.rate / chosen.force_rate if chosen.force_rate else Fraction(1)
+        chosen, resampled = self.selection, self._resampled
         for number in range(self.count):
-            yield math.ceil((chosen.skip + number * chosen.step) * pace)
+            yield resampled[chosen.skip + number * chosen.step]
 
 
 def _decode(video: VideoFile, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
