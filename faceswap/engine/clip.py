@@ -6,7 +6,7 @@ import functools
 import math
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -199,7 +199,7 @@ class Clip:
     def __str__(self) -> str:
         return f"<clip of {self.count} frames, {self.size[0]}×{self.size[1]}>"
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Generator[Frame]:
         wanted = iter(self._wanted())
         index = next(wanted, None)
         if index is None:

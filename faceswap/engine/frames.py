@@ -6,7 +6,7 @@ everything it leaves alone reaches the encoder untouched by colour conversions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -136,7 +136,7 @@ class Picture:
     def size(self) -> tuple[int, int]:
         return self.bgr.shape[1], self.bgr.shape[0]
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Generator[Frame]:
         yield Frame.from_bgr(self.bgr)
 
     def __str__(self) -> str:

@@ -183,7 +183,7 @@ def face_swap(task: Task, inputs: Inputs) -> Result:
 def _with_faults(faults: Faults, frames: Frames) -> Frames:
     if faults.black_frame:
         return Picture(np.zeros((512, 512, 3), np.uint8), frames.rate)
-    return Shortened(frames, frames.count - faults.drop_frames) if faults.drop_frames else frames
+    return Shortened(frames, max(1, frames.count - faults.drop_frames)) if faults.drop_frames else frames
 
 
 def _swap_maker(task: Task, inputs: Inputs, frames: Frames) -> Callable[[], Swap] | None:
@@ -269,16 +269,12 @@ def _write(task: Task, images: Frames, sound: Sound | None, path: Path, rate: Fr
     """Writes the file under its name only when it is whole; frames that are encoded already are copied."""
     silent = task.folders.folder("temp") / f"{uuid.uuid4().hex}.mp4"
     part = silent.with_suffix(".part.mp4")
-    ready = isinstance(images, Encoded) and images.encoding == encoding
     try:
-        if not ready:
+        if isinstance(images, Encoded) and images.encoding == encoding:
+            mux(images.video.path, sound, part, rate, lambda number: task.progress(number, images.count, None))
+        else:
             _encode(task, images, silent, rate, encoding)
-        source = images.video.path if isinstance(images, Encoded) and ready else silent
-
-        def on_frame(number: int) -> None:
-            task.progress(number, max(number, images.count), None) if ready else None
-
-        mux(source, sound, part, rate, on_frame)
+            mux(silent, sound, part, rate, lambda number: None)
         part.replace(path)
     finally:
         silent.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -34,7 +34,7 @@ class Swapping:
     def count(self) -> int:
         return self.frames.count
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self) -> Generator[Frame]:
         return swapped(self.frames, self.make_swap())
 
 
@@ -60,8 +60,8 @@ class Shortened:
     def rate(self) -> Fraction:
         return self.frames.rate
 
-    def __iter__(self) -> Iterator[Frame]:
-        return islice(iter(self.frames), self.count)
+    def __iter__(self) -> Generator[Frame]:
+        yield from islice(iter(self.frames), self.count)
 
 
 class Painter:

@@ -49,7 +49,7 @@ class Frames(Protocol):
     @property
     def count(self) -> int: ...
 
-    def __iter__(self) -> Iterator[Frame]: ...
+    def __iter__(self) -> Generator[Frame]: ...
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T]:
         thread.join()
 
 
-def swapped(frames: Iterable[Frame], swap: Swap) -> Iterator[Frame]:
+def swapped(frames: Iterable[Frame], swap: Swap) -> Generator[Frame]:
     """The frames with a swap applied; decoding, tracking and applying each run in a thread."""
     tracked = ahead(_tracked(ahead(_prepared(frames)), swap))
     with closing(ahead(_applied(tracked, swap))) as stream:
@@ -131,7 +131,7 @@ def _applied(frames: Generator[tuple[Frame, Any]], swap: Swap) -> Iterator[Frame
 
 
 def encode(
-    frames: Iterable[Frame],
+    frames: Frames,
     path: Path,
     rate: Fraction,
     encoding: Encoding,
@@ -144,8 +144,8 @@ def encode(
     """
     number = 0
     stream: av.VideoStream | None = None
-    with av.open(path, "w", format="mp4") as output:
-        for number, frame in enumerate(frames, 1):
+    with closing(iter(frames)) as decoded, av.open(path, "w", format="mp4") as output:
+        for number, frame in enumerate(decoded, 1):
             stream = stream or _add_video(output, frame, rate, encoding)
             picture = av.VideoFrame.from_ndarray(frame.planes, "yuv420p")
             picture.pts, picture.time_base = number - 1, 1 / rate
