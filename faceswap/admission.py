@@ -41,14 +41,18 @@ class Admission:
 
         The submission's files are gone when it did not become a job. Raises `Problem`.
         """
-        is_new = False
         try:
             new = await self._examine(submission, prompt_id, owner, idempotency_key)
             job, is_new = await self._store.create(new, self._settings.queue_limit)
-            return job, is_new
-        finally:
-            if not is_new:
-                await asyncio.to_thread(shutil.rmtree, submission.folder, ignore_errors=True)
+        except asyncio.CancelledError:
+            # The job may be committed all the same. Files that belong to none are erased at the next start.
+            raise
+        except BaseException:
+            await _erase(submission)
+            raise
+        if not is_new:
+            await _erase(submission)
+        return job, is_new
 
     async def _examine(
         self, submission: Submission, prompt_id: str, owner: str | None, idempotency_key: str | None
@@ -94,6 +98,10 @@ class Admission:
         except WorkflowError as error:
             raise BadRequest(str(error), code="invalid_option") from error
         return workflow
+
+
+async def _erase(submission: Submission) -> None:
+    await asyncio.to_thread(shutil.rmtree, submission.folder, ignore_errors=True)
 
 
 def _inputs(submission: Submission, video: VideoFacts) -> Inputs:

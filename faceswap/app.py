@@ -37,6 +37,8 @@ FAILED = web.AppKey("failed", asyncio.Event)
 
 def load_workflow(settings: Settings) -> dict[str, Workflow]:
     """The workflows to choose from, the default one among them. Raises `ConfigError`."""
+    if not settings.workflow_dir.is_dir():
+        raise ConfigError(f"FACESWAP_WORKFLOW_DIR={str(settings.workflow_dir)!r}: allowed is a folder with workflows")
     try:
         workflows = load_workflows(settings.workflow_dir)
         if settings.workflow not in workflows:

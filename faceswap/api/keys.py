@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from ..admission import Admission
@@ -20,6 +22,9 @@ RUNNER = web.AppKey("runner", Runner)
 INTAKE = web.AppKey("intake", Intake)
 ADMISSION = web.AppKey("admission", Admission)
 FOLDERS = web.AppKey("folders", Folders)
+
+STOPPING = web.AppKey("stopping", asyncio.Event)
+"""Set when the service begins to stop."""
 
 ENGINE: web.AppKey[EmbeddedEngine | None] = web.AppKey("engine")
 """The embedded engine; None where ComfyUI servers were named."""

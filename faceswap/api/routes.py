@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from aiohttp import web
 
 from . import files, jobs, service, swap
+from .keys import STOPPING
 
 
 def add_routes(app: web.Application) -> None:
-    """The whole public surface."""
+    """The whole public surface, and what its handlers share."""
+    app[service.WRITE_CHECK] = service.WriteCheck()
+    app[STOPPING] = asyncio.Event()
+    app.on_shutdown.append(_stop)
     app.add_routes(
         [
             web.post("/face-swap", swap.post_face_swap),
@@ -28,3 +34,7 @@ def add_routes(app: web.Application) -> None:
             web.get("/web/{name}", service.get_web_file),
         ]
     )
+
+
+async def _stop(app: web.Application) -> None:
+    app[STOPPING].set()

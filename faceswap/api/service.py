@@ -12,6 +12,7 @@ from aiohttp import web
 
 from .. import __version__
 from ..jobs import JobState
+from ..store import Store
 from .keys import ENGINE, FOLDERS, HUB, RUNNER, SETTINGS, STORE
 
 WEB = Path(__file__).parent.parent / "web"
@@ -31,7 +32,7 @@ async def get_livez(request: web.Request) -> web.Response:
 
 async def get_readyz(request: web.Request) -> web.Response:
     """Whether a job could be taken in and worked on now."""
-    checks = await _checks(request.app)
+    checks = await _checks(request.app, await request.app[STORE].counts())
     return web.json_response(
         {"ready": all(checks.values()), "checks": checks}, status=200 if all(checks.values()) else 503
     )
@@ -40,7 +41,8 @@ async def get_readyz(request: web.Request) -> web.Response:
 async def get_health(request: web.Request) -> web.Response:
     """Everything an operator asks first."""
     app = request.app
-    checks = await _checks(app)
+    counts = await app[STORE].counts()
+    checks = await _checks(app, counts)
     settings, runner = app[SETTINGS], app[RUNNER]
     return web.json_response(
         {
@@ -52,7 +54,7 @@ async def get_health(request: web.Request) -> web.Response:
             "communication_method": "websocket",
             "version": __version__,
             "database": "writable" if checks["database"] else "unwritable",
-            "queue": await _queue(app) if checks["database"] else None,
+            "queue": {state.lower(): count for state, count in counts.items()},
             "backends": [backend.describe() for backend in runner.backends],
             "disk_free_mb": app[FOLDERS].free_bytes() // 2**20,
             "watchers": app[HUB].watchers,
@@ -67,24 +69,37 @@ def _comfyui_status(app: web.Application) -> str:
     return "starting" if engine is not None and engine.state in ("starting", "restarting") else "unreachable"
 
 
-async def _queue(app: web.Application) -> dict[str, int]:
-    counts = await app[STORE].counts()
-    return {state.lower(): count for state, count in counts.items()}
+class WriteCheck:
+    """Whether the database can be written, tried once at a time however many ask."""
+
+    def __init__(self) -> None:
+        self._trying: asyncio.Task[bool] | None = None
+
+    async def passes(self, store: Store) -> bool:
+        """The answer, or False when it takes too long: a try that hangs is waited for again by the next who asks."""
+        if self._trying is None or self._trying.done():
+            self._trying = asyncio.create_task(_is_writable(store), name="write check")
+        await asyncio.wait({self._trying}, timeout=CHECK_TIMEOUT_S)
+        return self._trying.done() and self._trying.result()
 
 
-async def _checks(app: web.Application) -> dict[str, bool]:
-    settings = app[SETTINGS]
+WRITE_CHECK = web.AppKey("write_check", WriteCheck)
+
+
+async def _is_writable(store: Store) -> bool:
     try:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
-            await app[STORE].check_writable()
-            counts = await app[STORE].counts()
-        writable = True
-    except (sqlite3.Error, TimeoutError):
-        counts, writable = {}, False
+        await store.check_writable()
+    except sqlite3.Error:
+        return False
+    return True
+
+
+async def _checks(app: web.Application, counts: Mapping[str, int]) -> dict[str, bool]:
+    settings = app[SETTINGS]
     return {
-        "database": writable,
+        "database": await app[WRITE_CHECK].passes(app[STORE]),
         "disk": app[FOLDERS].free_bytes() >= settings.min_free_mb * 2**20,
-        "queue": counts.get(JobState.QUEUED, 0) < settings.queue_limit,
+        "queue": counts[JobState.QUEUED] < settings.queue_limit,
         "engine": any(backend.healthy for backend in app[RUNNER].backends),
     }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
 
 from aiohttp import WSCloseCode, WSMsgType, web
 
@@ -13,9 +14,11 @@ from ..hub import Closing, Lagging
 from ..intake import parse_object
 from ..jobs import Job, new_prompt_id
 from .jobs import cancel_job, parse_event_id
-from .keys import ADMISSION, FOLDERS, INTAKE, RUNNER, STORE, owner
+from .keys import ADMISSION, FOLDERS, INTAKE, RUNNER, STOPPING, STORE, owner
 from .middleware import problem_document
 from .stream import send_events, stream_events
+
+T = TypeVar("T")
 
 HEARTBEAT_S = 30.0
 FIRST_FRAME_S = 60.0
@@ -55,8 +58,8 @@ async def face_swap_socket(request: web.Request) -> web.WebSocketResponse:
     socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES)
     await socket.prepare(request)
     try:
-        prompt_id, after = await _begin(request, socket)
-        await _attend(request, socket, prompt_id, after)
+        prompt_id, after = await _first_of(_begin(request, socket), _stopping(request))
+        await _first_of(_listen(request, socket, prompt_id), send_events(request, socket, prompt_id, after))
         await socket.close()
     except Problem as problem:
         await _refuse(socket, problem)
@@ -107,24 +110,26 @@ async def _first_frame(socket: web.WebSocketResponse) -> dict[str, Any]:
     return parse_object(message.data)
 
 
-async def _attend(request: web.Request, socket: web.WebSocketResponse, prompt_id: str, after: int) -> None:
-    """Send events until the job has ended, and listen for `cancel` meanwhile."""
-    listening = asyncio.create_task(_listen(request, socket, prompt_id), name=f"socket of {prompt_id}")
-    sending = asyncio.create_task(send_events(request, socket, prompt_id, after), name=f"events of {prompt_id}")
+async def _first_of(*work: Coroutine[Any, Any, T]) -> T:
+    """Do all of it until the first is done, and give its result."""
+    tasks = [asyncio.create_task(one) for one in work]
     try:
-        await asyncio.wait((listening, sending), return_when=asyncio.FIRST_COMPLETED)
-        if listening.done():
-            # The client closed: that does not cancel the job.
-            listening.result()
-        else:
-            sending.result()
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task in done).result()
     finally:
-        for task in (listening, sending):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(listening, sending, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _stopping(request: web.Request) -> NoReturn:
+    """Raise `Closing` when the service stops."""
+    await request.app[STOPPING].wait()
+    raise Closing
 
 
 async def _listen(request: web.Request, socket: web.WebSocketResponse, prompt_id: str) -> None:
+    """Take what the client says until it closes, which does not cancel the job."""
     async for message in socket:
         if message.type is not WSMsgType.TEXT or parse_object(message.data) != {"action": "cancel"}:
             raise BadRequest("Nothing but {'action': 'cancel'} is understood now.", code="unknown_action")

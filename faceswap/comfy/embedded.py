@@ -172,6 +172,7 @@ class _Child(asyncio.SubprocessProtocol):
         self.exited.set()
         if not self.listening.done():
             self.listening.set_exception(EngineStartError("It ended before it listened."))
+            self.listening.exception()  # nobody may be waiting any more, which is no error
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.silent.set()

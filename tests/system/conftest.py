@@ -93,3 +93,19 @@ async def media_url(media: Media) -> AsyncIterator[str]:
     app.router.add_get("/{name}", serve)
     async with TestServer(app) as server:
         yield str(server.make_url("")).rstrip("/")
+
+
+@pytest.fixture
+async def nothing_is_left(service: Service) -> AsyncIterator[None]:
+    """The service has taken in no file that it still keeps, once the test is over."""
+    before = inputs(service)
+    yield
+
+    async def erased() -> bool:
+        return inputs(service) <= before
+
+    await eventually(erased)
+
+
+def inputs(service: Service) -> set[str]:
+    return {name for name in service.files() if name.startswith("inputs/")}

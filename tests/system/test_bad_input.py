@@ -11,19 +11,14 @@ from typing import Any
 
 import pytest
 from clips import cut_short
-from processes import Service
+from processes import Service, eventually
 from talk import Answer, Api, assert_problem, assert_sentence
 
 TEXT = b"This is a text and nothing else. " * 100
 URL_ = "http://127.0.0.1:9/clip"
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left(service: Service) -> Any:
-    """The files of the service are the same afterwards."""
-    before = service.files()
-    yield
-    assert service.files() == before
+pytestmark = pytest.mark.usefixtures("nothing_is_left")
 
 
 @pytest.mark.parametrize(
@@ -130,21 +125,18 @@ async def test_a_multipart_request_without_its_end_is_refused(api: Api) -> None:
 
 
 async def test_an_upload_that_is_cut_off_leaves_nothing(api: Api, service: Service) -> None:
+    before = service.files()
     _, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rsplit(":", 1)[1]))
     head = b"POST /face-swap HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     part = b'--b\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\n' + api.media.video
-    before = service.files()
     writer.write(head + b"Content-Length: 900000\r\n\r\n" + part)
     await writer.drain()
-    await until_files(service, lambda files: files != before)
+
+    async def has_begun() -> bool:
+        return service.files() != before
+
+    await eventually(has_begun)
     writer.close()
-    await until_files(service, lambda files: files == before)
-
-
-async def until_files(service: Service, condition: Callable[[list[str]], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition(service.files()):
-            await asyncio.sleep(0.01)
 
 
 UNKNOWN = "7d0c0a5e-6d5f-4b8e-9b3e-000000000000"

@@ -1,0 +1,153 @@
+"""What operators and their tools ask: alive, ready, and how everything is, always within a second."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import Engine, Service, eventually, service_and_engine
+from talk import Answer, Api
+
+from faceswap import __version__
+
+ALWAYS_WITHIN_S = 1.0
+
+
+@pytest.fixture
+async def pair(tmp_path: Path, api_of: Callable[[Service], Api]) -> AsyncIterator[tuple[Api, Engine, Service]]:
+    """A user of a service of the test's own, its engine, and the service."""
+    async with service_and_engine(tmp_path, {"paint": True}) as (service, engine):
+        yield api_of(service), engine, service
+
+
+async def health(api: Api) -> dict[str, Any]:
+    return dict((await in_time(api, "/health")).json)
+
+
+async def in_time(api: Api, path: str) -> Answer:
+    """An answer that came within the second."""
+    started = time.monotonic()
+    answer = await api.get(path)
+    assert time.monotonic() - started < ALWAYS_WITHIN_S
+    return answer
+
+
+async def test_with_an_engine_everything_is_healthy(api: Api, engine: Engine) -> None:
+    document = await health(api)
+    assert document.pop("disk_free_mb") > 0
+    assert document.pop("watchers") == 0
+    assert document.pop("queue").keys() == {"queued", "processing"}
+    (backend,) = document.pop("backends")
+    assert {"url", "listener", "running", "last_event_age_s"} <= backend.keys()
+    assert (backend["url"], backend["listener"]) == (engine.url, "connected")
+    assert document == {
+        "status": "healthy",
+        "comfyui_status": "healthy",
+        "workflow_status": "valid",
+        "server_address": api.url.removeprefix("http://"),
+        "workflow_path": "FaceSwap-Reactor-API.json",
+        "communication_method": "websocket",
+        "version": __version__,
+        "database": "writable",
+    }
+
+
+async def test_alive_and_ready(api: Api) -> None:
+    answer = await api.get("/livez")
+    assert (answer.status, answer.json) == (200, {"status": "alive"})
+    answer = await api.get("/readyz")
+    assert answer.status == 200
+    assert answer.json == {
+        "ready": True,
+        "checks": {"database": True, "disk": True, "queue": True, "engine": True},
+    }
+
+
+async def test_without_an_engine_it_is_degraded_and_not_ready_but_alive(idle: Api) -> None:
+    document = await health(idle)
+    assert (document["status"], document["comfyui_status"]) == ("degraded", "unreachable")
+    answer = await idle.get("/readyz")
+    assert (answer.status, answer.json["checks"]["engine"]) == (503, False)
+    assert (await idle.get("/livez")).status == 200
+
+
+async def test_an_engine_that_dies_is_noticed_and_its_return_too(pair: tuple[Api, Engine, Service]) -> None:
+    api, engine, _ = pair
+
+    async def is_healthy() -> bool:
+        return str((await health(api))["status"]) == "healthy"
+
+    async def is_degraded() -> bool:
+        return not await is_healthy()
+
+    await eventually(is_healthy)
+    await engine.kill()
+    await eventually(is_degraded)
+    assert (await api.get("/readyz")).status == 503
+    await engine.start()
+    await eventually(is_healthy)
+
+
+async def test_queue_and_running_prompts_are_counted(api: Api, engine: Engine) -> None:
+    await engine.set_faults(wait_per_frame_s=0.5)
+    prompt_ids = [await api.submit() for _ in range(3)]
+
+    async def counted() -> bool:
+        document = await health(api)
+        running = document["backends"][0]["running"]
+        return bool(document["queue"] == {"queued": 1, "processing": 2} and running == 2)
+
+    await eventually(counted)
+    for prompt_id in reversed(prompt_ids):
+        assert (await api.call("DELETE", f"/jobs/{prompt_id}")).status == 204
+
+
+async def test_a_slow_comfyui_slows_no_answer(api: Api, engine: Engine) -> None:
+    await engine.set_faults(http_delay_s=3.0)
+    job = asyncio.create_task(api.submit())
+    for _ in range(5):
+        assert (await in_time(api, "/health")).status == 200
+        assert (await in_time(api, "/readyz")).status == 200
+        assert (await in_time(api, "/livez")).status == 200
+    prompt_id = await job
+    await engine.set_faults(paint=True)
+    assert (await api.post(f"/jobs/{prompt_id}/cancel")).status == 202
+    await api.until(prompt_id, "CANCELLED")
+
+
+async def test_a_locked_database_is_told_within_the_second_and_recovers(
+    folder_service: Callable[..., Service], api_of: Callable[[Service], Api]
+) -> None:
+    async with folder_service() as service:
+        api = api_of(service)
+        path = service.data_dir / "faceswap.db"
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+            database.execute("BEGIN IMMEDIATE")
+            for _ in range(2):
+                document = await health(api)
+                assert (document["status"], document["database"]) == ("degraded", "unwritable")
+            assert (await in_time(api, "/readyz")).json["checks"]["database"] is False
+            assert (await in_time(api, "/livez")).status == 200
+            database.execute("ROLLBACK")
+
+        async def writable() -> bool:
+            return str((await health(api))["database"]) == "writable"
+
+        await eventually(writable)
+
+
+async def test_programs_get_the_description_and_browsers_the_page(api: Api) -> None:
+    answer = await api.get("/")
+    assert answer.json["version"] == __version__
+    assert "POST /face-swap" in answer.json["endpoints"]
+    page = await api.get("/", headers={"Accept": "text/html,application/xhtml+xml"})
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "Accept" in page.headers["Vary"]
+    for name in ("app.js", "style.css"):
+        assert (await api.get(f"/web/{name}")).status == 200
