@@ -161,7 +161,7 @@ async def test_a_wait_per_frame_sets_the_pace(tmp_path: Path) -> None:
     async with engine(tmp_path, Faults(wait_per_frame_s=0.02)) as rig:
         at = asyncio.get_running_loop().time()
         await rig.swap(workflow())
-        assert 24 * 0.02 <= asyncio.get_running_loop().time() - at < 3
+        assert 24 * 0.02 <= asyncio.get_running_loop().time() - at < 10
 
 
 class Process:

@@ -226,14 +226,14 @@ async def test_a_playlist_opens_no_other_file(rig: Rig, tmp_path: Path) -> None:
 
 
 async def test_an_interrupt_takes_effect_within_a_frame(tmp_path: Path) -> None:
-    async with engine(tmp_path, Faults(wait_per_frame_s=0.5)) as rig, rig.socket() as mine:
+    async with engine(tmp_path, Faults(wait_per_frame_s=3)) as rig, rig.socket() as mine:
         await rig.submit(workflow(), "p")
         await mine.until(lambda f: f["type"] == "progress" and f["data"]["node"] == "3")
         await rig.post("/interrupt", {"prompt_id": "someone-else"})
         await rig.post("/interrupt", {"prompt_id": "p"})
         at = asyncio.get_running_loop().time()
         frames = await mine.until_end("p")
-        assert asyncio.get_running_loop().time() - at < 0.5
+        assert asyncio.get_running_loop().time() - at < 3
         theirs = recorded("e_interrupt")
         told, their_told = (next(f for f in run if f["type"] == "execution_interrupted") for run in (frames, theirs))
         assert keys(told) == keys(their_told)
