@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,6 +38,8 @@ EMBEDDED = "embedded"
 """The name under which the embedded engine's work is kept, whatever port it listens on."""
 COMPLETED_MESSAGE = "🎉 Face swap completed successfully!"
 INTERNAL_ERROR = "Something went wrong inside the service; its log says what."
+ELSEWHERE = frozenset({"node_missing", "model_missing", "model_broken", "upload_too_large"})
+"""Failures that are one ComfyUI's own: another may well do it."""
 FIRST_LOSS_PAUSE_S = 0.1
 DISK_PAUSE_S = 2.0
 LOOK_AGAIN_S = 0.5
@@ -143,13 +146,16 @@ class Runner:
             self._spawn(self._finish(job.prompt_id), f"finish {job.prompt_id}")
 
     async def _dispatch(self) -> None:
-        """Give waiting segments to backends that have room: to each its first before any its second."""
+        """Give waiting segments to backends that have room: to each its first before any its second.
+
+        What failed at one goes to another where there is one.
+        """
         while True:
             self._wake.clear()
-            for busy in range(MAX_PROMPTS):
+            for again, busy in product((False, True), range(MAX_PROMPTS)):
                 for backend in self.backends:
                     if backend.healthy and len(backend.flights) <= busy and await self._gains(backend):
-                        segment = await self._insist(partial(self._store.claim, backend.name))
+                        segment = await self._insist(partial(self._store.claim, backend.name, again=again))
                         if segment is not None:
                             self._start(segment, backend, look_first=False)
             due_s = await self._store.next_due_s()
@@ -367,7 +373,8 @@ class Runner:
         log.warning("segment %s on %s: %s: %s", segment.comfy_prompt_id, backend.name, failure.code, failure.sentence)
         self._uploads.pop((backend.name, segment.prompt_id), None)
         pauses_s = self._patience.retry_s
-        if not failure.passing or segment.failures == len(pauses_s):
+        passing = failure.passing or (failure.code in ELSEWHERE and self._has_other_than(backend))
+        if not passing or segment.failures == len(pauses_s):
             await self._end_failed(segment.prompt_id, failure)
             return
         message = f"{failure.sentence} Attempt {segment.failures + 2} of {len(pauses_s) + 1} follows."

@@ -272,13 +272,19 @@ class Store:
 
     # A segment is worked on.
 
-    async def claim(self, backend: str) -> Segment | None:
-        """Give the next waiting segment to a backend: its prompt id is committed before it is sent."""
+    async def claim(self, backend: str, *, again: bool = True) -> Segment | None:
+        """Give the next waiting segment to a backend: its prompt id is committed before it is sent.
+
+        Not `again`: none whose last attempt failed there.
+        """
         async with self._transaction():
             row = await self._one(
                 "SELECT prompt_id, number, attempt FROM segment WHERE state = 'waiting' AND not_before <= ?"
+                " AND (? OR failures + losses = 0 OR backend IS NOT ?)"
                 " ORDER BY priority DESC, created_at, prompt_id, number LIMIT 1",
                 now_ms(),
+                again,
+                backend,
             )
             if row is None:
                 return None
