@@ -77,7 +77,7 @@ class SegmentProgress:
         if self._phase is None:
             return sum(self.expected.values()) * self.frames + OVERHEAD_S
         expected_s = self.expected.get(self._phase, 0.0) * self.frames
-        done = self._value / self._maximum
+        done = max(self._value / self._maximum, 1e-9)  # the quotient of a tiny value can be 0
         spent_s = now_s - self._phase_started_s
         # The more of the phase is done, the more its own speed counts than what was expected.
         own_s = spent_s / done * (1 - done)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay import read
 
@@ -217,6 +217,7 @@ costs = st.dictionaries(
 )
 
 
+@settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 1e5), bars | moves), max_size=40), costs, st.floats(0, 99.99), st.integers(0, 30)
 )
