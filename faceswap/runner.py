@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import TypeVar
 
@@ -146,15 +145,16 @@ class Runner:
             self._spawn(self._finish(job.prompt_id), f"finish {job.prompt_id}")
 
     async def _dispatch(self) -> None:
-        """Give waiting segments to backends that have room: to each its first before any its second.
+        """Give waiting segments to backends that have room: to each its first before any its second, quick ones first.
 
         What failed at one goes to another where there is one.
         """
         while True:
             self._wake.clear()
-            for again, busy in product((False, True), range(MAX_PROMPTS)):
-                for backend in self.backends:
+            for busy in range(MAX_PROMPTS):
+                for backend in sorted(self.backends, key=lambda backend: backend.pace_s or 0.0):
                     if backend.healthy and len(backend.flights) <= busy and await self._gains(backend):
+                        again = not self._has_other_than(backend)
                         segment = await self._insist(partial(self._store.claim, backend.name, again=again))
                         if segment is not None:
                             self._start(segment, backend, look_first=False)
@@ -169,14 +169,14 @@ class Runner:
     async def _gains(self, backend: Backend) -> bool:
         """Whether the work is done sooner when this backend takes the next segment too.
 
-        It is not when another would be done with all that waits before this one is with the next; and what has not
-        shown its pace yet gets no second segment while others are there.
+        It is not when another, at work now, would be done with all that waits before this one is with the next; and
+        what has not shown its pace yet gets no second segment while others are there.
         """
-        others = [other for other in self.backends if other is not backend and other.healthy]
-        if not others or backend.pace_s is None:
-            return not (others and backend.flights)
+        if backend.pace_s is None:
+            return not (backend.flights and self._has_other_than(backend))
         waiting = await self._store.waiting_frames()
         done_in_s = backend.done_in_s(waiting[0] if waiting else 0)
+        others = [other for other in self.backends if other is not backend and other.healthy and other.flights]
         return all(done_in_s <= other.done_in_s(sum(waiting)) for other in others if other.pace_s is not None)
 
     def _start(self, segment: Segment, backend: Backend, *, look_first: bool) -> None:

@@ -361,9 +361,11 @@ class Store:
         )
         for start, end in pairwise(bounds[1:]):
             await self._writer.execute(
-                "INSERT INTO segment (prompt_id, number, first_frame, frame_count, priority, created_at, not_before,"
-                " failures) SELECT prompt_id, (SELECT max(number) + 1 FROM segment WHERE prompt_id = ?1), ?3, ?4,"
-                " priority, created_at, not_before, failures FROM segment WHERE prompt_id = ?1 AND number = ?2",
+                "INSERT INTO segment"
+                " (prompt_id, number, first_frame, frame_count, priority, created_at, not_before, failures, backend)"
+                " SELECT prompt_id, (SELECT max(number) + 1 FROM segment WHERE prompt_id = ?1), ?3, ?4,"
+                " priority, created_at, not_before, failures, backend FROM segment"
+                " WHERE prompt_id = ?1 AND number = ?2",
                 (prompt_id, segment["number"], start, end - start),
             )
         await self._writer.execute(

@@ -1,0 +1,168 @@
+"""A job can be cancelled at every stage: it ends, soon, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from clips import make_clip
+from processes import eventually, free_port
+from service_rig import Handler, ServiceRig, running_service, service_and_engines
+
+from faceswap.api import keys
+from faceswap.media import JoinFacts
+
+FRAMES = 12
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", FRAMES, size=(96, 64), sounds=["aac"])
+
+
+class Gate:
+    """Holds every call to one path of an engine until it is opened."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.reached = asyncio.Event()
+        self.open = asyncio.Event()
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path.startswith(self.path):
+            self.reached.set()
+            await self.open.wait()
+        return await handler(request)
+
+
+def holding(gate: Gate) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await gate(request, handler)
+
+    return lie
+
+
+async def cancel(service: ServiceRig, prompt_id: str) -> None:
+    async with service.client.post(f"/jobs/{prompt_id}/cancel") as response:
+        assert response.status == 202, await response.text()
+
+
+async def is_cancelled(service: ServiceRig, prompt_id: str) -> bool:
+    """The job ends as asked, within seconds, and leaves only what a retry needs."""
+    status = await service.ended(prompt_id, timeout=5)
+    needed = await service.finished_segments(prompt_id)
+    await eventually(lambda: only(service, prompt_id, needed))
+    return bool(status["status"] == "CANCELLED" and (await service.messages(prompt_id))[-1] == "Face swap cancelled.")
+
+
+async def only(service: ServiceRig, prompt_id: str, needed: set[str]) -> bool:
+    names = [name for name in service.files() if prompt_id in name and not name.startswith("inputs/")]
+    return set(names) <= needed
+
+
+async def test_while_it_is_queued(clip: Path, tmp_path: Path) -> None:
+    async with running_service(tmp_path, f"http://127.0.0.1:{free_port()}") as service:
+        prompt_id = await service.post(clip)
+        await cancel(service, prompt_id)
+        assert (await service.status(prompt_id))["status"] == "CANCELLED"
+
+
+@pytest.mark.parametrize("stage", ["/upload", "/view"])
+async def test_while_files_are_on_their_way(stage: str, clip: Path, tmp_path: Path) -> None:
+    gate = Gate(stage)
+    async with service_and_engines(tmp_path, lie=holding(gate), paint=True) as (service, _):
+        prompt_id = await service.post(clip)
+        await gate.reached.wait()
+        await cancel(service, prompt_id)
+        assert await is_cancelled(service, prompt_id)
+        gate.open.set()
+        assert (await service.ended(await service.post(clip)))["status"] == "SUCCESS"
+
+
+async def test_while_it_waits_behind_another_in_comfyui(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, wait_per_frame_s=0.1) as (service, (engine,)):
+        other = await service.post(clip)
+        waiting = await service.post(clip)
+        await eventually(lambda: true(engine.running and engine.pending))
+        await cancel(service, waiting)
+        assert await is_cancelled(service, waiting)
+        assert engine.running and not engine.pending
+        assert (await service.ended(other))["status"] == "SUCCESS"
+        # An older ComfyUI would have stopped the other one.
+        assert ("POST", "/interrupt") not in engine.calls
+
+
+async def true(value: object) -> bool:
+    return bool(value)
+
+
+async def test_while_it_runs_though_interrupts_get_lost(clip: Path, tmp_path: Path) -> None:
+    lost = 0
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal lost
+        if request.path == "/interrupt" and lost < 3:
+            lost += 1
+            return web.Response()
+        return await handler(request)
+
+    async with service_and_engines(tmp_path, lie=lie, wait_per_frame_s=0.2) as (service, engines):
+        engine = engines[0]
+        running = await service.post(clip)
+        other = await service.post(clip)
+        await eventually(lambda: true(engine.running and engine.pending))
+        engine.set_faults(paint=True)
+        await cancel(service, running)
+        assert await is_cancelled(service, running)
+        assert lost == 3
+        assert (await service.ended(other))["status"] == "SUCCESS"
+
+
+async def test_while_its_segments_run_on_several_engines(clip: Path, tmp_path: Path) -> None:
+    settings = {"segment_frames": 2}
+    async with service_and_engines(tmp_path, 2, wait_per_frame_s=0.2, settings=settings) as (service, engines):
+        prompt_id = await service.post(clip)
+        await eventually(lambda: true(all(engine.finished and engine.running for engine in engines)))
+        await cancel(service, prompt_id)
+        assert await is_cancelled(service, prompt_id)
+        assert not any(engine.running or engine.pending for engine in engines)
+
+
+async def test_while_it_is_joined(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, paint=True) as (service, _):
+        runner = service.client.app[keys.RUNNER]
+        join, reached, may_join = runner._media.join, asyncio.Event(), asyncio.Event()
+
+        async def slow_join(*arguments: object) -> JoinFacts:
+            reached.set()
+            await may_join.wait()
+            return await join(*arguments)
+
+        runner._media.join = slow_join
+        prompt_id = await service.post(clip)
+        await reached.wait()
+        await cancel(service, prompt_id)
+        assert (await service.status(prompt_id))["status"] == "CANCELLED"
+        may_join.set()
+        assert await is_cancelled(service, prompt_id)
+
+
+async def test_a_cancelled_job_that_is_retried_keeps_what_was_finished(clip: Path, tmp_path: Path) -> None:
+    settings = {"segment_frames": 4}
+    async with service_and_engines(tmp_path, wait_per_frame_s=0.1, settings=settings) as (service, (engine,)):
+        prompt_id = await service.post(clip)
+        await eventually(lambda: one_done(service, prompt_id))
+        await cancel(service, prompt_id)
+        assert await is_cancelled(service, prompt_id)
+        engine.set_faults(paint=True)
+        async with service.client.post(f"/jobs/{prompt_id}/retry") as response:
+            assert response.status == 202
+        assert (await service.ended(prompt_id))["status"] == "SUCCESS"
+        assert (await service.segments(prompt_id))[0][2] == 1
+
+
+async def one_done(service: ServiceRig, prompt_id: str) -> bool:
+    return bool((await service.status(prompt_id))["segments"]["done"])
