@@ -165,11 +165,11 @@ async def test_a_wait_per_frame_sets_the_pace(tmp_path: Path) -> None:
 
 
 class Process:
-    """An engine process and a session to it."""
+    """An engine process."""
 
-    def __init__(self, process: asyncio.subprocess.Process, session: aiohttp.ClientSession) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, url: str) -> None:
         self.process = process
-        self.client = session
+        self.url = url
 
     async def exit_code(self) -> int:
         async with asyncio.timeout(10):
@@ -189,7 +189,7 @@ async def started(data: Path, faults: dict[str, Any] | None = None) -> AsyncIter
     assert line.startswith("faceswap engine: listening on http://127.0.0.1:")
     try:
         async with aiohttp.ClientSession(line.split()[-1]) as session:
-            yield Process(process, session), Rig(session, data)  # type: ignore[arg-type]  # all that Rig calls
+            yield Process(process, line.split()[-1]), Rig(session, data)  # type: ignore[arg-type]  # all that Rig calls
     finally:
         if process.returncode is None:
             process.kill()
@@ -234,6 +234,31 @@ async def test_it_can_die_as_soon_as_a_prompt_was_answered(tmp_path: Path) -> No
         await prepare(rig, tmp_path)
         assert (await rig.submit(workflow(), "p"))["prompt_id"] == "p"
         assert await engine.exit_code() == EXIT_CODE
+
+
+async def test_a_folder_belongs_to_one_engine_at_a_time(tmp_path: Path) -> None:
+    async with started(tmp_path / "data"):
+        (tmp_path / "data" / "temp" / "in use.mp4").write_bytes(b"x")
+        second = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "faceswap.engine", "--port", "0", "--data-dir", str(tmp_path / "data")),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await second.communicate()
+        assert second.returncode == 1
+        assert said.decode() == f"faceswap engine: another engine uses {tmp_path / 'data'}\n"
+        assert (tmp_path / "data" / "temp" / "in use.mp4").exists()
+
+
+async def test_a_port_that_is_taken_is_told_in_a_sentence(tmp_path: Path) -> None:
+    async with started(tmp_path / "one") as (first, _):
+        port = first.url.split(":")[-1]
+        second = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "faceswap.engine", "--port", port, "--data-dir", str(tmp_path / "two")),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        _, said = await second.communicate()
+        assert second.returncode == 1
+        assert b"Traceback" not in said and port in said.decode()
 
 
 async def test_what_a_dead_engine_left_in_temp_is_erased_by_the_next(tmp_path: Path) -> None:

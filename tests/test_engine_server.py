@@ -428,7 +428,7 @@ async def test_nothing_is_written_outside_the_folders(rig: Rig, fields: dict[str
             form.add_field(name, fields[name])
     async with rig.client.post("/upload/image", data=form) as response:
         assert response.status == 400 or "\0" in fields.get("name", "")
-    assert {path.name for path in rig.data.iterdir()} == {"input", "output", "temp", "clip.mp4"}
+    assert {path.name for path in rig.data.iterdir()} == {"input", "output", "temp", "clip.mp4", ".lock"}
 
 
 @pytest.mark.parametrize("video", ["../clip.mp4", "/etc/passwd", "clip.mp4/../../clip.mp4", "clip.mp4 [temp]"])

@@ -53,7 +53,10 @@ def _default_data_dir() -> Path:
 
 
 async def serve(options: argparse.Namespace) -> None:
-    """Runs the engine until it is told to stop, or until its own worker fails."""
+    """Runs the engine until it is told to stop, or until its own worker fails.
+
+    Raises SystemExit with a sentence when the port or the folder is taken.
+    """
     app = create_app(
         options.data_dir,
         faults=options.faults,
@@ -61,10 +64,13 @@ async def serve(options: argparse.Namespace) -> None:
         preset=options.preset,
     )
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
-    await runner.setup()
     try:
-        site = web.TCPSite(runner, options.host, options.port)
-        await site.start()
+        await runner.setup()
+        await web.TCPSite(runner, options.host, options.port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise SystemExit(f"faceswap engine: {error}") from None
+    try:
         host = f"[{options.host}]" if ":" in options.host else options.host
         sys.stdout.write(f"faceswap engine: listening on http://{host}:{runner.addresses[0][1]}\n")
         sys.stdout.flush()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 KINDS = ("input", "output", "temp")
@@ -14,7 +17,7 @@ class OutsideError(ValueError):
 
 
 class Folders:
-    """The three folders; made on first use, `temp` emptied by `clear_temp`."""
+    """The three folders, made when they are missing."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -51,8 +54,21 @@ class Folders:
         path = PurePosixPath(match["name"])
         return self.file(match["kind"] or "input", str(path.parent), path.name)
 
-    def clear_temp(self) -> None:
-        """Erases what an earlier process left in `temp`, as ComfyUI does when it starts."""
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keeps other engines away, after erasing what an earlier one left in `temp`, as ComfyUI does at its start.
+
+        Raises BlockingIOError while another engine has the folders.
+        """
+        with (self.root / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BlockingIOError(f"another engine uses {self.root}") from None
+            self._clear_temp()
+            yield
+
+    def _clear_temp(self) -> None:
         for path in sorted(self.folder("temp").rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
 

@@ -80,29 +80,28 @@ def create_app(
     """The engine as an application.
 
     `data_dir` gets the folders `input`, `output` and `temp`; `max_upload_size` is in bytes; `preset` is x264's.
+    Only one engine at a time can have a `data_dir`: starting another raises BlockingIOError.
     With `faults`, even empty ones, `POST /faults` changes what goes wrong.
     """
 
     async def engine(app: web.Application) -> AsyncIterator[None]:
         folders, hub = Folders(data_dir), Hub()
-        folders.clear_temp()
-        prompts = Prompts(Executor(folders, preset), hub)
-        switch = FaultSwitch(faults or Faults())
-        worker = asyncio.create_task(prompts.work(), name="prompts")
-        app[ENGINE] = Engine(folders, prompts, hub, switch, max_upload_size, worker)
-        yield
-        await prompts.close()
-        worker.cancel()
-        with suppress(asyncio.CancelledError):
-            await worker
+        with folders.claimed():
+            prompts = Prompts(Executor(folders, preset), hub)
+            switch = FaultSwitch(faults or Faults())
+            worker = asyncio.create_task(prompts.work(), name="prompts")
+            app[ENGINE] = Engine(folders, prompts, hub, switch, max_upload_size, worker)
+            yield
+            await prompts.close()
+            worker.cancel()
+            with suppress(asyncio.CancelledError):
+                await worker
 
     app = web.Application(client_max_size=max_upload_size, middlewares=[same_origin, slowly])
     app.cleanup_ctx.append(engine)
     app.on_shutdown.append(close_sockets)
     for prefix in ("", "/api"):
-        app.add_routes(
-            [route.__class__(route.method, prefix + route.path, route.handler, route.kwargs) for route in ROUTES]
-        )
+        app.add_routes(web.route(at.method, prefix + at.path, at.handler, **at.kwargs) for at in ROUTES)
     if faults is not None:
         app.router.add_post("/faults", set_faults)
     return app
@@ -321,7 +320,8 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
 
 
 async def close_sockets(app: web.Application) -> None:
-    await app[ENGINE].hub.close()
+    if ENGINE in app:  # not when it could not start
+        await app[ENGINE].hub.close()
 
 
 async def _listen(response: web.WebSocketResponse, socket: Socket, engine: Engine) -> None:
