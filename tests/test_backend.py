@@ -1,0 +1,220 @@
+"""One engine and the way of a prompt through it: history and queue decide, whatever the socket does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from clips import make_clip
+from processes import eventually
+from service_rig import QUICK, EngineRig, Middleware
+from stored_jobs import new_job
+from yarl import URL
+
+from faceswap import samples
+from faceswap.backend import Backend, Flight, Lost, Patience, Stopped
+from faceswap.comfy.client import ComfyClient, Outcome
+from faceswap.config import resource_dir
+from faceswap.errors import JobFailure
+from faceswap.jobs import Segment, SegmentState, comfy_prompt_id
+from faceswap.workflow import Workflow, extra_data
+
+WORKFLOW = Workflow.load(resource_dir("workflows") / "FaceSwap-Reactor-API.json")
+FRAMES = 12
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", FRAMES, size=(96, 64))
+
+
+def flight_of(attempt: int = 1) -> Flight:
+    prompt_id = new_job().prompt_id
+    queued_as = comfy_prompt_id(prompt_id, 0, attempt)
+    return Flight(
+        Segment(prompt_id, 0, 0, FRAMES, SegmentState.SUBMITTED, attempt, 0, 0, queued_as, "engine", None, None)
+    )
+
+
+class Pilot:
+    """A backend that listens, and the few words it takes to have it do a prompt."""
+
+    def __init__(self, engine: EngineRig, backend: Backend, clip: Path) -> None:
+        self.engine = engine
+        self.backend = backend
+        self.clip = clip
+
+    async def perform(self, flight: Flight, *, look_first: bool = False) -> Outcome:
+        async def make_graph() -> Mapping[str, Any]:
+            video = await self.backend.client.upload(self.clip, "clip.mp4", flight.segment.prompt_id)
+            image = await self.backend.client.upload(samples.FACE, "face.png", flight.segment.prompt_id)
+            return WORKFLOW.build(video=video, image=image, output_prefix=flight.prompt_id, options={})
+
+        async def on_queued(queued_id: str) -> Segment:
+            return replace(flight.segment, comfy_prompt_id=queued_id)
+
+        self.backend.flights[flight.prompt_id] = flight
+        try:
+            return await self.backend.perform(
+                flight,
+                make_graph,
+                extra_data(),
+                output_node=WORKFLOW.output,
+                look_first=look_first,
+                on_queued=on_queued,
+            )
+        finally:
+            self.backend.flights.pop(flight.prompt_id)
+
+
+@asynccontextmanager
+async def pilot(
+    folder: Path, clip: Path, patience: Patience = QUICK, lie: Middleware | None = None, **faults: Any
+) -> AsyncIterator[Pilot]:
+    async with EngineRig(folder, lie, **faults) as engine, aiohttp.ClientSession() as session:
+        backend = Backend("engine", ComfyClient(URL(engine.url), session), "client", patience)
+        backend.address_known.set()
+        listening = asyncio.create_task(backend.run())
+        try:
+            await until(lambda: backend.healthy)
+            yield Pilot(engine, backend, clip)
+        finally:
+            listening.cancel()
+            with suppress(asyncio.CancelledError):
+                await listening
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async def look() -> object:
+        return condition()
+
+    await eventually(look)
+
+
+async def test_a_prompt_goes_through_and_tells_of_its_nodes_and_progress(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, paint=True) as plane:
+        flight = flight_of()
+        nodes: list[str] = []
+        bars: list[tuple[str, float, float]] = []
+
+        async def on_executing(node: str) -> None:
+            nodes.append(node)
+
+        flight.on_executing = on_executing
+        flight.on_progress = lambda *bar: bars.append(bar)
+        outcome = await plane.perform(flight)
+        assert outcome.state == "success" and outcome.outputs[WORKFLOW.output]
+        assert nodes[-1] == WORKFLOW.output and WORKFLOW.swap in nodes
+        assert (WORKFLOW.swap, float(FRAMES), float(FRAMES)) in bars
+
+
+@pytest.mark.parametrize("fault", [{"ws_deaf": True}, {"ws_drop_after": 3}, {"ws_duplicate": True}, {"ws_delay_s": 1}])
+async def test_the_end_is_found_whatever_the_socket_does(fault: dict[str, Any], clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, wait_per_frame_s=0.02, **fault) as plane:
+        assert (await plane.perform(flight_of())).state == "success"
+        assert plane.engine.submissions == 1
+
+
+async def test_silence_while_a_prompt_runs_has_the_socket_opened_anew(clip: Path, tmp_path: Path) -> None:
+    patience = replace(QUICK, silence_s=0.3, reconcile_s=0.1)
+    async with pilot(tmp_path, clip, patience, wait_per_frame_s=0.1, ws_deaf=True) as plane:
+        assert (await plane.perform(flight_of())).state == "success"
+        assert plane.backend.listener.reconnects >= 1
+        assert not plane.backend.stuck
+
+
+async def test_a_prompt_that_was_sent_before_a_crash_is_not_sent_again(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, paint=True) as plane:
+        flight = flight_of()
+        await plane.perform(flight)
+        assert (await plane.perform(flight, look_first=True)).state == "success"
+        assert plane.engine.submissions == 1
+
+
+async def test_a_prompt_that_never_arrived_before_a_crash_is_sent(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, paint=True) as plane:
+        assert (await plane.perform(flight_of(), look_first=True)).state == "success"
+        assert plane.engine.submissions == 1
+
+
+async def test_a_prompt_the_engine_has_forgotten_is_lost_and_not_done(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, paint=True, forget_history=True) as plane:
+        with pytest.raises(Lost):
+            await plane.perform(flight_of())
+
+
+async def test_a_prompt_that_waits_behind_another_is_not_taken_for_stuck(clip: Path, tmp_path: Path) -> None:
+    patience = replace(QUICK, stuck_s=0.6, silence_s=0.3)
+    async with pilot(tmp_path, clip, patience, wait_per_frame_s=0.1) as plane:
+        first = asyncio.create_task(plane.perform(flight_of()))
+        await until(lambda: plane.engine.running)
+        second = asyncio.create_task(plane.perform(flight_of()))
+        assert [(await flight).state for flight in (first, second)] == ["success", "success"]
+
+
+async def test_a_stuck_prompt_is_held_against_its_engine(clip: Path, tmp_path: Path) -> None:
+    patience = replace(QUICK, stuck_s=0.5, silence_s=0.2)
+    async with pilot(tmp_path, clip, patience, stuck=True) as plane:
+        with pytest.raises(JobFailure) as failed:
+            await plane.perform(flight_of())
+        assert (failed.value.code, failed.value.passing) == ("engine_stuck", False)
+        assert plane.backend.describe()["stuck"] and not plane.backend.healthy
+        with pytest.raises(Lost):
+            await plane.perform(flight_of())
+
+
+async def test_stop_ends_a_running_prompt_and_the_engine_goes_on_with_the_next(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, wait_per_frame_s=0.2) as plane:
+        flight = flight_of()
+        running = asyncio.create_task(plane.perform(flight))
+        await until(lambda: plane.engine.running)
+        plane.engine.set_faults(paint=True)
+        flight.stop()
+        with pytest.raises(Stopped):
+            await running
+        assert plane.engine.running is None
+        assert (await plane.perform(flight_of())).state == "success"
+
+
+async def test_stop_before_the_prompt_is_sent_sends_nothing(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, paint=True) as plane:
+        flight = flight_of()
+        flight.stop()
+        with pytest.raises(Stopped):
+            await plane.perform(flight)
+        assert plane.engine.submissions == 0
+
+
+async def test_an_engine_that_does_not_answer_is_left_when_another_could_do_it(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, wait_per_frame_s=0.5) as plane:
+        plane.backend.replaceable = lambda: True
+        running = asyncio.create_task(plane.perform(flight_of()))
+        await until(lambda: plane.engine.running)
+        plane.backend.client.url = URL("http://127.0.0.1:1")
+        with pytest.raises(Lost):
+            await running
+        plane.backend.client.url = URL(plane.engine.url)
+        # Nobody waits for it any more: it is stopped as soon as the engine can be reached.
+        await until(lambda: plane.engine.running is None)
+
+
+async def test_the_pace_is_that_of_the_last_prompts_and_slows_while_one_takes_long(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, wait_per_frame_s=0.05) as plane:
+        backend = plane.backend
+        assert backend.pace_s is None and backend.done_in_s(10) == 0
+        await plane.perform(flight_of())
+        pace_s = backend.pace_s
+        assert pace_s is not None and pace_s >= 0.05
+        assert backend.done_in_s(10) == pytest.approx(10 * pace_s)
+        slow = flight_of()
+        slow.started_at = time.monotonic() - 100
+        backend._ended_at = slow.started_at
+        backend.flights[slow.prompt_id] = slow
+        assert backend.pace_s >= 100 / FRAMES
