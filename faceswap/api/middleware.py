@@ -57,6 +57,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         unserved.status, unserved.title = error.status, title
         allowed = isinstance(error, web.HTTPMethodNotAllowed)
         return _answer(unserved, {"Allow": error.headers["Allow"]} if allowed else None)
+    except ConnectionError:
+        return _answer_instead(request, Problem("The client went away."))  # which nobody hears
     except Exception:  # the top of the request
         log.exception("%s %s", request.method, request.path)
         return _answer_instead(request, Problem("Something went wrong inside the service; its log says what."))

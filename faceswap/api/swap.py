@@ -22,6 +22,8 @@ T = TypeVar("T")
 
 HEARTBEAT_S = 30.0
 FIRST_FRAME_S = 60.0
+CLOSE_S = 2.0
+"""For the client's answer to a close."""
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 QUEUED_MESSAGE = "Face swap workflow queued successfully. Use /status/{prompt_id} to check progress."
 
@@ -55,7 +57,7 @@ def _accepted(job: Job, status: int) -> web.Response:
 
 async def face_swap_socket(request: web.Request) -> web.WebSocketResponse:
     """A job over a WebSocket: URLs, an upload, or a subscription to one that exists."""
-    socket = web.WebSocketResponse(heartbeat=HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES)
+    socket = web.WebSocketResponse(timeout=CLOSE_S, heartbeat=HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES)
     await socket.prepare(request)
     try:
         prompt_id, after = await _first_of(_begin(request, socket), _stopping(request))

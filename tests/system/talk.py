@@ -126,6 +126,11 @@ class Api:
             assert response.status == 200, await response.text()
             yield told(response)
 
+    async def raw(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection on which a test writes every byte itself."""
+        url = URL(self.url)
+        return await asyncio.open_connection(url.host, url.port)
+
     async def events(self, prompt_id: str, **request: Any) -> list[Told]:
         """All events of a job until its stream ends."""
         async with asyncio.timeout(30), self.watching(prompt_id, **request) as stream:
@@ -138,6 +143,25 @@ async def told(response: aiohttp.ClientResponse) -> AsyncIterator[Told]:
     async for chunk in response.content.iter_any():
         for message in parser.feed(chunk):
             yield Told(int(message.id), message.type, json.loads(message.data))
+
+
+def half_an_upload(media: Media) -> bytes:
+    """A request of which nothing comes after the video."""
+    head = b"POST /face-swap HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    part = b'--b\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\n' + media.video
+    return head + b"Content-Length: 900000\r\n\r\n" + part
+
+
+UPGRADE = (
+    "GET /face-swap-ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n\r\n"
+).encode()
+"""What opens a WebSocket (RFC 6455, 4.1)."""
+
+
+def frame_head(kind: aiohttp.WSMsgType, length: int) -> bytes:
+    """The head of a masked WebSocket frame whose mask changes nothing (RFC 6455, 5.2)."""
+    return bytes([0x80 | kind, 0x80 | 127]) + length.to_bytes(8, "big") + bytes(4)
 
 
 def durable(events: list[Told]) -> list[Told]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from clips import cut_short
 from processes import Service, eventually
-from talk import Answer, Api, assert_problem, assert_sentence
+from talk import Answer, Api, assert_problem, assert_sentence, half_an_upload
 
 TEXT = b"This is a text and nothing else. " * 100
 URL_ = "http://127.0.0.1:9/clip"
@@ -126,10 +126,8 @@ async def test_a_multipart_request_without_its_end_is_refused(api: Api) -> None:
 
 async def test_an_upload_that_is_cut_off_leaves_nothing(api: Api, service: Service) -> None:
     before = service.files()
-    _, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rsplit(":", 1)[1]))
-    head = b"POST /face-swap HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-    part = b'--b\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\n' + api.media.video
-    writer.write(head + b"Content-Length: 900000\r\n\r\n" + part)
+    _, writer = await api.raw()
+    writer.write(half_an_upload(api.media))
     await writer.drain()
 
     async def has_begun() -> bool:
@@ -186,7 +184,7 @@ async def test_a_path_that_is_no_route_is_404(api: Api, path: str) -> None:
 
 async def raw_get(api: Api, path: str, *headers: str) -> bytes:
     """The answer to a path that no client library has normalised."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rsplit(":", 1)[1]))
+    reader, writer = await api.raw()
     lines = [f"GET {path} HTTP/1.1", "Host: x", "Connection: close", *headers]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
     async with asyncio.timeout(10):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import sqlite3
 import sys
 import time
@@ -13,8 +15,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import WSCloseCode
-from processes import Service, service_and_engine
-from talk import Api
+from processes import Service, eventually, service_and_engine
+from talk import UPGRADE, Api, frame_head, half_an_upload
 
 STOPS_WITHIN_S = 10.0
 
@@ -71,6 +73,46 @@ async def test_a_wait_for_a_status_is_answered_when_the_service_stops(
             await asyncio.gather(api.get("/health"), api.get("/health"))
             assert await service.stop() == 0
             assert (await waiting).json["status"] == "QUEUED"
+
+
+async def test_peers_that_never_answer_do_not_hold_up_the_stop(
+    folder_service: Callable[..., Service], api_of: Callable[[Service], Api]
+) -> None:
+    async with folder_service() as service:
+        api = api_of(service)
+        subscribe = json.dumps({"action": "subscribe", "prompt_id": await api.submit()}).encode()
+        before = service.files()
+        watcher, watching = await api.raw()
+        watching.write(UPGRADE + frame_head(aiohttp.WSMsgType.TEXT, len(subscribe)) + subscribe)
+        await watcher.readuntil(b"queued")
+        _, uploading = await api.raw()
+        uploading.write(half_an_upload(api.media))
+
+        async def is_uploading() -> bool:
+            return service.files() != before
+
+        await eventually(is_uploading)
+        started = time.monotonic()
+        assert await service.stop() == 0
+        assert time.monotonic() - started < STOPS_WITHIN_S
+        for writer in (watching, uploading):
+            writer.close()
+        await service.start()
+        assert service.files() == before
+
+
+async def test_other_hosts_are_let_in_on_purpose(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "faceswap", "serve", "--host", "0.0.0.0", "--port", "0", "--allow-anonymous"),
+        *("--data-dir", str(tmp_path), "--comfyui-url", "http://127.0.0.1:1"),
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    line = (await process.stdout.readline()).decode()
+    process.terminate()
+    assert re.fullmatch(r"faceswap: listening on http://0\.0\.0\.0:\d+ \(engine: 1 ComfyUI\)\n", line)
+    async with asyncio.timeout(STOPS_WITHIN_S):
+        assert await process.wait() == 0
 
 
 async def failed_start(*arguments: str, **settings: str) -> tuple[int, str]:

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 from aiohttp import WSCloseCode, WSMsgType
 from processes import Engine, Service
-from talk import FRAMES, Api, Told, assert_sentence, durable
+from talk import FRAMES, UPGRADE, Api, Told, assert_sentence, durable, frame_head
 
 Socket = aiohttp.ClientWebSocketResponse
 
@@ -199,9 +199,8 @@ async def test_too_large_an_upload_is_told_before_it_is_sent_and_closed_with_100
 @pytest.mark.usefixtures("nothing_is_left")
 @pytest.mark.parametrize("is_first", [True, False])
 async def test_too_large_a_frame_is_closed_with_1009_before_it_is_read(api: Api, is_first: bool) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(api.url.rsplit(":", 1)[1]))
-    head = "GET /face-swap-ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    writer.write(f"{head}Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n\r\n".encode())
+    reader, writer = await api.raw()
+    writer.write(UPGRADE)
     if not is_first:
         first = json.dumps(announced(api)).encode()
         writer.write(frame_head(WSMsgType.TEXT, len(first)) + first)
@@ -212,11 +211,6 @@ async def test_too_large_a_frame_is_closed_with_1009_before_it_is_read(api: Api,
         close = await reader.readexactly(length)
     writer.close()
     assert (kind & 0x0F, int.from_bytes(close[:2])) == (WSMsgType.CLOSE, WSCloseCode.MESSAGE_TOO_BIG)
-
-
-def frame_head(kind: WSMsgType, length: int) -> bytes:
-    """The head of a masked frame whose mask changes nothing (RFC 6455, 5.2)."""
-    return bytes([0x80 | kind, 0x80 | 127]) + length.to_bytes(8) + bytes(4)
 
 
 @pytest.mark.usefixtures("nothing_is_left")
