@@ -36,6 +36,9 @@ SAMPLES = 1400
 MIN_SAMPLES = 60
 """With fewer visible samples a fit means nothing."""
 
+CONTRAST = (0.7, 1.1)
+"""How far the contrast of skin may be lowered and raised to match a target's."""
+
 _DARK = 8.0
 """Added before the logarithm: noise in the shadows counts for less."""
 
@@ -134,13 +137,13 @@ def covariance(logs: Floats) -> Floats:
 def transport(source: Floats, target: Floats) -> Floats:
     """Return the (3, 3) map that gives colours of one covariance another (Monge–Kantorovich, Pitié 2007).
 
-    It may soften contrast to 0.45 and raise it by a tenth.
+    Contrast stays within `CONTRAST` times the source's.
     """
     root = _square_root(source.astype(np.float64))
     inverse = np.linalg.inv(root)
     whole = inverse @ _square_root(root @ target.astype(np.float64) @ root) @ inverse
     u, gains, vt = np.linalg.svd(whole)
-    return np.asarray(u * np.clip(gains, 0.45, 1.1) @ vt, np.float32)
+    return np.asarray(u * np.clip(gains, *CONTRAST) @ vt, np.float32)
 
 
 def _square_root(matrix: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -22,6 +22,9 @@ FADE_IN = 4
 _SMALLEST = 12.0
 """Faces narrower than this, in pixels, are taken for noise."""
 
+_SMALLEST_TILE = 64
+"""Parts of a picture that are looked at on their own are no smaller, in pixels."""
+
 _RIGID = [
     *(33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 2, 127, 356, 234, 454, 93, 323),
     *(151, 9, 8, 54, 284, 103, 332, 152, 148, 377),
@@ -118,7 +121,7 @@ class Tracker:
         known = len(found)
         boxes = self._finder.detect(bgr)
         if not known and not len(boxes):
-            tiles = list(_tiles(*bgr.shape[:2]))
+            tiles = _tiles(*bgr.shape[:2])
             # One part a look keeps the cost of an empty scene low; a small face waits for its turn.
             boxes = self._finder.detect(bgr, tiles[self._frames // 2 % len(tiles)])
         self._finder.add(bgr, boxes, found, self._max_faces)
@@ -267,15 +270,22 @@ def _looks(finder: _Finder, bgr: Image) -> Iterator[Box]:
     yield _merged(np.concatenate([finder.detect(bgr, tile) for tile in _tiles(height, width)]))
 
 
-def _tiles(height: int, width: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield overlapping squares as left, top, right, bottom: of the shorter side, of half and of a quarter of it."""
-    for share in (1.0, 0.5, 0.25):
-        side = max(1, int(min(height, width) * share))
-        step = max(1, side * 3 // 4)
-        for top in range(0, height - side + step, step):
-            for left in range(0, width - side + step, step):
-                x, y = min(left, width - side), min(top, height - side)
-                yield x, y, x + side, y + side
+def _tiles(height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """Return overlapping squares as left, top, right, bottom: of the shorter side, of half and of a quarter of it."""
+    sides = [max(_SMALLEST_TILE, int(min(height, width) * share)) for share in (1.0, 0.5, 0.25)]
+    tiles = (
+        (left, top, min(left + side, width), min(top + side, height))
+        for side in sides
+        for top in _starts(height, side)
+        for left in _starts(width, side)
+    )
+    return list(dict.fromkeys(tiles))
+
+
+def _starts(length: int, side: int) -> list[int]:
+    """Return where stretches of `side` begin that cover `length` and overlap by a quarter or more."""
+    last, step = max(0, length - side), side * 3 // 4
+    return [*range(0, last, step), last]
 
 
 def _merged(boxes: Box) -> Box:

@@ -11,6 +11,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from . import colour, mesh
 from .colour import Floats, blur
@@ -24,6 +25,13 @@ _LEAST_EYE = 180
 """Faces smaller than this show too little of their eyes to use them."""
 
 _SMALLEST_MIP = 96
+
+_GLINT_CUT = 0.7
+_CREASE_CUT = 0.2
+"""Share that is taken from what is unusually light or dark for skin: the light it comes from is not the target's."""
+
+_MOST_TINT = 0.3
+"""Bound of the difference in tint between skin and any other place, in log colour."""
 
 _Regions = tuple[tuple[list[int], float, float], ...]
 
@@ -108,9 +116,10 @@ class SourceFace:
         """Return the texture on skin of another mean log colour, (3,), and covariance of residuals, (3, 3)."""
         shift = (tone - self.tone).astype(np.float32)
         lightness = float(shift.mean())
-        as_skin = cv2.transform(self.residual, colour.transport(self.variation, variation)) + shift
+        residual = _with_tint(self.residual, min(1.0, np.sqrt(_vividness(tone) / _vividness(self.tone))))
+        as_skin = cv2.transform(residual, colour.transport(self.variation, variation)) + shift
         # Brows, lips and eyes are not of the skin's colour: they take on all of its tint but only half its lightening.
-        as_feature = self.residual + 0.6 * (shift - lightness) + (0.55 if lightness > 0 else 1.0) * lightness
+        as_feature = residual + 0.6 * (shift - lightness) + (0.55 if lightness > 0 else 1.0) * lightness
         logs = self.tone + as_feature + self.skin * (as_skin - as_feature)
         too_bright = np.clip(logs.max(axis=-1, keepdims=True) - np.log(246.0), 0, None)
         return Texture.of(colour.from_log(np.asarray(logs - too_bright * (0.9 * self.skin + 0.1), np.float32)))
@@ -156,7 +165,7 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
     flat = _filled(flat, trust, features, tone, size)
     flat = _evened(flat, trust, features, openings, tone, float(spread.mean()))
 
-    residual = (flat - tone).astype(np.float32)
+    residual = _without_stains((flat - tone).astype(np.float32))
     smooth = colour.read(blur(residual, size / 200), places)
     pose = mesh.estimate_pose(landmarks)
     eyes = mesh.eye_openings(landmarks)
@@ -219,11 +228,28 @@ def _filled(flat: Floats, trust: Floats, features: Floats, tone: Any, size: int)
 
 
 def _evened(flat: Floats, trust: Floats, features: Floats, openings: Floats, tone: Any, spread: float) -> Floats:
-    """Compress glints to a fifth, and halve the depth of creases and cast shadows on skin."""
+    """Flatten glints, and creases and cast shadows on skin."""
     lightness = (flat - tone).mean(axis=-1)
     glint = np.clip(lightness - np.clip(1.5 * spread, 0.08, 0.22), 0, None) * (1 - openings)
     crease = np.clip(-lightness - max(0.06, 1.2 * spread), 0, None) * (1 - features) * smoothstep(trust, 0.3, 0.8)
-    return np.asarray(flat - 0.8 * glint[..., None] + 0.5 * crease[..., None], np.float32)
+    return np.asarray(flat - _GLINT_CUT * glint[..., None] + _CREASE_CUT * crease[..., None], np.float32)
+
+
+def _without_stains(residual: Floats) -> Floats:
+    """Bound how far a place's tint is from the skin's: shadows and creases of a photograph are often deep red."""
+    distance = np.linalg.norm(residual - residual.mean(axis=-1, keepdims=True), axis=-1, keepdims=True) + 1e-6
+    return _with_tint(residual, _MOST_TINT * np.tanh(distance / _MOST_TINT) / distance)
+
+
+def _with_tint(residual: Floats, share: NDArray[np.floating] | float) -> Floats:
+    """Keep the lightness of log colours and a share of their tint."""
+    lightness = residual.mean(axis=-1, keepdims=True)
+    return np.asarray(lightness + (residual - lightness) * share, np.float32)
+
+
+def _vividness(tone: Floats) -> float:
+    """Return how far a log colour is from grey."""
+    return float(np.linalg.norm(tone - tone.mean())) + 0.02
 
 
 def _skin_probability(residual: Floats, openings: Floats, spread: Any, size: int) -> Floats:

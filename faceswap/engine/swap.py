@@ -35,6 +35,9 @@ _LEAST_OPACITY = 0.02
 _WARP_STEP = 4
 """Pixels between two points of the map that warps the surroundings."""
 
+_COMPARE_EVERY = 6
+"""Frames between two comparisons of the target's bones with the source's."""
+
 _SHAPE_MEMORY = 0.999
 _LIGHT_MEMORY = 0.85
 _TONE_MEMORY = 0.4
@@ -190,7 +193,7 @@ class _Painter:
         self._painted = 0
         self._shape = np.zeros((mesh.VERTICES, 3), np.float32)
         self._shape_weight = 0.0
-        self._shift = self._shape
+        self._shift = self._wanted_shift = self._shape
         self._texture: Texture | None = None
         self._texture_tone = source.tone
         self._softness = 0.0
@@ -227,8 +230,10 @@ class _Painter:
         self._shape_weight = self._shape_weight * _SHAPE_MEMORY + weight
         canonical = pose.to_canonical(landmarks[: mesh.VERTICES])
         self._shape = self._shape + (canonical - self._shape) * np.float32(weight / self._shape_weight)
-        if self._painted % 6 == 0:
-            self._shift = mesh.identity_shift(self._source.shape, self._shape)
+        if self._painted % _COMPARE_EVERY == 0:
+            self._wanted_shift = mesh.identity_shift(self._source.shape, self._shape)
+        step = 1.0 if self._painted == 0 else 1 / _COMPARE_EVERY
+        self._shift = self._shift + (self._wanted_shift - self._shift) * np.float32(step)
 
     def _draw(self, view: _View, points: Points, light: Floats, target: Image, face: float) -> Image:
         """Return the source's face as it looks in this frame, uint8, of the view's size in pixels."""
