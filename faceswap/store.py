@@ -444,9 +444,19 @@ class Store:
                 await self._add_event(events, prompt_id, type, data)
 
     async def announce(self, prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
-        """Publish an event that the next of its kind supersedes: numbered in order with the others, not stored."""
+        """Publish an event that the next of its kind supersedes: numbered in order with the others, not stored.
+
+        The first after a start is stored: the numbers that the next start leaves out are counted from it.
+        """
         async with self._lock:
-            self._publish(Event(prompt_id, await self._next_seq(prompt_id), type, data))
+            if prompt_id in self._seq:
+                self._publish(Event(prompt_id, await self._next_seq(prompt_id), type, data))
+                return
+        async with self._transaction() as events:
+            if await self._one(
+                "SELECT 1 FROM job WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')", prompt_id
+            ):
+                await self._replace(events, prompt_id, type, data)
 
     async def progress(self, prompt_id: str, data: Mapping[str, Any]) -> None:
         """Publish a job's progress and keep it, in place of the older one, for `/status` and for who comes later."""
@@ -463,13 +473,14 @@ class Store:
                 data["percentage"],
             )
             if moved:
-                await self._replace_progress(events, prompt_id, data)
+                await self._replace(events, prompt_id, "progress", data)
 
-    async def _replace_progress(self, events: list[Event], prompt_id: str, data: Mapping[str, Any]) -> None:
-        # The older one goes last: its number may be the highest there is, and numbers never repeat.
-        await self._add_event(events, prompt_id, "progress", data)
+    async def _replace(self, events: list[Event], prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
+        """Store an event in place of the older ones of its kind."""
+        # These go last: the number of one may be the highest there is, and numbers never repeat.
+        await self._add_event(events, prompt_id, type, data)
         await self._writer.execute(
-            "DELETE FROM event WHERE prompt_id = ? AND type = 'progress' AND seq < ?", (prompt_id, events[-1].seq)
+            "DELETE FROM event WHERE prompt_id = ? AND type = ? AND seq < ?", (prompt_id, type, events[-1].seq)
         )
 
     async def succeed(
@@ -498,7 +509,7 @@ class Store:
                     "eta_seconds": 0,
                     "fps": job.fps,
                 }
-                await self._replace_progress(events, job.prompt_id, data)
+                await self._replace(events, job.prompt_id, "progress", data)
                 await self._add_event(
                     events,
                     job.prompt_id,

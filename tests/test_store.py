@@ -612,6 +612,26 @@ async def test_event_numbers_never_repeat_over_a_crash(path: Path) -> None:
         assert published[-1].seq > SEQ_GAP
 
 
+async def test_event_numbers_never_repeat_over_crashes_between_which_nothing_was_stored(path: Path) -> None:
+    published: list[Event] = []
+    async with opened(path, published) as store:
+        job = await create(store)
+    for _ in range(3):
+        async with opened(path, published) as store:
+            for _ in range(5):
+                await store.announce(job.prompt_id, "preview", {})
+    numbers = [event.seq for event in published]
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) == 16
+
+
+async def test_nothing_is_announced_after_the_end(store: Store, published: list[Event]) -> None:
+    job = await run_to_success(store)
+    await store.announce(job.prompt_id, "preview", {})
+    assert published[-1].terminal
+    assert await store.events(job.prompt_id, 0) == [published[0], *published[-2:]]
+
+
 @pytest.mark.parametrize("first", ["progress", "success"])
 async def test_event_numbers_grow_when_progress_comes_first_after_a_crash(path: Path, first: str) -> None:
     async with opened(path) as store:
