@@ -24,6 +24,7 @@ BLOCK = 8
 CONTRAST_CLASSES = 8
 LEAST_LEVELS = 2.5
 LEAST_RATIO, RATIO_PER_NOISE = 6.5, 0.25
+UNCHANGED_RATIO = 4.0
 CLEAR_NOISE, UNCLEAR_RATIO = 2.0, 16.0
 DARK = 24.0
 RIDGE = 25.0
@@ -48,7 +49,8 @@ def upright(frame: VideoFrame, clockwise: int, size: tuple[int, int]) -> NDArray
 def changed(source: NDArray[np.uint8], result: NDArray[np.uint8]) -> bool | None:
     """Whether some region of `result` differs from `source` more than encoding explains; same sizes, RGB.
 
-    None when the encoding is so coarse, or the picture so dark, that it would hide a swapped face.
+    None when it may be either: the difference is small, or the encoding so coarse or the picture so dark that they
+    would hide a swapped face. A job fails for frames that are surely unchanged, so doubt counts for neither.
     """
     blocks = _blocks(source)
     difference, contrast = _difference(blocks, _blocks(result)), _contrast(source, blocks)
@@ -57,9 +59,9 @@ def changed(source: NDArray[np.uint8], result: NDArray[np.uint8]) -> bool | None
     ratio = float(np.where(difference > LEAST_LEVELS, difference / noise, 0).max())
     ratio -= RATIO_PER_NOISE * float(np.median(difference))
     clear = float(np.quantile(usual, 0.9)) < CLEAR_NOISE and float(blocks.mean()) > DARK
-    if clear:
-        return ratio > LEAST_RATIO
-    return True if ratio > UNCLEAR_RATIO else None
+    if ratio > (LEAST_RATIO if clear else UNCLEAR_RATIO):
+        return True
+    return False if clear and ratio < UNCHANGED_RATIO else None
 
 
 def _blocks(picture: NDArray[np.uint8] | Array) -> Array:
