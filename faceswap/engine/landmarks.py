@@ -22,6 +22,9 @@ FADE_IN = 4
 _SMALLEST = 12.0
 """Faces narrower than this, in pixels, are taken for noise."""
 
+_PADDED = 96
+"""Pixels to which the longer side is shrunk to find a face that is too large, or cut by the edge."""
+
 _SMALLEST_TILE = 64
 """Parts of a picture that are looked at on their own are no smaller, in pixels."""
 
@@ -189,7 +192,9 @@ class _Finder:
         if not _SMALLEST <= region.size <= 8 * max(bgr.shape):
             return None
         points, score = self._landmarker(bgr, region)
-        if score < CERTAIN or np.ptp(points[:VERTICES, 0]) < _SMALLEST:
+        middle = points[:VERTICES, :2].mean(axis=0)
+        is_inside = (middle >= 0).all() and (middle < bgr.shape[1::-1]).all()
+        if score < CERTAIN or not is_inside or np.ptp(points[:VERTICES, 0]) < _SMALLEST:
             return None
         return points
 
@@ -262,10 +267,14 @@ def _looks(finder: _Finder, bgr: Image) -> Iterator[Box]:
     """Yield detections from ever harder looks: the whole, the whole made smaller, parts of half the size and less."""
     height, width = bgr.shape[:2]
     yield finder.detect(bgr)
-    margin = max(height, width) // 2
-    padded = cv2.copyMakeBorder(bgr, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
+    scale = _PADDED / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    small = cv2.resize(bgr, size, interpolation=cv2.INTER_AREA)
+    margin = _PADDED // 2
+    padded = cv2.copyMakeBorder(small, margin, margin, margin, margin, cv2.BORDER_REPLICATE)
     boxes = finder.detect(np.asarray(padded, np.uint8))
-    boxes[:, [0, 1, 2, 3, 5, 6, 7, 8]] -= margin
+    places = [0, 1, 2, 3, 5, 6, 7, 8]
+    boxes[:, places] = (boxes[:, places] - margin) / scale
     yield boxes
     yield _merged(np.concatenate([finder.detect(bgr, tile) for tile in _tiles(height, width)]))
 

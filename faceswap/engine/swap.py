@@ -155,8 +155,8 @@ class _View:
         return self.right - self.left < 8 or self.bottom - self.top < 8
 
     def of(self, frame: Image) -> Image:
-        """Return the box of a frame as an array of its own."""
-        return frame[self.top : self.bottom, self.left : self.right].copy()
+        """Return the box of a frame, not copied."""
+        return frame[self.top : self.bottom, self.left : self.right]
 
     def replace(self, frame: Image, content: Image) -> None:
         """Put the box back into the frame."""
