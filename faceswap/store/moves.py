@@ -1,0 +1,335 @@
+"""A job comes in, moves on, ends, and is queued again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from ..errors import Conflict, Gone, Unavailable, Unprocessable
+from ..jobs import (
+    MOVES,
+    TERMINAL,
+    Event,
+    Job,
+    JobState,
+    NewJob,
+    download_path,
+)
+from .database import Database, now_ms
+from .rows import JOB_COLUMNS, checked, job_of
+
+IDEMPOTENCY_MS = 24 * 3600 * 1000
+QUEUED_MESSAGE = "Face swap workflow queued successfully!"
+
+
+class JobMoves(Database):
+    """What happens to a job: one method a move."""
+
+    async def create(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
+        """Accept a job: record, segments and `queued` event in one commit. Returns it and whether it is new.
+
+        The same idempotency key with the same request gives the first job; with another one `Unprocessable`.
+        A name that is taken gets `-2`, `-3`, … Raises `Unavailable` when the queue is full.
+        """
+        async with self._transaction() as events:
+            if new.idempotency_key is not None:
+                first = await self._first_with_key(new)
+                if first is not None:
+                    return first, False
+            row = await self._one("SELECT count(*) FROM job WHERE state = 'QUEUED'")
+            position = (row[0] if row else 0) + 1
+            if position > queue_limit:
+                raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
+            job = await self._insert_job(new, await self._free_name(new.output_name))
+            await self._add_event(
+                events,
+                job.prompt_id,
+                "queued",
+                {
+                    "prompt_id": job.prompt_id,
+                    "message": QUEUED_MESSAGE,
+                    "status_url": f"/status/{job.prompt_id}",
+                    "events_url": f"/events/{job.prompt_id}",
+                    "queue_position": position,
+                },
+            )
+        return job, True
+
+    async def _first_with_key(self, new: NewJob) -> Job | None:
+        row = await self._one(
+            f"SELECT {JOB_COLUMNS} FROM job WHERE coalesce(owner, '') = ? AND idempotency_key = ?",
+            new.owner or "",
+            new.idempotency_key,
+        )
+        if row is None:
+            return None
+        first = job_of(row)
+        if now_ms() - first.created_at > IDEMPOTENCY_MS:
+            await self._writer.execute("UPDATE job SET idempotency_key = NULL WHERE prompt_id = ?", (first.prompt_id,))
+            return None
+        if first.request_digest != new.request_digest:
+            raise Unprocessable(
+                "This Idempotency-Key was used with another request.",
+                code="idempotency_key_reused",
+                prompt_id=first.prompt_id,
+            )
+        return first
+
+    async def _free_name(self, wanted: str) -> str:
+        row = await self._one(
+            "WITH RECURSIVE candidate (number, name) AS (SELECT 1, ?1 UNION ALL"
+            " SELECT number + 1, ?1 || '-' || (number + 1) FROM candidate"
+            " WHERE EXISTS (SELECT 1 FROM job WHERE output_name = candidate.name))"
+            " SELECT name FROM candidate ORDER BY number DESC LIMIT 1",
+            wanted,
+        )
+        assert row is not None
+        return str(row[0])
+
+    async def _insert_job(self, new: NewJob, output_name: str) -> Job:
+        now = now_ms()
+        values: dict[str, Any] = {
+            **asdict(new.inputs),
+            "frame_rate": str(new.inputs.frame_rate),
+            "prompt_id": new.prompt_id,
+            "owner": new.owner,
+            "state": JobState.QUEUED,
+            "step": "Queued",
+            "options": json.dumps(new.options.to_dict()),
+            "workflow": new.workflow,
+            "priority": new.options.priority,
+            "output_name": output_name,
+            "created_at": now,
+            "updated_at": now,
+            "total_frames": sum(plan.frame_count for plan in new.segments),
+            "segments_total": len(new.segments),
+            "idempotency_key": new.idempotency_key,
+            "request_digest": new.request_digest,
+            "webhook_url": new.webhook_url,
+        }
+        names = ", ".join(values)
+        marks = ", ".join("?" * len(values))
+        row = await self._one(f"INSERT INTO job ({names}) VALUES ({marks}) RETURNING {JOB_COLUMNS}", *values.values())
+        assert row is not None
+        await self._writer.executemany(
+            "INSERT INTO segment (prompt_id, number, first_frame, frame_count, priority, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?)",
+            [
+                (new.prompt_id, plan.number, plan.first_frame, plan.frame_count, new.options.priority, now)
+                for plan in new.segments
+            ],
+        )
+        self._seq[new.prompt_id] = 0
+        return job_of(row)
+
+    async def tell(self, prompt_id: str, type: str, data: Mapping[str, Any], step: str | None = None) -> None:
+        """Store and publish an event of a job that has not ended, and the step `/status` shows."""
+        async with self._transaction() as events:
+            open_job = await self._one(
+                "UPDATE job SET step = coalesce(?, step), updated_at = ?"
+                " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING') RETURNING 1",
+                step,
+                now_ms(),
+                prompt_id,
+            )
+            if open_job:
+                await self._add_event(events, prompt_id, type, data)
+
+    async def announce(self, prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
+        """Publish an event that the next of its kind supersedes: numbered in order with the others, not stored.
+
+        The first after a start is stored: the numbers that the next start leaves out are counted from it.
+        """
+        async with self._lock:
+            if prompt_id in self._seq:
+                self._publish(Event(prompt_id, await self._next_seq(prompt_id), type, data))
+                return
+        async with self._transaction() as events:
+            if await self._one(
+                "SELECT 1 FROM job WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')", prompt_id
+            ):
+                await self._replace(events, prompt_id, type, data)
+
+    async def progress(self, prompt_id: str, data: Mapping[str, Any]) -> None:
+        """Publish a job's progress and keep it, in place of the older one, for `/status` and for who comes later."""
+        async with self._transaction() as events:
+            moved = await self._one(
+                "UPDATE job SET percentage = ?, current_frame = ?, fps = ?, eta_s = ?, updated_at = ?"
+                " WHERE prompt_id = ? AND state = 'PROCESSING' AND percentage <= ? RETURNING 1",
+                data["percentage"],
+                data["current"],
+                data["fps"],
+                data["eta_seconds"],
+                now_ms(),
+                prompt_id,
+                data["percentage"],
+            )
+            if moved:
+                await self._replace(events, prompt_id, "progress", data)
+
+    async def _replace(self, events: list[Event], prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
+        """Store an event in place of the older ones of its kind."""
+        # These go last: the number of one may be the highest there is, and numbers never repeat.
+        await self._add_event(events, prompt_id, type, data)
+        await self._writer.execute(
+            "DELETE FROM event WHERE prompt_id = ? AND type = ? AND seq < ?", (prompt_id, type, events[-1].seq)
+        )
+
+    async def succeed(
+        self, job: Job, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...], message: str
+    ) -> bool:
+        """PROCESSING → SUCCESS with the checked result; False when the job had ended otherwise."""
+        async with self._transaction() as events:
+            ended = await self._end(
+                job.prompt_id,
+                JobState.SUCCESS,
+                step="Face swap completed successfully",
+                result_file=result_file,
+                result_bytes=size,
+                result_sha256=sha256,
+                warnings=json.dumps(warnings, ensure_ascii=False),
+                percentage=100.0,
+                current_frame=job.total_frames,
+                eta_s=0.0,
+            )
+            if ended:
+                data = {
+                    "percentage": 100.0,
+                    "current": job.total_frames,
+                    "total": job.total_frames,
+                    "message": "Face swap progress: 100.00%",
+                    "eta_seconds": 0,
+                    "fps": job.fps,
+                }
+                await self._replace(events, job.prompt_id, "progress", data)
+                await self._add_event(
+                    events,
+                    job.prompt_id,
+                    "completed",
+                    {
+                        "message": message,
+                        "filename": result_file,
+                        "download_url": download_path(result_file),
+                        "prompt_id": job.prompt_id,
+                        "output_prefix": job.output_name,
+                        "bytes": size,
+                        "sha256": sha256,
+                        "warnings": list(warnings),
+                    },
+                )
+        return ended
+
+    async def fail(self, prompt_id: str, code: str, sentence: str) -> bool:
+        """→ FAILED; False when the job had ended otherwise."""
+        async with self._transaction() as events:
+            ended = await self._end(prompt_id, JobState.FAILED, step="Failed", error=sentence, code=code)
+            if ended:
+                data = {"detail": sentence, "code": code, "prompt_id": prompt_id}
+                await self._add_event(events, prompt_id, "error", data)
+        return ended
+
+    async def cancelled(self, prompt_id: str) -> bool:
+        """→ CANCELLED, once no engine works on the job any more; False when nobody asked, or it had ended otherwise."""
+        async with self._transaction() as events:
+            if not await self._one("SELECT 1 FROM job WHERE prompt_id = ? AND cancel_requested", prompt_id):
+                return False
+            return await self._cancelled(events, prompt_id)
+
+    async def _cancelled(self, events: list[Event], prompt_id: str) -> bool:
+        ended = await self._end(prompt_id, JobState.CANCELLED, step="Cancelled")
+        if ended:
+            data = {"prompt_id": prompt_id, "message": "Face swap cancelled."}
+            await self._add_event(events, prompt_id, "cancelled", data)
+        return ended
+
+    async def _end(self, prompt_id: str, state: JobState, **columns: Any) -> bool:
+        sources = [source for source, targets in MOVES.items() if state in targets]
+        now = now_ms()
+        values = {"state": state, "finished_at": now, "updated_at": now, "eta_s": None, **columns}
+        assignments = ", ".join(f"{name} = ?" for name in values)
+        marks = ", ".join("?" * len(sources))
+        row = await self._one(
+            f"UPDATE job SET {assignments} WHERE prompt_id = ? AND state IN ({marks}) RETURNING 1",
+            *values.values(),
+            prompt_id,
+            *sources,
+        )
+        if row is None:
+            return False
+        await self._writer.execute(
+            "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state IN ('waiting', 'submitted')",
+            (prompt_id,),
+        )
+        return True
+
+    async def request_cancel(self, prompt_id: str, owner: str | None) -> Job:
+        """Ask for a job's end. Ends it here and now unless a backend may be working on it. Raises `Conflict`."""
+        async with self._transaction() as events:
+            job = await self._owned(prompt_id, owner)
+            if job.state in TERMINAL:
+                raise Conflict(f"The job has ended already ({job.state}).", code="job_ended", prompt_id=prompt_id)
+            await self._writer.execute(
+                "UPDATE job SET cancel_requested = 1, step = 'Cancelling', updated_at = ? WHERE prompt_id = ?",
+                (now_ms(), prompt_id),
+            )
+            await self._settle_cancel(events, prompt_id)
+            return await self._owned(prompt_id, owner)
+
+    async def _settle_cancel(self, events: list[Event], prompt_id: str) -> bool:
+        """End a job that was asked to, once no segment is with a backend; until then nothing of it may be claimed."""
+        if not await self._one("SELECT 1 FROM job WHERE prompt_id = ? AND cancel_requested", prompt_id):
+            return False
+        await self._writer.execute(
+            "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state = 'waiting'", (prompt_id,)
+        )
+        if await self._one("SELECT 1 FROM segment WHERE prompt_id = ? AND state = 'submitted'", prompt_id):
+            return False
+        return await self._cancelled(events, prompt_id)
+
+    async def retry(self, prompt_id: str, owner: str | None) -> Job:
+        """FAILED or CANCELLED → QUEUED, finished segments kept. Raises `Conflict`, or `Gone` when inputs are erased.
+
+        When all were finished, the last is done again: its end leads to the joining at which the job had ended.
+        """
+        async with self._transaction() as events:
+            job = await self._owned(prompt_id, owner)
+            if JobState.QUEUED not in MOVES[job.state]:
+                raise Conflict(
+                    f"Only a failed or cancelled job can be retried; this one is {job.state}.",
+                    code="not_retryable",
+                    prompt_id=prompt_id,
+                )
+            row = await self._one("SELECT inputs_erased FROM job WHERE prompt_id = ?", prompt_id)
+            if row is None or row[0]:
+                raise Gone(
+                    "The video and the face of this job were erased already; post them again.",
+                    code="inputs_erased",
+                    prompt_id=prompt_id,
+                )
+            all_done = job.segments_done == job.segments_total
+            await self._writer.execute(
+                "UPDATE job SET state = 'QUEUED', step = 'Queued', finished_at = NULL, error = NULL, code = NULL,"
+                " cancel_requested = 0, segments_done = segments_done - ?, updated_at = ? WHERE prompt_id = ?",
+                (all_done, now_ms(), prompt_id),
+            )
+            await self._writer.execute(
+                "UPDATE segment SET state = 'waiting', failures = 0, losses = 0, not_before = 0, backend = NULL"
+                " WHERE prompt_id = ? AND (state = 'failed' OR (number = ? AND ?))",
+                (prompt_id, job.segments_total - 1, all_done),
+            )
+            await self._add_event(
+                events, prompt_id, "status", {"status": "QUEUED", "message": "Queued again by a retry."}
+            )
+            return await self._owned(prompt_id, owner)
+
+    async def erase(self, prompt_id: str) -> None:
+        """Delete a job's record, segments and events for good."""
+        async with self._transaction():
+            await self._writer.execute("DELETE FROM job WHERE prompt_id = ?", (prompt_id,))
+        self._seq.pop(prompt_id, None)
+
+    async def _owned(self, prompt_id: str, owner: str | None) -> Job:
+        row = await self._one(f"SELECT {JOB_COLUMNS} FROM job WHERE prompt_id = ?", prompt_id)
+        return checked(row, prompt_id, owner)

@@ -1,0 +1,181 @@
+"""A segment is claimed, given back, cut, finished."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+from ..jobs import (
+    Job,
+    Segment,
+    comfy_prompt_id,
+)
+from .database import now_ms
+from .moves import JobMoves
+from .rows import JOB_COLUMNS, SEGMENT_COLUMNS, job_of, segment_of
+
+LOOK_AHEAD = 64
+"""Waiting segments that are looked at to tell how much waits."""
+
+
+class SegmentMoves(JobMoves):
+    """What happens to a segment: one method a move."""
+
+    async def claim(self, backend: str, *, again: bool = True) -> Segment | None:
+        """Give the next waiting segment to a backend: its prompt id is committed before it is sent.
+
+        Not `again`: none whose last attempt failed there.
+        """
+        async with self._transaction():
+            row = await self._one(
+                "SELECT prompt_id, number, attempt FROM segment WHERE state = 'waiting' AND not_before <= ?"
+                " AND (? OR failures + losses = 0 OR backend IS NOT ?)"
+                " ORDER BY priority DESC, created_at, prompt_id, number LIMIT 1",
+                now_ms(),
+                again,
+                backend,
+            )
+            if row is None:
+                return None
+            prompt_id, number, attempt = row["prompt_id"], row["number"], row["attempt"] + 1
+            claimed = await self._one(
+                "UPDATE segment SET state = 'submitted', attempt = ?, comfy_prompt_id = ?, backend = ?"
+                f" WHERE prompt_id = ? AND number = ? AND state = 'waiting' RETURNING {SEGMENT_COLUMNS}",
+                attempt,
+                comfy_prompt_id(prompt_id, number, attempt),
+                backend,
+                prompt_id,
+                number,
+            )
+            now = now_ms()
+            await self._writer.execute(
+                "UPDATE job SET attempts = attempts + 1, updated_at = ?, state = 'PROCESSING',"
+                " step = iif(state = 'QUEUED', 'Preparing', step), started_at = coalesce(started_at, ?)"
+                " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')",
+                (now, now, prompt_id),
+            )
+        return segment_of(claimed) if claimed else None
+
+    async def known_as(self, segment: Segment, comfy_prompt_id: str) -> Segment:
+        """An older ComfyUI gave the prompt an id of its own."""
+        async with self._transaction():
+            await self._writer.execute(
+                "UPDATE segment SET comfy_prompt_id = ? WHERE prompt_id = ? AND number = ? AND attempt = ?",
+                (comfy_prompt_id, segment.prompt_id, segment.number, segment.attempt),
+            )
+        return replace(segment, comfy_prompt_id=comfy_prompt_id)
+
+    async def give_back(
+        self, segment: Segment, *, pause_s: float = 0, failed: bool = False, lost: bool = False
+    ) -> None:
+        """A submitted segment waits again, not before `pause_s` from now; the failure or loss is counted.
+
+        That of a job whose end was asked for does not: the job ends with the last of them.
+        """
+        async with self._transaction() as events:
+            await self._give_back(segment, pause_s, failed, lost)
+            await self._settle_cancel(events, segment.prompt_id)
+
+    async def _give_back(self, segment: Segment, pause_s: float, failed: bool, lost: bool) -> None:
+        await self._writer.execute(
+            "UPDATE segment SET state = 'waiting', not_before = ?, failures = failures + ?, losses = losses + ?"
+            " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted'",
+            (now_ms() + int(pause_s * 1000), failed, lost, segment.prompt_id, segment.number, segment.attempt),
+        )
+
+    async def shorten(self, segment: Segment, *, pause_s: float) -> None:
+        """A submitted segment failed for its length: it waits again, not before `pause_s` from now, cut in two.
+
+        What else of its job waits is cut to that length as well; what is cut off are segments of their own.
+        """
+        limit = segment.frame_count // 2 + 1
+        async with self._transaction() as events:
+            await self._give_back(segment, pause_s, failed=True, lost=False)
+            rows = await self._writer.execute_fetchall(
+                "SELECT * FROM segment WHERE prompt_id = ? AND state = 'waiting' AND frame_count > ?",
+                (segment.prompt_id, limit),
+            )
+            for row in rows:
+                await self._cut(dict(row), limit)
+            await self._settle_cancel(events, segment.prompt_id)
+
+    async def _cut(self, segment: dict[str, Any], limit: int) -> None:
+        """Cut a waiting segment into parts of about the same length, at most `limit` frames."""
+        prompt_id, first, frames = segment["prompt_id"], segment["first_frame"], segment["frame_count"]
+        count = -(-frames // limit)
+        bounds = [first + frames * part // count for part in range(count + 1)]
+        await self._writer.execute(
+            "UPDATE segment SET frame_count = ? WHERE prompt_id = ? AND number = ?",
+            (bounds[1] - first, prompt_id, segment["number"]),
+        )
+        for start, end in pairwise(bounds[1:]):
+            await self._writer.execute(
+                "INSERT INTO segment"
+                " (prompt_id, number, first_frame, frame_count, priority, created_at, not_before, failures, backend)"
+                " SELECT prompt_id, (SELECT max(number) + 1 FROM segment WHERE prompt_id = ?1), ?3, ?4,"
+                " priority, created_at, not_before, failures, backend FROM segment"
+                " WHERE prompt_id = ?1 AND number = ?2",
+                (prompt_id, segment["number"], start, end - start),
+            )
+        await self._writer.execute(
+            "UPDATE job SET segments_total = segments_total + ? WHERE prompt_id = ?", (count - 1, prompt_id)
+        )
+
+    async def finish_segment(
+        self, segment: Segment, output_file: str, changed_share: float | None, warnings: Iterable[str] = ()
+    ) -> Job | None:
+        """A segment's checked output is in the work folder. Returns the job, or None when it has ended meanwhile."""
+        async with self._transaction() as events:
+            done = await self._one(
+                "UPDATE segment SET state = 'done', output_file = ?, changed_share = ?, warnings = ?"
+                " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted' RETURNING number",
+                output_file,
+                changed_share,
+                json.dumps(tuple(warnings), ensure_ascii=False),
+                segment.prompt_id,
+                segment.number,
+                segment.attempt,
+            )
+            if done is None:
+                return None
+            row = await self._one(
+                "UPDATE job SET segments_done = segments_done + 1, updated_at = ?"
+                f" WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING {JOB_COLUMNS}",
+                now_ms(),
+                segment.prompt_id,
+            )
+            if await self._settle_cancel(events, segment.prompt_id):
+                return None
+        return job_of(row) if row else None
+
+    async def submitted(self) -> list[Segment]:
+        """The segments that a backend may know: to be looked up after a start."""
+        sql = f"SELECT {SEGMENT_COLUMNS} FROM segment WHERE state = 'submitted'"
+        return [segment_of(row) for row in await self._reader.execute_fetchall(sql)]
+
+    async def segments(self, prompt_id: str) -> list[Segment]:
+        """A job's segments in the order of their frames."""
+        sql = f"SELECT {SEGMENT_COLUMNS} FROM segment WHERE prompt_id = ? ORDER BY first_frame"
+        return [segment_of(row) for row in await self._reader.execute_fetchall(sql, (prompt_id,))]
+
+    async def waiting_frames(self) -> list[int]:
+        """How long the segments are that would be claimed next, as far ahead as matters."""
+        rows = await self._reader.execute_fetchall(
+            "SELECT frame_count FROM segment WHERE state = 'waiting' AND not_before <= ?"
+            " ORDER BY priority DESC, created_at, prompt_id, number LIMIT ?",
+            (now_ms(), LOOK_AHEAD),
+        )
+        return [row[0] for row in rows]
+
+    async def next_due_s(self) -> float | None:
+        """Seconds until the next pausing segment may be claimed; None when none waits."""
+        rows = list(await self._reader.execute_fetchall("SELECT min(not_before) FROM segment WHERE state = 'waiting'"))
+        return None if rows[0][0] is None else max(0.0, (rows[0][0] - now_ms()) / 1000)
+
+    async def unfinished(self) -> list[Job]:
+        """Jobs whose segments are all done but which have not ended: to be joined."""
+        sql = f"SELECT {JOB_COLUMNS} FROM job WHERE state = 'PROCESSING' AND segments_done = segments_total"
+        return [job_of(row) for row in await self._reader.execute_fetchall(sql)]

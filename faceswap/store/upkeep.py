@@ -1,0 +1,82 @@
+"""What goes with time, and what outlives a process."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Mapping
+
+from .database import Database
+
+
+class Upkeep(Database):
+    """What the janitor, the listener and the ETA need."""
+
+    async def with_expired_inputs(self, before: int, limit: int) -> list[str]:
+        """Ended jobs whose inputs are still there and which ended before a time."""
+        sql = "SELECT prompt_id FROM job WHERE inputs_erased = 0 AND finished_at <= ? LIMIT ?"
+        return [row[0] for row in await self._reader.execute_fetchall(sql, (before, limit))]
+
+    async def with_expired_results(self, before: int, limit: int) -> list[tuple[str, str]]:
+        """Ended jobs, with their file, whose result is still there and which ended before a time."""
+        sql = (
+            "SELECT prompt_id, result_file FROM job"
+            " WHERE result_erased = 0 AND result_file IS NOT NULL AND finished_at <= ? LIMIT ?"
+        )
+        return [(row[0], row[1]) for row in await self._reader.execute_fetchall(sql, (before, limit))]
+
+    async def inputs_erased(self, prompt_id: str) -> bool:
+        """The inputs of an ended job are about to go: it cannot be retried any more. False when it was retried."""
+        async with self._transaction():
+            row = await self._one(
+                "UPDATE job SET inputs_erased = 1 WHERE prompt_id = ? AND finished_at IS NOT NULL RETURNING 1",
+                prompt_id,
+            )
+        return row is not None
+
+    async def result_erased(self, prompt_id: str) -> None:
+        """The result of an ended job is about to go."""
+        async with self._transaction():
+            await self._writer.execute("UPDATE job SET result_erased = 1 WHERE prompt_id = ?", (prompt_id,))
+
+    async def with_inputs(self, prompt_ids: Iterable[str]) -> set[str]:
+        """Those of the ids that are jobs whose inputs have not expired."""
+        ids = json.dumps(list(prompt_ids))
+        sql = "SELECT prompt_id FROM job WHERE inputs_erased = 0 AND prompt_id IN (SELECT value FROM json_each(?))"
+        return {row[0] for row in await self._reader.execute_fetchall(sql, (ids,))}
+
+    async def unexpired_results(self, filenames: Iterable[str]) -> set[str]:
+        """Those of the names that are results which have not expired."""
+        names = json.dumps(list(filenames))
+        sql = "SELECT result_file FROM job WHERE result_erased = 0 AND result_file IN (SELECT value FROM json_each(?))"
+        return {row[0] for row in await self._reader.execute_fetchall(sql, (names,))}
+
+    async def client_id(self, backend: str) -> str:
+        """The client id under which a backend's socket is opened: the same as long as the database lives."""
+        async with self._transaction():
+            row = await self._one(
+                "INSERT INTO backend (name, client_id) VALUES (?, ?)"
+                " ON CONFLICT (name) DO UPDATE SET client_id = client_id RETURNING client_id",
+                backend,
+                uuid.uuid4().hex,
+            )
+        assert row is not None
+        return str(row[0])
+
+    async def phase_costs(self, key: str) -> dict[str, float]:
+        """Learned seconds per frame of each phase."""
+        sql = "SELECT phase, seconds FROM stat WHERE key = ?"
+        return {row[0]: row[1] for row in await self._reader.execute_fetchall(sql, (key,))}
+
+    async def learn_phase_costs(self, key: str, costs: Mapping[str, float], weight: float = 0.3) -> None:
+        """Fold measured seconds per frame into what was learned, and forget phases that no longer occur."""
+        async with self._transaction():
+            await self._writer.executemany(
+                "INSERT INTO stat (key, phase, seconds) VALUES (?, ?, ?)"
+                " ON CONFLICT (key, phase) DO UPDATE SET seconds = seconds + (excluded.seconds - seconds) * ?",
+                [(key, phase, seconds, weight) for phase, seconds in costs.items()],
+            )
+            await self._writer.execute(
+                "DELETE FROM stat WHERE key = ? AND phase NOT IN (SELECT value FROM json_each(?))",
+                (key, json.dumps(list(costs))),
+            )
