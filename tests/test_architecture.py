@@ -134,7 +134,7 @@ def test_what_is_pure_knows_of_no_loop_socket_or_database(name: str) -> None:
 
 
 def test_sql_is_spoken_in_the_store_only() -> None:
-    assert {module for module, path in FILES.items() if "aiosqlite" in imports(path)} == {"store"}
+    assert {part(module) for module, path in FILES.items() if "aiosqlite" in imports(path)} == {"store"}
 
 
 def test_a_circle_is_found() -> None:
