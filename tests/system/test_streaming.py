@@ -7,7 +7,7 @@ import contextlib
 import socket
 import sqlite3
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from processes import Engine, Service, eventually, free_port
+from processes import Engine, Service, eventually, free_port, service_and_engine
 from talk import FRAMES, Api, Media, Told, durable, told
 from yarl import URL
 
@@ -32,23 +32,25 @@ EVENT_BYTES, MOST_EVENTS = 64 * 1024, 1000
 """More than any socket's buffers and the queue of a watcher hold."""
 
 
-async def test_posting_streams_the_whole_story(api: Api, engine: Engine) -> None:
-    await engine.set_faults(wait_per_frame_s=0.2)
-    async with api.session.post(f"{api.url}/face-swap", data=api.form(output_name="story")) as response:
-        assert (response.status, response.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
-        assert response.headers["Cache-Control"] == "no-store"
-        assert response.headers["X-Accel-Buffering"] == "no"
+async def test_posting_streams_the_whole_story(tmp_path: Path, api_of: Callable[[Service], Api]) -> None:
+    # A service of its own has learned nothing of how long the phases of such a painted job last.
+    async with service_and_engine(tmp_path, {"wait_per_frame_s": 0.2}) as (service, _):
+        api = api_of(service)
         started = time.monotonic()
-        events = [event async for event in told(response)]
+        async with api.session.post(f"{api.url}/face-swap", data=api.form(output_name="story")) as response:
+            assert (response.status, response.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
+            assert response.headers["Cache-Control"] == "no-store"
+            assert response.headers["X-Accel-Buffering"] == "no"
+            events = [event async for event in told(response)]
         lasted_s = time.monotonic() - started
-    prompt_id = events[0].data["prompt_id"]
-    check_story(events, prompt_id)
-    types = [event.type for event in events]
-    # The first and the last come as they happen.
-    assert types.count("progress") <= 4 * lasted_s + 2
-    assert 1 <= types.count("preview") <= lasted_s + 1
-    assert durable(await api.events(prompt_id)) == durable(events)
-    assert [event.id for event in events] == sorted({event.id for event in events})
+        prompt_id = events[0].data["prompt_id"]
+        check_story(events, prompt_id)
+        types = [event.type for event in events]
+        # The first and the last come as they happen.
+        assert types.count("progress") <= 4 * lasted_s + 2
+        assert 1 <= types.count("preview") <= lasted_s + 1
+        assert durable(await api.events(prompt_id)) == durable(events)
+        assert [event.id for event in events] == sorted({event.id for event in events})
 
 
 def check_story(events: list[Told], prompt_id: str) -> None:
