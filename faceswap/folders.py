@@ -45,6 +45,12 @@ class Folders:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder / f"{segment.number:05d}-{segment.attempt}.mp4"
 
+    def piece(self, segment: Segment, video_file: str) -> Path:
+        """Where the part of the video that an attempt at a segment needs is cut to, for as long as it is uploaded."""
+        path = self.segment(segment)
+        suffix = ".mp4" if video_file.endswith((".mp4", ".mov")) else ".mkv"
+        return path.with_name(f"{path.stem}-source{suffix}")
+
     def finished_segment(self, segment: Segment) -> Path:
         """A finished segment's output."""
         return self._work / segment.prompt_id / (segment.output_file or "")

@@ -73,9 +73,13 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
         return probe.probe_video(Path(arguments["path"]))
     if name == "probe_image":
         return probe.probe_image(Path(arguments["path"]))
+    # Loaded when first needed: a process that only probes stays small.
+    if name == "cut":
+        from faceswap.media.cut import cut
+
+        return cut(Path(arguments.pop("source")), Path(arguments.pop("out")), **arguments)
     rate = arguments.pop("frame_rate")
     frame_rate = None if rate is None else Fraction(rate)
-    # Loaded when first needed: a process that only probes stays small.
     if name == "join":
         from faceswap.media.join import join
 

@@ -69,6 +69,17 @@ class ImageFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class PieceFacts:
+    """A piece cut out of a video: how many frames it holds before the first that was wanted."""
+
+    lead: int
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
 class JoinFacts:
     """The joined result: size and digest of the file, its frames, its length and what to tell the user."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from faceswap import errors
-from faceswap.media.facts import ImageFacts, JoinFacts, Verdict, VideoFacts
+from faceswap.media.facts import ImageFacts, JoinFacts, PieceFacts, Verdict, VideoFacts
 
 PROBES_AT_ONCE = 2
 CHECKS_AT_ONCE = 2
@@ -165,6 +165,12 @@ class MediaWorker:
         """Size and format of the image at `path`. Raises Problem: 415 `not_an_image`, 422 `image_too_large`
         or `undecodable`."""
         return ImageFacts.from_json(await self._probe("probe_image", path))
+
+    async def cut(self, source: Path, out: Path, first_frame: int, frame_count: int) -> PieceFacts:
+        """Cuts a run of frames out of `source`; see `faceswap.media.cut.cut`. Raises JobFailure."""
+        arguments = {"source": source, "out": out, "first_frame": first_frame, "frame_count": frame_count}
+        timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + _size(source) / PROBE_BYTES_A_SECOND
+        return PieceFacts.from_json(await self._check("cut", arguments, timeout))
 
     async def join(self, segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None) -> JoinFacts:
         """Joins segment results to `out` with the source's sound; see `faceswap.media.join.join`.

@@ -127,6 +127,29 @@ async def test_at_a_rate_of_its_own_no_frame_is_lost_at_the_seams(
     assert abs(shown - played) < max(2 / rate, 0.1)
 
 
+def noisy(number: int, width: int, height: int) -> Picture:
+    noise = np.random.default_rng(number).integers(0, 120, (height, width, 3), dtype=np.uint8)
+    noise[: height // 3] = numbered(number, width, height)[: height // 3]
+    return noise
+
+
+async def test_a_video_above_the_engines_limit_comes_in_pieces(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "clip.mp4", 60, size=(320, 240), draw=noisy, sounds=["aac"], crf=30)
+    limit = clip.stat().st_size * 2 // 3
+    settings = {"segment_frames": 10}
+    async with service_and_engines(tmp_path, paint=True, max_upload_size=limit, settings=settings) as (service, _):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["attempts"]) == ("SUCCESS", 6), status
+        result = await service.download(status, tmp_path / "result.mp4")
+        assert read_numbers(result) == list(range(60))
+        assert frame_times(result) == pytest.approx(frame_times(clip))
+        assert in_sync(result, clip) < 0.005
+        assert [name for name in service.files() if name.startswith("work/")] == []
+
+        refused = await service.ended(await service.post(clip, frame_rate=12))
+        assert (refused["code"], "--max-upload-size" in refused["error"]) == ("upload_too_large", True)
+
+
 async def until(client: FaceSwapClient, prompt_id: str, reached: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """Wait until a job's status is as wanted."""
 
