@@ -18,9 +18,12 @@ from .app import FAILED, create_app
 from .config import ConfigError, Settings
 from .folders import Folders
 from .store import NewerDatabase
+from .systemd import feed_watchdog, notify
 
 SHUTDOWN_S = 4.0
 """How long open answers may take to end; the whole stop stays below ten seconds."""
+READ_BYTES = 256 * 1024
+"""Read from a connection at once: uploads come in twice as fast as in aiohttp's 64 KiB."""
 
 
 def serve(settings: Settings, *, allow_anonymous: bool = False) -> int:
@@ -53,7 +56,7 @@ async def _serve(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, read_bufsize=READ_BYTES)
     await runner.setup()
     try:
         site = web.TCPSite(runner, settings.host, settings.port)
@@ -66,12 +69,15 @@ async def _serve(settings: Settings) -> int:
         engine = "embedded" if app[keys.ENGINE] is not None else f"{len(settings.comfyui_urls)} ComfyUI"
         shown = f"[{host}]" if ":" in host else host
         print(f"faceswap: listening on http://{shown}:{port} (engine: {engine})", flush=True)
+        notify("READY=1")
+        watchdog = asyncio.create_task(feed_watchdog(app[keys.STORE]), name="watchdog")
         waits = [asyncio.create_task(stop.wait()), asyncio.create_task(app[FAILED].wait())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for wait in waits:
-            wait.cancel()
+        for task in (watchdog, *waits):
+            task.cancel()
         return 1 if app[FAILED].is_set() else 0
     finally:
+        notify("STOPPING=1")
         await runner.cleanup()
 
 
