@@ -42,7 +42,11 @@ lint: $(VENV)/.installed-dev ## check style, formatting and types
 
 .PHONY: chaos
 chaos: $(VENV)/.installed-dev ## 500 jobs under random faults; SEED=… repeats a run
-	$(BIN)/python -m tests.system.chaos $(ARGS)
+	cd tests && ../$(BIN)/python -m system.chaos $(ARGS)
+
+.PHONY: long
+long: $(VENV)/.installed-dev ## ten minutes of 1080p, killed in the middle: memory, frames, sound
+	cd tests && ../$(BIN)/python -m system.long_video $(ARGS)
 
 .PHONY: compat
 compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI client packages from the package index

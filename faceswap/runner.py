@@ -27,6 +27,7 @@ from .jobs import TERMINAL, Job, Segment
 from .media import MediaWorker, Verdict
 from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED, JobProgress
 from .store import Store
+from .uploads import Uploads
 from .workflow import Graph, Workflow, WorkflowError, extra_data
 
 T = TypeVar("T")
@@ -87,7 +88,7 @@ class Runner:
         self._flights: dict[str, dict[Flight, asyncio.Task[None]]] = {}
         self._reporters: dict[str, Reporter] = {}
         self._previews: dict[str, bytes] = {}
-        self._uploads: dict[tuple[str, str], asyncio.Task[tuple[str | None, str]]] = {}
+        self._uploads = Uploads(folders, media)
         for backend in backends:
             backend.on_change = self.wake
             backend.replaceable = partial(self._has_other_than, backend)
@@ -290,60 +291,19 @@ class Runner:
     async def _graph(self, job: Job, flight: Flight, workflow: Workflow, backend: Backend) -> Graph:
         """The inputs uploaded, and the graph that names them."""
         segment = flight.segment
-        video, image = await self._uploaded(job, backend)
-        first_frame, is_whole = segment.first_frame, job.segments_total == 1
-        if video is None:
-            video, first_frame = await self._upload_piece(job, segment, backend)
-            is_whole = False
+        inputs = await self._uploads.provide(job, segment, backend, splittable=workflow.splittable)
         try:
             return workflow.build(
-                video=video,
-                image=image,
+                video=inputs.video,
+                image=inputs.image,
                 output_prefix=f"{job.prompt_id}/{segment.number:05d}-{segment.attempt}",
                 options=job.options.to_dict(),
-                skip_first_frames=0 if is_whole else first_frame,
-                frame_load_cap=0 if is_whole else segment.frame_count,
+                skip_first_frames=inputs.first_frame,
+                frame_load_cap=0 if job.segments_total == 1 else segment.frame_count,
                 frame_rate=job.options.frame_rate,
             )
         except WorkflowError as error:
             raise JobFailure("workflow_invalid", str(error)) from error
-
-    async def _uploaded(self, job: Job, backend: Backend) -> tuple[str | None, str]:
-        """The names of a job's inputs at a backend, uploaded once however many segments ask.
-
-        The video has none where the backend takes no file as large, but pieces of it can be cut.
-        """
-        key = (backend.name, job.prompt_id)
-        task = self._uploads.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception())):
-            task = self._uploads[key] = asyncio.create_task(self._upload(job, backend), name=f"upload {key}")
-        return await asyncio.shield(task)
-
-    async def _upload(self, job: Job, backend: Backend) -> tuple[str | None, str]:
-        video = self._folders.video(job.prompt_id, job.inputs)
-        image = self._folders.image(job.prompt_id, job.inputs)
-        if not (video.is_file() and image.is_file()):
-            sentence = "The video or the picture is no longer on the service's disk; post them again."
-            raise JobFailure("inputs_missing", sentence)
-        image_name = await backend.client.upload(image, image.name, job.prompt_id)
-        try:
-            return await backend.client.upload(video, video.name, job.prompt_id), image_name
-        except JobFailure as failure:
-            # A forced rate is counted from the first frame of the file.
-            cuttable = self._workflows[job.workflow].splittable and job.options.rate is None
-            if failure.code != "upload_too_large" or not cuttable:
-                raise
-            return None, image_name
-
-    async def _upload_piece(self, job: Job, segment: Segment, backend: Backend) -> tuple[str, int]:
-        """Upload a segment's part of a video that is too large as a whole; its name, and where the segment begins."""
-        video = self._folders.video(job.prompt_id, job.inputs)
-        piece = self._folders.piece(segment, video.name)
-        try:
-            facts = await self._media.cut(video, piece, segment.first_frame, segment.frame_count)
-            return await backend.client.upload(piece, piece.name, job.prompt_id), facts.lead
-        finally:
-            piece.unlink(missing_ok=True)
 
     async def _collect(
         self, job: Job, segment: Segment, workflow: Workflow, backend: Backend, outcome: Outcome
@@ -392,7 +352,7 @@ class Runner:
     async def _failed(self, segment: Segment, backend: Backend, failure: JobFailure) -> None:
         """Try again what may pass by itself; end the job otherwise."""
         log.warning("segment %s on %s: %s: %s", segment.comfy_prompt_id, backend.name, failure.code, failure.sentence)
-        self._uploads.pop((backend.name, segment.prompt_id), None)
+        self._uploads.repeat(segment.prompt_id, backend)
         pauses_s = self._patience.retry_s
         passing = failure.passing or (failure.code in ELSEWHERE and self._has_other_than(backend))
         if not passing or segment.failures == len(pauses_s):
@@ -472,8 +432,7 @@ class Runner:
         """What was kept in memory of a job that has ended."""
         self._reporters.pop(prompt_id, None)
         self._previews.pop(prompt_id, None)
-        for key in [key for key in self._uploads if key[1] == prompt_id]:
-            self._uploads.pop(key).cancel()
+        self._uploads.forget(prompt_id)
 
     # What watchers are told.
 

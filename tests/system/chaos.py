@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote
 
 import aiohttp
 import cv2
@@ -214,7 +215,7 @@ class Chaos:
                 status = await client.status(prompt_id)
                 self.book.ended[status["status"]] += 1
                 if status["status"] == "SUCCESS":
-                    filename = status["result"].removeprefix("/download/")
+                    filename = unquote(status["result"].removeprefix("/download/"))
                     expected.add(f"outputs/{filename}")
                     await self._check_result(client, prompt_id, filename, status["sha256"], frames)
                 elif status["status"] != "CANCELLED" or prompt_id not in self.book.cancelled:
