@@ -23,6 +23,7 @@ from .hub import Hub
 from .intake import Intake
 from .janitor import Janitor
 from .media import MediaWorker
+from .reports import Reports
 from .runner import EMBEDDED, Runner
 from .store import Store
 from .workflow import Workflow, WorkflowError, load_workflows
@@ -74,7 +75,8 @@ def create_app(settings: Settings, patience: Patience | None = None) -> web.Appl
             backends = await make_backends(settings, store, session, patience)
             app[keys.INTAKE] = Intake(settings, fetcher)
             app[keys.ADMISSION] = Admission(settings, store, media, workflows)
-            runner = app[keys.RUNNER] = Runner(store, folders, media, workflows, backends, patience)
+            reports = app[keys.REPORTS] = Reports(store)
+            runner = app[keys.RUNNER] = Runner(store, folders, media, reports, workflows, backends, patience)
             janitor = Janitor(settings, store, folders)
             await janitor.clear_debris()
             background = asyncio.create_task(_background(runner, janitor, engine), name="background")

@@ -12,12 +12,10 @@ import math
 import random
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 from .backend import MAX_PROMPTS, Backend, Flight, Lost, Patience, Stopped
 from .comfy.client import ComfyError, Outcome
@@ -25,12 +23,11 @@ from .errors import JobFailure, NotFound, Problem
 from .folders import Folders
 from .jobs import TERMINAL, Job, Segment
 from .media import MediaWorker, Verdict
-from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED, JobProgress
-from .store import Store
+from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED
+from .reports import Reports
+from .store import Store, insist
 from .uploads import Uploads
 from .workflow import Graph, Workflow, WorkflowError, extra_data
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -45,24 +42,8 @@ DISK_PAUSE_S = 2.0
 LOOK_AGAIN_S = 0.5
 CUT_LIMIT = 20
 """Times the way back from an engine may be cut before its work counts as lost."""
-TICK_S = 0.25
-"""At most four progress events a second."""
-KEEP_EVERY = 4
-"""Of these one is kept in the database: one a second."""
-PREVIEW_S = 1.0
 IDLE_S = 5.0
 OUTPUT_LIMIT_BYTES = 64 * 2**30
-
-
-@dataclass
-class Reporter:
-    """What is told of a running job: its progress, and the newest preview."""
-
-    progress: JobProgress
-    ticks: int = 0
-    told: float = -1.0
-    previewed_at: float = 0.0
-    preview_is_new: bool = False
 
 
 class Runner:
@@ -73,6 +54,7 @@ class Runner:
         store: Store,
         folders: Folders,
         media: MediaWorker,
+        reports: Reports,
         workflows: Mapping[str, Workflow],
         backends: Sequence[Backend],
         patience: Patience,
@@ -86,8 +68,7 @@ class Runner:
         self._wake = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         self._flights: dict[str, dict[Flight, asyncio.Task[None]]] = {}
-        self._reporters: dict[str, Reporter] = {}
-        self._previews: dict[str, bytes] = {}
+        self._reports = reports
         self._uploads = Uploads(folders, media)
         for backend in backends:
             backend.on_change = self.wake
@@ -96,10 +77,6 @@ class Runner:
     def wake(self) -> None:
         """There may be something to do."""
         self._wake.set()
-
-    def preview(self, prompt_id: str) -> bytes | None:
-        """The newest preview of a job, JPEG."""
-        return self._previews.get(prompt_id)
 
     def cancel(self, prompt_id: str) -> None:
         """The store was asked for a job's end: stop what is out of it."""
@@ -128,7 +105,7 @@ class Runner:
                 tasks.create_task(backend.run(), name=f"listener of {backend.name}")
             await self._take_up()
             tasks.create_task(self._dispatch(), name="dispatcher")
-            tasks.create_task(self._report(), name="reporter")
+            tasks.create_task(self._reports.run(), name="reports")
 
     def _has_other_than(self, backend: Backend) -> bool:
         return any(other.healthy for other in self.backends if other is not backend)
@@ -156,7 +133,7 @@ class Runner:
                 for backend in sorted(self.backends, key=lambda backend: backend.pace_s or 0.0):
                     if backend.healthy and len(backend.flights) <= busy and await self._gains(backend):
                         again = not self._has_other_than(backend)
-                        segment = await self._insist(partial(self._store.claim, backend.name, again=again))
+                        segment = await insist(partial(self._store.claim, backend.name, again=again))
                         if segment is not None:
                             self._start(segment, backend, look_first=False)
             due_s = await self._store.next_due_s()
@@ -215,7 +192,7 @@ class Runner:
                 del self._flights[segment.prompt_id]
             self.wake()
         if flight.stopping_since is not None and not others:
-            await self._insist(partial(self._store.cancelled, segment.prompt_id))
+            await insist(partial(self._store.cancelled, segment.prompt_id))
             self._forget(segment.prompt_id)
         if complete:
             await self._finish(segment.prompt_id)
@@ -251,13 +228,13 @@ class Runner:
         costs_key = _costs_key(backend, job)
         guess = FIRST_GUESS_EMBEDDED if backend.name == EMBEDDED else FIRST_GUESS
         expected = await self._store.phase_costs(costs_key) or guess
-        reporter = self._reporter(job)
-        bars = reporter.progress.begin(flight.segment.number, flight.segment.frame_count, expected, time.monotonic())
+        progress = self._reports.progress(job)
+        bars = progress.begin(flight.segment.number, flight.segment.frame_count, expected, time.monotonic())
 
         async def on_executing(node: str) -> None:
             title = workflow.title(node)
             data = {"node": node, "title": title, "message": f"Executing: {title}"}
-            await self._tell(job.prompt_id, "executing", data, step=f"Executing: {title}")
+            await self._reports.tell(job.prompt_id, "executing", data, step=f"Executing: {title}")
 
         def on_progress(node: str, value: float, maximum: float) -> None:
             role = workflow.role(node)
@@ -265,7 +242,7 @@ class Runner:
                 bars.feed(role, value, maximum, time.monotonic())
 
         flight.on_executing, flight.on_progress = on_executing, on_progress
-        flight.on_preview = partial(self._take_preview, job.prompt_id)
+        flight.on_preview = partial(self._reports.take_preview, job.prompt_id)
 
         try:
             outcome = await backend.perform(
@@ -279,13 +256,13 @@ class Runner:
             costs = bars.end(time.monotonic())
             path, verdict = await flight.unless_stopped(self._collect(job, flight.segment, workflow, backend, outcome))
         except BaseException:
-            reporter.progress.abandon(flight.segment.number, time.monotonic())
+            progress.abandon(flight.segment.number, time.monotonic())
             raise
         if costs and not look_first:  # or they may be those of a part only
             await self._store.learn_phase_costs(costs_key, costs)
         finish = partial(self._store.finish_segment, flight.segment, path.name, verdict.changed_share, verdict.warnings)
-        moved = await self._insist(finish)
-        reporter.progress.finish(flight.segment.number)
+        moved = await insist(finish)
+        progress.finish(flight.segment.number)
         return moved is not None and moved.segments_done == moved.segments_total
 
     async def _graph(self, job: Job, flight: Flight, workflow: Workflow, backend: Backend) -> Graph:
@@ -318,7 +295,7 @@ class Runner:
         message = "Retrieving face-swapped video…"
         if job.segments_total > 1:
             message = f"Retrieving part {segment.number + 1} of {job.segments_total}…"
-        await self._tell(job.prompt_id, "status", {"status": job.state, "message": message}, step=message)
+        await self._reports.tell(job.prompt_id, "status", {"status": job.state, "message": message}, step=message)
         path = self._folders.segment(segment)
         await backend.client.download(files[-1], path, OUTPUT_LIMIT_BYTES)
         try:
@@ -345,9 +322,9 @@ class Runner:
             await self._failed(segment, backend, JobFailure("engine_crashed", sentence))
             return
         message = f"ComfyUI restarted, resuming at frame {segment.first_frame}"
-        await self._tell(segment.prompt_id, "status", {"status": "PROCESSING", "message": message})
+        await self._reports.tell(segment.prompt_id, "status", {"status": "PROCESSING", "message": message})
         pause_s = min(FIRST_LOSS_PAUSE_S * 2**segment.losses, self._patience.retry_s[-1])
-        await self._insist(partial(self._store.give_back, segment, lost=True, pause_s=pause_s))
+        await insist(partial(self._store.give_back, segment, lost=True, pause_s=pause_s))
 
     async def _failed(self, segment: Segment, backend: Backend, failure: JobFailure) -> None:
         """Try again what may pass by itself; end the job otherwise."""
@@ -359,12 +336,12 @@ class Runner:
             await self._end_failed(segment.prompt_id, failure)
             return
         message = f"{failure.sentence} Attempt {segment.failures + 2} of {len(pauses_s) + 1} follows."
-        await self._tell(segment.prompt_id, "status", {"status": "PROCESSING", "message": message})
+        await self._reports.tell(segment.prompt_id, "status", {"status": "PROCESSING", "message": message})
         pause_s = pauses_s[segment.failures] * random.uniform(0.8, 1.2)
         if failure.code == "out_of_memory" and await self._relieve(segment, backend):
-            await self._insist(partial(self._store.shorten, segment, pause_s=pause_s))
+            await insist(partial(self._store.shorten, segment, pause_s=pause_s))
         else:
-            await self._insist(partial(self._store.give_back, segment, failed=True, pause_s=pause_s))
+            await insist(partial(self._store.give_back, segment, failed=True, pause_s=pause_s))
 
     async def _relieve(self, segment: Segment, backend: Backend) -> bool:
         """Have an engine that ran out of memory give some back; tells whether shorter segments will help it too."""
@@ -374,7 +351,7 @@ class Runner:
         return self._workflows[job.workflow].splittable
 
     async def _end_failed(self, prompt_id: str, failure: JobFailure) -> None:
-        await self._insist(partial(self._store.fail, prompt_id, failure.code, failure.sentence))
+        await insist(partial(self._store.fail, prompt_id, failure.code, failure.sentence))
         self.cancel(prompt_id)
         self._forget(prompt_id)
 
@@ -414,7 +391,7 @@ class Runner:
             raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
         filename = f"{job.output_name}.mp4"
         await asyncio.to_thread(self._folders.publish, joined, filename)
-        self._reporters.pop(job.prompt_id, None)
+        self._reports.close(job.prompt_id)
         if await self._store.succeed(
             job,
             result_file=filename,
@@ -430,70 +407,8 @@ class Runner:
 
     def _forget(self, prompt_id: str) -> None:
         """What was kept in memory of a job that has ended."""
-        self._reporters.pop(prompt_id, None)
-        self._previews.pop(prompt_id, None)
+        self._reports.close(prompt_id)
         self._uploads.forget(prompt_id)
-
-    # What watchers are told.
-
-    def _reporter(self, job: Job) -> Reporter:
-        reporter = self._reporters.get(job.prompt_id)
-        if reporter is None:
-            done = job.total_frames * job.segments_done // job.segments_total
-            progress = JobProgress(job.total_frames, done, job.percentage, time.monotonic())
-            reporter = self._reporters[job.prompt_id] = Reporter(progress)
-        return reporter
-
-    def _take_preview(self, prompt_id: str, image: bytes) -> None:
-        reporter = self._reporters.get(prompt_id)
-        if reporter is not None:
-            self._previews[prompt_id] = image
-            reporter.preview_is_new = True
-
-    async def _report(self) -> None:
-        """Four times a second, tell the progress of every job that made any."""
-        while True:
-            await asyncio.sleep(TICK_S)
-            for prompt_id, reporter in list(self._reporters.items()):
-                try:
-                    await self._report_one(prompt_id, reporter)
-                except sqlite3.Error as error:
-                    log.warning("progress of %s: %s", prompt_id, error)
-
-    async def _report_one(self, prompt_id: str, reporter: Reporter) -> None:
-        now = time.monotonic()
-        report = reporter.progress.report(now)
-        if report.percentage > reporter.told and reporter.progress.moving:
-            reporter.told = report.percentage
-            data = {
-                "percentage": report.percentage,
-                "current": report.current,
-                "total": report.total,
-                "message": f"Face swap progress: {report.percentage:.2f}%",
-                "eta_seconds": report.eta_s,
-                "fps": report.fps,
-            }
-            if reporter.ticks % KEEP_EVERY == 0:
-                await self._store.progress(prompt_id, data)
-            else:
-                await self._store.announce(prompt_id, "progress", data)
-            reporter.ticks += 1
-        if reporter.preview_is_new and now - reporter.previewed_at >= PREVIEW_S and prompt_id in self._reporters:
-            reporter.preview_is_new, reporter.previewed_at = False, now
-            data = {"url": f"/preview/{prompt_id}", "frame": report.current}
-            await self._store.announce(prompt_id, "preview", data)
-
-    async def _tell(self, prompt_id: str, type: str, data: Mapping[str, object], step: str | None = None) -> None:
-        await self._insist(partial(self._store.tell, prompt_id, type, data, step))
-
-    async def _insist(self, action: Callable[[], Awaitable[T]]) -> T:
-        """Do it, as often as it takes a full disk to be freed."""
-        while True:
-            try:
-                return await action()
-            except sqlite3.OperationalError as error:
-                log.error("the database cannot be written: %s", error)
-                await asyncio.sleep(DISK_PAUSE_S)
 
 
 def _costs_key(backend: Backend, job: Job) -> str:

@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
     ("every part wired", frozenset({"app"})),
     ("handlers", frozenset({"api"})),
     ("what moves jobs", frozenset({"runner", "janitor", "admission"})),
-    ("what they stand on", frozenset({"backend", "intake", "uploads"})),
+    ("what they stand on", frozenset({"backend", "intake", "reports", "uploads"})),
     ("parts of one thing each", frozenset({"comfy", "media", "store", "hub", "workflow", "fetch", "inputs", "client"})),
     ("where things lie", frozenset({"folders", "config"})),
     ("what a job is", frozenset({"jobs"})),

@@ -12,7 +12,7 @@ from ..errors import BadRequest, Conflict, NotFound
 from ..hub import Closing, Lagging
 from ..jobs import TERMINAL, Job, JobState
 from ..store import Store
-from .keys import HUB, RUNNER, STORE, owner
+from .keys import HUB, REPORTS, RUNNER, STORE, owner
 from .stream import stream_events
 
 MAX_WAIT_S = 60.0
@@ -84,7 +84,7 @@ def parse_event_id(value: object) -> int:
 async def get_preview(request: web.Request) -> web.Response:
     """The newest picture of a running job."""
     job = await request.app[STORE].job(request.match_info["prompt_id"], owner(request))
-    image = None if job.state in TERMINAL else request.app[RUNNER].preview(job.prompt_id)
+    image = None if job.state in TERMINAL else request.app[REPORTS].preview(job.prompt_id)
     if image is None:
         raise NotFound("There is no preview of this job now.", code="no_preview", prompt_id=job.prompt_id)
     return web.Response(body=image, content_type="image/jpeg", headers={"Cache-Control": "no-store"})

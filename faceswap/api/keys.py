@@ -12,6 +12,7 @@ from ..config import Settings
 from ..folders import Folders
 from ..hub import Hub
 from ..intake import Intake
+from ..reports import Reports
 from ..runner import Runner
 from ..store import Store
 
@@ -19,6 +20,7 @@ SETTINGS = web.AppKey("settings", Settings)
 STORE = web.AppKey("store", Store)
 HUB = web.AppKey("hub", Hub)
 RUNNER = web.AppKey("runner", Runner)
+REPORTS = web.AppKey("reports", Reports)
 INTAKE = web.AppKey("intake", Intake)
 ADMISSION = web.AppKey("admission", Admission)
 FOLDERS = web.AppKey("folders", Folders)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiosqlite
 
@@ -17,9 +18,14 @@ from ..jobs import (
     Event,
 )
 
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
 SEQ_GAP = 1000
 """How far event numbers jump when a job is taken up again: more than the unstored events a crash can swallow."""
 BUSY_TIMEOUT_MS = 5000
+DISK_PAUSE_S = 2.0
 
 
 class NewerDatabase(Exception):
@@ -117,6 +123,16 @@ class Database:
             self._seq.setdefault(prompt_id, last + SEQ_GAP if last else 0)
         self._seq[prompt_id] += 1
         return self._seq[prompt_id]
+
+
+async def insist(action: Callable[[], Awaitable[T]]) -> T:
+    """Do what writes, as often as it takes a full disk to be freed."""
+    while True:
+        try:
+            return await action()
+        except sqlite3.OperationalError as error:
+            log.error("the database cannot be written: %s", error)
+            await asyncio.sleep(DISK_PAUSE_S)
 
 
 async def _connect(path: Path) -> aiosqlite.Connection:
