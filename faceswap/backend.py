@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 
 MAX_PROMPTS = 2
 """Prompts given to one ComfyUI at a time: one running and one ready."""
+MAX_COLLECTING = 4
+"""Outputs of one ComfyUI that may be fetched and checked at a time before it is given more to do."""
 PACE_WEIGHT = 0.5
 """Of the newest prompt in what is known of an engine's pace."""
 
@@ -128,6 +131,7 @@ class Backend:
         self.listener = Listener(client, client_id, self._heard, self._connected)
         self.address_known = asyncio.Event()
         self._forsaken: set[str] = set()
+        self._collecting = 0
         self._pace_s: float | None = None
         self._ended_at = 0.0
 
@@ -137,9 +141,25 @@ class Backend:
         return self.listener.state == "connected" and not self.stuck
 
     @property
-    def free(self) -> int:
-        """How many more prompts it may be given."""
-        return MAX_PROMPTS - len(self.flights) if self.healthy else 0
+    def idle(self) -> bool:
+        """Whether nothing of ours is with it, or on its way back."""
+        return not self.flights and not self._collecting
+
+    def takes_a_prompt(self, busy: int) -> bool:
+        """Whether it may be given one more when it has at most `busy` prompts now."""
+        return self.healthy and len(self.flights) <= busy and self._collecting < MAX_COLLECTING
+
+    @contextmanager
+    def released(self, flight: Flight) -> Iterator[None]:
+        """The prompt has ended: while its output is fetched and checked, there is room for another."""
+        self.flights.pop(flight.prompt_id, None)
+        self._collecting += 1
+        self.on_change()
+        try:
+            yield
+        finally:
+            self._collecting -= 1
+            self.on_change()
 
     @property
     def pace_s(self) -> float | None:
@@ -190,6 +210,7 @@ class Backend:
         ComfyUI chose one itself. Raises `JobFailure` when ComfyUI says why it failed, `Lost` when it knows the prompt
         no more, `Stopped` after `flight.stop()`.
         """
+        self.flights[flight.prompt_id] = flight
         if look_first:
             flight.sent = True
             flight.nudge()

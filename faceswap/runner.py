@@ -70,6 +70,7 @@ class Runner:
         self._flights: dict[str, dict[Flight, asyncio.Task[None]]] = {}
         self._reports = reports
         self._uploads = Uploads(folders, media)
+        self._joins: dict[str, asyncio.Lock] = {}
         for backend in backends:
             backend.on_change = self.wake
             backend.replaceable = partial(self._has_other_than, backend)
@@ -196,6 +197,10 @@ class Runner:
             self._forget(segment.prompt_id)
         if complete:
             await self._finish(segment.prompt_id)
+        if backend.name == EMBEDDED and backend.idle:
+            # It keeps the last video until the next one comes; faces are to be erased on time.
+            with suppress(ComfyError):
+                await backend.client.free()
 
     async def _attempt(self, flight: Flight, backend: Backend, look_first: bool) -> bool:
         """One attempt, taken up again, never begun anew, when the way back from the engine is cut or the disk is full.
@@ -254,7 +259,9 @@ class Runner:
                 on_queued=lambda queued_id: self._store.known_as(flight.segment, queued_id),
             )
             costs = bars.end(time.monotonic())
-            path, verdict = await flight.unless_stopped(self._collect(job, flight.segment, workflow, backend, outcome))
+            with backend.released(flight):
+                collecting = self._collect(job, flight.segment, workflow, backend, outcome)
+                path, verdict = await flight.unless_stopped(collecting)
         except BaseException:
             progress.abandon(flight.segment.number, time.monotonic())
             raise
@@ -362,7 +369,9 @@ class Runner:
             try:
                 job = await self._store.job(prompt_id)
                 if job.state not in TERMINAL:
-                    await self._join(job)
+                    # A job that was cancelled while it was joined, and is joined again, may have two at a time.
+                    async with self._joins.setdefault(prompt_id, asyncio.Lock()):
+                        await self._join(job)
                 return
             except NotFound:
                 log.info("job %s was erased", prompt_id)
@@ -408,6 +417,7 @@ class Runner:
     def _forget(self, prompt_id: str) -> None:
         """What was kept in memory of a job that has ended."""
         self._reports.close(prompt_id)
+        self._joins.pop(prompt_id, None)
         self._uploads.forget(prompt_id)
 
 
