@@ -161,7 +161,7 @@ def check_files(submission: Submission) -> None:
 
 async def appears(folder: Path, name: str) -> None:
     async with asyncio.timeout(5):
-        while not folder.is_dir() or name not in os.listdir(folder):  # noqa: ASYNC110, ASYNC240, PTH208  # a few files
+        while not folder.is_dir() or name not in os.listdir(folder):  # noqa: PTH208  # a few files
             await asyncio.sleep(0.01)
 
 
