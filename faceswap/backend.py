@@ -58,6 +58,8 @@ class Patience:
     """Between the two looks that must both miss a prompt before it is lost."""
     retry_s: tuple[float, ...] = (2.0, 10.0)
     """Before the second and the third attempt at what may pass by itself; there is no fourth."""
+    gone_s: float = 24 * 3600.0
+    """Without any engine before the jobs that wait for one end."""
     loss_limit: int = 25
     """Times an engine may die with a segment before its job fails: some videos kill engines."""
 

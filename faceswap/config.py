@@ -15,6 +15,10 @@ from yarl import URL
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+NOT_SUPPORTED = ("FACESWAP_API_KEYS_FILE", "FACESWAP_WEBHOOK_SECRET")
+"""Settings to come. Who sets one relies on it, so it is refused and not passed over."""
+
+
 class ConfigError(ValueError):
     """A wrong value: one line that names the variable, the value and what is allowed."""
 
@@ -32,6 +36,14 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
         return Path(environ["STATE_DIRECTORY"].split(":")[0])
     base = environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return Path(base) / "faceswap"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a host name or address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +77,9 @@ class Settings:
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
         """Settings from the environment; `overrides` (command-line options, as text) win. Raises `ConfigError`."""
         environ = os.environ if environ is None else environ
+        for variable in NOT_SUPPORTED:
+            if environ.get(variable):
+                raise ConfigError(f"{variable} is set, but this version does not support it; unset it")
         values: dict[str, Any] = {"data_dir": default_data_dir(environ)}
         for name, parse in _PARSERS.items():
             variable = f"FACESWAP_{name.upper()}"

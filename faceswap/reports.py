@@ -7,7 +7,7 @@ import logging
 import sqlite3
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from .jobs import Job
@@ -28,6 +28,8 @@ class Reporter:
     """One running job: how far it is, and what was told of that."""
 
     progress: JobProgress
+    start: float
+    """The percentage at which it was taken up."""
     ticks: int = 0
     told: float = -1.0
     previewed_at: float = 0.0
@@ -48,7 +50,7 @@ class Reports:
         if reporter is None:
             done = job.total_frames * job.segments_done // job.segments_total
             progress = JobProgress(job.total_frames, done, job.percentage, time.monotonic())
-            reporter = self._reporters[job.prompt_id] = Reporter(progress)
+            reporter = self._reporters[job.prompt_id] = Reporter(progress, job.percentage)
         return reporter.progress
 
     def preview(self, prompt_id: str) -> bytes | None:
@@ -84,6 +86,9 @@ class Reports:
     async def _report(self, prompt_id: str, reporter: Reporter) -> None:
         now = time.monotonic()
         report = reporter.progress.report(now)
+        if reporter.told < 0:
+            # However fast the first frames were: a watcher sees where it starts.
+            report = replace(report, percentage=reporter.start, current=int(reporter.start / 100 * report.total))
         if report.percentage > reporter.told and reporter.progress.moving:
             reporter.told = report.percentage
             if reporter.ticks % KEEP_EVERY == 0:

@@ -107,9 +107,23 @@ class Runner:
             await self._take_up()
             tasks.create_task(self._dispatch(), name="dispatcher")
             tasks.create_task(self._reports.run(), name="reports")
+            tasks.create_task(self._miss_engines(), name="watch over the engines")
 
     def _has_other_than(self, backend: Backend) -> bool:
         return any(other.healthy for other in self.backends if other is not backend)
+
+    async def _miss_engines(self) -> None:
+        """End what waits when no engine has been there for so long that nobody can mean it to be."""
+        seen = time.monotonic()
+        while True:
+            await asyncio.sleep(min(IDLE_S, self._patience.gone_s / 4))
+            if any(backend.healthy for backend in self.backends):
+                seen = time.monotonic()
+            elif time.monotonic() - seen > self._patience.gone_s:
+                hours = self._patience.gone_s / 3600
+                sentence = f"No ComfyUI could be reached for {hours:.0f} hours; start it, then retry the job."
+                for prompt_id in await self._store.unswapped():
+                    await self._end_failed(prompt_id, JobFailure("engine_unreachable", sentence))
 
     async def _take_up(self) -> None:
         """Go on with what a former process left."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import ipaddress
 import os
 import signal
 import sys
@@ -15,7 +14,7 @@ from aiohttp import web
 from . import log_setup
 from .api import keys
 from .app import FAILED, create_app
-from .config import ConfigError, Settings
+from .config import ConfigError, Settings, is_loopback
 from .folders import Folders
 from .store import NewerDatabase
 from .systemd import feed_watchdog, notify
@@ -29,7 +28,7 @@ READ_BYTES = 256 * 1024
 def serve(settings: Settings, *, allow_anonymous: bool = False) -> int:
     """Run the service until it is told to stop; returns the exit status."""
     log_setup.configure(settings)
-    if not _is_loopback(settings.host) and not allow_anonymous:
+    if not is_loopback(settings.host) and not allow_anonymous:
         print(
             f"faceswap: FACESWAP_HOST={settings.host!r} is open to others and no keys are set; listen on 127.0.0.1,"
             " or give --allow-anonymous if that is what you want",
@@ -63,7 +62,8 @@ async def _serve(settings: Settings) -> int:
         try:
             await site.start()
         except OSError as error:
-            print(f"faceswap: cannot listen on {settings.host}:{settings.port}: {error.strerror}", file=sys.stderr)
+            reason = os.strerror(error.errno) if error.errno else error
+            print(f"faceswap: cannot listen on {settings.host}:{settings.port}: {reason}", file=sys.stderr)
             return 1
         host, port = runner.addresses[0][:2]
         engine = "embedded" if app[keys.ENGINE] is not None else f"{len(settings.comfyui_urls)} ComfyUI"
@@ -79,13 +79,6 @@ async def _serve(settings: Settings) -> int:
     finally:
         notify("STOPPING=1")
         await runner.cleanup()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _lock(settings: Settings) -> IO[str]:

@@ -140,3 +140,9 @@ def test_a_home_folder_and_a_relative_path_are_made_absolute() -> None:
 )
 def test_what_the_program_brings_along_is_found(name: str, file: str) -> None:
     assert (resource_dir(name) / file).is_file()
+
+
+@pytest.mark.parametrize("variable", ["FACESWAP_API_KEYS_FILE", "FACESWAP_WEBHOOK_SECRET"])
+def test_a_setting_that_is_not_supported_yet_is_refused_and_not_passed_over(variable: str) -> None:
+    with pytest.raises(ConfigError, match=f"{variable} is set"):
+        Settings.load({variable: "x"})

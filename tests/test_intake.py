@@ -91,7 +91,7 @@ class Door:
     async def raw(self, length: int) -> asyncio.StreamWriter:
         """A connection on which the head of a multipart request of `length` bytes was sent."""
         _, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM_TYPE}\r\nContent-Length: {length}\r\n\r\n"
+        head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM_TYPE}\r\nContent-Length: {length}\r\n\r\n"
         writer.write(head.encode())
         return writer
 
@@ -447,7 +447,7 @@ async def test_broken_multipart_is_refused(door: Door, code: str, body: bytes) -
 )
 async def test_a_boundary_that_is_missing_or_unusable_is_refused(door: Door, content_type: str) -> None:
     _, writer = await asyncio.open_connection("127.0.0.1", door.port)
-    head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\nContent-Length: 4\r\n\r\nbody"
+    head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: 4\r\n\r\nbody"
     writer.write(head.encode("utf-8", "surrogateescape"))
     assert (await door.refusal()).code == "malformed_multipart"
     writer.close()
@@ -484,7 +484,7 @@ async def test_a_body_that_is_cut_off_leaves_nothing(door: Door, sent: int) -> N
 async def test_a_broken_chunk_leaves_nothing(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake_module, "IDLE_S", 0.1)  # aiohttp does not tell the handler; it reads on as in silence
     _, writer = await asyncio.open_connection("127.0.0.1", door.port)
-    head = f"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM_TYPE}\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM_TYPE}\r\nTransfer-Encoding: chunked\r\n\r\n"
     writer.write(head.encode() + b"1f4\r\n" + BODY[:500] + b"\r\n")
     await appears(door.folder, "video.part")
     writer.write(b"not hex\r\n")

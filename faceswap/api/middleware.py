@@ -7,9 +7,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from aiohttp import web
+from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
+from yarl import URL
 
+from ..config import is_loopback
 from ..errors import Forbidden, Problem
 from .keys import SETTINGS
 
@@ -74,10 +76,13 @@ def _answer_instead(request: web.Request, problem: Problem) -> web.Response:
 @web.middleware
 async def same_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse browsers that come from another site's page, unless it is one of `FACESWAP_CORS_ORIGINS`."""
+    settings = request.app[SETTINGS]
+    if is_loopback(settings.host) and not _is_known_host(request.headers.get(hdrs.HOST), settings.cors_origins):
+        raise Forbidden("This host name is not ours; see FACESWAP_CORS_ORIGINS.", code="foreign_host")
     origin = request.headers.get("Origin")
     if origin is None or origin in (f"http://{request.host}", f"https://{request.host}"):
         return await handler(request)
-    if origin not in request.app[SETTINGS].cors_origins:
+    if origin not in settings.cors_origins:
         raise Forbidden("Calls from other sites are refused; see FACESWAP_CORS_ORIGINS.", code="foreign_origin")
     if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
         response: web.StreamResponse = web.Response(status=204)
@@ -88,6 +93,20 @@ async def same_origin(request: web.Request, handler: Handler) -> web.StreamRespo
     if not response.prepared:
         _allow(response, origin)
     return response
+
+
+def _is_known_host(host: str | None, cors_origins: tuple[str, ...]) -> bool:
+    """Whether a request to a loopback address names that address, or the proxy in front of it.
+
+    A foreign page that lets its own name point to 127.0.0.1 (DNS rebinding) passes as of our origin otherwise.
+    """
+    if host is None or any(host == URL(origin).authority for origin in cors_origins):
+        return True
+    try:
+        name = URL(f"http://{host}").host
+    except ValueError:
+        return False
+    return name is not None and is_loopback(name)
 
 
 async def allow_origin(request: web.Request, response: web.StreamResponse) -> None:

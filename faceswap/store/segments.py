@@ -175,6 +175,11 @@ class SegmentMoves(JobMoves):
         rows = list(await self._reader.execute_fetchall("SELECT min(not_before) FROM segment WHERE state = 'waiting'"))
         return None if rows[0][0] is None else max(0.0, (rows[0][0] - now_ms()) / 1000)
 
+    async def unswapped(self) -> list[str]:
+        """The ids of the jobs that still need an engine."""
+        sql = "SELECT prompt_id FROM job WHERE state IN ('QUEUED', 'PROCESSING') AND segments_done < segments_total"
+        return [row[0] for row in await self._reader.execute_fetchall(sql)]
+
     async def unfinished(self) -> list[Job]:
         """Jobs whose segments are all done but which have not ended: to be joined."""
         sql = f"SELECT {JOB_COLUMNS} FROM job WHERE state = 'PROCESSING' AND segments_done = segments_total"

@@ -147,13 +147,13 @@ async def told(response: aiohttp.ClientResponse) -> AsyncIterator[Told]:
 
 def half_an_upload(media: Media) -> bytes:
     """A request of which nothing comes after the video."""
-    head = b"POST /face-swap HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    head = b"POST /face-swap HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     part = b'--b\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\n' + media.video
     return head + b"Content-Length: 900000\r\n\r\n" + part
 
 
 UPGRADE = (
-    "GET /face-swap-ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "GET /face-swap-ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n\r\n"
 ).encode()
 """What opens a WebSocket (RFC 6455, 4.1)."""

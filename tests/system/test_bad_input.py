@@ -185,7 +185,7 @@ async def test_a_path_that_is_no_route_is_404(api: Api, path: str) -> None:
 async def raw_get(api: Api, path: str, *headers: str) -> bytes:
     """The answer to a path that no client library has normalised."""
     reader, writer = await api.raw()
-    lines = [f"GET {path} HTTP/1.1", "Host: x", "Connection: close", *headers]
+    lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
     async with asyncio.timeout(10):
         answer = await reader.read()
@@ -254,6 +254,17 @@ async def test_a_browser_on_another_site_is_refused(api: Api, origin: str) -> No
 async def test_the_services_own_page_may_call(api: Api) -> None:
     answer = await api.get("/jobs", headers={"Origin": api.url})
     assert answer.status == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "a b"])
+async def test_a_page_whose_own_name_leads_to_this_machine_is_refused(api: Api, host: str) -> None:
+    for origin in ({}, {"Origin": f"http://{host}"}):
+        assert_problem(await api.get("/jobs", headers={"Host": host, **origin}), 403, "foreign_host")
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "127.0.0.1:1", "[::1]:8000"])
+async def test_every_name_of_this_machine_is_ours(api: Api, host: str) -> None:
+    assert (await api.get("/jobs", headers={"Host": host})).status == 200
 
 
 async def test_a_listed_origin_may_call(folder_service: Callable[..., Any], api_of: Callable[[Service], Api]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from clips import make_clip, read_numbers
-from processes import Engine, eventually
+from processes import Engine, eventually, free_port
 from service_rig import QUICK, Handler, ServiceRig, running_service, service_and_engines
 
 from faceswap import runner
@@ -184,6 +184,16 @@ async def test_a_stuck_engine_is_noticed_reported_and_used_again_after_its_resta
         await engine.set_faults(paint=True)
         assert (await service.ended(behind))["status"] == "SUCCESS"
         assert (await service.get("/health"))["status"] == "healthy"
+
+
+async def test_jobs_end_when_no_engine_has_been_there_for_too_long(clip: Path, tmp_path: Path) -> None:
+    nobody = f"http://127.0.0.1:{free_port()}"
+    patience = replace(QUICK, gone_s=0.4)
+    async with running_service(tmp_path / "data", nobody, patience=patience) as service:
+        prompt_id = await service.post(clip)
+        status = await service.ended(prompt_id)
+        assert (status["status"], status["code"]) == ("FAILED", "engine_unreachable")
+        assert "start it, then retry" in status["error"]
 
 
 async def test_a_video_that_kills_its_engine_every_time_ends_after_a_bound(clip: Path, tmp_path: Path) -> None:
