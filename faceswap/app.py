@@ -13,11 +13,12 @@ from yarl import URL
 from .admission import Admission
 from .api import keys, middleware
 from .api.routes import add_routes
-from .backend import Backend, Patience
+from .backend import Backend
 from .comfy.client import ComfyClient
 from .comfy.embedded import EmbeddedEngine
 from .config import ConfigError, Settings, resource_dir
 from .fetch import Fetcher
+from .flight import Patience
 from .folders import Folders
 from .hub import Hub
 from .intake import Intake

@@ -11,16 +11,14 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from .comfy.client import ComfyClient, ComfyError, Outcome, QueueState
 from .comfy.listener import Listener
 from .comfy.messages import Executing, Message, Preview, Progress, QueueRemaining
 from .errors import JobFailure
+from .flight import Flight, Lost, Patience, Stopped
 from .jobs import Segment
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -30,92 +28,6 @@ MAX_COLLECTING = 4
 """Outputs of one ComfyUI that may be fetched and checked at a time before it is given more to do."""
 PACE_WEIGHT = 0.5
 """Of the newest prompt in what is known of an engine's pace."""
-
-
-class Lost(Exception):
-    """ComfyUI knows the prompt no more: it has to be submitted again."""
-
-
-class Stopped(Exception):
-    """The prompt was stopped because we asked for it; ComfyUI no longer works on it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """The bounds of every wait for an engine, in seconds, and of every repetition."""
-
-    reconcile_s: float = 3.0
-    """Between two looks at queue and history while a prompt is out."""
-    silence_s: float = 20.0
-    """Silence on the socket, while a prompt runs, after which the socket is distrusted."""
-    stuck_s: float = 600.0
-    """Silence after which the engine is held for stuck."""
-    stop_s: float = 60.0
-    """For an interrupted prompt to leave the queue."""
-    unreachable_s: float = 30.0
-    """Without an answer before the work is given to another ComfyUI, where there is one."""
-    confirm_s: float = 0.5
-    """Between the two looks that must both miss a prompt before it is lost."""
-    retry_s: tuple[float, ...] = (2.0, 10.0)
-    """Before the second and the third attempt at what may pass by itself; there is no fourth."""
-    gone_s: float = 24 * 3600.0
-    """Without any engine before the jobs that wait for one end."""
-    loss_limit: int = 25
-    """Times an engine may die with a segment before its job fails: some videos kill engines."""
-
-
-async def _ignore_executing(node: str) -> None:
-    """Until somebody wants to know."""
-
-
-@dataclass(eq=False)
-class Flight:
-    """One prompt that is out, and what was heard of it."""
-
-    segment: Segment
-    on_executing: Callable[[str], Awaitable[None]] = _ignore_executing
-    on_progress: Callable[[str, float, float], None] = lambda node, value, maximum: None
-    on_preview: Callable[[bytes], None] = lambda image: None
-    inbox: asyncio.Queue[Message | None] = field(default_factory=lambda: asyncio.Queue(maxsize=1024))
-    stopping_since: float | None = None
-    stopped: asyncio.Event = field(default_factory=asyncio.Event)
-    started_at: float = field(default_factory=time.monotonic)
-    heard_at: float = field(default_factory=time.monotonic)
-    distrusted_at: float = 0.0
-    sent: bool = False
-    """Whether ComfyUI may know the prompt."""
-    node: str | None = None
-
-    @property
-    def prompt_id(self) -> str:
-        """The id ComfyUI knows it by."""
-        assert self.segment.comfy_prompt_id is not None
-        return self.segment.comfy_prompt_id
-
-    def nudge(self, message: Message | None = None) -> None:
-        """Put something into the inbox; when that is full the regular look will find out."""
-        if not self.inbox.full():
-            self.inbox.put_nowait(message)
-
-    def stop(self) -> None:
-        """Ask for the prompt's end."""
-        if self.stopping_since is None:
-            self.stopping_since = time.monotonic()
-            self.stopped.set()
-            self.nudge()
-
-    async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do what may be given up at any moment; raises `Stopped` as soon as the prompt is to be stopped."""
-        doing, stop = asyncio.ensure_future(work), asyncio.create_task(self.stopped.wait())
-        try:
-            await asyncio.wait((doing, stop), return_when=asyncio.FIRST_COMPLETED)
-            if self.stopping_since is not None:
-                raise Stopped
-            return doing.result()
-        finally:
-            doing.cancel()
-            stop.cancel()
-            await asyncio.gather(doing, stop, return_exceptions=True)
 
 
 class Backend:

@@ -17,9 +17,10 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from .backend import MAX_PROMPTS, Backend, Flight, Lost, Patience, Stopped
+from .backend import MAX_PROMPTS, Backend
 from .comfy.client import ComfyError, Outcome
 from .errors import JobFailure, NotFound, Problem
+from .flight import Flight, Lost, Patience, Stopped
 from .folders import Folders
 from .jobs import TERMINAL, Job, Segment
 from .media import MediaWorker, Verdict

@@ -16,11 +16,11 @@ from yarl import URL
 from faceswap import samples
 from faceswap.api import keys
 from faceswap.app import create_app
-from faceswap.backend import Patience
 from faceswap.config import Settings
 from faceswap.engine.faults import Faults
 from faceswap.engine.server import ENGINE
 from faceswap.engine.server import create_app as create_engine
+from faceswap.flight import Patience
 
 QUICK = Patience(
     reconcile_s=0.2,

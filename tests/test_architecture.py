@@ -17,6 +17,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
     ("handlers", frozenset({"api"})),
     ("what moves jobs", frozenset({"runner", "janitor", "admission"})),
     ("what they stand on", frozenset({"backend", "intake", "reports", "uploads"})),
+    ("a prompt that is out", frozenset({"flight"})),
     ("parts of one thing each", frozenset({"comfy", "media", "store", "hub", "workflow", "fetch", "inputs", "client"})),
     ("where things lie", frozenset({"folders", "config"})),
     ("what a job is", frozenset({"jobs"})),

@@ -19,10 +19,11 @@ from stored_jobs import new_job
 from yarl import URL
 
 from faceswap import samples
-from faceswap.backend import Backend, Flight, Lost, Patience, Stopped
+from faceswap.backend import Backend
 from faceswap.comfy.client import ComfyClient, Outcome
 from faceswap.config import resource_dir
 from faceswap.errors import JobFailure
+from faceswap.flight import Flight, Lost, Patience, Stopped
 from faceswap.jobs import Segment, SegmentState, comfy_prompt_id
 from faceswap.workflow import Workflow, extra_data
 
