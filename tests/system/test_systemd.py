@@ -1,0 +1,30 @@
+"""What systemd is told, over the datagram socket it gives."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+from processes import Child
+
+
+async def test_systemd_hears_ready_then_life_then_stopping(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        loop = asyncio.get_running_loop()
+
+        async def hears(state: bytes) -> None:
+            async with asyncio.timeout(10):
+                while (heard := await loop.sock_recv(systemd, 100)) != state:
+                    assert heard == b"WATCHDOG=1"
+
+        env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
+        command = ("serve", "--port", "0", "--data-dir", str(tmp_path / "data"))
+        async with Child(tmp_path / "log", "faceswap", *command, env=env) as service:
+            await hears(b"READY=1")
+            await hears(b"WATCHDOG=1")
+            await hears(b"WATCHDOG=1")
+            assert await service.stop() == 0
+            await hears(b"STOPPING=1")
