@@ -1,0 +1,72 @@
+"""README's commands work as printed, and its tables are whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from clips import frame_times
+from processes import Service
+
+from faceswap.config import Settings
+from faceswap.samples import FRAMES, make_clip
+
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+NEEDS_THE_NETWORK = "example.org"
+
+
+def commands(heading: str) -> list[str]:
+    """The shell blocks of a section."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that looks like a checkout after `make demo`."""
+    for name in ("faceswap", "migrations", "workflows"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
+    (tmp_path / "demo").mkdir()
+    make_clip(tmp_path / "demo" / "source.mp4")
+    return tmp_path
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="these lines are for who has curl")
+async def test_the_lines_of_readme_work_copied_and_pasted(folder: Path) -> None:
+    start, *others = commands("Use it")
+    assert "faceswap serve" in start
+    async with Service(folder / "service") as service:
+        for command in others:
+            if NEEDS_THE_NETWORK in command:
+                continue
+            script = command.replace("http://127.0.0.1:8000", service.url)
+            done = subprocess.run(
+                ["bash", "-euc", script], cwd=folder, capture_output=True, text=True, timeout=100, env=os.environ
+            )
+            assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+            if "curl -N" in command:
+                assert "event: completed" in done.stdout
+    for result in ("swapped.mp4", "grace.mp4"):
+        assert len(frame_times(folder / result)) == FRAMES
+
+
+def test_every_setting_stands_in_readme_with_its_default() -> None:
+    rows = dict(re.findall(r"^\| `FACESWAP_(\w+)` \| (.*?) \|", README, re.MULTILINE))
+    assert set(rows) == {field.name.upper() for field in fields(Settings)}
+    for field in fields(Settings):
+        if isinstance(field.default, int | str):
+            assert rows[field.name.upper()] == str(field.default)
+
+
+def test_every_chore_of_readme_is_in_the_makefile() -> None:
+    chores = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE)) <= chores
