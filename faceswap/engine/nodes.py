@@ -215,6 +215,11 @@ def _source_face(picture: Picture, index: int) -> SourceFace:
     return SourceFace.from_image(picture.bgr, index)
 
 
+def forget_faces() -> None:
+    """Let go of the faces that the segments of a video shared."""
+    _source_face.cache_clear()
+
+
 def _indices(text: str) -> list[int]:
     """ReActor's face indices: "0" or "0,1". Raises ValueError for anything else."""
     return [int(part) for part in text.split(",") if part.strip()] or [0]

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .execution import Executor, Outcome, Prompt
+from .nodes import forget_faces
 from .sockets import Hub
 
 HISTORY_LIMIT = 10_000
@@ -101,6 +102,7 @@ class Prompts:
         if self._free_wanted and self.running is None:
             self._free_wanted = False
             self._executor.cache.keep(set())
+            forget_faces()
 
     def _tell_status(self) -> None:
         self._hub.broadcast("status", self.status())
