@@ -33,10 +33,6 @@ class BadRequest(Problem):
     status, code, title = 400, "bad_request", "Bad request"
 
 
-class Unauthorized(Problem):
-    status, code, title = 401, "unauthorized", "Unauthorized"
-
-
 class Forbidden(Problem):
     status, code, title = 403, "forbidden", "Forbidden"
 

@@ -147,7 +147,7 @@ class Runner:
             self._wake.clear()
             for busy in range(MAX_PROMPTS):
                 for backend in sorted(self.backends, key=lambda backend: backend.pace_s or 0.0):
-                    if backend.healthy and len(backend.flights) <= busy and await self._gains(backend):
+                    if backend.takes_a_prompt(busy) and await self._gains(backend):
                         again = not self._has_other_than(backend)
                         segment = await insist(partial(self._store.claim, backend.name, again=again))
                         if segment is not None:

@@ -11,7 +11,6 @@ import copy
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -54,8 +53,6 @@ COMBINE_INPUTS = {
     "loop_count": 0,
     "trim_to_audio": False,
 }
-
-MODEL_FILE = re.compile(r"\.(onnx|pth|pt|safetensors|ckpt|bin)$", re.IGNORECASE)
 
 
 class WorkflowError(Exception):
@@ -109,21 +106,6 @@ class Workflow:
         _follow_clip_rate(nodes, loader, output)
         options = _options(nodes, swap, output)
         return cls(name, digest, nodes, loader, face, swap, output, options)
-
-    @property
-    def node_classes(self) -> frozenset[str]:
-        """The classes ComfyUI must have."""
-        return frozenset(node["class_type"] for node in self.graph.values())
-
-    @property
-    def required_models(self) -> list[tuple[str, str, str]]:
-        """The model files the graph names, as (class, input, value); ComfyUI must offer each as a choice there."""
-        return [
-            (node["class_type"], key, value)
-            for node in self.graph.values()
-            for key, value in node["inputs"].items()
-            if isinstance(value, str) and MODEL_FILE.search(value)
-        ]
 
     @property
     def splittable(self) -> bool:

@@ -67,12 +67,6 @@ def test_the_seed_is_understood_as_it_is() -> None:
     assert (workflow.loader, workflow.face, workflow.swap, workflow.output) == ("8", "10", "3", "9")
     assert workflow.graph == SEED
     assert workflow.splittable
-    assert workflow.node_classes == OBJECT_INFO.keys()
-    assert workflow.required_models == [
-        ("ReActorFaceSwap", "swap_model", "inswapper_128.onnx"),
-        ("ReActorFaceSwap", "face_restore_model", "GFPGANv1.4.pth"),
-        ("ReActorFaceBoost", "boost_model", "GPEN-BFR-2048.onnx"),
-    ]
     assert [workflow.role(node) for node in ("8", "3", "9", "12")] == ["load", "swap", "combine", None]
     assert workflow.title("3") == "ReActor 🌌 Fast Face Swap"
 
