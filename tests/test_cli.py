@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,8 @@ def interrupt(words: list[str], clip: str, output: Path, *, times: int, **option
         [*COMMAND, "swap", "--image", FACE, "--video", clip, "-o", str(output), *words],
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that starts the suite in the background has it ignore Ctrl-C, and its children with it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         **options,
     ) as process:
         assert process.stderr is not None
