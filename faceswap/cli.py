@@ -376,11 +376,14 @@ async def _stop(process: asyncio.subprocess.Process, grace_s: float) -> None:
     """End the service, which ends its engine; it has `grace_s` seconds for that."""
     try:
         if process.returncode is None:
-            process.terminate()
+            # Not process.terminate(): it would reap a child that has just ended, from under asyncio.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGTERM)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(grace_s):
                 await process.wait()
     finally:
         if process.returncode is None:
-            os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
         await process.wait()

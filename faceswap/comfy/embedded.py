@@ -129,7 +129,8 @@ class EmbeddedEngine:
             stdin.close()
         if not self._child.exited.is_set():
             with suppress(ProcessLookupError):
-                transport.terminate()
+                # Not transport.terminate(): it would reap a child that has just ended, from under asyncio.
+                os.kill(transport.get_pid(), signal.SIGTERM)
             await _within(STOP_TIMEOUT, self._child.exited)
         with suppress(ProcessLookupError):
             os.killpg(transport.get_pid(), signal.SIGKILL)

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -105,8 +107,10 @@ class Child:
 
     def kill(self) -> None:
         self.end()
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        if self.process.returncode is None:
+            # Not process.kill(): it would reap a child that has just ended, from under asyncio.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.process.pid, signal.SIGKILL)
 
 
 class MediaWorker:
