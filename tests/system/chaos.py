@@ -67,6 +67,7 @@ class Chaos:
         self._clips = [make_clip(folder / f"{frames}.mp4", frames, sounds=["aac"]) for frames in CLIP_FRAMES]
         self._face = folder / "face.png"
         cv2.imwrite(str(self._face), np.full((64, 64, 3), 128, np.uint8))
+        self._calm = asyncio.Event()
         self._url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> Book:
@@ -75,15 +76,13 @@ class Chaos:
             self.service = Service(self.folder, self.proxy.url, segment_frames=SEGMENT_FRAMES, queue_limit=100000)
             async with self.service:
                 self._url.set_result(self.service.url)
-                faults = asyncio.create_task(self._cause_faults())
-                try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self._cause_faults())
                     await self._submit_all()
                     await self._wait_until_nearly_done()
-                finally:
-                    faults.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await faults
-                await self._calm_down()
+                    self._calm.set()
+                # A socket that was deafened stays so: it is the listener's to find out.
+                self.proxy.mischief = 0.0
                 await self._wait_for_ends()
                 await self._check_results()
                 return self.book
@@ -133,6 +132,7 @@ class Chaos:
     # The faults.
 
     async def _cause_faults(self) -> None:
+        """One after the other, each to its end: what was killed runs again, what was full is free."""
         causes = {
             self._kill_service: 3,
             self._kill_engine: 3,
@@ -141,7 +141,7 @@ class Chaos:
             self._lose_outputs: 2,
             self._fill_the_disk: 2,
         }
-        while True:
+        while not self._calm.is_set():
             await asyncio.sleep(self.rng.uniform(*FAULT_PAUSE_S))
             (cause,) = self.rng.choices(list(causes), list(causes.values()))
             self.book.faults[cause.__name__.strip("_").replace("_", " ")] += 1
@@ -177,10 +177,6 @@ class Chaos:
         _limit_file_size(self.service.pid, 0)
         await asyncio.sleep(self.rng.uniform(0.2, 1.5))
         _limit_file_size(self.service.pid, resource.RLIM_INFINITY)
-
-    async def _calm_down(self) -> None:
-        self.proxy.mischief = 0.0
-        # A socket that was deafened stays so: it is the listener's to find out.
 
     # The reckoning.
 
