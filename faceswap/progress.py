@@ -18,6 +18,8 @@ FIRST_GUESS_EMBEDDED: Mapping[str, float] = {"load 1": 0.001, "swap 1": 0.03, "c
 ROLES = ("load", "swap", "combine")
 OVERHEAD_S = 0.3
 """Time a segment needs besides its frames: upload, start, fetch and check."""
+JOIN_S = 0.5
+"""Time a job needs after its last segment."""
 
 
 def _order(phase: str) -> tuple[int, int]:
@@ -50,7 +52,12 @@ class SegmentProgress:
             if current_role == role:
                 number = int(current_number) + (1 if value < self._value else 0)
         phase = f"{role} {number}"
-        if phase != self._phase:
+        if self._phase is None:
+            # Until now it waited for its turn, but for the time these frames took.
+            frames_s = value / maximum * self.expected.get(phase, 0.0) * self.frames
+            self._phase, self.started_s = phase, max(self.started_s, now_s - frames_s)
+            self._phase_started_s = self.started_s
+        elif phase != self._phase:
             self._end_phase(now_s)
             self._phase, self._phase_started_s = phase, now_s
         self._value, self._maximum = value, maximum
@@ -87,8 +94,11 @@ class SegmentProgress:
 
     def fraction(self, now_s: float) -> float:
         """Share of the prompt's time that has passed, 0–1."""
+        if self._phase is None:
+            return 0.0
         spent_s = max(now_s - self.started_s, 0.0)
-        return spent_s / (spent_s + self.remaining_s(now_s))
+        whole_s = spent_s + self.remaining_s(now_s)
+        return spent_s / whole_s if whole_s else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +155,10 @@ class JobProgress:
 
     def report(self, now_s: float) -> Report:
         """The state now. The percentage stays below 100 until the job has ended."""
-        fraction, spent_s = self._fraction(now_s), now_s - self._origin_s
+        fraction = self._fraction(now_s)
+        if fraction <= self._origin_fraction:
+            self._origin_s = now_s  # what waits has not set out yet
+        spent_s = now_s - self._origin_s
         gained, to_gain = fraction - self._origin_fraction, 1 - self._origin_fraction
         share = gained / to_gain if to_gain > 0 else 1.0
         percentage = self._origin_percentage + (100 - self._origin_percentage) * share
@@ -153,6 +166,6 @@ class JobProgress:
         fps = eta_s = None
         if gained > 0.005 and spent_s > 0:
             fps = round(gained * self.total_frames / spent_s, 2)
-            eta_s = round(spent_s * (1 - fraction) / gained, 1)
+            eta_s = round(spent_s * (1 - fraction) / gained + JOIN_S, 1)
         current = min(int(self._floor / 100 * self.total_frames), self.total_frames)
         return Report(self._floor, current, self.total_frames, fps, eta_s)

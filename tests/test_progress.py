@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from replay import read
 
-from faceswap.progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED, OVERHEAD_S, ROLES, JobProgress, Report, SegmentProgress
+from faceswap.progress import (
+    FIRST_GUESS,
+    FIRST_GUESS_EMBEDDED,
+    JOIN_S,
+    OVERHEAD_S,
+    ROLES,
+    JobProgress,
+    Report,
+    SegmentProgress,
+)
 
 FRAMES = 72
 TICK_S = 0.25
@@ -34,7 +43,7 @@ def recorded() -> tuple[list[Bar], float]:
 
 
 BARS, PROMPT_S = recorded()
-JOB_S = PROMPT_S + OVERHEAD_S
+JOB_S = PROMPT_S + OVERHEAD_S + JOIN_S
 
 
 def play(expected: Mapping[str, float]) -> tuple[list[tuple[float, Report]], Mapping[str, float]]:
@@ -127,7 +136,7 @@ def test_segments_that_run_at_once_add_up() -> None:
         segment.end(PROMPT_S)
         job.finish(number)
     report = job.report(JOB_S)
-    assert (report.percentage, report.current, report.eta_s) == (99.99, 4 * FRAMES - 1, 0.0)
+    assert (report.percentage, report.current, report.eta_s) == (99.99, 4 * FRAMES - 1, JOIN_S)
     assert report.fps == pytest.approx(4 * FRAMES / JOB_S, rel=0.01)
 
 
@@ -246,3 +255,14 @@ def test_no_sequence_of_bars_makes_it_fall_or_leave_the_scale(
         assert 0 <= report.current <= 30
         assert report.eta_s is None or 0 <= report.eta_s < math.inf
         last = report.percentage
+
+
+def test_a_prompt_that_waits_behind_another_does_not_count_as_moving() -> None:
+    """As at every engine: one prompt runs, one is ready."""
+    job = JobProgress(200, 0, 0.0, 0.0)
+    first, _ready = (job.begin(number, 100, {"swap 1": 0.1}, 0.0) for number in range(2))
+    for second in range(1, 10):
+        first.feed("swap", second * 10, 100, float(second))
+        report = job.report(float(second))
+    assert report.percentage == pytest.approx(45, abs=3)
+    assert report.eta_s == pytest.approx(11, rel=0.1)
