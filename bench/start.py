@@ -19,6 +19,8 @@ from faceswap.client import FaceSwapClient
 from faceswap.samples import FACE
 
 ENDED, WAITING = 100_000, 1_000
+FAR_FUTURE_MS = 4_000_000_000_000
+"""The waiting jobs shall wait, and not be worked on while the clock runs: their inputs are nowhere."""
 STARTS, REQUESTS = 5, 2_000
 
 
@@ -40,9 +42,10 @@ def fill(database: Path, prompt_id: str) -> None:
                 copy |= {"state": "QUEUED", "finished_at": None, "result_file": None, "segments_done": 0}
             connection.execute(f"INSERT INTO job VALUES ({marks})", list(copy.values()))
             connection.execute(
-                "INSERT INTO segment (prompt_id, number, first_frame, frame_count, state, priority, created_at)"
-                " VALUES (?, 0, 0, 24, ?, 0, ?)",
-                (copy["prompt_id"], "done" if number < ENDED else "waiting", copy["created_at"]),
+                "INSERT INTO segment"
+                " (prompt_id, number, first_frame, frame_count, state, priority, created_at, not_before)"
+                " VALUES (?, 0, 0, 24, ?, 0, ?, ?)",
+                (copy["prompt_id"], "done" if number < ENDED else "waiting", copy["created_at"], FAR_FUTURE_MS),
             )
             for seq in range(1, 9):
                 connection.execute(
@@ -82,15 +85,13 @@ async def measure(folder: Path, fill_it: bool) -> list[object]:
             await service.stop()
             if fill_it:
                 fill(service.data_dir / "faceswap.db", prompt_id)
-            # The waiting jobs shall wait: nobody can work on them, and the start is all there is to do.
-            await engine.set_faults(stuck=True)
-            starts = []
+            starts, speeds = [], []
             for _ in range(STARTS):
                 starts.append(await seconds_to_ready(service))
-                speed = await requests_a_second(service, prompt_id)
+                speeds.append(await requests_a_second(service, prompt_id))
                 await service.stop()
     what = f"{ENDED + WAITING:,} jobs" if fill_it else "1 job"
-    return [what, f"{statistics.median(starts):.2f} s", f"{speed:,.0f}"]
+    return [what, f"{statistics.median(starts):.2f} s", f"{statistics.median(speeds):,.0f}"]
 
 
 async def main() -> None:
