@@ -83,9 +83,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What this ComfyUI allows: `max_upload_size` in bytes a request, None when it does not tell."""
+    """What this ComfyUI allows and does.
+
+    max_upload_size  bytes a request, None when it does not tell
+    streams          it decodes frames as they are needed: no clip is too long for its memory (the embedded engine)
+    """
 
     max_upload_size: int | None
+    streams: bool = False
 
 
 class ComfyClient:
@@ -232,10 +237,11 @@ class ComfyClient:
             if response.status == 404:
                 return Features(None)
             answer = await _document(response)
+        streams = isinstance(answer, dict) and answer.get("faceswap_streams") is True
         match answer:
             case {"max_upload_size": int() | float() as limit} if 0 < limit < 2**63:
-                return Features(int(limit))
-        return Features(None)
+                return Features(int(limit), streams)
+        return Features(None, streams)
 
     async def free(self) -> None:
         """Have it unload its models and give memory back once nothing runs."""

@@ -64,7 +64,11 @@ class Engine:
         return self.upload_limit if limit is None else limit
 
     def features(self) -> dict[str, Any]:
-        return {"supports_preview_metadata": True, "max_upload_size": self.max_upload_size}
+        return {
+            "supports_preview_metadata": True,
+            "max_upload_size": self.max_upload_size,
+            "faceswap_streams": True,
+        }
 
 
 ENGINE = web.AppKey("engine", Engine)
