@@ -13,7 +13,7 @@ from yarl import URL
 from .admission import Admission
 from .api import keys, middleware
 from .api.routes import add_routes
-from .backend import Backend
+from .backend import EMBEDDED, Backend
 from .comfy.client import ComfyClient
 from .comfy.embedded import EmbeddedEngine
 from .config import ConfigError, Settings, resource_dir
@@ -25,9 +25,9 @@ from .intake import Intake
 from .janitor import Janitor
 from .media import MediaWorker
 from .reports import Reports
-from .runner import EMBEDDED, Runner
+from .runner import Runner
 from .store import Store
-from .workflow import Workflow, WorkflowError, load_workflows
+from .workflow import Graph, Workflow, WorkflowError, load_workflows
 
 log = logging.getLogger(__name__)
 
@@ -69,11 +69,12 @@ def create_app(settings: Settings, patience: Patience | None = None) -> web.Appl
         folders.create()
         store = app[keys.STORE] = await Store.open(folders.database, resource_dir("migrations"), hub.publish)
         media, fetcher = MediaWorker(), Fetcher(settings.url_allow)
-        session = aiohttp.ClientSession(auto_decompress=False)
+        # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.
+        session = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
         try:
             engine = None if settings.comfyui_urls else _embedded_engine(settings, folders)
             app[keys.ENGINE] = engine
-            backends = await make_backends(settings, store, session, patience)
+            backends = await make_backends(settings, store, session, patience, workflows[settings.workflow].graph)
             app[keys.INTAKE] = Intake(settings, fetcher)
             app[keys.ADMISSION] = Admission(settings, store, media, workflows)
             reports = app[keys.REPORTS] = Reports(store)
@@ -99,16 +100,20 @@ def create_app(settings: Settings, patience: Patience | None = None) -> web.Appl
 
 
 async def make_backends(
-    settings: Settings, store: Store, session: aiohttp.ClientSession, patience: Patience
+    settings: Settings, store: Store, session: aiohttp.ClientSession, patience: Patience, graph: Graph
 ) -> list[Backend]:
     """One for each ComfyUI that was named, or one for the embedded engine, whose address comes when it listens."""
+
+    async def backend(name: str, client: ComfyClient) -> Backend:
+        client_id, abandoned = await store.client_id(name), await store.abandoned(name)
+        return Backend(name, client, client_id, patience, abandoned=abandoned, graph=graph)
+
     if not settings.comfyui_urls:
-        client = ComfyClient(URL("http://127.0.0.1:1"), session)
-        return [Backend(EMBEDDED, client, await store.client_id(EMBEDDED), patience)]
+        return [await backend(EMBEDDED, ComfyClient(URL("http://127.0.0.1:1"), session))]
     clients = [ComfyClient(url, session, settings.comfyui_headers) for url in settings.comfyui_urls]
-    backends = [Backend(str(c.url), c, await store.client_id(str(c.url)), patience) for c in clients]
-    for backend in backends:
-        backend.address_known.set()
+    backends = [await backend(str(client.url), client) for client in clients]
+    for each in backends:
+        each.address_known.set()
     return backends
 
 

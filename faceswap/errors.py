@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The errors of a disk, a quota or a file that can take no more: they pass when there is room again."""
+
 
 class Problem(Exception):
     """A request that cannot be served. The middleware turns it into `application/problem+json` (RFC 9457).

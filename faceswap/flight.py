@@ -15,7 +15,18 @@ T = TypeVar("T")
 
 
 class Lost(Exception):
-    """ComfyUI knows the prompt no more: it has to be submitted again."""
+    """ComfyUI was asked, twice, and does not know the prompt: it has to be submitted again."""
+
+
+class GivenUp(Exception):
+    """ComfyUI cannot be asked about the prompt, or does not move, and another can do the work.
+
+    It may still know the prompt and run it: the id is never used again, and the work is done under a new one.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
 
 
 class Stopped(Exception):
@@ -43,7 +54,13 @@ class Patience:
     gone_s: float = 24 * 3600.0
     """Without any engine before the jobs that wait for one end."""
     loss_limit: int = 25
-    """Times an engine may die with a segment before its job fails: some videos kill engines."""
+    """Times a prompt may be forgotten before its job fails."""
+    death_limit: int = 5
+    """Times in a row an engine may die while it works on a segment before its job fails: some videos kill engines."""
+    inspect_s: float = 60.0
+    """Between two looks at what a ComfyUI has: its nodes, its models, its memory."""
+    outage_s: float = 3.0
+    """Without any ComfyUI before the jobs that wait for one are told."""
 
 
 async def _ignore_executing(node: str) -> None:
@@ -66,6 +83,8 @@ class Flight:
     distrusted_at: float = 0.0
     sent: bool = False
     """Whether ComfyUI may know the prompt."""
+    running: bool = False
+    """Whether ComfyUI was seen at work on it: an engine that dies then may have died of it."""
     node: str | None = None
 
     @property

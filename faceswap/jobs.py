@@ -278,14 +278,19 @@ class Job:
     request_digest: str | None = None
     webhook_url: str | None = None
 
-    def status(self, queue_position: int | None = None) -> dict[str, Any]:
-        """The document of `GET /status/{prompt_id}`."""
+    @property
+    def needs_engine(self) -> bool:
+        """Whether frames are still to be swapped."""
+        return self.state not in TERMINAL and self.segments_done < self.segments_total
+
+    def status(self, queue_position: int | None = None, outage: str | None = None) -> dict[str, Any]:
+        """The document of `GET /status/{prompt_id}`; during an `outage` of the engines that is what a job waits for."""
         return {
             "prompt_id": self.prompt_id,
             "status": self.state.value,
             "progress": {
                 "percentage": self.percentage,
-                "step": self.step,
+                "step": outage if outage and self.needs_engine else self.step,
                 "current": self.current_frame,
                 "total": self.total_frames,
                 "fps": self.fps,
@@ -326,6 +331,7 @@ class Segment:
     output_file: str | None
     changed_share: float | None
     warnings: tuple[str, ...] = ()
+    deaths: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@ FIRST_GUESS_EMBEDDED: Mapping[str, float] = {"load 1": 0.001, "swap 1": 0.03, "c
 ROLES = ("load", "swap", "combine")
 OVERHEAD_S = 0.3
 """Time a segment needs besides its frames: upload, start, fetch and check."""
+WELL_UNDER_WAY = 0.1
+"""Of a pass, before its own speed tells when it ends."""
 JOIN_S = 0.5
 """Time a job needs after its last segment."""
 
@@ -34,6 +36,8 @@ class SegmentProgress:
     frames: int
     expected: Mapping[str, float]
     started_s: float
+    guessed: bool = False
+    """Whether what is expected was never measured: it is good enough for a percentage, and not for an ETA."""
     measured: dict[str, float] = field(default_factory=dict)
     """Seconds per frame of the phases that have ended."""
     _phase: str | None = None
@@ -71,6 +75,14 @@ class SegmentProgress:
     def _end_phase(self, now_s: float) -> None:
         if self._phase is not None:
             self.measured[self._phase] = max(now_s - self._phase_started_s, 1e-6) / self.frames
+
+    @property
+    def predictable(self) -> bool:
+        """Whether what is still to come is known: it was measured before, or one pass remains and is well under way."""
+        if not self.guessed or self._ended_s is not None:
+            return True
+        swaps = sum(phase.startswith("swap") for phase in self.expected)
+        return swaps == 1 and self._phase == "swap 1" and self._value / self._maximum >= WELL_UNDER_WAY
 
     @property
     def begun(self) -> bool:
@@ -132,10 +144,18 @@ class JobProgress:
         frames = self._done_frames + sum(segment.frames * segment.fraction(now_s) for segment in self._running.values())
         return min(frames / self.total_frames, 1.0) if self.total_frames else 0.0
 
-    def begin(self, number: int, frames: int, expected: Mapping[str, float], now_s: float) -> SegmentProgress:
+    def begin(
+        self, number: int, frames: int, expected: Mapping[str, float], now_s: float, *, guessed: bool = False
+    ) -> SegmentProgress:
         """A segment was given to an engine (again)."""
-        self._running[number] = SegmentProgress(frames, expected, now_s)
+        self._running[number] = SegmentProgress(frames, expected, now_s, guessed)
         return self._running[number]
+
+    def learn(self, costs: Mapping[str, float]) -> None:
+        """Expect of the segments that have not begun what another has cost."""
+        for segment in self._running.values():
+            if segment.guessed and not segment.begun:
+                segment.expected, segment.guessed = costs, False
 
     def abandon(self, number: int, now_s: float) -> None:
         """A segment's attempt came to nothing: there is more to do again."""
@@ -166,6 +186,7 @@ class JobProgress:
         fps = eta_s = None
         if gained > 0.005 and spent_s > 0:
             fps = round(gained * self.total_frames / spent_s, 2)
-            eta_s = round(spent_s * (1 - fraction) / gained + JOIN_S, 1)
+            if all(segment.predictable for segment in self._running.values()):
+                eta_s = round(spent_s * (1 - fraction) / gained + JOIN_S, 1)
         current = min(int(self._floor / 100 * self.total_frames), self.total_frames)
         return Report(self._floor, current, self.total_frames, fps, eta_s)

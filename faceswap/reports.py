@@ -12,7 +12,7 @@ from functools import partial
 
 from .jobs import Job
 from .progress import JobProgress, Report
-from .store import Store, insist
+from .store import Store, retry_writes
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,11 @@ class Reports:
 
     async def tell(self, prompt_id: str, type: str, data: Mapping[str, object], step: str | None = None) -> None:
         """Store and publish an event, as often as it takes a full disk to be freed."""
-        await insist(partial(self._store.tell, prompt_id, type, data, step))
+        await retry_writes(partial(self._store.tell, prompt_id, type, data, step))
+
+    async def tell_status(self, prompt_id: str, message: str, step: str | None = None) -> None:
+        """Store and publish a `status` event, as often as it takes a full disk to be freed."""
+        await retry_writes(partial(self._store.tell_status, prompt_id, message, step))
 
     async def run(self) -> None:
         """Report for as long as the service runs."""

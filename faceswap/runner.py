@@ -17,34 +17,46 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from .backend import MAX_PROMPTS, Backend
+from .backend import DANGEROUS_DEATHS, EMBEDDED, MAX_PROMPTS, Backend
 from .comfy.client import ComfyError, Outcome
-from .errors import JobFailure, NotFound, Problem
-from .flight import Flight, Lost, Patience, Stopped
+from .engine_watch import EngineWatch
+from .errors import DISK_FULL, JobFailure, NotFound, Problem
+from .flight import Flight, GivenUp, Lost, Patience, Stopped
 from .folders import Folders
 from .jobs import TERMINAL, Job, Segment
 from .media import MediaWorker, Verdict
 from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED
 from .reports import Reports
-from .store import Store, insist
+from .store import Store, may_pass, retry_writes
 from .uploads import Uploads
 from .workflow import Graph, Workflow, WorkflowError, extra_data
 
 log = logging.getLogger(__name__)
 
-EMBEDDED = "embedded"
-"""The name under which the embedded engine's work is kept, whatever port it listens on."""
 COMPLETED_MESSAGE = "🎉 Face swap completed successfully!"
 INTERNAL_ERROR = "Something went wrong inside the service; its log says what."
 ELSEWHERE = frozenset({"node_missing", "model_missing", "model_broken", "upload_too_large"})
 """Failures that are one ComfyUI's own: another may well do it."""
+DISK_FULL_MESSAGE = "The disk is full; the job goes on when there is room."
+IGNORED_BY_EMBEDDED = ("swap_model", "face_restore_model", "face_restore_visibility", "face_boost", "detect_gender")
+"""Options that mean something to ReActor only."""
 FIRST_LOSS_PAUSE_S = 0.1
 DISK_PAUSE_S = 2.0
 LOOK_AGAIN_S = 0.5
 CUT_LIMIT = 20
-"""Times the way back from an engine may be cut before its work counts as lost."""
+"""Times the way to an engine or back may be cut before that counts as a failure."""
+REPLANNED_ABOVE = 1.25
+"""How much longer than its engine's memory wants it a segment may be: it was planned for other memory then."""
 IDLE_S = 5.0
 OUTPUT_LIMIT_BYTES = 64 * 2**30
+
+
+class _TooLong(Exception):
+    """A segment has more frames than its engine has memory for."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
 
 
 class Runner:
@@ -70,11 +82,22 @@ class Runner:
         self._tasks: asyncio.TaskGroup | None = None
         self._flights: dict[str, dict[Flight, asyncio.Task[None]]] = {}
         self._reports = reports
+        self._watch = EngineWatch(store, backends, patience, self._end_failed)
         self._uploads = Uploads(folders, media)
         self._joins: dict[str, asyncio.Lock] = {}
         for backend in backends:
             backend.on_change = self.wake
             backend.replaceable = partial(self._has_other_than, backend)
+
+    @property
+    def outage(self) -> str | None:
+        """A sentence while no engine can be given work."""
+        return self._watch.outage
+
+    def frame_limit(self, pixels: int, frame_rate: float) -> int | None:
+        """How many frames of so many pixels a segment may have at any of the engines; None for any number."""
+        limits = [backend.frame_limit(pixels, frame_rate) for backend in self.backends]
+        return min((limit for limit in limits if limit is not None), default=None)
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -108,23 +131,10 @@ class Runner:
             await self._take_up()
             tasks.create_task(self._dispatch(), name="dispatcher")
             tasks.create_task(self._reports.run(), name="reports")
-            tasks.create_task(self._miss_engines(), name="watch over the engines")
+            tasks.create_task(self._watch.run(), name="watch over the engines")
 
     def _has_other_than(self, backend: Backend) -> bool:
         return any(other.healthy for other in self.backends if other is not backend)
-
-    async def _miss_engines(self) -> None:
-        """End what waits when no engine has been there for so long that nobody can mean it to be."""
-        seen = time.monotonic()
-        while True:
-            await asyncio.sleep(min(IDLE_S, self._patience.gone_s / 4))
-            if any(backend.healthy for backend in self.backends):
-                seen = time.monotonic()
-            elif time.monotonic() - seen > self._patience.gone_s:
-                hours = self._patience.gone_s / 3600
-                sentence = f"No ComfyUI could be reached for {hours:.0f} hours; start it, then retry the job."
-                for prompt_id in await self._store.unswapped():
-                    await self._end_failed(prompt_id, JobFailure("engine_unreachable", sentence))
 
     async def _take_up(self) -> None:
         """Go on with what a former process left."""
@@ -139,42 +149,64 @@ class Runner:
             self._spawn(self._finish(job.prompt_id), f"finish {job.prompt_id}")
 
     async def _dispatch(self) -> None:
-        """Give waiting segments to backends that have room: to each its first before any its second, quick ones first.
-
-        What failed at one goes to another where there is one.
-        """
+        """Give waiting segments to backends that have room, whenever something changes."""
         while True:
             self._wake.clear()
-            for busy in range(MAX_PROMPTS):
-                for backend in sorted(self.backends, key=lambda backend: backend.pace_s or 0.0):
-                    if backend.takes_a_prompt(busy) and await self._gains(backend):
-                        again = not self._has_other_than(backend)
-                        segment = await insist(partial(self._store.claim, backend.name, again=again))
-                        if segment is not None:
-                            self._start(segment, backend, look_first=False)
-            due_s = await self._store.next_due_s()
-            # A segment that is due waits for a backend, whose change wakes us.
             try:
-                async with asyncio.timeout(min(due_s, IDLE_S) if due_s else IDLE_S):
+                await retry_writes(self._give_out)
+                due_s = await self._store.next_due_s()
+            except sqlite3.Error as error:
+                if not may_pass(error):
+                    raise
+                due_s = DISK_PAUSE_S
+            # A segment that is due waits for a backend, whose change wakes us.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(due_s or IDLE_S, IDLE_S)):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
 
-    async def _gains(self, backend: Backend) -> bool:
+    async def _give_out(self) -> None:
+        """Give to each backend its first segment before any its second, quick ones first.
+
+        What failed at one goes to another where there is one. What engines have died of is given to one that has
+        nothing else to do.
+        """
+        waiting = await self._store.waiting_frames()
+        for busy in range(MAX_PROMPTS):
+            for backend in sorted(self.backends, key=lambda backend: backend.pace_s or 0.0):
+                if waiting and backend.takes_a_prompt(busy) and self._gains(backend, waiting):
+                    segment = await self._store.claim(
+                        backend.name,
+                        again=not self._has_other_than(backend),
+                        most_deaths=DANGEROUS_DEATHS - 1 if backend.flights else None,
+                    )
+                    if segment is not None:
+                        self._start(segment, backend, look_first=False)
+                        waiting = await self._store.waiting_frames()
+
+    def _gains(self, backend: Backend, waiting: Sequence[int]) -> bool:
         """Whether the work is done sooner when this backend takes the next segment too.
 
-        It is not when another, at work now, would be done with all that waits before this one is with the next; and
-        what has not shown its pace yet gets no second segment while others are there.
+        `waiting` are the frames of those that wait, the next one first. It is not when another, at work now, would be
+        done with all that waits before this one is with the next; and what has not shown its pace yet gets no second
+        segment while others are there.
         """
         if backend.pace_s is None:
             return not (backend.flights and self._has_other_than(backend))
-        waiting = await self._store.waiting_frames()
-        done_in_s = backend.done_in_s(waiting[0] if waiting else 0)
+        done_in_s = backend.done_in_s(waiting[0])
         others = [other for other in self.backends if other is not backend and other.healthy and other.flights]
         return all(done_in_s <= other.done_in_s(sum(waiting)) for other in others if other.pace_s is not None)
 
     def _start(self, segment: Segment, backend: Backend, *, look_first: bool) -> None:
         flight = Flight(segment)
+        log.info(
+            "job %s: frames %d to %d %s %s, attempt %d",
+            segment.prompt_id,
+            segment.first_frame,
+            segment.first_frame + segment.frame_count - 1,
+            "looked for at" if look_first else "given to",
+            backend.name,
+            segment.attempt,
+        )
         backend.flights[flight.prompt_id] = flight
         task = self._spawn(self._fly(flight, backend, look_first), f"segment {flight.prompt_id}")
         self._flights.setdefault(segment.prompt_id, {})[flight] = task
@@ -191,8 +223,12 @@ class Runner:
             complete = await self._attempt(flight, backend, look_first)
         except Stopped:
             log.info("stopped %s on %s", flight.prompt_id, backend.name)
-        except (Lost, ComfyError) as error:
-            await self._lost(flight.segment, backend, error)
+        except _TooLong as error:
+            await retry_writes(partial(self._store.split, segment, error.limit, unsent=True))
+        except GivenUp as error:
+            await self._pass_on(segment, error)
+        except Lost:
+            await self._lost(flight, backend)
         except JobFailure as failure:
             await self._failed(flight.segment, backend, failure)
         except Problem:
@@ -208,7 +244,7 @@ class Runner:
                 del self._flights[segment.prompt_id]
             self.wake()
         if flight.stopping_since is not None and not others:
-            await insist(partial(self._store.cancelled, segment.prompt_id))
+            await retry_writes(partial(self._store.cancelled, segment.prompt_id))
             self._forget(segment.prompt_id)
         if complete:
             await self._finish(segment.prompt_id)
@@ -218,38 +254,65 @@ class Runner:
                 await backend.client.free()
 
     async def _attempt(self, flight: Flight, backend: Backend, look_first: bool) -> bool:
-        """One attempt, taken up again, never begun anew, when the way back from the engine is cut or the disk is full.
+        """One attempt, taken up again, never begun anew, when the way to the engine is cut or the disk is full.
 
         Returns whether it was the job's last segment.
         """
         cuts = 0
-        while True:
-            try:
-                return await self._carry_out(flight, backend, look_first)
-            except ComfyError as error:
-                cuts += 1
-                if not error.passing or not flight.sent or cuts > CUT_LIMIT:
-                    raise
-                log.warning("segment %s on %s: %s; looking again", flight.prompt_id, backend.name, error.sentence)
-                await asyncio.sleep(LOOK_AGAIN_S)
-            except (OSError, sqlite3.Error) as error:
-                log.warning("segment %s: %s; trying again", flight.prompt_id, error)
-                await asyncio.sleep(DISK_PAUSE_S)
-            look_first = True
+        try:
+            while True:
+                try:
+                    return await self._carry_out(flight, backend, look_first)
+                except ComfyError as error:
+                    cuts += 1
+                    await self._check_way(flight, backend, error, cuts)
+                except JobFailure as failure:
+                    if failure.code != "disk_full":
+                        raise
+                    await self._wait_for_room(flight.segment.prompt_id)
+                except (OSError, sqlite3.Error) as error:
+                    if not _is_full(error):
+                        raise
+                    await self._wait_for_room(flight.segment.prompt_id)
+                look_first = flight.sent
+        finally:
+            if flight.prompt_id in backend.abandoned:
+                await retry_writes(partial(self._store.abandon, backend.name, flight.prompt_id))
+
+    async def _check_way(self, flight: Flight, backend: Backend, error: ComfyError, cuts: int) -> None:
+        """Wait a moment where it makes sense to go on with an attempt after an error on the way; raise where not."""
+        if not error.passing or (error.answered and not flight.sent) or cuts > CUT_LIMIT:
+            raise JobFailure("engine_error", error.sentence, passing=error.passing) from error
+        if not flight.sent and not await backend.answers():
+            raise GivenUp(f"{backend.title} does not answer") from error
+        log.warning("segment %s on %s: %s; going on", flight.prompt_id, backend.name, error.sentence)
+        await asyncio.sleep(LOOK_AGAIN_S)
+
+    async def _wait_for_room(self, prompt_id: str) -> None:
+        """Pause a job on a full disk, which its step says where that can be written."""
+        with suppress(sqlite3.Error):
+            if (await self._store.job(prompt_id)).step != DISK_FULL_MESSAGE:
+                log.warning("job %s: the disk is full; it goes on when there is room", prompt_id)
+                await self._store.tell_status(prompt_id, DISK_FULL_MESSAGE, DISK_FULL_MESSAGE)
+        await asyncio.sleep(DISK_PAUSE_S)
 
     async def _carry_out(self, flight: Flight, backend: Backend, look_first: bool) -> bool:
         """From upload to a checked output in the work folder; returns whether it was the job's last segment."""
         job = await self._store.job(flight.segment.prompt_id)
         if job.state in TERMINAL or job.cancel_requested:
             flight.stop()
-        workflow = self._workflows.get(job.workflow)
-        if workflow is None:
-            raise JobFailure("workflow_missing", f"The workflow {job.workflow} is no longer in the workflow folder.")
+        workflow = self._workflow(job)
+        pixels = job.inputs.width * job.inputs.height
+        limit = backend.frame_limit(pixels, float(job.inputs.frame_rate))
+        if limit and flight.segment.frame_count > REPLANNED_ABOVE * limit and workflow.splittable and not flight.sent:
+            raise _TooLong(limit)
         costs_key = _costs_key(backend, job)
         guess = FIRST_GUESS_EMBEDDED if backend.name == EMBEDDED else FIRST_GUESS
-        expected = await self._store.phase_costs(costs_key) or guess
+        learned = await self._store.phase_costs(costs_key)
         progress = self._reports.progress(job)
-        bars = progress.begin(flight.segment.number, flight.segment.frame_count, expected, time.monotonic())
+        bars = progress.begin(
+            flight.segment.number, flight.segment.frame_count, learned or guess, time.monotonic(), guessed=not learned
+        )
 
         async def on_executing(node: str) -> None:
             title = workflow.title(node)
@@ -274,6 +337,7 @@ class Runner:
                 on_queued=lambda queued_id: self._store.known_as(flight.segment, queued_id),
             )
             costs = bars.end(time.monotonic())
+            await backend.make_room(pixels, flight.segment.frame_count)
             with backend.released(flight):
                 collecting = self._collect(job, flight.segment, workflow, backend, outcome)
                 path, verdict = await flight.unless_stopped(collecting)
@@ -282,8 +346,10 @@ class Runner:
             raise
         if costs and not look_first:  # or they may be those of a part only
             await self._store.learn_phase_costs(costs_key, costs)
-        finish = partial(self._store.finish_segment, flight.segment, path.name, verdict.changed_share, verdict.warnings)
-        moved = await insist(finish)
+            progress.learn(costs)
+        warnings = (*_ignored_options(backend, job), *verdict.warnings)
+        finish = partial(self._store.finish_segment, flight.segment, path.name, verdict.changed_share, warnings)
+        moved = await retry_writes(finish)
         progress.finish(flight.segment.number)
         return moved is not None and moved.segments_done == moved.segments_total
 
@@ -334,46 +400,82 @@ class Runner:
             raise
         return path, verdict
 
-    async def _lost(self, segment: Segment, backend: Backend, error: Lost | ComfyError) -> None:
-        """The engine went away with a segment: it is done again, here or elsewhere."""
-        if isinstance(error, ComfyError) and (error.answered or not error.passing):
-            await self._failed(segment, backend, JobFailure("engine_error", error.sentence, passing=error.passing))
-            return
-        if segment.losses + 1 >= self._patience.loss_limit:
-            sentence = "ComfyUI died every time it worked on this video; look into its log, then retry the job."
+    def _workflow(self, job: Job) -> Workflow:
+        workflow = self._workflows.get(job.workflow)
+        if workflow is None:
+            raise JobFailure("workflow_missing", f"The workflow {job.workflow} is no longer in the workflow folder.")
+        return workflow
+
+    async def _pass_on(self, segment: Segment, error: GivenUp) -> None:
+        """Have a segment done under a new id, by another engine or by the same when it answers again."""
+        log.warning("job %s: %s; frame %d on anew", segment.prompt_id, error.message, segment.first_frame)
+        message = f"{error.message}; resuming at frame {segment.first_frame} as soon as a ComfyUI can take it."
+        await self._reports.tell_status(segment.prompt_id, message)
+        await retry_writes(partial(self._store.give_back, segment, pause_s=FIRST_LOSS_PAUSE_S))
+
+    async def _lost(self, flight: Flight, backend: Backend) -> None:
+        """The engine has forgotten a prompt: it is done again. When it died at work on it, that may be the video."""
+        segment, died = flight.segment, flight.running
+        deaths = segment.deaths + died
+        patience = self._patience
+        if deaths >= patience.death_limit or segment.losses + 1 >= patience.loss_limit:
+            sentence = "ComfyUI forgot the prompt again and again; look into its log, then retry the job."
+            if died:
+                frames = f"frames {segment.first_frame} to {segment.first_frame + segment.frame_count - 1}"
+                sentence = (
+                    f"ComfyUI died {deaths} times in a row while it worked on {frames} of this video;"
+                    " look into its log, then retry the job."
+                )
             await self._failed(segment, backend, JobFailure("engine_crashed", sentence))
             return
-        message = f"ComfyUI restarted, resuming at frame {segment.first_frame}"
-        await self._reports.tell(segment.prompt_id, "status", {"status": "PROCESSING", "message": message})
-        pause_s = min(FIRST_LOSS_PAUSE_S * 2**segment.losses, self._patience.retry_s[-1])
-        await insist(partial(self._store.give_back, segment, lost=True, pause_s=pause_s))
+        log.warning("job %s: %s restarted, frame %d on anew", segment.prompt_id, backend.name, segment.first_frame)
+        await self._reports.tell_status(
+            segment.prompt_id, f"ComfyUI restarted, resuming at frame {segment.first_frame}"
+        )
+        pause_s = min(FIRST_LOSS_PAUSE_S * 2**segment.losses, patience.retry_s[-1])
+        if died and deaths >= DANGEROUS_DEATHS and await self._can_split(segment):
+            half = -(-segment.frame_count // 2)
+            split = partial(self._store.split, segment, half, pause_s=pause_s, died=True, alone=True)
+            await retry_writes(split)
+        else:
+            await retry_writes(partial(self._store.give_back, segment, pause_s=pause_s, lost=True, died=died))
 
     async def _failed(self, segment: Segment, backend: Backend, failure: JobFailure) -> None:
         """Try again what may pass by itself; end the job otherwise."""
-        log.warning("segment %s on %s: %s: %s", segment.comfy_prompt_id, backend.name, failure.code, failure.sentence)
         self._uploads.repeat(segment.prompt_id, backend)
         pauses_s = self._patience.retry_s
-        passing = failure.passing or (failure.code in ELSEWHERE and self._has_other_than(backend))
-        if not passing or segment.failures == len(pauses_s):
+        if failure.code == "engine_disk_full":
+            await self._reports.tell_status(segment.prompt_id, failure.sentence, failure.sentence)
+            await retry_writes(partial(self._store.give_back, segment, pause_s=pauses_s[-1]))
+            return
+        elsewhere = failure.code in ELSEWHERE and self._has_other_than(backend)
+        if failure.code == "upload_too_large" and not (elsewhere and segment.failures == 0):
+            if await self._can_split(segment):
+                await retry_writes(partial(self._store.split, segment, -(-segment.frame_count // 2)))
+                return
+            elsewhere = False
+        if not (failure.passing or elsewhere) or segment.failures >= len(pauses_s):
             await self._end_failed(segment.prompt_id, failure)
             return
+        log.warning("job %s on %s: %s: %s", segment.prompt_id, backend.name, failure.code, failure.sentence)
         message = f"{failure.sentence} Attempt {segment.failures + 2} of {len(pauses_s) + 1} follows."
-        await self._reports.tell(segment.prompt_id, "status", {"status": "PROCESSING", "message": message})
+        await self._reports.tell_status(segment.prompt_id, message)
         pause_s = pauses_s[segment.failures] * random.uniform(0.8, 1.2)
-        if failure.code == "out_of_memory" and await self._relieve(segment, backend):
-            await insist(partial(self._store.shorten, segment, pause_s=pause_s))
+        if failure.code == "out_of_memory" and await self._can_split(segment):
+            with suppress(ComfyError):
+                await backend.client.free()
+            half = segment.frame_count // 2 + 1
+            await retry_writes(partial(self._store.split, segment, half, pause_s=pause_s, failed=True))
         else:
-            await insist(partial(self._store.give_back, segment, failed=True, pause_s=pause_s))
+            await retry_writes(partial(self._store.give_back, segment, failed=True, pause_s=pause_s))
 
-    async def _relieve(self, segment: Segment, backend: Backend) -> bool:
-        """Have an engine that ran out of memory give some back; tells whether shorter segments will help it too."""
-        with suppress(ComfyError):
-            await backend.client.free()
-        job = await self._store.job(segment.prompt_id)
-        return self._workflows[job.workflow].splittable
+    async def _can_split(self, segment: Segment) -> bool:
+        """Whether a segment can be done in shorter ones."""
+        return segment.frame_count > 1 and self._workflow(await self._store.job(segment.prompt_id)).splittable
 
     async def _end_failed(self, prompt_id: str, failure: JobFailure) -> None:
-        await insist(partial(self._store.fail, prompt_id, failure.code, failure.sentence))
+        log.warning("job %s: %s: %s", prompt_id, failure.code, failure.sentence)
+        await retry_writes(partial(self._store.fail, prompt_id, failure.code, failure.sentence))
         self.cancel(prompt_id)
         self._forget(prompt_id)
 
@@ -392,14 +494,20 @@ class Runner:
                 log.info("job %s was erased", prompt_id)
                 return
             except JobFailure as failure:
+                if failure.code == "disk_full":
+                    await self._wait_for_room(prompt_id)
+                    continue
                 failures += 1
                 if not failure.passing or failures > len(self._patience.retry_s):
                     await self._end_failed(prompt_id, failure)
                     return
                 await asyncio.sleep(self._patience.retry_s[failures - 1])
             except (OSError, sqlite3.Error) as error:
-                log.warning("joining %s: %s; trying again", prompt_id, error)
-                await asyncio.sleep(DISK_PAUSE_S)
+                if not _is_full(error):
+                    log.exception("joining %s", prompt_id)
+                    await self._end_failed(prompt_id, JobFailure("internal_error", INTERNAL_ERROR))
+                    return
+                await self._wait_for_room(prompt_id)
 
     async def _join(self, job: Job) -> None:
         segments = await self._store.segments(job.prompt_id)
@@ -434,6 +542,20 @@ class Runner:
         self._reports.close(prompt_id)
         self._joins.pop(prompt_id, None)
         self._uploads.forget(prompt_id)
+
+
+def _is_full(error: OSError | sqlite3.Error) -> bool:
+    """Whether an error passes when there is room on the disk again."""
+    return may_pass(error) if isinstance(error, sqlite3.Error) else error.errno in DISK_FULL
+
+
+def _ignored_options(backend: Backend, job: Job) -> tuple[str, ...]:
+    """A warning that names the options the embedded engine has no use for."""
+    if backend.features is None or not backend.features.streams:
+        return ()
+    given = job.options.to_dict()
+    ignored = [name for name in IGNORED_BY_EMBEDDED if given.get(name) not in (None, False, "no", "none")]
+    return (f"The embedded engine has no use for {', '.join(ignored)}: that is ReActor's.",) if ignored else ()
 
 
 def _costs_key(backend: Backend, job: Job) -> str:

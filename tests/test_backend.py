@@ -23,7 +23,7 @@ from faceswap.backend import Backend
 from faceswap.comfy.client import ComfyClient, Outcome
 from faceswap.config import resource_dir
 from faceswap.errors import JobFailure
-from faceswap.flight import Flight, Lost, Patience, Stopped
+from faceswap.flight import Flight, GivenUp, Lost, Patience, Stopped
 from faceswap.jobs import Segment, SegmentState, comfy_prompt_id
 from faceswap.workflow import Workflow, extra_data
 
@@ -167,7 +167,7 @@ async def test_a_stuck_prompt_is_held_against_its_engine(clip: Path, tmp_path: P
             await plane.perform(flight_of())
         assert (failed.value.code, failed.value.passing) == ("engine_stuck", False)
         assert plane.backend.describe()["stuck"] and not plane.backend.healthy
-        with pytest.raises(Lost):
+        with pytest.raises(GivenUp):
             await plane.perform(flight_of())
 
 
@@ -199,11 +199,16 @@ async def test_an_engine_that_does_not_answer_is_left_when_another_could_do_it(c
         running = asyncio.create_task(plane.perform(flight_of()))
         await until(lambda: plane.engine.running)
         plane.backend.client.url = URL("http://127.0.0.1:1")
-        with pytest.raises(Lost):
+        with pytest.raises(GivenUp):
             await running
         plane.backend.client.url = URL(plane.engine.url)
         # Nobody waits for it any more: it is stopped as soon as the engine can be reached.
-        await until(lambda: plane.engine.running is None)
+        assert not plane.backend.healthy
+        gone: set[str] = set()
+        while not gone:
+            gone = await plane.backend.stop_abandoned()
+        assert plane.engine.running is None
+        await until(lambda: plane.backend.healthy)
 
 
 async def test_the_pace_is_that_of_the_last_prompts_and_slows_while_one_takes_long(clip: Path, tmp_path: Path) -> None:

@@ -225,7 +225,7 @@ async def test_the_real_engine_answers_and_comes_back_after_a_kill(tmp_path: Pat
     async with kept(engine) as ready, aiohttp.ClientSession() as session:
         for starts in (1, 2):
             await until(lambda starts=starts: len(ready) == starts, 60)  # type: ignore[misc]
-            assert await ComfyClient(ready[-1], session).alive()
+            assert (await ComfyClient(ready[-1], session).queue()).running == ()
             assert engine.pid is not None
             os.kill(engine.pid, signal.SIGKILL)
         await until(lambda: len(ready) == 3, 60)

@@ -203,7 +203,7 @@ async def test_a_pausing_segment_is_not_claimed_before_its_time(store: Store, pa
     assert due_s is not None
     assert 40 < due_s <= 50
     sql(path, "UPDATE segment SET not_before = ?", now_ms())
-    assert await store.next_due_s() == 0
+    assert await store.next_due_s() is None
     await claim(store)
     assert await store.next_due_s() is None
 
@@ -229,7 +229,7 @@ async def test_a_segment_that_was_too_long_is_cut_and_so_is_what_waits(store: St
     job = await create(store, segments=4)
     await store.finish_segment(await claim(store), "0.mp4", None)
     too_long, at_work = await claim(store), await claim(store)
-    await store.shorten(too_long, pause_s=50)
+    await store.split(too_long, 6, pause_s=50, failed=True)
     pieces = [
         (one.first_frame, one.frame_count, one.state, one.failures) for one in await store.segments(job.prompt_id)
     ]
@@ -243,7 +243,7 @@ async def test_a_segment_that_was_too_long_is_cut_and_so_is_what_waits(store: St
     ]
     assert (await store.job(job.prompt_id)).segments_total == 6
     assert await store.waiting_frames() == [5, 5]
-    await store.shorten(at_work, pause_s=0)
+    await store.split(at_work, 6, failed=True)
     assert (await store.job(job.prompt_id)).segments_total == 7
     sql(path, "UPDATE segment SET not_before = 0")
     while segment := await store.claim("one"):
@@ -254,7 +254,7 @@ async def test_a_segment_that_was_too_long_is_cut_and_so_is_what_waits(store: St
 
 async def test_a_segment_of_two_frames_is_not_cut(store: Store) -> None:
     job = await create(store, frames=2)
-    await store.shorten(await claim(store), pause_s=0)
+    await store.split(await claim(store), 2, failed=True)
     [segment] = await store.segments(job.prompt_id)
     assert (segment.frame_count, segment.state, segment.failures) == (2, "waiting", 1)
 
@@ -783,7 +783,11 @@ async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path)
         await connection.set_trace_callback(statements.add)
     job = await create(store, segments=3, idempotency_key="k", request_digest="d", owner="ann")
     await create(store, idempotency_key="k", request_digest="d", owner="ann")
-    await store.shorten(await claim(store), pause_s=0)
+    await store.split(await claim(store), 1)
+    await store.needing_engine(1)
+    await store.abandon("one", "lost")
+    assert await store.abandoned("one") == {"lost"}
+    await store.forget_abandoned(["lost"])
     await store.waiting_frames()
     await store.next_due_s()
     while segment := await store.claim("one"):
@@ -798,7 +802,9 @@ async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path)
             await method(job.prompt_id, None)
     for state in (None, JobState.SUCCESS):
         await store.jobs(state=state, limit=1, cursor=f"{now_ms()}-x", owner=None)
-    await store.queue_position(await create(store))
+    queued = await create(store)
+    await store.queue_position(queued)
+    await store.queue_positions([queued])
     await store.result("clip.mp4")
     await store.with_expired_inputs(now_ms(), 1)
     await store.with_expired_results(now_ms(), 1)

@@ -11,7 +11,6 @@ from aiohttp import web
 from ..errors import BadRequest, Conflict, NotFound
 from ..hub import Closing, Lagging
 from ..jobs import TERMINAL, Job, JobState
-from ..store import Store
 from .keys import HUB, REPORTS, RUNNER, STORE, owner
 from .stream import stream_events
 
@@ -27,14 +26,14 @@ async def get_status(request: web.Request) -> web.Response:
     wait_s = _wait(request)
     with request.app[HUB].subscribe(prompt_id) as subscription:
         job = await store.job(prompt_id, owner(request))
-        body, etag = await _status(store, job)
+        body, etag = await _status(request.app, job)
         if wait_s and job.state not in TERMINAL:
             known = _known_etags(request) or {etag}
             try:
                 async with asyncio.timeout(wait_s):
                     while etag in known:
                         await subscription.next(LOOK_S)
-                        body, etag = await _status(store, await store.job(prompt_id, owner(request)))
+                        body, etag = await _status(request.app, await store.job(prompt_id, owner(request)))
             except (TimeoutError, Lagging, Closing):
                 pass
     headers = {"ETag": f'"{etag}"', "Cache-Control": "no-cache"}
@@ -47,9 +46,9 @@ def _known_etags(request: web.Request) -> set[str]:
     return {etag.value for etag in request.if_none_match or ()}
 
 
-async def _status(store: Store, job: Job) -> tuple[bytes, str]:
+async def _status(app: web.Application, job: Job) -> tuple[bytes, str]:
     """The document, and the entity tag it has."""
-    document = job.status(await store.queue_position(job))
+    document = job.status(await app[STORE].queue_position(job), app[RUNNER].outage)
     body = json.dumps(document, ensure_ascii=False).encode()
     return body, hashlib.blake2b(body, digest_size=12).hexdigest()
 
@@ -99,7 +98,9 @@ async def get_jobs(request: web.Request) -> web.Response:
         cursor=request.query.get("cursor"),
         owner=owner(request),
     )
-    documents = [job.status(await store.queue_position(job)) for job in jobs]
+    places = await store.queue_positions(jobs)
+    outage = request.app[RUNNER].outage
+    documents = [job.status(places.get(job.prompt_id), outage) for job in jobs]
     return web.json_response({"jobs": documents, "next_cursor": next_cursor})
 
 

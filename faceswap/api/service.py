@@ -48,7 +48,7 @@ async def get_health(request: web.Request) -> web.Response:
         {
             "status": "healthy" if all(checks.values()) else "degraded",
             "comfyui_status": _comfyui_status(app),
-            "workflow_status": "valid",
+            "workflow_status": _workflow_status(app),
             "server_address": request.host,
             "workflow_path": f"{settings.workflow}.json",
             "communication_method": "websocket",
@@ -67,6 +67,12 @@ def _comfyui_status(app: web.Application) -> str:
         return "healthy"
     engine = app[ENGINE]
     return "starting" if engine is not None and engine.state in ("starting", "restarting") else "unreachable"
+
+
+def _workflow_status(app: web.Application) -> str:
+    """`invalid` when every ComfyUI that has told what it has lacks something; `backends` names what."""
+    told = [backend.problems for backend in app[RUNNER].backends if backend.problems is not None]
+    return "invalid" if told and all(told) else "valid"
 
 
 class WriteCheck:
@@ -100,7 +106,7 @@ async def _checks(app: web.Application, counts: Mapping[str, int]) -> dict[str, 
         "database": await app[WRITE_CHECK].passes(app[STORE]),
         "disk": app[FOLDERS].free_bytes() >= settings.min_free_mb * 2**20,
         "queue": counts[JobState.QUEUED] < settings.queue_limit,
-        "engine": any(backend.healthy for backend in app[RUNNER].backends),
+        "engine": any(backend.healthy and not backend.problems for backend in app[RUNNER].backends),
     }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import enum
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -21,7 +22,7 @@ import aiohttp
 from yarl import URL
 
 from ..errors import JobFailure
-from .failures import PromptRejected, failure_from_error
+from .failures import PromptRejected, disk_full, failure_from_error
 from .messages import Failed, Interrupted, OutputFile, decode_json, from_event, output_files
 
 CONNECT_TIMEOUT = 10.0
@@ -38,6 +39,8 @@ SOCKET_MESSAGE_LIMIT = 64 * 1024 * 1024
 
 BUSY = (408, 425, 429)  # statuses by which a proxy asks to come again
 GATEWAY = (502, 503, 504)  # statuses by which a proxy tells that it did not reach ComfyUI
+
+INSUFFICIENT_STORAGE = 507
 
 FEATURE_FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 
@@ -57,6 +60,15 @@ class ComfyError(Exception):
         self.sentence = sentence
         self.passing = passing
         self.answered = answered
+
+
+class Place(enum.Enum):
+    """Where a prompt stands in ComfyUI's queue."""
+
+    PENDING = "pending"
+    """It waits for its turn."""
+    RUNNING = "running"
+    """ComfyUI works on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +124,7 @@ class ComfyClient:
         """Stream the file at `path` into ComfyUI's input folder; returns its name for the graph (`sub/clip.mp4`).
 
         The name is made of what ComfyUI returned: it renames a file whose name is taken by other bytes. Raises
-        JobFailure `upload_too_large`, ComfyError, and OSError when `path` cannot be read.
+        JobFailure `upload_too_large` or `engine_disk_full`, ComfyError, and OSError when `path` cannot be read.
         """
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -124,6 +136,8 @@ class ComfyClient:
             async with self._call("POST", "upload/image", data=form, timeout=TRANSFER_TIMEOUT) as response:
                 if response.status == 413:
                     raise _too_large(size, None)
+                if response.status == INSUFFICIENT_STORAGE:
+                    raise disk_full()
                 answer = await _document(response)
         match answer:
             case {"name": str(name), "subfolder": str(folder)}:
@@ -190,6 +204,26 @@ class ComfyClient:
                 return None
         raise _unexpected("its history")
 
+    async def look(self, prompt_id: str) -> Outcome | Place | None:
+        """How a prompt ended, or where it stands; None when ComfyUI does not know it."""
+        outcome = await self.outcome(prompt_id)
+        if outcome is not None:
+            return outcome
+        queue = await self.queue()
+        if prompt_id in queue.running:
+            return Place.RUNNING
+        if prompt_id in queue.pending:
+            return Place.PENDING
+        # It may have ended between the two questions.
+        return await self.outcome(prompt_id)
+
+    async def stop(self, prompt_id: str, place: Place) -> None:
+        """Ask for a prompt's end. An older ComfyUI interrupts whatever runs: it is asked only when that is ours."""
+        if place is Place.RUNNING:
+            await self.interrupt(prompt_id)
+        else:
+            await self.cancel_pending(prompt_id)
+
     async def cancel_pending(self, prompt_id: str) -> None:
         """Take a waiting prompt out of the queue: it leaves no trace in history. A running one does not notice."""
         await self._post("queue", {"delete": [prompt_id]})
@@ -243,17 +277,18 @@ class ComfyClient:
                 return Features(int(limit), streams)
         return Features(None, streams)
 
-    async def free(self) -> None:
-        """Have it unload its models and give memory back once nothing runs."""
-        await self._post("free", {"unload_models": True, "free_memory": True})
+    async def free(self, *, models: bool = True) -> None:
+        """Have it give memory back once nothing runs, and unload its `models` too."""
+        await self._post("free", {"unload_models": models, "free_memory": True})
 
-    async def alive(self) -> bool:
-        """Whether it answers as a ComfyUI does."""
-        try:
-            answer = await self._get("system_stats")
-        except ComfyError:
-            return False
-        return isinstance(answer, dict) and "system" in answer
+    async def free_memory(self) -> int | None:
+        """Bytes of the machine's memory that are free; None when it does not tell."""
+        match await self._get("system_stats"):
+            case {"system": {"ram_free": int() | float() as free_bytes}} if 0 < free_bytes < 2**63:
+                return int(free_bytes)
+            case {"system": {}}:
+                return None
+        raise _unexpected("itself")
 
     async def open_socket(self, client_id: str) -> aiohttp.ClientWebSocketResponse:
         """Open the WebSocket of a client id and ask for previews that name their prompt. The caller closes it."""

@@ -17,6 +17,7 @@ SHOWN_CHARACTERS = 300
 SHOWN_CHOICES = 8
 
 PACKAGES = {"ReActor": "ComfyUI-ReActor", "VHS_": "ComfyUI-VideoHelperSuite"}
+DISK_FULL_TEXT = "No space left on device"
 MODEL_FILE = re.compile(r"\.(onnx|pth|pt|safetensors|ckpt|bin)$", re.IGNORECASE)
 
 _OUT_OF_MEMORY = re.compile(
@@ -64,9 +65,7 @@ class PromptRejected(JobFailure):
         found = _UNKNOWN_NODE.search(message)
         node_class = _str(_dict(error.get("extra_info")).get("class_type"))
         if found and (name := node_class or found[1] or found[2]):
-            package = next((package for prefix, package in PACKAGES.items() if name.startswith(prefix)), None)
-            remedy = f"install {package}" if package else "install the package that brings it"
-            return cls("node_missing", f"ComfyUI has no node class {shown(name)}; {remedy} and restart ComfyUI.")
+            return cls("node_missing", node_missing(name))
         details = _str(error.get("details"))
         reason = shown(message if details in message else f"{message} {details}") or "it gave no reason."
         return cls("workflow_invalid", f"ComfyUI refused the workflow: {reason}")
@@ -91,11 +90,26 @@ class PromptRejected(JobFailure):
         return cls("workflow_invalid", f"ComfyUI refused {where}: {reason}")
 
 
+def node_missing(node_class: str) -> str:
+    """Return the sentence for a node class that ComfyUI does not have."""
+    package = next((package for prefix, package in PACKAGES.items() if node_class.startswith(prefix)), None)
+    remedy = f"install {package}" if package else "install the package that brings it"
+    return f"ComfyUI has no node class {shown(node_class)}; {remedy} and restart ComfyUI."
+
+
+def disk_full() -> JobFailure:
+    """Return the failure of an upload or a prompt that ComfyUI has no room for: it waits until there is some."""
+    sentence = "ComfyUI's disk is full; the job goes on when there is room."
+    return JobFailure("engine_disk_full", sentence, passing=True)
+
+
 def failure_from_error(node_type: str, exception_type: str, message: str) -> JobFailure:
     """Why a node failed while it ran. `exception_type` is dotted (`torch.OutOfMemoryError`), `message` any text.
 
-    Codes: `out_of_memory` (passing), `model_missing`, `model_broken`, `engine_error`.
+    Codes: `out_of_memory` and `engine_disk_full` (passing), `model_missing`, `model_broken`, `engine_error`.
     """
+    if DISK_FULL_TEXT in message:
+        return disk_full()
     node, name, text = shown(node_type) or "A node", exception_type.rpartition(".")[2], shown(message)
     reason = text or shown(name) or "it gave no reason."
     if name.endswith(("OutOfMemoryError", "MemoryError")) or _OUT_OF_MEMORY.search(message):

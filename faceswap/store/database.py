@@ -25,7 +25,14 @@ log = logging.getLogger(__name__)
 SEQ_GAP = 1000
 """How far event numbers jump when a job is taken up again: more than the unstored events a crash can swallow."""
 BUSY_TIMEOUT_MS = 5000
-DISK_PAUSE_S = 2.0
+RETRY_S = 2.0
+"""Between two tries at a write that may pass."""
+TOLD_EVERY_S = 60.0
+
+_PASSING = frozenset(
+    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN}
+)
+_MONOTONE_EPOCH_MS = time.time_ns() // 1_000_000 - time.monotonic_ns() // 1_000_000
 
 
 class NewerDatabase(Exception):
@@ -35,6 +42,16 @@ class NewerDatabase(Exception):
 def now_ms() -> int:
     """Unix time in milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def monotone_ms() -> int:
+    """Unix time in milliseconds as it was when the process started, plus the time that has passed: it never jumps."""
+    return _MONOTONE_EPOCH_MS + time.monotonic_ns() // 1_000_000
+
+
+def may_pass(error: sqlite3.Error) -> bool:
+    """Whether an error of the database may pass by itself: a full or failing disk, a lock. A missing column never."""
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _PASSING
 
 
 class Database:
@@ -125,14 +142,22 @@ class Database:
         return self._seq[prompt_id]
 
 
-async def insist(action: Callable[[], Awaitable[T]]) -> T:
-    """Do what writes, as often as it takes a full disk to be freed."""
+async def retry_writes(action: Callable[[], Awaitable[T]]) -> T:
+    """Do what writes, again until a disk that was full has room. An error that cannot pass is raised at once.
+
+    It is told in the log, at first and once a minute, and by `/readyz`.
+    """
+    told_at = -TOLD_EVERY_S
     while True:
         try:
             return await action()
-        except sqlite3.OperationalError as error:
-            log.error("the database cannot be written: %s", error)
-            await asyncio.sleep(DISK_PAUSE_S)
+        except sqlite3.Error as error:
+            if not may_pass(error):
+                raise
+            if time.monotonic() - told_at >= TOLD_EVERY_S:
+                told_at = time.monotonic()
+                log.error("the database cannot be written, trying again until it can: %s", error)
+            await asyncio.sleep(RETRY_S)
 
 
 async def _connect(path: Path) -> aiosqlite.Connection:

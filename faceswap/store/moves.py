@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +20,8 @@ from ..jobs import (
 )
 from .database import Database, now_ms
 from .rows import JOB_COLUMNS, checked, job_of
+
+log = logging.getLogger(__name__)
 
 IDEMPOTENCY_MS = 24 * 3600 * 1000
 QUEUED_MESSAGE = "Face swap workflow queued successfully!"
@@ -137,6 +140,19 @@ class JobMoves(Database):
             if open_job:
                 await self._add_event(events, prompt_id, type, data)
 
+    async def tell_status(self, prompt_id: str, message: str, step: str | None = None) -> None:
+        """Store and publish a `status` event of a job that has not ended, with the state it is in."""
+        async with self._transaction() as events:
+            row = await self._one(
+                "UPDATE job SET step = coalesce(?, step), updated_at = ?"
+                " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING') RETURNING state",
+                step,
+                now_ms(),
+                prompt_id,
+            )
+            if row:
+                await self._add_event(events, prompt_id, "status", {"status": row[0], "message": message})
+
     async def announce(self, prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
         """Publish an event that the next of its kind supersedes: numbered in order with the others, not stored.
 
@@ -251,13 +267,16 @@ class JobMoves(Database):
         assignments = ", ".join(f"{name} = ?" for name in values)
         marks = ", ".join("?" * len(sources))
         row = await self._one(
-            f"UPDATE job SET {assignments} WHERE prompt_id = ? AND state IN ({marks}) RETURNING 1",
+            f"UPDATE job SET {assignments} WHERE prompt_id = ? AND state IN ({marks})"
+            " RETURNING (finished_at - created_at) / 1000.0, code, attempts",
             *values.values(),
             prompt_id,
             *sources,
         )
         if row is None:
             return False
+        code = f", {row[1]}" if row[1] else ""
+        log.info("job %s ended: %s%s after %.1f s and %d prompts", prompt_id, state, code, row[0], row[2])
         await self._writer.execute(
             "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state IN ('waiting', 'submitted')",
             (prompt_id,),
@@ -315,7 +334,8 @@ class JobMoves(Database):
                 (all_done, now_ms(), prompt_id),
             )
             await self._writer.execute(
-                "UPDATE segment SET state = 'waiting', failures = 0, losses = 0, not_before = 0, backend = NULL"
+                "UPDATE segment SET state = 'waiting', failures = 0, losses = 0, deaths = 0, not_before = 0,"
+                " backend = NULL"
                 " WHERE prompt_id = ? AND (state = 'failed' OR (number = ? AND ?))",
                 (prompt_id, job.segments_total - 1, all_done),
             )

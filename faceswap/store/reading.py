@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import Gone, NotFound
@@ -48,6 +49,19 @@ class Reading(Database):
             )
         )
         return int(rows[0][0])
+
+    async def queue_positions(self, jobs: Sequence[Job]) -> dict[str, int]:
+        """The places of the queued ones among these jobs, by id: the queue is counted once, however many they are."""
+        queued = [job.prompt_id for job in jobs if job.state == JobState.QUEUED]
+        if not queued:
+            return {}
+        rows = await self._reader.execute_fetchall(
+            "SELECT prompt_id, place FROM (SELECT prompt_id, row_number() OVER"
+            " (ORDER BY priority DESC, created_at, prompt_id) AS place FROM job WHERE state = 'QUEUED')"
+            " WHERE prompt_id IN (SELECT value FROM json_each(?))",
+            (json.dumps(queued),),
+        )
+        return {row[0]: row[1] for row in rows}
 
     async def jobs(
         self, *, state: JobState | None, limit: int, cursor: str | None, owner: str | None

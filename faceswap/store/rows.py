@@ -25,7 +25,7 @@ JOB_COLUMNS = (
 )
 SEGMENT_COLUMNS = (
     "prompt_id, number, first_frame, frame_count, state, attempt, failures, losses, comfy_prompt_id, backend,"
-    " output_file, changed_share, warnings"
+    " output_file, changed_share, warnings, deaths"
 )
 
 

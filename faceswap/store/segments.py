@@ -13,30 +13,42 @@ from ..jobs import (
     Segment,
     comfy_prompt_id,
 )
-from .database import now_ms
+from .database import monotone_ms, now_ms
 from .moves import JobMoves
 from .rows import JOB_COLUMNS, SEGMENT_COLUMNS, job_of, segment_of
 
 LOOK_AHEAD = 64
 """Waiting segments that are looked at to tell how much waits."""
+LONGEST_PAUSE_MS = 60_000
+"""A segment that is due later than that was put down by a clock that has jumped: it is due now."""
+
+_DUE = "state = 'waiting' AND (not_before <= ? OR not_before > ?)"
+
+
+def _due_now() -> tuple[int, int]:
+    """The parameters of `_DUE`."""
+    now = monotone_ms()
+    return now, now + LONGEST_PAUSE_MS
 
 
 class SegmentMoves(JobMoves):
     """What happens to a segment: one method a move."""
 
-    async def claim(self, backend: str, *, again: bool = True) -> Segment | None:
+    async def claim(self, backend: str, *, again: bool = True, most_deaths: int | None = None) -> Segment | None:
         """Give the next waiting segment to a backend: its prompt id is committed before it is sent.
 
-        Not `again`: none whose last attempt failed there.
+        Not `again`: none whose last attempt failed there. `most_deaths`: none at which an engine has died more often.
         """
         async with self._transaction():
             row = await self._one(
-                "SELECT prompt_id, number, attempt FROM segment WHERE state = 'waiting' AND not_before <= ?"
-                " AND (? OR failures + losses = 0 OR backend IS NOT ?)"
+                f"SELECT prompt_id, number, attempt FROM segment WHERE {_DUE}"
+                " AND (? OR failures + losses = 0 OR backend IS NOT ?) AND (? IS NULL OR deaths <= ?)"
                 " ORDER BY priority DESC, created_at, prompt_id, number LIMIT 1",
-                now_ms(),
+                *_due_now(),
                 again,
                 backend,
+                most_deaths,
+                most_deaths,
             )
             if row is None:
                 return None
@@ -69,38 +81,81 @@ class SegmentMoves(JobMoves):
         return replace(segment, comfy_prompt_id=comfy_prompt_id)
 
     async def give_back(
-        self, segment: Segment, *, pause_s: float = 0, failed: bool = False, lost: bool = False
+        self, segment: Segment, *, pause_s: float = 0, failed: bool = False, lost: bool = False, died: bool = False
     ) -> None:
-        """A submitted segment waits again, not before `pause_s` from now; the failure or loss is counted.
+        """A submitted segment waits again, not before `pause_s` from now; the failure, loss or death is counted.
 
         That of a job whose end was asked for does not: the job ends with the last of them.
         """
         async with self._transaction() as events:
-            await self._give_back(segment, pause_s, failed, lost)
+            await self._give_back(segment, pause_s, failed, lost, died)
             await self._settle_cancel(events, segment.prompt_id)
 
-    async def _give_back(self, segment: Segment, pause_s: float, failed: bool, lost: bool) -> None:
+    async def _give_back(self, segment: Segment, pause_s: float, failed: bool, lost: bool, died: bool) -> None:
         await self._writer.execute(
-            "UPDATE segment SET state = 'waiting', not_before = ?, failures = failures + ?, losses = losses + ?"
-            " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted'",
-            (now_ms() + int(pause_s * 1000), failed, lost, segment.prompt_id, segment.number, segment.attempt),
+            "UPDATE segment SET state = 'waiting', not_before = ?, failures = failures + ?, losses = losses + ?,"
+            " deaths = deaths + ? WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted'",
+            (
+                monotone_ms() + min(int(pause_s * 1000), LONGEST_PAUSE_MS),
+                failed,
+                lost,
+                died,
+                segment.prompt_id,
+                segment.number,
+                segment.attempt,
+            ),
         )
 
-    async def shorten(self, segment: Segment, *, pause_s: float) -> None:
-        """A submitted segment failed for its length: it waits again, not before `pause_s` from now, cut in two.
+    async def split(
+        self,
+        segment: Segment,
+        limit: int,
+        *,
+        pause_s: float = 0,
+        failed: bool = False,
+        died: bool = False,
+        unsent: bool = False,
+        alone: bool = False,
+    ) -> None:
+        """A submitted segment is too long: it waits again, cut into parts of at most `limit` frames.
 
-        What else of its job waits is cut to that length as well; what is cut off are segments of their own.
+        What else of its job waits is cut to that length as well, unless it `alone` is to be; what is cut off are
+        segments of their own. An attempt that was `unsent` does not count.
         """
-        limit = segment.frame_count // 2 + 1
         async with self._transaction() as events:
-            await self._give_back(segment, pause_s, failed=True, lost=False)
+            await self._give_back(segment, pause_s, failed, lost=died, died=died)
+            if unsent:
+                await self._writer.execute(
+                    "UPDATE job SET attempts = attempts - 1 WHERE prompt_id = ?", (segment.prompt_id,)
+                )
             rows = await self._writer.execute_fetchall(
-                "SELECT * FROM segment WHERE prompt_id = ? AND state = 'waiting' AND frame_count > ?",
-                (segment.prompt_id, limit),
+                "SELECT * FROM segment WHERE prompt_id = ? AND state = 'waiting' AND frame_count > ?"
+                " AND (number = ? OR NOT ?)",
+                (segment.prompt_id, limit, segment.number, alone),
             )
             for row in rows:
                 await self._cut(dict(row), limit)
             await self._settle_cancel(events, segment.prompt_id)
+
+    async def abandon(self, backend: str, comfy_prompt_id: str) -> None:
+        """Remember a prompt that was given up and that its ComfyUI may still know."""
+        async with self._transaction():
+            await self._writer.execute(
+                "INSERT INTO abandoned_prompt (comfy_prompt_id, backend) VALUES (?, ?) ON CONFLICT DO NOTHING",
+                (comfy_prompt_id, backend),
+            )
+
+    async def forget_abandoned(self, comfy_prompt_ids: Iterable[str]) -> None:
+        """ComfyUI knows these prompts no more."""
+        async with self._transaction():
+            await self._writer.executemany(
+                "DELETE FROM abandoned_prompt WHERE comfy_prompt_id = ?", [(id_,) for id_ in comfy_prompt_ids]
+            )
+
+    async def abandoned(self, backend: str) -> set[str]:
+        """The prompts that were given up at a backend and that it may still know."""
+        sql = "SELECT comfy_prompt_id FROM abandoned_prompt WHERE backend = ?"
+        return {row[0] for row in await self._reader.execute_fetchall(sql, (backend,))}
 
     async def _cut(self, segment: dict[str, Any], limit: int) -> None:
         """Cut a waiting segment into parts of about the same length, at most `limit` frames."""
@@ -114,9 +169,10 @@ class SegmentMoves(JobMoves):
         for start, end in pairwise(bounds[1:]):
             await self._writer.execute(
                 "INSERT INTO segment"
-                " (prompt_id, number, first_frame, frame_count, priority, created_at, not_before, failures, backend)"
+                " (prompt_id, number, first_frame, frame_count, priority, created_at, not_before, failures, losses,"
+                " deaths, backend)"
                 " SELECT prompt_id, (SELECT max(number) + 1 FROM segment WHERE prompt_id = ?1), ?3, ?4,"
-                " priority, created_at, not_before, failures, backend FROM segment"
+                " priority, created_at, not_before, failures, losses, deaths, backend FROM segment"
                 " WHERE prompt_id = ?1 AND number = ?2",
                 (prompt_id, segment["number"], start, end - start),
             )
@@ -164,21 +220,27 @@ class SegmentMoves(JobMoves):
     async def waiting_frames(self) -> list[int]:
         """How long the segments are that would be claimed next, as far ahead as matters."""
         rows = await self._reader.execute_fetchall(
-            "SELECT frame_count FROM segment WHERE state = 'waiting' AND not_before <= ?"
+            f"SELECT frame_count FROM segment WHERE {_DUE}"
             " ORDER BY priority DESC, created_at, prompt_id, number LIMIT ?",
-            (now_ms(), LOOK_AHEAD),
+            (*_due_now(), LOOK_AHEAD),
         )
         return [row[0] for row in rows]
 
     async def next_due_s(self) -> float | None:
-        """Seconds until the next pausing segment may be claimed; None when none waits."""
-        rows = list(await self._reader.execute_fetchall("SELECT min(not_before) FROM segment WHERE state = 'waiting'"))
-        return None if rows[0][0] is None else max(0.0, (rows[0][0] - now_ms()) / 1000)
+        """Seconds until the next pausing segment may be claimed; None when none pauses."""
+        now = monotone_ms()
+        sql = "SELECT min(not_before) FROM segment WHERE state = 'waiting' AND not_before > ?"
+        rows = list(await self._reader.execute_fetchall(sql, (now,)))
+        return None if rows[0][0] is None else (rows[0][0] - now) / 1000
 
-    async def unswapped(self) -> list[str]:
-        """The ids of the jobs that still need an engine."""
-        sql = "SELECT prompt_id FROM job WHERE state IN ('QUEUED', 'PROCESSING') AND segments_done < segments_total"
-        return [row[0] for row in await self._reader.execute_fetchall(sql)]
+    async def needing_engine(self, limit: int) -> list[str]:
+        """The ids of jobs that still need an engine, those that are due first, at most `limit`."""
+        begun = "SELECT prompt_id FROM job WHERE state = 'PROCESSING' AND segments_done < segments_total LIMIT ?"
+        queued = (
+            "SELECT prompt_id FROM job WHERE state = 'QUEUED' ORDER BY priority DESC, created_at, prompt_id LIMIT ?"
+        )
+        found = [row[0] for sql in (begun, queued) for row in await self._reader.execute_fetchall(sql, (limit,))]
+        return found[:limit]
 
     async def unfinished(self) -> list[Job]:
         """Jobs whose segments are all done but which have not ended: to be joined."""

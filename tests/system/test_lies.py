@@ -199,7 +199,7 @@ async def test_jobs_end_when_no_engine_has_been_there_for_too_long(clip: Path, t
 async def test_a_video_that_kills_its_engine_every_time_ends_after_a_bound(clip: Path, tmp_path: Path) -> None:
     async with (
         Engine(tmp_path, paint=True, die_at_frame=5) as engine,
-        running_service(tmp_path / "data", engine.url, patience=replace(QUICK, loss_limit=3)) as service,
+        running_service(tmp_path / "data", engine.url, patience=replace(QUICK, death_limit=3)) as service,
     ):
         prompt_id = await service.post(clip)
         for _ in range(3):
