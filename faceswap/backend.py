@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from .comfy.client import ComfyClient, ComfyError, Features, Outcome, Place
 from .comfy.inspection import node_classes, problems
@@ -22,6 +22,8 @@ from .errors import JobFailure
 from .flight import Flight, GivenUp, Lost, Patience, Stopped
 from .jobs import Segment
 from .workflow import Graph
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -146,9 +148,9 @@ class Backend:
 
     async def _inspect(self) -> None:
         try:
-            self.features = await self.client.features()
-            free_bytes = await self.client.free_memory()
-            queue = await self.client.queue()
+            self.features = await self._ask(self.client.features())
+            free_bytes = await self._ask(self.client.free_memory())
+            queue = await self._ask(self.client.queue())
             self._answered()
             if free_bytes is not None and not (queue.running or queue.pending):
                 # What it has when it rests: while it works, much of that is in use by what is to be replaced.
@@ -173,10 +175,18 @@ class Backend:
             if free_bytes is not None and free_bytes < BYTES_A_PIXEL * pixels * frames:
                 await self.client.free(models=False)
 
+    async def _ask(self, question: Coroutine[Any, Any, T]) -> T:
+        """The answer to a question; one that takes too long cannot be had. Raises `ComfyError`."""
+        try:
+            async with asyncio.timeout(self.patience.unreachable_s):
+                return await question
+        except TimeoutError:
+            raise ComfyError("ComfyUI did not answer in time.", passing=True) from None
+
     async def answers(self) -> bool:
         """Whether it can be asked now."""
         try:
-            await self.client.queue()
+            await self._ask(self.client.queue())
         except ComfyError as error:
             self._note(error)
             return error.answered
@@ -213,6 +223,7 @@ class Backend:
             "listener": self.listener.state,
             "answers": self.listener.state == "connected" and not self._unanswered,
             "stuck": self.stuck,
+            "abandoned": len(self.abandoned),
             "problems": list(self.problems or ()),
             "running": len(self.flights),
             "last_event_age_s": None if last is None else round(time.monotonic() - last, 3),
@@ -298,7 +309,7 @@ class Backend:
             hurry = misses or flight.stopping_since is not None
             await self._listen(flight, self.patience.confirm_s if hurry else self.patience.reconcile_s)
             try:
-                found = await self.client.look(flight.prompt_id)
+                found = await self._ask(self.client.look(flight.prompt_id))
                 if flight.stopping_since is not None and isinstance(found, Place):
                     await self.client.stop(flight.prompt_id, found)
             except ComfyError as error:
@@ -401,7 +412,7 @@ class Backend:
         One that is not in the queue is looked for twice: a request that was on its way may still arrive. One that
         stays for long shows that the engine is stuck, which ends with the last of them. Raises `ComfyError`.
         """
-        queue = await self.client.queue()
+        queue = await self._ask(self.client.queue())
         known = {*queue.running, *queue.pending}
         absent = self.abandoned - known
         gone, self._missed = absent & self._missed, absent

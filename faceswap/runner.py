@@ -421,10 +421,10 @@ class Runner:
         if deaths >= patience.death_limit or segment.losses + 1 >= patience.loss_limit:
             sentence = "ComfyUI forgot the prompt again and again; look into its log, then retry the job."
             if died:
-                frames = f"frames {segment.first_frame} to {segment.first_frame + segment.frame_count - 1}"
+                count = "a frame" if segment.frame_count == 1 else f"{segment.frame_count} frames"
                 sentence = (
-                    f"ComfyUI died {deaths} times in a row while it worked on {frames} of this video;"
-                    " look into its log, then retry the job."
+                    f"ComfyUI died {deaths} times in a row while it worked on {count} of this video from frame"
+                    f" {segment.first_frame} on; look into its log, then retry the job."
                 )
             await self._failed(segment, backend, JobFailure("engine_crashed", sentence))
             return

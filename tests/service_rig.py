@@ -27,7 +27,8 @@ QUICK = Patience(
     silence_s=5.0,
     stuck_s=20.0,
     stop_s=10.0,
-    unreachable_s=0.5,
+    unreachable_s=2.0,
+    outage_s=0.3,
     confirm_s=0.05,
     retry_s=(0.1, 0.2),
 )

@@ -154,11 +154,21 @@ async def true(value: object) -> bool:
     return bool(value)
 
 
-async def test_an_interrupt_in_comfyui_itself_ends_the_job_and_says_so(clip: Path, tmp_path: Path) -> None:
+async def test_an_interrupt_in_comfyui_itself_costs_the_attempt_and_not_the_job(clip: Path, tmp_path: Path) -> None:
     async with service_and_engines(tmp_path, wait_per_frame_s=0.1) as (service, (engine,)):
         prompt_id = await service.post(clip)
         await eventually(lambda: true(engine.running))
         engine.interrupt()
+        status = await service.ended(prompt_id)
+        assert (status["status"], status["attempts"], engine.submissions) == ("SUCCESS", 2, 2)
+
+
+async def test_a_job_that_is_interrupted_again_and_again_ends_and_says_so(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, wait_per_frame_s=0.1) as (service, (engine,)):
+        prompt_id = await service.post(clip)
+        for attempt in range(1, 4):
+            await eventually(lambda attempt=attempt: true(engine.submissions == attempt and engine.running))
+            engine.interrupt()
         status = await service.ended(prompt_id)
         assert (status["status"], status["code"]) == ("FAILED", "interrupted")
         assert "retry the job" in status["error"]
@@ -196,18 +206,42 @@ async def test_jobs_end_when_no_engine_has_been_there_for_too_long(clip: Path, t
         assert "start it, then retry" in status["error"]
 
 
-async def test_a_video_that_kills_its_engine_every_time_ends_after_a_bound(clip: Path, tmp_path: Path) -> None:
+async def test_a_video_that_kills_its_engine_is_halved_from_the_second_death_on_and_ends_at_the_fifth(
+    clip: Path, tmp_path: Path
+) -> None:
     async with (
-        Engine(tmp_path, paint=True, die_at_frame=5) as engine,
-        running_service(tmp_path / "data", engine.url, patience=replace(QUICK, death_limit=3)) as service,
+        Engine(tmp_path, paint=True, die_at_frame=1) as engine,
+        running_service(tmp_path / "data", engine.url) as service,
     ):
         prompt_id = await service.post(clip)
-        for _ in range(3):
+        for _ in range(5):
             assert await engine.ended() == EXIT_CODE
             await engine.start()
         status = await service.ended(prompt_id)
-        assert (status["status"], status["code"], status["attempts"]) == ("FAILED", "engine_crashed", 3)
+        assert (status["status"], status["code"], status["attempts"]) == ("FAILED", "engine_crashed", 5)
+        assert "died 5 times in a row while it worked on a frame of this video from frame 0 on" in status["error"]
+        assert [frames for _, frames, _ in await service.segments(prompt_id)] == [1, 2, 3, 6]
         assert await left_behind(service, prompt_id) == []
+
+
+async def test_what_only_a_long_prompt_kills_is_done_in_halves_and_costs_others_two_attempts_at_most(
+    clip: Path, tmp_path: Path
+) -> None:
+    async with (
+        Engine(tmp_path, paint=True, die_at_frame=FRAMES - 1) as engine,
+        running_service(tmp_path / "data", engine.url) as service,
+    ):
+        killer = await service.post(clip)
+        other = await service.post(make_clip(tmp_path / "short.mp4", 4, sounds=["aac"]))
+        for _ in range(2):
+            assert await engine.ended() == EXIT_CODE
+            await engine.start()
+        status = await service.ended(killer)
+        assert (status["status"], status["attempts"]) == ("SUCCESS", 4)
+        assert [frames for _, frames, _ in await service.segments(killer)] == [6, 6]
+        assert read_numbers(await service.download(status, tmp_path / "result.mp4")) == list(range(FRAMES))
+        status = await service.ended(other)
+        assert status["status"] == "SUCCESS" and status["attempts"] <= 3
 
 
 def workflow_with(folder: Path, node_class: str, **changes: Any) -> Path:

@@ -1,0 +1,141 @@
+"""A ComfyUI that cannot be asked is not one that does not know: its work is waited for, or done under a new id."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from clips import make_clip, read_numbers
+from processes import Engine, eventually
+from service_rig import ServiceRig, running_service
+
+FRAMES = 16
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", FRAMES, size=(96, 64))
+
+
+@contextmanager
+def frozen(engine: Engine) -> Iterator[None]:
+    """As in a debugger, a paused machine or a wedged driver: connections are taken, nothing is answered."""
+    os.kill(engine.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(engine.pid, signal.SIGCONT)
+
+
+async def both_at_work(service: ServiceRig) -> bool:
+    return all(backend["running"] for backend in (await service.get("/health"))["backends"])
+
+
+async def prompts(engine: Engine) -> dict[str, str]:
+    """How each prompt ended that an engine has finished, by the segment it was for and its attempt."""
+    async with aiohttp.ClientSession() as session, session.get(f"{engine.url}/history") as answer:
+        history: dict[str, Any] = await answer.json()
+    ended = {}
+    for entry in history.values():
+        inputs = [node["inputs"] for node in entry["prompt"][2].values()]
+        prefix = next(values["filename_prefix"] for values in inputs if "filename_prefix" in values)
+        ended[prefix] = entry["status"]["status_str"]
+    return ended
+
+
+def twice(*ended: dict[str, str]) -> list[str]:
+    """The segments that were done well more than once."""
+    done = [prefix.rpartition("-")[0] for each in ended for prefix, state in each.items() if state == "success"]
+    return sorted({segment for segment in done if done.count(segment) > 1})
+
+
+async def start_of_a_job(folder: Path, clip: Path, engines: list[Engine]) -> str:
+    """A service begins a job of four segments on both engines, and is gone."""
+    async with running_service(folder, *(engine.url for engine in engines), segment_frames=4) as service:
+        await service.ready(2)
+        prompt_id = await service.post(clip)
+        await eventually(lambda: both_at_work(service))
+        return prompt_id
+
+
+async def ended_well(service: ServiceRig, prompt_id: str, folder: Path) -> dict[str, Any]:
+    status = await service.ended(prompt_id, timeout=90)
+    assert status["status"] == "SUCCESS", status
+    assert read_numbers(await service.download(status, folder / "result.mp4")) == list(range(FRAMES))
+    return status
+
+
+async def test_a_restart_while_one_of_two_engines_is_frozen_has_the_other_do_its_work(
+    clip: Path, tmp_path: Path
+) -> None:
+    async with Engine(tmp_path / "a", wait_per_frame_s=0.2) as one, Engine(tmp_path / "b", wait_per_frame_s=0.2) as two:
+        prompt_id = await start_of_a_job(tmp_path / "data", clip, [one, two])
+        with frozen(one):
+            async with running_service(tmp_path / "data", one.url, two.url, segment_frames=4) as service:
+                await ended_well(service, prompt_id, tmp_path)
+                told = await service.messages(prompt_id)
+                assert any("does not answer; resuming at frame" in message for message in told)
+                assert not any("restarted" in message for message in told)
+        # Thawed, it is asked to stop what was given up, by the next service too.
+        async with running_service(tmp_path / "data", one.url, two.url) as service:
+            await service.ready(2)
+
+            async def healthy() -> bool:
+                backends = (await service.get("/health"))["backends"]
+                return all(backend["answers"] and not backend["abandoned"] for backend in backends)
+
+            await eventually(healthy)
+        # What was given up while it was frozen is not known to have been done twice: it could not be asked.
+        assert twice(await prompts(two)) == []
+
+
+async def test_a_restart_while_one_of_two_engines_is_gone_for_good_has_the_other_do_its_work(
+    clip: Path, tmp_path: Path
+) -> None:
+    async with Engine(tmp_path / "a", wait_per_frame_s=0.2) as one, Engine(tmp_path / "b", wait_per_frame_s=0.2) as two:
+        prompt_id = await start_of_a_job(tmp_path / "data", clip, [one, two])
+        await one.kill()
+        async with running_service(tmp_path / "data", one.url, two.url, segment_frames=4) as service:
+            await ended_well(service, prompt_id, tmp_path)
+        assert twice(await prompts(two)) == []
+
+
+async def test_what_a_short_freeze_interrupted_is_taken_up_and_never_done_again(clip: Path, tmp_path: Path) -> None:
+    async with Engine(tmp_path / "a", wait_per_frame_s=0.1) as one, Engine(tmp_path / "b", wait_per_frame_s=0.1) as two:
+        prompt_id = await start_of_a_job(tmp_path / "data", clip, [one, two])
+        async with running_service(tmp_path / "data", one.url, two.url, segment_frames=4) as service:
+            with frozen(one):
+                backends = (await service.get("/health"))["backends"]
+                assert len(backends) == 2
+            status = await ended_well(service, prompt_id, tmp_path)
+        assert status["attempts"] == 4
+        assert twice(await prompts(one), await prompts(two)) == []
+
+
+async def test_the_only_engine_is_waited_for_however_long_it_is_frozen(clip: Path, tmp_path: Path) -> None:
+    async with (
+        Engine(tmp_path / "a", wait_per_frame_s=0.1) as engine,
+        running_service(tmp_path / "data", engine.url) as service,
+    ):
+        await service.ready()
+        prompt_id = await service.post(clip)
+        await eventually(lambda: both_at_work(service))
+        with frozen(engine):
+
+            async def told() -> bool:
+                step: str = (await service.status(prompt_id))["progress"]["step"]
+                return step.startswith(f"ComfyUI at {engine.url} does not answer since") and "the job waits" in step
+
+            await eventually(told, timeout=60)
+        status = await ended_well(service, prompt_id, tmp_path)
+        assert status["attempts"] == 1
+        messages = await service.messages(prompt_id)
+        assert sum("the job waits" in message for message in messages) == 1
+        assert messages.count("ComfyUI answers again; the job goes on.") == 1
+        assert not any("restarted" in message for message in messages)
