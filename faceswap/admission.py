@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -15,6 +16,8 @@ from .jobs import Inputs, Job, JobState, NewJob, Options, default_output_name
 from .media import MediaWorker, VideoFacts, plan_segments
 from .store import Store
 from .workflow import Workflow, WorkflowError
+
+log = logging.getLogger(__name__)
 
 IDEMPOTENCY_KEY_PATTERN = re.compile(r"[ -~]{1,255}")
 
@@ -50,7 +53,16 @@ class Admission:
         except BaseException:
             await _erase(submission)
             raise
-        if not is_new:
+        if is_new:
+            size = f"{job.inputs.width}×{job.inputs.height}"
+            log.info(
+                "job %s accepted: %d frames of %s in %d segments",
+                job.prompt_id,
+                job.total_frames,
+                size,
+                job.segments_total,
+            )
+        else:
             await _erase(submission)
         return job, is_new
 

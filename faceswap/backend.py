@@ -149,6 +149,7 @@ class Backend:
     async def _inspect(self) -> None:
         try:
             self.features = await self._ask(self.client.features())
+            await self._ask(self.client.find_jobs())
             free_bytes = await self._ask(self.client.free_memory())
             queue = await self._ask(self.client.queue())
             self._answered()
@@ -198,8 +199,9 @@ class Backend:
         """Why it is given no work, as what follows its title."""
         if self.stuck:
             return "is stuck"
-        connected = self.listener.state == "connected" and not self._unanswered
-        return "still has prompts that were given up" if connected else "does not answer"
+        if self.listener.state == "connected" and not self._unanswered:
+            return "still has prompts that were given up"
+        return "is not running" if self.name == EMBEDDED else "does not answer"
 
     def _answered(self) -> None:
         if self._unanswered:
@@ -437,6 +439,7 @@ class Backend:
         for flight in self.flights.values():
             flight.nudge()
         self._unanswered = False
+        self.client.has_jobs = False  # it may be another version than before
         self._look_again.set()
         self.on_change()
 

@@ -18,7 +18,7 @@ from replay import Replay, read
 from yarl import URL
 
 from faceswap.comfy import client as client_module
-from faceswap.comfy.client import ComfyClient, ComfyError, Features, QueueState
+from faceswap.comfy.client import ComfyClient, ComfyError, Features, Outcome, Place, QueueState
 from faceswap.comfy.embedded import EmbeddedEngine
 from faceswap.comfy.failures import PromptRejected
 from faceswap.comfy.listener import Listener
@@ -202,6 +202,90 @@ async def test_recorded_history_tells_how_each_prompt_ended(recording: str, prom
     files = [file.filename for file in outcome.files]
     code = outcome.failure.code if outcome.failure else None
     assert (outcome.state, files, code) == OUTCOMES[recording, prompt_id]
+
+
+JOBS = {
+    "pending": (200, {"id": "p", "status": "pending", "outputs_count": 0}, Place.PENDING),
+    "running": (200, {"id": "p", "status": "in_progress", "outputs_count": 0}, Place.RUNNING),
+    "unknown": (404, {"error": "Job not found"}, None),
+    "done": (
+        200,
+        {
+            "id": "p",
+            "status": "completed",
+            "outputs": {"9": {"gifs": [{"filename": "a.mp4", "subfolder": "s", "type": "temp"}]}},
+            "execution_status": {"status_str": "success", "completed": True, "messages": []},
+        },
+        "success",
+    ),
+    "interrupted": (
+        200,
+        {
+            "id": "p",
+            "status": "cancelled",
+            "outputs": {},
+            "execution_status": {
+                "status_str": "error",
+                "completed": False,
+                "messages": [["execution_interrupted", {"prompt_id": "p"}]],
+            },
+        },
+        "interrupted",
+    ),
+}
+"""What ComfyUI 0.33 answers to `GET /api/jobs/{id}`, and what that means."""
+
+
+def newer(status: int, job: object, calls: list[str]) -> web.Application:
+    """A ComfyUI that has `/api/jobs`."""
+
+    async def jobs(request: web.Request) -> web.Response:
+        calls.append(f"{request.method} {request.path_qs}")
+        return web.json_response({"jobs": [], "pagination": {}})
+
+    async def one(request: web.Request) -> web.Response:
+        calls.append(f"{request.method} {request.path}")
+        return web.json_response(job, status=status)
+
+    async def cancel(request: web.Request) -> web.Response:
+        calls.append(f"{request.method} {request.path}")
+        return web.json_response({"cancelled": True})
+
+    return answering(
+        ("GET", "/api/jobs", jobs), ("GET", "/api/jobs/{id}", one), ("POST", "/api/jobs/{id}/cancel", cancel)
+    )
+
+
+@pytest.mark.parametrize("kind", JOBS)
+async def test_a_newer_comfyui_is_asked_once_for_a_prompt(kind: str) -> None:
+    status, job, meaning = JOBS[kind]
+    calls: list[str] = []
+    async with client_of(newer(status, job, calls)) as client:
+        await client.find_jobs()
+        found = await client.look("p")
+        assert (found.state if isinstance(found, Outcome) else found) == meaning
+        await client.stop("p", Place.RUNNING)
+    assert calls == ["GET /api/jobs?limit=1", "GET /api/jobs/p", "POST /api/jobs/p/cancel"]
+
+
+async def test_an_older_comfyui_is_asked_the_old_way_and_its_404_means_nothing() -> None:
+    """Also behind a proxy that answers every unknown address as a newer one answers for an unknown prompt."""
+    calls: list[str] = []
+
+    async def note(request: web.Request) -> web.Response:
+        calls.append(f"{request.method} {request.path}")
+        answers = {
+            "/history/p": web.json_response({}),
+            "/queue": web.json_response({"queue_running": [[0, "p", {}, {}, []]], "queue_pending": []}),
+            "/interrupt": web.Response(),
+        }
+        return answers.get(request.path) or web.json_response({"error": "Job not found"}, status=404)
+
+    async with client_of(answering(("*", "/{path:.*}", note))) as client:
+        await client.find_jobs()
+        assert await client.look("p") is Place.RUNNING
+        await client.stop("p", Place.RUNNING)
+    assert calls == ["GET /api/jobs", "GET /history/p", "GET /queue", "POST /interrupt"]
 
 
 async def test_after_a_crash_neither_queue_nor_history_knows_the_prompts() -> None:

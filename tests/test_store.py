@@ -7,6 +7,7 @@ import json
 import re
 import sqlite3
 import threading
+import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ from stored_jobs import MIGRATIONS, QUEUE_LIMIT, claim, create, finish, new_job,
 
 from faceswap.errors import BadRequest, Conflict, Gone, NotFound, Unavailable, Unprocessable
 from faceswap.jobs import Event, Job, JobState, SegmentPlan, SegmentState, comfy_prompt_id
-from faceswap.store import IDEMPOTENCY_MS, SEQ_GAP, Store, now_ms
+from faceswap.store import IDEMPOTENCY_MS, SEQ_GAP, Store, database, now_ms, retry_writes
 
 
 @pytest.fixture
@@ -206,6 +207,67 @@ async def test_a_pausing_segment_is_not_claimed_before_its_time(store: Store, pa
     assert await store.next_due_s() is None
     await claim(store)
     assert await store.next_due_s() is None
+
+
+async def test_a_pause_that_a_jumping_clock_made_hours_long_is_not_believed(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create(store)
+    await store.give_back(await claim(store), pause_s=10)
+    # As an earlier process left it, whose clock was three hours ahead.
+    sql(path, "UPDATE segment SET not_before = not_before + 3 * 3600 * 1000")
+    assert len(await store.waiting_frames()) == 1
+    segment = await claim(store)
+    # Within a process no clock that jumps is looked at.
+    back = time.time_ns() - 3 * 3600 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: back)
+    await store.give_back(segment, pause_s=0)
+    assert await store.claim("one") is not None
+
+
+async def test_what_engines_died_of_is_claimed_only_where_nothing_else_is_at_work(store: Store) -> None:
+    await create(store)
+    for _ in range(2):
+        await store.give_back(await claim(store), died=True)
+    assert await store.claim("one", most_deaths=1) is None
+    dangerous = await store.claim("one")
+    assert dangerous is not None and dangerous.deaths == 2
+
+
+async def test_a_write_that_cannot_pass_is_not_repeated() -> None:
+    tries = 0
+
+    async def write() -> None:
+        nonlocal tries
+        tries += 1
+        sqlite3.connect(":memory:").execute("SELECT no_such_column")
+
+    with pytest.raises(sqlite3.OperationalError, match="no such column"):
+        await retry_writes(write)
+    assert tries == 1
+
+
+async def test_a_write_is_repeated_until_the_disk_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "RETRY_S", 0)
+    full = [sqlite3.OperationalError("database or disk is full"), sqlite3.OperationalError("disk I/O error")]
+    full[0].sqlite_errorcode, full[1].sqlite_errorcode = sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE
+
+    async def write() -> str:
+        if full:
+            raise full.pop()
+        return "written"
+
+    assert await retry_writes(write) == "written"
+
+
+async def test_the_places_of_a_page_are_those_that_each_job_is_told(store: Store) -> None:
+    jobs = [await create(store, options={"priority": priority}) for priority in (0, 5, 0, -1)]
+    places = await store.queue_positions(jobs)
+    assert places == {job.prompt_id: await store.queue_position(job) for job in jobs}
+    assert [places[job.prompt_id] for job in jobs] == [2, 1, 3, 4]
+    await claim(store)
+    now = [await store.job(job.prompt_id) for job in jobs]
+    assert await store.queue_positions(now) == {jobs[0].prompt_id: 1, jobs[2].prompt_id: 2, jobs[3].prompt_id: 3}
 
 
 async def test_only_the_attempt_under_way_can_finish_or_give_back_a_segment(store: Store) -> None:

@@ -48,6 +48,7 @@ async def get_health(request: web.Request) -> web.Response:
         {
             "status": "healthy" if all(checks.values()) else "degraded",
             "comfyui_status": _comfyui_status(app),
+            "outage": runner.outage,
             "workflow_status": _workflow_status(app),
             "server_address": request.host,
             "workflow_path": f"{settings.workflow}.json",

@@ -114,6 +114,8 @@ class ComfyClient:
 
     def __init__(self, base_url: URL, session: aiohttp.ClientSession, headers: Mapping[str, str] | None = None) -> None:
         self.url = base_url.with_user(None).with_query(None).with_fragment(None)
+        self.has_jobs = False
+        """Whether it has `/api/jobs`, as a newer ComfyUI does: set by `find_jobs`."""
         self._session = session
         self._headers = dict(headers or {})
         if base_url.user is not None and "authorization" not in {name.lower() for name in self._headers}:
@@ -184,28 +186,25 @@ class ComfyClient:
         raise _unexpected("its queue")
 
     async def outcome(self, prompt_id: str) -> Outcome | None:
-        """How the prompt ended; None while history does not know it, which a restart of ComfyUI makes it forget.
-
-        An interrupted prompt reads `error` there too: only its messages tell.
-        """
+        """How the prompt ended; None while history does not know it, which a restart of ComfyUI makes it forget."""
         match await self._get("history", prompt_id):
             case {**entries}:
-                entry = entries.get(prompt_id)
-            case _:
-                raise _unexpected("its history")
-        match entry:
-            case {"status": {"status_str": "success"}, "outputs": {**outputs}}:
-                return Outcome("success", _files_by_node(outputs))
-            case {"status": {"status_str": "error", "messages": [*messages]}, "outputs": {**outputs}}:
-                return _unsuccessful(messages, _files_by_node(outputs))
-            case {"status": {"status_str": "success" | "error"}}:
-                raise _unexpected("its history")
-            case None | {"status": None | {"status_str": _}}:
-                return None
+                return _outcome_of(entries.get(prompt_id))
         raise _unexpected("its history")
+
+    async def find_jobs(self) -> None:
+        """Find out whether it tells of a prompt in one answer, as a newer ComfyUI does.
+
+        Only who has the route may say by a 404 that a prompt is unknown.
+        """
+        async with self._call("GET", "api/jobs", params={"limit": "1"}) as response:
+            answer = await _document(response) if response.status == 200 else None
+        self.has_jobs = isinstance(answer, dict) and isinstance(answer.get("jobs"), list)
 
     async def look(self, prompt_id: str) -> Outcome | Place | None:
         """How a prompt ended, or where it stands; None when ComfyUI does not know it."""
+        if self.has_jobs:
+            return await self._job(prompt_id)
         outcome = await self.outcome(prompt_id)
         if outcome is not None:
             return outcome
@@ -217,8 +216,27 @@ class ComfyClient:
         # It may have ended between the two questions.
         return await self.outcome(prompt_id)
 
+    async def _job(self, prompt_id: str) -> Outcome | Place | None:
+        """History and queue in one look."""
+        async with self._call("GET", "api/jobs", prompt_id) as response:
+            answer = await _document(response, expected=404 if response.status == 404 else 200)
+        match answer:
+            case {"error": _}:
+                return None
+            case {"status": "pending"}:
+                return Place.PENDING
+            case {"status": "in_progress"}:
+                return Place.RUNNING
+            case {"execution_status": status, "outputs": outputs}:
+                return _outcome_of({"status": status, "outputs": outputs})
+        raise _unexpected("a job")
+
     async def stop(self, prompt_id: str, place: Place) -> None:
         """Ask for a prompt's end. An older ComfyUI interrupts whatever runs: it is asked only when that is ours."""
+        if self.has_jobs:
+            async with self._call("POST", "api/jobs", prompt_id, "cancel") as response:
+                if response.status == 200:
+                    return
         if place is Place.RUNNING:
             await self.interrupt(prompt_id)
         else:
@@ -420,6 +438,20 @@ def _queued_ids(entries: list[object]) -> tuple[str, ...]:
 
 def _files_by_node(outputs: Mapping[Any, object]) -> dict[str, tuple[OutputFile, ...]]:
     return {node: output_files(output) for node, output in outputs.items()}
+
+
+def _outcome_of(entry: object) -> Outcome | None:
+    """What an entry of history says. An interrupted prompt reads `error` there too: only its messages tell."""
+    match entry:
+        case {"status": {"status_str": "success"}, "outputs": {**outputs}}:
+            return Outcome("success", _files_by_node(outputs))
+        case {"status": {"status_str": "error", "messages": [*messages]}, "outputs": {**outputs}}:
+            return _unsuccessful(messages, _files_by_node(outputs))
+        case {"status": {"status_str": "success" | "error"}}:
+            raise _unexpected("its history")
+        case None | {"status": None | {"status_str": _}}:
+            return None
+    raise _unexpected("its history")
 
 
 def _unsuccessful(messages: list[object], outputs: Mapping[str, tuple[OutputFile, ...]]) -> Outcome:

@@ -465,7 +465,9 @@ async function refreshHealth() {
     state = health.status;
     if (state === "healthy") text = "Ready";
     else if (health.comfyui_status === "starting") text = "The engine is starting";
+    else if (health.outage) text = health.outage;
     else if (health.comfyui_status === "unreachable") text = "The engine cannot be reached";
+    else if (health.workflow_status === "invalid") text = health.backends.flatMap((backend) => backend.problems)[0];
     else text = "Not everything works";
   } catch (error) {
     text = error.message;

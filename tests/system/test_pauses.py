@@ -1,0 +1,237 @@
+"""What may pass is waited for and told: full disks, no engine, too little memory, clocks that jump."""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from clips import make_clip, read_numbers
+from processes import Engine, Service, eventually, free_port
+from service_rig import QUICK, EngineRig, Handler, Middleware, running_service, service_and_engines
+
+from faceswap.client import FaceSwapClient
+from faceswap.engine.faults import Faults
+from faceswap.engine.server import ENGINE
+from faceswap.samples import FACE
+
+FRAMES = 12
+ENGINE_DISK_FULL = "ComfyUI's disk is full; the job goes on when there is room."
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", FRAMES, sounds=["aac"])
+
+
+def refusing(path: str, times: int, answer: dict[str, Any]) -> Middleware:
+    """A ComfyUI that answers so many calls of a path with something else."""
+    left = times
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal left
+        if request.path == path and left > 0:
+            left -= 1
+            return web.Response(**answer)
+        return await handler(request)
+
+    return lie
+
+
+async def test_an_engine_without_room_for_an_upload_is_waited_for_longer_than_a_failure_is(
+    clip: Path, tmp_path: Path
+) -> None:
+    lie = refusing("/upload/image", 5, {"status": 507})
+    async with service_and_engines(tmp_path, lie=lie, paint=True) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], engine.submissions) == ("SUCCESS", 1)
+        assert (await service.messages(status["prompt_id"])).count(ENGINE_DISK_FULL) == 5
+
+
+async def test_an_engine_whose_disk_fills_while_it_works_is_waited_for_too(clip: Path, tmp_path: Path) -> None:
+    full = {
+        "class": "VHS_VideoCombine",
+        "exception_type": "OSError",
+        "message": "[Errno 28] No space left on device: '/srv/x.mp4'",
+    }
+    posted = 0
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal posted
+        if request.path == "/prompt":
+            posted += 1
+            faults = {"paint": True, "raise_in_node": full} if posted <= 5 else {"paint": True}
+            request.app[ENGINE].faults.now = Faults.parse(faults)
+        return await handler(request)
+
+    async with service_and_engines(tmp_path, lie=lie) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], engine.submissions) == ("SUCCESS", 6)
+
+
+async def test_a_service_whose_disk_is_full_while_it_works_goes_on_when_there_is_room(
+    clip: Path, tmp_path: Path
+) -> None:
+    async with (
+        EngineRig(tmp_path / "engine", wait_per_frame_s=0.05) as engine,
+        Service(tmp_path, engine.url) as service,
+        FaceSwapClient(service.url) as client,
+    ):
+        prompt_id = await client.submit(clip, FACE)
+        await eventually(lambda: asked(engine, "/prompt"))
+        hard = resource.prlimit(service.pid, resource.RLIMIT_FSIZE)[1]
+        resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (0, hard))
+        await eventually(lambda: true(engine.finished))
+        assert (await client.status(prompt_id))["status"] == "PROCESSING"
+        resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
+
+        async def ended() -> dict[str, Any] | None:
+            status = await client.status(prompt_id)
+            return status if status["finished_at"] else None
+
+        status = await eventually(ended, timeout=60)
+        assert (status["status"], status["attempts"], engine.submissions) == ("SUCCESS", 1, 1)
+
+
+async def true(value: object) -> bool:
+    return bool(value)
+
+
+async def asked(engine: EngineRig, path: str) -> bool:
+    return any(called.startswith(path) for _, called in engine.calls)
+
+
+async def test_jobs_are_told_that_no_engine_answers_and_again_when_one_does(clip: Path, tmp_path: Path) -> None:
+    port = free_port()
+    engine = Engine(tmp_path, paint=True)
+    engine._command = tuple(str(port) if part == str(engine.port) else part for part in engine._command)
+    async with running_service(tmp_path / "data", f"http://127.0.0.1:{port}") as service:
+        prompt_id = await service.post(clip)
+
+        async def step() -> str | None:
+            text: str = (await service.status(prompt_id))["progress"]["step"]
+            return text if "the job waits" in text else None
+
+        told = await eventually(step)
+        assert told.startswith(f"ComfyUI at http://127.0.0.1:{port} does not answer since 20")
+        health = await service.get("/health")
+        assert (health["comfyui_status"], health["outage"]) == ("unreachable", told)
+        async with service.client.get("/readyz") as response:
+            assert response.status == 503
+        async with engine:
+            status = await service.ended(prompt_id)
+        assert status["status"] == "SUCCESS"
+        messages = await service.messages(prompt_id)
+        assert messages.count(told) == 1
+        assert messages.index("ComfyUI answers again; the job goes on.") > messages.index(told)
+
+
+def with_memory(free_bytes: int) -> Middleware:
+    """A ComfyUI that holds whole segments in memory, of which it has so much."""
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path == "/features":
+            return web.json_response({"max_upload_size": 2**30})
+        if request.path == "/system_stats":
+            return web.json_response({"system": {"ram_free": free_bytes}, "devices": []})
+        return await handler(request)
+
+    return lie
+
+
+async def test_segments_are_as_long_as_half_of_an_engines_memory_allows(tmp_path: Path) -> None:
+    pixels, rate = 96 * 64, Fraction(24)
+    clip = make_clip(tmp_path / "long.mp4", 100, size=(96, 64), rate=rate)
+    memory = 2 * 37 * pixels * 30
+    async with service_and_engines(tmp_path, lie=with_memory(memory), paint=True) as (service, (engine,)):
+        await eventually(lambda: asked(engine, "/object_info"))
+        status = await service.ended(await service.post(clip))
+        assert status["status"] == "SUCCESS", status
+        lengths = [frames for _, frames, _ in await service.segments(status["prompt_id"])]
+        assert sum(lengths) == 100 and rate <= max(lengths) <= 30
+        assert status["attempts"] == len(lengths) == engine.submissions
+        assert read_numbers(await service.download(status, tmp_path / "result.mp4")) == list(range(100))
+        # What stays of a segment leaves no room for the next: it is asked to let go of it.
+        assert ("POST", "/free") not in engine.calls
+
+
+async def test_an_engine_with_no_room_for_the_next_segment_is_asked_to_free_some(tmp_path: Path) -> None:
+    pixels, rate = 96 * 64, Fraction(24)
+    clip = make_clip(tmp_path / "long.mp4", 60, size=(96, 64), rate=rate)
+    async with service_and_engines(tmp_path, lie=with_memory(37 * pixels * 10), paint=True) as (service, (engine,)):
+        await eventually(lambda: asked(engine, "/object_info"))
+        status = await service.ended(await service.post(clip))
+        assert status["status"] == "SUCCESS", status
+        # A second's frames are the least.
+        assert {frames for _, frames, _ in await service.segments(status["prompt_id"])} == {20}
+        assert engine.calls.count(("POST", "/free")) >= 3
+
+
+async def test_what_an_engine_lacks_for_the_workflow_is_told_by_health(clip: Path, tmp_path: Path) -> None:
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path == "/object_info/ReActorFaceBoost":
+            return web.json_response({})
+        response = await handler(request)
+        if request.path == "/object_info/ReActorFaceSwap":
+            assert isinstance(response, web.Response) and isinstance(response.text, str)
+            document = json.loads(response.text)
+            document["ReActorFaceSwap"]["input"]["required"]["swap_model"][0] = ["other.onnx"]
+            return web.json_response(document)
+        return response
+
+    async with service_and_engines(tmp_path, lie=lie) as (service, _):
+
+        async def invalid() -> dict[str, Any] | None:
+            health = await service.get("/health")
+            return health if health["workflow_status"] == "invalid" else None
+
+        health = await eventually(invalid)
+        assert health["backends"][0]["problems"] == [
+            "ComfyUI has no inswapper_128.onnx for swap_model of ReActorFaceSwap; add it and restart ComfyUI.",
+            "ComfyUI has no node class ReActorFaceBoost; install ComfyUI-ReActor and restart ComfyUI.",
+        ]
+        async with service.client.get("/readyz") as response:
+            assert (response.status, (await response.json())["checks"]["engine"]) == (503, False)
+
+
+async def test_options_that_the_embedded_engine_ignores_are_told(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, paint=True) as (service, _):
+        prompt_id = await service.post(clip, face_boost=True, detect_gender="female", crf=22)
+        status = await service.ended(prompt_id)
+        assert status["warnings"] == [
+            "The embedded engine has no use for face_boost, detect_gender: that is ReActor's."
+        ]
+
+
+async def test_the_log_has_a_line_for_each_step_in_a_jobs_life(
+    clip: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "faceswap")
+    async with service_and_engines(tmp_path, paint=True) as (service, (engine,)):
+        prompt_id = await service.post(clip)
+        await service.ended(prompt_id)
+        lines = [record.getMessage() for record in caplog.records if prompt_id in record.getMessage()]
+        assert lines[0] == f"job {prompt_id} accepted: 12 frames of 128×96 in 1 segments"
+        assert lines[1] == f"job {prompt_id}: frames 0 to 11 given to {engine.url}, attempt 1"
+        assert lines[-1].startswith(f"job {prompt_id} ended: SUCCESS after ") and lines[-1].endswith(" and 1 prompts")
+
+
+async def test_more_than_a_hundred_engines_keep_their_sockets_and_are_given_work(clip: Path, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        engines = [
+            await stack.enter_async_context(EngineRig(tmp_path / f"engine-{number}", paint=True))
+            for number in range(110)
+        ]
+        patience = replace(QUICK, unreachable_s=20.0)
+        service = await stack.enter_async_context(running_service(tmp_path / "data", *engines, patience=patience))
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["attempts"]) == ("SUCCESS", 1)
+        async with service.client.get("/readyz") as response:
+            assert response.status == 200
