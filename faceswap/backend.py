@@ -351,6 +351,7 @@ class Backend:
     def _check_patience(self, flight: Flight, error: ComfyError, unanswered_s: float) -> None:
         """Leave an engine that cannot be asked, when somebody waits for a cancel or another could do the work."""
         if error.answered and unanswered_s > self.patience.stuck_s:
+            self.abandoned.add(flight.prompt_id)
             raise JobFailure("engine_error", error.sentence, passing=self.replaceable())
         if unanswered_s < self.patience.unreachable_s:
             return

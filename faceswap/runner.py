@@ -304,7 +304,7 @@ class Runner:
         workflow = self._workflow(job)
         pixels = job.inputs.width * job.inputs.height
         limit = backend.frame_limit(pixels, float(job.inputs.frame_rate))
-        if limit and flight.segment.frame_count > REPLANNED_ABOVE * limit and workflow.splittable and not flight.sent:
+        if limit and flight.segment.frame_count > REPLANNED_ABOVE * limit and workflow.splittable and not look_first:
             raise _TooLong(limit)
         costs_key = _costs_key(backend, job)
         guess = FIRST_GUESS_EMBEDDED if backend.name == EMBEDDED else FIRST_GUESS
@@ -471,7 +471,8 @@ class Runner:
 
     async def _can_split(self, segment: Segment) -> bool:
         """Whether a segment can be done in shorter ones."""
-        return segment.frame_count > 1 and self._workflow(await self._store.job(segment.prompt_id)).splittable
+        workflow = self._workflows.get((await self._store.job(segment.prompt_id)).workflow)
+        return segment.frame_count > 1 and workflow is not None and workflow.splittable
 
     async def _end_failed(self, prompt_id: str, failure: JobFailure) -> None:
         log.warning("job %s: %s: %s", prompt_id, failure.code, failure.sentence)
