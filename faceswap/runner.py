@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import random
 import sqlite3
 import time
 from collections.abc import Coroutine, Mapping, Sequence
@@ -26,6 +25,7 @@ from .folders import Folders
 from .jobs import TERMINAL, Job, Segment
 from .media import MediaWorker, Verdict
 from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED
+from .recovery import Recovery
 from .reports import Reports
 from .store import Store, may_pass, retry_writes
 from .uploads import Uploads
@@ -35,12 +35,9 @@ log = logging.getLogger(__name__)
 
 COMPLETED_MESSAGE = "🎉 Face swap completed successfully!"
 INTERNAL_ERROR = "Something went wrong inside the service; its log says what."
-ELSEWHERE = frozenset({"node_missing", "model_missing", "model_broken", "upload_too_large"})
-"""Failures that are one ComfyUI's own: another may well do it."""
 DISK_FULL_MESSAGE = "The disk is full; the job goes on when there is room."
 IGNORED_BY_EMBEDDED = ("swap_model", "face_restore_model", "face_restore_visibility", "face_boost", "detect_gender")
 """Options that mean something to ReActor only."""
-FIRST_LOSS_PAUSE_S = 0.1
 DISK_PAUSE_S = 2.0
 LOOK_AGAIN_S = 0.5
 CUT_LIMIT = 20
@@ -84,6 +81,9 @@ class Runner:
         self._reports = reports
         self._watch = EngineWatch(store, backends, patience, self._end_failed)
         self._uploads = Uploads(folders, media)
+        self._recovery = Recovery(
+            store, reports, self._uploads, workflows, patience, self._has_other_than, self._end_failed
+        )
         self._joins: dict[str, asyncio.Lock] = {}
         for backend in backends:
             backend.on_change = self.wake
@@ -226,16 +226,16 @@ class Runner:
         except _TooLong as error:
             await retry_writes(partial(self._store.split, segment, error.limit, unsent=True))
         except GivenUp as error:
-            await self._pass_on(segment, error)
+            await self._recovery.given_up(segment, error)
         except Lost:
-            await self._lost(flight, backend)
+            await self._recovery.lost(flight, backend)
         except JobFailure as failure:
-            await self._failed(flight.segment, backend, failure)
+            await self._recovery.failed(segment, backend, failure)
         except Problem:
             log.info("job %s was erased", segment.prompt_id)
         except Exception:  # the top of the task
             log.exception("segment %s", flight.prompt_id)
-            await self._failed(flight.segment, backend, JobFailure("internal_error", INTERNAL_ERROR, passing=True))
+            await self._recovery.failed(segment, backend, JobFailure("internal_error", INTERNAL_ERROR, passing=True))
         finally:
             backend.flights.pop(flight.prompt_id, None)
             others = self._flights[segment.prompt_id]
@@ -405,74 +405,6 @@ class Runner:
         if workflow is None:
             raise JobFailure("workflow_missing", f"The workflow {job.workflow} is no longer in the workflow folder.")
         return workflow
-
-    async def _pass_on(self, segment: Segment, error: GivenUp) -> None:
-        """Have a segment done under a new id, by another engine or by the same when it answers again."""
-        log.warning("job %s: %s; frame %d on anew", segment.prompt_id, error.message, segment.first_frame)
-        message = f"{error.message}; resuming at frame {segment.first_frame} as soon as a ComfyUI can take it."
-        await self._reports.tell_status(segment.prompt_id, message)
-        await retry_writes(partial(self._store.give_back, segment, pause_s=FIRST_LOSS_PAUSE_S))
-
-    async def _lost(self, flight: Flight, backend: Backend) -> None:
-        """The engine has forgotten a prompt: it is done again. When it died at work on it, that may be the video."""
-        segment, died = flight.segment, flight.running
-        deaths = segment.deaths + died
-        patience = self._patience
-        if deaths >= patience.death_limit or segment.losses + 1 >= patience.loss_limit:
-            sentence = "ComfyUI forgot the prompt again and again; look into its log, then retry the job."
-            if died:
-                count = "a frame" if segment.frame_count == 1 else f"{segment.frame_count} frames"
-                sentence = (
-                    f"ComfyUI died {deaths} times in a row while it worked on {count} of this video from frame"
-                    f" {segment.first_frame} on; look into its log, then retry the job."
-                )
-            await self._failed(segment, backend, JobFailure("engine_crashed", sentence))
-            return
-        log.warning("job %s: %s restarted, frame %d on anew", segment.prompt_id, backend.name, segment.first_frame)
-        await self._reports.tell_status(
-            segment.prompt_id, f"ComfyUI restarted, resuming at frame {segment.first_frame}"
-        )
-        pause_s = min(FIRST_LOSS_PAUSE_S * 2**segment.losses, patience.retry_s[-1])
-        if died and deaths >= DANGEROUS_DEATHS and await self._can_split(segment):
-            half = -(-segment.frame_count // 2)
-            split = partial(self._store.split, segment, half, pause_s=pause_s, died=True, alone=True)
-            await retry_writes(split)
-        else:
-            await retry_writes(partial(self._store.give_back, segment, pause_s=pause_s, lost=True, died=died))
-
-    async def _failed(self, segment: Segment, backend: Backend, failure: JobFailure) -> None:
-        """Try again what may pass by itself; end the job otherwise."""
-        self._uploads.repeat(segment.prompt_id, backend)
-        pauses_s = self._patience.retry_s
-        if failure.code == "engine_disk_full":
-            await self._reports.tell_status(segment.prompt_id, failure.sentence, failure.sentence)
-            await retry_writes(partial(self._store.give_back, segment, pause_s=pauses_s[-1]))
-            return
-        elsewhere = failure.code in ELSEWHERE and self._has_other_than(backend)
-        if failure.code == "upload_too_large" and not (elsewhere and segment.failures == 0):
-            if await self._can_split(segment):
-                await retry_writes(partial(self._store.split, segment, -(-segment.frame_count // 2)))
-                return
-            elsewhere = False
-        if not (failure.passing or elsewhere) or segment.failures >= len(pauses_s):
-            await self._end_failed(segment.prompt_id, failure)
-            return
-        log.warning("job %s on %s: %s: %s", segment.prompt_id, backend.name, failure.code, failure.sentence)
-        message = f"{failure.sentence} Attempt {segment.failures + 2} of {len(pauses_s) + 1} follows."
-        await self._reports.tell_status(segment.prompt_id, message)
-        pause_s = pauses_s[segment.failures] * random.uniform(0.8, 1.2)
-        if failure.code == "out_of_memory" and await self._can_split(segment):
-            with suppress(ComfyError):
-                await backend.client.free()
-            half = segment.frame_count // 2 + 1
-            await retry_writes(partial(self._store.split, segment, half, pause_s=pause_s, failed=True))
-        else:
-            await retry_writes(partial(self._store.give_back, segment, failed=True, pause_s=pause_s))
-
-    async def _can_split(self, segment: Segment) -> bool:
-        """Whether a segment can be done in shorter ones."""
-        workflow = self._workflows.get((await self._store.job(segment.prompt_id)).workflow)
-        return segment.frame_count > 1 and workflow is not None and workflow.splittable
 
     async def _end_failed(self, prompt_id: str, failure: JobFailure) -> None:
         log.warning("job %s: %s: %s", prompt_id, failure.code, failure.sentence)

@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
     ("every part wired", frozenset({"app"})),
     ("handlers", frozenset({"api"})),
     ("what moves jobs", frozenset({"runner", "janitor", "admission"})),
-    ("the engines together", frozenset({"engine_watch"})),
+    ("the engines together", frozenset({"engine_watch", "recovery"})),
     ("what they stand on", frozenset({"backend", "intake", "reports", "uploads"})),
     ("a prompt that is out", frozenset({"flight"})),
     ("parts of one thing each", frozenset({"comfy", "media", "store", "hub", "workflow", "fetch", "inputs", "client"})),
