@@ -5,11 +5,12 @@ from faceswap.media.facts import (
     AudioFacts,
     ImageFacts,
     JoinFacts,
+    PieceFacts,
+    PreparedFacts,
     Verdict,
     VideoFacts,
     output_frames,
     plan_segments,
-    resampled,
 )
 from faceswap.media.worker import MediaWorker, partial_path
 
@@ -18,11 +19,12 @@ __all__ = [
     "ImageFacts",
     "JoinFacts",
     "MediaWorker",
+    "PieceFacts",
+    "PreparedFacts",
     "SegmentPlan",
     "Verdict",
     "VideoFacts",
     "output_frames",
     "partial_path",
     "plan_segments",
-    "resampled",
 ]
