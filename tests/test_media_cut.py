@@ -1,4 +1,4 @@
-"""A piece of a video holds the very frames that were asked for, whatever the video is like, and costs its own length."""
+"""A piece of a video holds the very frames that were asked for, whatever the video, and costs its own length."""
 
 from __future__ import annotations
 
