@@ -36,7 +36,7 @@ EMBEDDED = "embedded"
 """The name under which the embedded engine's work is kept, whatever port it listens on."""
 COMPLETED_MESSAGE = "🎉 Face swap completed successfully!"
 INTERNAL_ERROR = "Something went wrong inside the service; its log says what."
-ELSEWHERE = frozenset({"node_missing", "model_missing", "model_broken", "upload_too_large"})
+ELSEWHERE = frozenset({"node_missing", "model_missing", "model_broken", "upload_too_large", "image_too_large"})
 """Failures that are one ComfyUI's own: another may well do it."""
 FIRST_LOSS_PAUSE_S = 0.1
 DISK_PAUSE_S = 2.0

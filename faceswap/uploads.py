@@ -13,7 +13,7 @@ from .comfy.client import FORM_BYTES, ComfyError, Features
 from .errors import JobFailure
 from .folders import Folders
 from .jobs import Job, Segment
-from .media import MediaWorker, PieceFacts, PreparedFacts
+from .media import MediaWorker, PieceFacts
 
 WHOLE_LEAD = 2.5
 """Segments' lengths that ComfyUI may decode in vain before a segment of the whole video: the first three do not more.
@@ -48,7 +48,7 @@ class Uploads:
         self._folders = folders
         self._media = media
         self._sent: dict[tuple[str, str, str], asyncio.Task[str]] = {}
-        self._prepared: dict[str, asyncio.Task[PreparedFacts]] = {}
+        self._prepared: dict[str, asyncio.Task[bool]] = {}
 
     async def provide(self, job: Job, segment: Segment, backend: Backend, *, splittable: bool) -> Provided:
         """A segment's inputs at a backend. What segments share is uploaded once, however many ask.
@@ -62,7 +62,7 @@ class Uploads:
         if not (video.is_file() and image.is_file()):
             sentence = "The video or the picture is no longer on the service's disk; post them again."
             raise JobFailure("inputs_missing", sentence)
-        face = await self._send(job, backend, image)
+        face = await self._send_face(job, backend, image)
         if job.options.rate is None and (not splittable or await self._takes_whole(job, segment, backend)):
             try:
                 return Provided(await self._send(job, backend, video), face, segment.first_frame)
@@ -97,7 +97,7 @@ class Uploads:
         if not (await _features(backend)).streams:
             return False
         # It seeks, which helps where there is something to seek to.
-        return not (await self._prepare(job)).made
+        return not await self._prepare(job)
 
     async def _send(self, job: Job, backend: Backend, file: Path) -> str:
         """Upload a file, unless it was; a video that is too large is not tried again."""
@@ -107,6 +107,16 @@ class Uploads:
             upload = backend.client.upload(file, file.name, job.prompt_id)
             task = self._sent[key] = asyncio.create_task(upload, name=f"upload {key}")
         return await asyncio.shield(task)
+
+    async def _send_face(self, job: Job, backend: Backend, image: Path) -> str:
+        try:
+            return await self._send(job, backend, image)
+        except JobFailure as failure:
+            if failure.code != "upload_too_large":
+                raise
+            # Not the same code: of the video less can be sent at a time, which would not help here.
+            sentence = "The picture is larger than ComfyUI takes; use a smaller one, or raise its --max-upload-size."
+            raise JobFailure("image_too_large", sentence) from failure
 
     async def _send_piece(self, job: Job, segment: Segment, backend: Backend, face: str) -> Provided:
         limit = (await _features(backend)).max_upload_size or DEFAULT_UPLOAD_LIMIT
@@ -131,23 +141,25 @@ class Uploads:
             original.path, piece, segment.first_frame, segment.frame_count, original.frame_rate, limit - FORM_BYTES
         )
 
-    async def _prepare(self, job: Job, *, always: bool = False) -> PreparedFacts:
-        """Have the copy made that pieces are cut from, where one is needed: once, and again only when it is gone."""
-        prepared = self._folders.prepared(job.prompt_id)
-        if prepared.is_file():
-            return PreparedFacts(made=True)
+    async def _prepare(self, job: Job, *, always: bool = False) -> bool:
+        """Have the copy made that pieces are cut from, where one is needed: once, and again only when it is gone.
+
+        Tells whether there is one; where there is none, pieces can be cut out of the video as it is.
+        """
+        if self._folders.prepared(job.prompt_id).is_file():
+            return True
         task = self._prepared.get(job.prompt_id)
-        if task is None or (task.done() and (always or _is_worth_repeating(task) or task.result().made)):
-            work = self._media.prepare(
-                self._folders.video(job.prompt_id, job.inputs),
-                prepared,
-                job.inputs.frames,
-                job.total_frames,
-                job.options.rate,
-                always=always,
-            )
+        if task is None or (task.done() and (always or _is_worth_repeating(task) or task.result())):
+            work = self._make_copy(job, always)
             task = self._prepared[job.prompt_id] = asyncio.create_task(work, name=f"prepare {job.prompt_id}")
         return await asyncio.shield(task)
+
+    async def _make_copy(self, job: Job, always: bool) -> bool:
+        video, prepared = self._folders.video(job.prompt_id, job.inputs), self._folders.prepared(job.prompt_id)
+        if not always and await self._media.cuttable(video):
+            return False
+        await self._media.prepare(video, prepared, job.inputs.frames, job.total_frames, job.options.rate)
+        return True
 
 
 async def _features(backend: Backend) -> Features:

@@ -3,10 +3,10 @@
 from faceswap.jobs import SegmentPlan
 from faceswap.media.facts import (
     AudioFacts,
+    CuttingFacts,
     ImageFacts,
     JoinFacts,
     PieceFacts,
-    PreparedFacts,
     Verdict,
     VideoFacts,
     output_frames,
@@ -16,11 +16,11 @@ from faceswap.media.worker import MediaWorker, partial_path
 
 __all__ = [
     "AudioFacts",
+    "CuttingFacts",
     "ImageFacts",
     "JoinFacts",
     "MediaWorker",
     "PieceFacts",
-    "PreparedFacts",
     "SegmentPlan",
     "Verdict",
     "VideoFacts",

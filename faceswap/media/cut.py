@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from faceswap.errors import JobFailure
-from faceswap.media.facts import PieceFacts, PreparedFacts
+from faceswap.media.facts import CuttingFacts, PieceFacts
 from faceswap.media.frames import LEAD_FRAMES, after_seek, from_start
 from faceswap.media.join import DISK_FULL
 from faceswap.media.timeline import Timeline, decoded, open_media, packets, picture_stream, read_source
@@ -35,16 +35,22 @@ LEAST_RATE, LARGEST_RATE = Fraction(1), Fraction(240)
 INEXACT = JobFailure("cut_inexact", "The video cannot be cut exactly.")
 
 
-def prepare(source: Path, out: Path, frame_count: int, frame_rate: Fraction | None, *, always: bool) -> PreparedFacts:
+def look(source: Path) -> CuttingFacts:
+    """Tells whether pieces can be cut out of `source` as it is. Raises JobFailure `input_damaged`."""
+    return CuttingFacts(_is_cuttable(read_source(source)))
+
+
+def _is_cuttable(timeline: Timeline) -> bool:
+    return timeline.stamped and timeline.longest_group <= LONGEST_GROUP
+
+
+def prepare(source: Path, out: Path, frame_count: int, frame_rate: Fraction | None) -> CuttingFacts:
     """Makes a copy of `source`, in one pass, that pieces can be cut from at little cost: `out`, complete or not at all.
 
     It holds the `frame_count` frames of the result at `frame_rate`, a key frame among them every second or so, and no
-    sound. Where pieces can be cut from `source` itself none is made, unless `always`. Raises JobFailure
-    (`input_damaged`, `disk_full`).
+    sound. Raises JobFailure (`input_damaged`, `disk_full`).
     """
     timeline = read_source(source)
-    if not always and timeline.stamped and timeline.longest_group <= LONGEST_GROUP:
-        return PreparedFacts(made=False)
     partial = partial_path(out)
     try:
         with _disk_full_is_told():
@@ -58,7 +64,7 @@ def prepare(source: Path, out: Path, frame_count: int, frame_rate: Fraction | No
             partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
-    return PreparedFacts(made=True)
+    return CuttingFacts(cuttable=True)
 
 
 def cut(
@@ -170,7 +176,7 @@ def _copy_if_exact(
 
 def _copy(source: Path, out: Path, timeline: Timeline, first_frame: int, frame_count: int) -> PieceFacts:
     """Copies the packets, and decodes the copy: raises INEXACT where its frames are not the very ones of the source."""
-    if not timeline.stamped or timeline.longest_group > LONGEST_GROUP:
+    if not _is_cuttable(timeline):
         raise INEXACT
     wanted = timeline.times[first_frame : first_frame + frame_count].tolist()
     near = int(timeline.times[max(0, first_frame - LEAD_FRAMES)])

@@ -79,10 +79,10 @@ class PieceFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class PreparedFacts:
-    """Whether a copy of a video that pieces can be cut from was made; where not, the video itself will do."""
+class CuttingFacts:
+    """Whether pieces can be cut out of a video at little cost, wherever they lie in it."""
 
-    made: bool
+    cuttable: bool
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:

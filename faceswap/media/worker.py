@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from faceswap import errors
-from faceswap.media.facts import ImageFacts, JoinFacts, PieceFacts, PreparedFacts, Verdict, VideoFacts
+from faceswap.media.facts import CuttingFacts, ImageFacts, JoinFacts, PieceFacts, Verdict, VideoFacts
 
 PROBES_AT_ONCE = 2
 CHECKS_AT_ONCE = 2
-PREPARATIONS_AT_ONCE = 1
+PREPARATIONS_AT_ONCE = 2
 IDLE_S = 30.0
 CLOSE_S = 0.5
 MAX_ANSWER_BYTES = 1 << 20
@@ -34,6 +34,7 @@ PREPARE_TIMEOUT_S = 60.0
 PREPARE_FRAMES_A_SECOND = 5.0
 
 WORK = {
+    "look": "Reading the video",
     "prepare": "Preparing the video",
     "cut": "Cutting the video",
     "join": "Joining the result",
@@ -182,6 +183,11 @@ class MediaWorker:
         or `undecodable`."""
         return ImageFacts.from_json(await self._probe("probe_image", path))
 
+    async def cuttable(self, source: Path) -> bool:
+        """Tells whether pieces can be cut out of `source` as it is; see `cut.look`. Raises JobFailure."""
+        timeout = VERIFY_TIMEOUT_S + _size(source) / PROBE_BYTES_A_SECOND
+        return CuttingFacts.from_json(await self._check("look", {"source": source}, timeout)).cuttable
+
     async def prepare(
         self,
         source: Path,
@@ -189,24 +195,16 @@ class MediaWorker:
         source_frames: int,
         frame_count: int,
         frame_rate: Fraction | None,
-        *,
-        always: bool,
-    ) -> PreparedFacts:
-        """Makes a copy of `source` to cut pieces from, where one is needed; see `faceswap.media.cut.prepare`.
+    ) -> None:
+        """Makes a copy of `source` to cut pieces from; see `faceswap.media.cut.prepare`.
 
         Raises JobFailure; `out` is then as it was before.
         """
-        arguments = {
-            "source": source,
-            "out": out,
-            "frame_count": frame_count,
-            "frame_rate": frame_rate,
-            "always": always,
-        }
+        arguments = {"source": source, "out": out, "frame_count": frame_count, "frame_rate": frame_rate}
         timeout = PREPARE_TIMEOUT_S + max(source_frames, frame_count) / PREPARE_FRAMES_A_SECOND
         timeout += _size(source) / PROBE_BYTES_A_SECOND
         try:
-            return PreparedFacts.from_json(await self._check("prepare", arguments, timeout, self._preparations))
+            await self._check("prepare", arguments, timeout, self._preparations)
         finally:
             partial_path(out).unlink(missing_ok=True)
 
