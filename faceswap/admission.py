@@ -8,17 +8,22 @@ import re
 import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from fractions import Fraction
 
 from .config import Settings
 from .errors import BadRequest, Unavailable, Unprocessable
 from .intake import Submission
 from .jobs import Inputs, Job, JobState, NewJob, Options, default_output_name
-from .media import MediaWorker, VideoFacts, plan_segments
+from .media import MediaWorker, VideoFacts, output_frames, plan_segments
 from .store import Store
 from .workflow import Workflow, WorkflowError
 
 log = logging.getLogger(__name__)
 
+MOST_REPEATS = 100
+"""Times that each frame may be repeated on average, for a frame rate that was asked for."""
+FEW_FRAMES = 10_000
+"""Frames of a result that need no such proportion: a still that is shown for minutes is a video too."""
 IDEMPOTENCY_KEY_PATTERN = re.compile(r"[ -~]{1,255}")
 
 
@@ -79,8 +84,9 @@ class Admission:
         workflow = self._workflow(options)
         # One after the other: a refusal erases the folder, which nothing may be reading then.
         await self._media.probe_image(submission.folder / submission.image_file)
-        video = await self._media.probe_video(submission.folder / submission.video_file)
+        video = await self._media.probe_video(submission.folder / submission.video_file, self._settings.max_frames)
         segment_frames = self._settings.segment_frames if workflow.splittable else 0
+        check_length(video, segment_frames, options.rate, self._settings)
         segments = plan_segments(video, segment_frames, options.rate)
         if not segments:
             raise Unprocessable("The video has no frames.", code="video_without_frames")
@@ -112,6 +118,34 @@ class Admission:
         return workflow
 
 
+def check_length(video: VideoFacts, segment_frames: int, frame_rate: Fraction | None, settings: Settings) -> None:
+    """Refuse what would be too much work, before any of it. Raises `Unprocessable` `video_too_long`, `video_has_gaps`.
+
+    A few bytes can tell of any length: of frames that are shown for years, to be repeated 60 times a second.
+    """
+    if video.duration > settings.max_duration_s:
+        limit = f"{settings.max_duration_s:,} seconds"
+        detail = f"The video lasts {round(video.duration):,} seconds; at most {limit} are taken."
+        raise Unprocessable(detail, code="video_too_long")
+    frames = output_frames(video, frame_rate)
+    if frames > settings.max_frames:
+        detail = f"At this frame rate the video has {frames:,} frames; at most {settings.max_frames:,} are taken."
+        raise Unprocessable(detail, code="video_too_long")
+    if frames > max(MOST_REPEATS * video.frames, FEW_FRAMES):
+        detail = (
+            f"The video has {video.frames} frames in {round(video.duration):,} seconds, and {frames:,} at the frame"
+            " rate that was asked for; leave 'frame_rate' out."
+        )
+        raise Unprocessable(detail, code="video_has_gaps")
+    segments = -(-frames // segment_frames) if segment_frames else 1
+    if segments > settings.max_segments:
+        detail = (
+            f"The video would be done in {segments:,} parts of {segment_frames} frames; at most"
+            f" {settings.max_segments:,} are taken."
+        )
+        raise Unprocessable(detail, code="video_too_long")
+
+
 async def _erase(submission: Submission) -> None:
     await asyncio.to_thread(shutil.rmtree, submission.folder, ignore_errors=True)
 
@@ -127,6 +161,6 @@ def _inputs(submission: Submission, video: VideoFacts) -> Inputs:
         height=video.height,
         frames=video.frames,
         frame_rate=video.frame_rate,
-        duration_s=video.duration_s,
+        duration_s=float(video.duration),
         has_audio=bool(video.audio),
     )

@@ -62,6 +62,9 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     queue_limit: int = 1000
     segment_frames: int = 240
+    max_frames: int = 1_000_000
+    max_duration_s: int = 21_600
+    max_segments: int = 10_000
     input_ttl_s: int = 3600
     output_ttl_s: int = 604800
     min_free_mb: int = 1024
@@ -178,6 +181,9 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "cors_origins": _origins,
     "queue_limit": _whole(1, 1_000_000),
     "segment_frames": _whole(0, 1_000_000),
+    "max_frames": _whole(1, 1_000_000),
+    "max_duration_s": _whole(1, 31_536_000),
+    "max_segments": _whole(1, 100_000),
     "input_ttl_s": _whole(0, 31_536_000),
     "output_ttl_s": _whole(1, 315_360_000),
     "min_free_mb": _whole(0, 1_073_741_824),

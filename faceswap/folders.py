@@ -45,11 +45,14 @@ class Folders:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder / f"{segment.number:05d}-{segment.attempt}.mp4"
 
-    def piece(self, segment: Segment, video_file: str) -> Path:
+    def piece(self, segment: Segment) -> Path:
         """Where the part of the video that an attempt at a segment needs is cut to, for as long as it is uploaded."""
         path = self.segment(segment)
-        suffix = ".mp4" if video_file.endswith((".mp4", ".mov")) else ".mkv"
-        return path.with_name(f"{path.stem}-source{suffix}")
+        return path.with_name(f"{path.stem}-source")
+
+    def prepared(self, prompt_id: str) -> Path:
+        """A job's video made anew so that pieces can be cut from it."""
+        return self._work / prompt_id / "prepared.mp4"
 
     def finished_segment(self, segment: Segment) -> Path:
         """A finished segment's output."""

@@ -20,7 +20,7 @@ from .workflow import Workflow
 
 log = logging.getLogger(__name__)
 
-ELSEWHERE = frozenset({"node_missing", "model_missing", "model_broken", "upload_too_large"})
+ELSEWHERE = frozenset({"node_missing", "model_missing", "model_broken", "upload_too_large", "image_too_large"})
 """Failures that are one ComfyUI's own: another may well do it."""
 FIRST_LOSS_PAUSE_S = 0.1
 

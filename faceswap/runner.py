@@ -365,7 +365,6 @@ class Runner:
                 options=job.options.to_dict(),
                 skip_first_frames=inputs.first_frame,
                 frame_load_cap=0 if job.segments_total == 1 else segment.frame_count,
-                frame_rate=job.options.frame_rate,
             )
         except WorkflowError as error:
             raise JobFailure("workflow_invalid", str(error)) from error
@@ -386,13 +385,14 @@ class Runner:
         await self._reports.tell(job.prompt_id, "status", {"status": job.state, "message": message}, step=message)
         path = self._folders.segment(segment)
         await backend.client.download(files[-1], path, OUTPUT_LIMIT_BYTES)
+        original = self._uploads.original(job)
         try:
             verdict = await self._media.verify(
                 path,
-                self._folders.video(job.prompt_id, job.inputs),
+                original.path,
                 first_frame=segment.first_frame,
                 frame_count=segment.frame_count,
-                frame_rate=job.options.rate,
+                frame_rate=original.frame_rate,
                 expect_audio=False,
             )
         except BaseException:

@@ -1,15 +1,27 @@
-"""The inputs of jobs at the engines: sent once to each, in pieces where the video is too large for one."""
+"""The inputs of jobs at the engines: sent once to each, or cut into pieces where the whole video would not do."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
 from .backend import Backend
+from .comfy.client import FORM_BYTES, ComfyError, Features
 from .errors import JobFailure
 from .folders import Folders
 from .jobs import Job, Segment
-from .media import MediaWorker
+from .media import MediaWorker, PieceFacts
+
+WHOLE_LEAD = 2.5
+"""Segments' lengths that ComfyUI may decode in vain before a segment of the whole video: the first three do not more.
+
+It decodes all that comes before a segment, so the work for a job would grow with the square of its length.
+"""
+DEFAULT_UPLOAD_LIMIT = 100 * 1024 * 1024
+"""What a ComfyUI takes that does not tell its limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,61 +33,146 @@ class Provided:
     first_frame: int
 
 
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A video that holds the frames of a job when they are counted at `frame_rate` (None: its own)."""
+
+    path: Path
+    frame_rate: Fraction | None
+
+
 class Uploads:
     """What was uploaded where."""
 
     def __init__(self, folders: Folders, media: MediaWorker) -> None:
         self._folders = folders
         self._media = media
-        self._tasks: dict[tuple[str, str], asyncio.Task[tuple[str | None, str]]] = {}
+        self._sent: dict[tuple[str, str, str], asyncio.Task[str]] = {}
+        self._prepared: dict[str, asyncio.Task[bool]] = {}
 
     async def provide(self, job: Job, segment: Segment, backend: Backend, *, splittable: bool) -> Provided:
-        """A segment's inputs at a backend: uploaded once however many segments ask.
+        """A segment's inputs at a backend. What segments share is uploaded once, however many ask.
 
-        A video that is too large for the backend is cut where the workflow is `splittable`: a piece for each segment.
-        Raises `JobFailure`, `ComfyError`, `OSError`.
+        A piece of the video takes the place of the whole where the frame rate is changed (ComfyUI's own way of that
+        does not look at the clock), where the whole is too large, and where ComfyUI would decode long before it comes
+        to the segment. Raises `JobFailure`, `ComfyError`, `OSError`.
         """
-        key = (backend.name, job.prompt_id)
-        task = self._tasks.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception())):
-            # A forced rate is counted from the first frame of the file.
-            cuttable = splittable and job.options.rate is None
-            task = self._tasks[key] = asyncio.create_task(self._send(job, backend, cuttable), name=f"upload {key}")
-        video, image = await asyncio.shield(task)
-        if video is None:
-            return await self._provide_piece(job, segment, backend, image)
-        return Provided(video, image, segment.first_frame)
-
-    def repeat(self, prompt_id: str, backend: Backend) -> None:
-        """What failed may have failed for its inputs: upload them again for the next attempt."""
-        self._tasks.pop((backend.name, prompt_id), None)
-
-    def forget(self, prompt_id: str) -> None:
-        """The job has ended."""
-        for key in [key for key in self._tasks if key[1] == prompt_id]:
-            self._tasks.pop(key).cancel()
-
-    async def _send(self, job: Job, backend: Backend, cuttable: bool) -> tuple[str | None, str]:
-        """The names of the video, None where it has to be cut, and of the face."""
         video = self._folders.video(job.prompt_id, job.inputs)
         image = self._folders.image(job.prompt_id, job.inputs)
         if not (video.is_file() and image.is_file()):
             sentence = "The video or the picture is no longer on the service's disk; post them again."
             raise JobFailure("inputs_missing", sentence)
-        image_name = await backend.client.upload(image, image.name, job.prompt_id)
-        try:
-            return await backend.client.upload(video, video.name, job.prompt_id), image_name
-        except JobFailure as failure:
-            if failure.code != "upload_too_large" or not cuttable:
-                raise
-            return None, image_name
+        face = await self._send_face(job, backend, image)
+        if job.options.rate is None and (not splittable or await self._takes_whole(job, segment, backend)):
+            try:
+                return Provided(await self._send(job, backend, video), face, segment.first_frame)
+            except JobFailure as failure:
+                if failure.code != "upload_too_large" or not splittable:
+                    raise
+        return await self._send_piece(job, segment, backend, face)
 
-    async def _provide_piece(self, job: Job, segment: Segment, backend: Backend, image: str) -> Provided:
-        video = self._folders.video(job.prompt_id, job.inputs)
-        piece = self._folders.piece(segment, video.name)
+    def original(self, job: Job) -> Original:
+        """The video that a job's results are made of: the copy for pieces, which is quicker to search, where it is."""
+        prepared = self._folders.prepared(job.prompt_id)
+        if prepared.is_file():
+            return Original(prepared, None)
+        return Original(self._folders.video(job.prompt_id, job.inputs), job.options.rate)
+
+    def repeat(self, prompt_id: str, backend: Backend) -> None:
+        """What failed may have failed for its inputs: upload them again for the next attempt."""
+        for key in [key for key in self._sent if key[:2] == (backend.name, prompt_id)]:
+            del self._sent[key]
+
+    def forget(self, prompt_id: str) -> None:
+        """The job has ended."""
+        for key in [key for key in self._sent if key[1] == prompt_id]:
+            self._sent.pop(key).cancel()
+        if task := self._prepared.pop(prompt_id, None):
+            task.cancel()
+
+    async def _takes_whole(self, job: Job, segment: Segment, backend: Backend) -> bool:
+        """Whether this segment costs little to reach in the whole video."""
+        if segment.first_frame < WHOLE_LEAD * segment.frame_count:
+            return True
+        if not (await _features(backend)).streams:
+            return False
+        # It seeks, which helps where there is something to seek to.
+        return not await self._prepare(job)
+
+    async def _send(self, job: Job, backend: Backend, file: Path) -> str:
+        """Upload a file, unless it was; a video that is too large is not tried again."""
+        key = (backend.name, job.prompt_id, file.name)
+        task = self._sent.get(key)
+        if task is None or (task.done() and _is_worth_repeating(task)):
+            upload = backend.client.upload(file, file.name, job.prompt_id)
+            task = self._sent[key] = asyncio.create_task(upload, name=f"upload {key}")
+        return await asyncio.shield(task)
+
+    async def _send_face(self, job: Job, backend: Backend, image: Path) -> str:
         try:
-            facts = await self._media.cut(video, piece, segment.first_frame, segment.frame_count)
-            name = await backend.client.upload(piece, piece.name, job.prompt_id)
+            return await self._send(job, backend, image)
+        except JobFailure as failure:
+            if failure.code != "upload_too_large":
+                raise
+            # Not the same code: of the video less can be sent at a time, which would not help here.
+            sentence = "The picture is larger than ComfyUI takes; use a smaller one, or raise its --max-upload-size."
+            raise JobFailure("image_too_large", sentence) from failure
+
+    async def _send_piece(self, job: Job, segment: Segment, backend: Backend, face: str) -> Provided:
+        limit = (await _features(backend)).max_upload_size or DEFAULT_UPLOAD_LIMIT
+        piece = self._folders.piece(segment)
+        await self._prepare(job)
+        try:
+            try:
+                facts = await self._cut(job, segment, piece, limit)
+            except JobFailure as failure:
+                if failure.code != "cut_inexact":
+                    raise
+                await self._prepare(job, always=True)
+                facts = await self._cut(job, segment, piece, limit)
+            name = await backend.client.upload(piece, f"{piece.stem}{facts.suffix}", job.prompt_id)
         finally:
             piece.unlink(missing_ok=True)
-        return Provided(name, image, facts.lead)
+        return Provided(name, face, facts.lead)
+
+    async def _cut(self, job: Job, segment: Segment, piece: Path, limit: int) -> PieceFacts:
+        original = self.original(job)
+        return await self._media.cut(
+            original.path, piece, segment.first_frame, segment.frame_count, original.frame_rate, limit - FORM_BYTES
+        )
+
+    async def _prepare(self, job: Job, *, always: bool = False) -> bool:
+        """Have the copy made that pieces are cut from, where one is needed: once, and again only when it is gone.
+
+        Tells whether there is one; where there is none, pieces can be cut out of the video as it is.
+        """
+        if self._folders.prepared(job.prompt_id).is_file():
+            return True
+        task = self._prepared.get(job.prompt_id)
+        if task is None or (task.done() and (always or _is_worth_repeating(task) or task.result())):
+            work = self._make_copy(job, always)
+            task = self._prepared[job.prompt_id] = asyncio.create_task(work, name=f"prepare {job.prompt_id}")
+        return await asyncio.shield(task)
+
+    async def _make_copy(self, job: Job, always: bool) -> bool:
+        video, prepared = self._folders.video(job.prompt_id, job.inputs), self._folders.prepared(job.prompt_id)
+        if not always and await self._media.cuttable(video):
+            return False
+        await self._media.prepare(video, prepared, job.inputs.frames, job.total_frames, job.options.rate)
+        return True
+
+
+async def _features(backend: Backend) -> Features:
+    """What a backend tells of itself: nothing, where something in front of it does not let the question through."""
+    try:
+        return await backend.client.features()
+    except ComfyError:
+        return Features(None)
+
+
+def _is_worth_repeating(task: asyncio.Task[Any]) -> bool:
+    """Whether a task that has ended did not succeed, and may another time."""
+    if task.cancelled():
+        return True
+    error = task.exception()
+    return error is not None and not (isinstance(error, JobFailure) and error.code == "upload_too_large")

@@ -133,13 +133,12 @@ class Workflow:
         options: Mapping[str, Any],
         skip_first_frames: int = 0,
         frame_load_cap: int = 0,
-        frame_rate: float | None = None,
     ) -> Graph:
         """A new graph for one run of frames.
 
-        `video` and `image` are names that an upload returned, `output_prefix` is our own. Frames are counted after
-        `frame_rate`, which defaults to the clip's own; a `frame_load_cap` of 0 means to the end. Options that are None
-        or are none of the graph's are left alone. The clip's sound is left out: the service puts it on the whole.
+        `video` and `image` are names that an upload returned, `output_prefix` is our own. The clip is taken at its own
+        rate; a `frame_load_cap` of 0 means to the end. Options that are None or are none of the graph's are left
+        alone. The clip's sound is left out: the service puts it on the whole.
         Raises WorkflowError for an option or a run of frames that this workflow has no place for.
         """
         graph = copy.deepcopy(self.graph)
@@ -158,7 +157,7 @@ class Workflow:
             loader |= {"skip_first_frames": skip_first_frames, "select_every_nth": 1}
         else:
             loader["start_time"] = 0
-        loader |= {"video": video, "force_rate": frame_rate or 0, "frame_load_cap": frame_load_cap}
+        loader |= {"video": video, "force_rate": 0, "frame_load_cap": frame_load_cap}
         graph[self.face]["inputs"]["image"] = image
         combine |= {key: value for key, value in COMBINE_INPUTS.items() if key in combine}
         combine |= {"filename_prefix": output_prefix, "save_output": True}

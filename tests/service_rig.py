@@ -87,6 +87,12 @@ class EngineRig:
         """The prompts it worked on to an end, good or bad, in order."""
         return list(self._app[ENGINE].prompts.history)
 
+    @property
+    def loads(self) -> list[dict[str, Any]]:
+        """What each of these prompts asked VHS_LoadVideo for."""
+        graphs = (entry["prompt"][2] for entry in self._app[ENGINE].prompts.history.values())
+        return [node["inputs"] for graph in graphs for node in graph.values() if node["class_type"] == "VHS_LoadVideo"]
+
     def interrupt(self) -> None:
         """As somebody would in ComfyUI's own page."""
         self._app[ENGINE].prompts.interrupt(None)

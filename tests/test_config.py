@@ -28,6 +28,9 @@ VALUES: dict[str, tuple[str, Any]] = {
     "cors_origins": ("https://a.example, http://b:81/path", ("https://a.example", "http://b:81")),
     "queue_limit": ("7", 7),
     "segment_frames": ("0", 0),
+    "max_frames": ("1000", 1000),
+    "max_duration_s": ("60", 60),
+    "max_segments": ("1", 1),
     "input_ttl_s": ("0", 0),
     "output_ttl_s": ("60", 60),
     "min_free_mb": ("0", 0),
@@ -56,6 +59,9 @@ WRONG: dict[str, list[str]] = {
     "cors_origins": ["*", "example.com"],
     "queue_limit": ["0", "x"],
     "segment_frames": ["-1", "x"],
+    "max_frames": ["0", "1000001"],
+    "max_duration_s": ["0", "1h"],
+    "max_segments": ["0", "x"],
     "input_ttl_s": ["-1", "1h"],
     "output_ttl_s": ["0", "1h"],
     "min_free_mb": ["-1", "x"],
@@ -73,6 +79,7 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
     assert (settings.segment_frames, settings.input_ttl_s, settings.output_ttl_s) == (240, 3600, 604800)
     assert (settings.min_free_mb, settings.log_format, settings.log_level) == (1024, "text", "info")
     assert (settings.url_allow, settings.cors_origins, dict(settings.comfyui_headers)) == ((), (), {})
+    assert (settings.max_frames, settings.max_duration_s, settings.max_segments) == (1_000_000, 21_600, 10_000)
     assert settings.max_upload_bytes == 2 * 2**30
 
 

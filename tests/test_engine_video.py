@@ -120,6 +120,22 @@ async def test_an_edit_list_is_followed(rig: Rig, tmp_path: Path) -> None:
     assert read_numbers(await swapped(rig, cut)) == read_numbers(cut)
 
 
+def test_a_forced_rate_that_gives_too_many_frames_is_refused_before_they_are_counted(tmp_path: Path) -> None:
+    ticks = {"video_track_timescale": "1"}
+    times = [0, 10_000_000, 20_000_000]
+    path = make_clip(tmp_path / "gaps.mp4", 3, times=times, time_base=Fraction(1), b_frames=0, options=ticks)
+    with pytest.raises(ValueError, match="more than 1000000 frames"):
+        _ = Clip(probe(path), Selection(force_rate=Fraction(60))).count
+    assert Clip(probe(path), Selection()).count <= 3
+
+
+def test_a_video_with_too_many_frames_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("faceswap.engine.clip.MAX_FRAMES", 23)
+    with pytest.raises(ValueError, match="more than 23 frames"):
+        probe(make_clip(tmp_path / "long.mp4", 24))
+    assert probe(make_clip(tmp_path / "short.mp4", 23)).count == 23
+
+
 def test_a_header_that_lies_is_not_believed(tmp_path: Path) -> None:
     whole = make_clip(tmp_path / "whole.mp4", 24)
     video = probe(with_lying_header(whole, tmp_path / "lying.mp4"))

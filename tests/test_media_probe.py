@@ -10,12 +10,19 @@ import clips
 import cv2
 import pytest
 
+from faceswap.admission import check_length
+from faceswap.config import Settings
 from faceswap.errors import Problem
-from faceswap.media import plan_segments, resampled
+from faceswap.media import output_frames, plan_segments, probe
 from faceswap.media.facts import VideoFacts
-from faceswap.media.probe import probe_image, probe_video
+from faceswap.media.probe import probe_image
+from faceswap.media.timeline import read_timeline
 
 SAMPLES = Path(__file__).parent.parent / "faceswap" / "samples"
+
+
+def probe_video(path: Path) -> VideoFacts:
+    return probe.probe_video(path, max_frames=1_000_000)
 
 
 def opencv_frames(path: Path) -> int:
@@ -61,7 +68,7 @@ def test_a_constant_rate_is_told_exactly(tmp_path: Path, rate: Fraction) -> None
     for name in ("clip.mp4", "clip.mkv"):
         facts = probe_video(clips.make_clip(tmp_path / name, 40, rate=rate))
         assert (facts.frame_rate, facts.variable) == (rate, False)
-        assert facts.duration_s == pytest.approx(40 / rate, abs=0.002)
+        assert float(facts.duration) == pytest.approx(40 / rate, abs=0.002)
 
 
 def test_a_variable_rate_is_told_with_its_average(tmp_path: Path) -> None:
@@ -99,7 +106,7 @@ def test_a_header_that_lies_about_the_length_is_not_believed(tmp_path: Path) -> 
     clip = clips.make_clip(tmp_path / "clip.mp4", 24)
     lying = clips.with_lying_header(clip, tmp_path / "lying.mp4")
     facts = probe_video(lying)
-    assert (facts.frames, facts.frame_rate, facts.duration_s) == (24, 24, 1.0)
+    assert (facts.frames, facts.frame_rate, float(facts.duration)) == (24, 24, 1.0)
 
 
 def test_the_start_of_the_picture_is_told(tmp_path: Path) -> None:
@@ -165,8 +172,8 @@ def test_what_is_no_whole_image_is_refused_with_415(tmp_path: Path) -> None:
         assert (caught.value.status, caught.value.code) == (415, "not_an_image"), path.name
 
 
-def facts_of(frames: int, rate: Fraction = Fraction(24)) -> VideoFacts:
-    return VideoFacts(128, 96, 0, frames, rate, rate, False, float(frames / rate), 0.0, "h264", (), 1)
+def facts_of(frames: int, rate: Fraction = Fraction(24), duration: Fraction | None = None) -> VideoFacts:
+    return VideoFacts(128, 96, 0, frames, rate, False, duration or frames / rate, 0.0, "h264", (), 1)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 239, 240, 241, 480, 481, 1001])
@@ -184,8 +191,67 @@ def test_a_segment_length_of_zero_means_one_segment() -> None:
     assert [s.frame_count for s in plan_segments(facts_of(1000), 0, None)] == [1000]
 
 
-def test_a_forced_rate_counts_frames_as_the_node_does() -> None:
-    assert list(resampled(8, Fraction(24), Fraction(12))) == [0, 2, 4, 6]
-    assert list(resampled(4, Fraction(12), Fraction(24))) == [0, 1, 1, 2, 2, 3, 3]
-    assert list(resampled(5, Fraction(24), None)) == [0, 1, 2, 3, 4]
-    assert sum(s.frame_count for s in plan_segments(facts_of(100), 50, Fraction(30))) == 124
+@pytest.mark.parametrize(
+    ("frames", "rate", "result"), [(100, 30, 125), (72, 12, 36), (5, None, 5), (31, 10, 13), (1, 1, 1), (3, 60, 8)]
+)
+def test_a_rate_that_was_asked_for_gives_as_many_frames_as_it_has_time(
+    frames: int, rate: int | None, result: int
+) -> None:
+    forced = Fraction(rate) if rate else None
+    assert output_frames(facts_of(frames), forced) == result
+    assert sum(s.frame_count for s in plan_segments(facts_of(frames), 50, forced)) == result
+
+
+def test_each_frame_of_a_result_shows_what_the_source_shows_in_the_middle_of_its_time(tmp_path: Path) -> None:
+    timeline = read_timeline(clips.make_clip(tmp_path / "clip.mp4", 8, video_start=5))
+    assert timeline.shown(Fraction(12), 0, 4) == [0, 2, 4, 6]
+    assert timeline.shown(Fraction(48), 0, 16) == [i // 2 for i in range(16)]
+    assert timeline.shown(Fraction(48), 5, 3) == [2, 3, 3]
+    assert timeline.shown(None, 5, 10) == [5, 6, 7]
+
+
+DAY_S = 24 * 3600
+
+
+def three_frames(path: Path, gap_s: int) -> Path:
+    ticks = {"video_track_timescale": "1"}
+    return clips.make_clip(path, 3, times=[0, gap_s, 2 * gap_s], time_base=Fraction(1), b_frames=0, options=ticks)
+
+
+@pytest.mark.parametrize("gap_s", [600, DAY_S, 7 * DAY_S, 365 * DAY_S])
+def test_a_few_bytes_that_tell_of_years_are_refused_before_a_frame_is_counted(tmp_path: Path, gap_s: int) -> None:
+    clip = three_frames(tmp_path / "clip.mp4", gap_s)
+    assert clip.stat().st_size < 2500
+    facts = probe_video(clip)
+    with pytest.raises(Problem) as refused:
+        check_length(facts, 240, Fraction(60), Settings(tmp_path))
+    code = "video_too_long" if gap_s >= DAY_S else "video_has_gaps"
+    assert (refused.value.status, refused.value.code) == (422, code)
+
+
+LIMITS = [
+    ({"max_duration_s": 99}, None, "100 seconds; at most 99"),
+    ({"max_frames": 2999}, 30, "3,000 frames; at most 2,999"),
+    ({"max_segments": 9}, None, "10 parts of 240 frames; at most 9"),
+]
+
+
+@pytest.mark.parametrize(("limit", "rate", "told"), LIMITS)
+def test_the_limits_of_length_are_settings(tmp_path: Path, limit: dict[str, int], rate: int | None, told: str) -> None:
+    facts, forced = facts_of(2400), Fraction(rate) if rate else None
+    check_length(facts, 240, forced, Settings(tmp_path, **{name: value + 1 for name, value in limit.items()}))
+    with pytest.raises(Problem, match=told) as refused:
+        check_length(facts, 240, forced, Settings(tmp_path, **limit))
+    assert (refused.value.status, refused.value.code) == (422, "video_too_long")
+
+
+def test_a_video_with_more_frames_than_are_taken_is_not_read_to_its_end(tmp_path: Path) -> None:
+    clip = clips.make_clip(tmp_path / "clip.mp4", 24)
+    assert probe.probe_video(clip, max_frames=24).frames == 24
+    with pytest.raises(Problem, match="more than 23 frames") as refused:
+        probe.probe_video(clip, max_frames=23)
+    assert (refused.value.status, refused.value.code) == (422, "video_too_long")
+
+
+def test_a_still_that_is_shown_for_a_minute_may_be_repeated(tmp_path: Path) -> None:
+    check_length(facts_of(1, duration=Fraction(60)), 240, Fraction(60), Settings(tmp_path))

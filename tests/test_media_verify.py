@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from faceswap.errors import JobFailure
-from faceswap.media import Verdict, resampled
+from faceswap.media import Verdict
+from faceswap.media.timeline import read_timeline
 from faceswap.media.verify import Original, source_frames, verify
 
 PHOTO = cv2.imread(str(Path(__file__).parent.parent / "faceswap" / "samples" / "astronaut.png"))[:, :, ::-1]
@@ -104,7 +105,7 @@ def test_the_share_tells_how_many_frames_were_changed(tmp_path: Path, source: Pa
 @pytest.mark.parametrize("rate", [Fraction(12), Fraction(30)])
 def test_a_forced_rate_is_compared_with_the_right_frames(tmp_path: Path, rate: Fraction) -> None:
     original = clips.make_clip(tmp_path / "s.mp4", 72)
-    shown = list(resampled(72, Fraction(24), rate))
+    shown = read_timeline(original).shown(rate, 0, 60)
 
     def draw(number: int, width: int, height: int) -> clips.Picture:
         return clips.numbered(shown[number], width, height)

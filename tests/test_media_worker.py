@@ -55,7 +55,7 @@ def big_clip(path: Path) -> Path:
 
 async def test_facts_come_through_the_worker_as_they_are(tmp_path: Path, media: MediaWorker) -> None:
     clip = clips.make_clip(tmp_path / "clip.mp4", rate=Fraction(30000, 1001), sounds=["aac"])
-    facts = await media.probe_video(clip)
+    facts = await media.probe_video(clip, 1000)
     assert (facts.frames, facts.frame_rate, facts.audio[0].codec) == (24, Fraction(30000, 1001), "aac")
     image = await media.probe_image(SAMPLES / "astronaut.png")
     assert (image.width, image.height, image.format) == (512, 512, "png")
@@ -75,7 +75,7 @@ async def test_segments_are_joined_and_verified_in_the_worker(tmp_path: Path, me
 async def test_errors_come_through_with_class_code_and_sentence(tmp_path: Path, media: MediaWorker) -> None:
     (tmp_path / "text.mp4").write_text("hello")
     with pytest.raises(UnsupportedMedia) as problem:
-        await media.probe_video(tmp_path / "text.mp4")
+        await media.probe_video(tmp_path / "text.mp4", 1000)
     assert (problem.value.status, problem.value.code) == (415, "not_a_video")
     assert str(tmp_path) not in problem.value.detail
     clip = clips.make_clip(tmp_path / "clip.mp4", 5)
@@ -99,11 +99,11 @@ async def test_the_service_never_loads_a_decoder() -> None:
 
 async def test_a_warm_worker_answers_within_40_ms(tmp_path: Path, media: MediaWorker) -> None:
     clip = clips.make_clip(tmp_path / "clip.mp4", sounds=["aac"])
-    await media.probe_video(clip)
+    await media.probe_video(clip, 1000)
     times = []
     for _ in range(5):
         start = time.perf_counter()
-        await media.probe_video(clip)
+        await media.probe_video(clip, 1000)
         times.append(time.perf_counter() - start)
     assert sorted(times)[2] < 0.04
     assert len(children()) == 1
@@ -111,7 +111,7 @@ async def test_a_warm_worker_answers_within_40_ms(tmp_path: Path, media: MediaWo
 
 async def test_at_most_two_probes_run_at_once(tmp_path: Path, media: MediaWorker) -> None:
     clip = clips.make_clip(tmp_path / "clip.mp4")
-    facts = await asyncio.gather(*(media.probe_video(clip) for _ in range(12)))
+    facts = await asyncio.gather(*(media.probe_video(clip, 1000) for _ in range(12)))
     assert {f.frames for f in facts} == {24}
     assert len(children()) <= worker.PROBES_AT_ONCE
 
@@ -126,7 +126,7 @@ async def test_a_worker_that_is_killed_is_one_error_and_is_replaced(tmp_path: Pa
     with pytest.raises(JobFailure) as failure:
         await check
     assert (failure.value.code, failure.value.passing) == ("check_failed", True)
-    assert (await media.probe_video(clip)).frames == 60
+    assert (await media.probe_video(clip, 1000)).frames == 60
 
 
 async def test_a_worker_that_met_bad_media_is_not_used_again(tmp_path: Path, media: MediaWorker) -> None:
@@ -134,24 +134,24 @@ async def test_a_worker_that_met_bad_media_is_not_used_again(tmp_path: Path, med
     await media.warm()
     first = children()
     with pytest.raises(Problem):
-        await media.probe_video(tmp_path / "text.mp4")
-    await media.probe_video(clips.make_clip(tmp_path / "clip.mp4"))
+        await media.probe_video(tmp_path / "text.mp4", 1000)
+    await media.probe_video(clips.make_clip(tmp_path / "clip.mp4"), 1000)
     assert first != children()
 
 
 async def test_a_worker_that_dies_between_two_calls_costs_nothing(tmp_path: Path, media: MediaWorker) -> None:
     clip = clips.make_clip(tmp_path / "clip.mp4")
-    await media.probe_video(clip)
+    await media.probe_video(clip, 1000)
     children()[0].kill()
-    assert (await media.probe_video(clip)).frames == 24
+    assert (await media.probe_video(clip, 1000)).frames == 24
 
 
 async def test_an_idle_worker_that_died_is_not_used_again(tmp_path: Path, media: MediaWorker) -> None:
     clip = clips.make_clip(tmp_path / "clip.mp4")
-    await media.probe_video(clip)
+    await media.probe_video(clip, 1000)
     children()[0].kill()
     await until(lambda: not media._idle[0].alive)
-    assert (await media.probe_video(clip)).frames == 24
+    assert (await media.probe_video(clip, 1000)).frames == 24
 
 
 async def test_a_probe_that_takes_too_long_is_one_error(
@@ -162,11 +162,11 @@ async def test_a_probe_that_takes_too_long_is_one_error(
     await media.warm()
     children()[0].send_signal(signal.SIGSTOP)
     with pytest.raises(Problem) as problem:
-        await media.probe_video(clip)
+        await media.probe_video(clip, 1000)
     assert (problem.value.status, problem.value.code) == (422, "undecodable")
     await until(lambda: not children())
     monkeypatch.undo()
-    assert (await media.probe_video(clip)).frames == 24
+    assert (await media.probe_video(clip, 1000)).frames == 24
 
 
 async def test_memory_beyond_the_limit_is_refused_not_taken(tmp_path: Path) -> None:
@@ -218,9 +218,9 @@ async def test_an_idle_worker_ends_after_a_while(
 ) -> None:
     monkeypatch.setattr(worker, "IDLE_S", 0.1)
     clip = clips.make_clip(tmp_path / "clip.mp4")
-    await media.probe_video(clip)
+    await media.probe_video(clip, 1000)
     await until(lambda: not children())
-    assert (await media.probe_video(clip)).frames == 24
+    assert (await media.probe_video(clip, 1000)).frames == 24
 
 
 async def test_closing_ends_all_workers_within_a_second(tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ async def test_workers_end_when_the_service_is_killed(tmp_path: Path) -> None:
 async def test_a_worker_inherits_no_file_or_socket_of_the_service(tmp_path: Path, media: MediaWorker) -> None:
     server = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
     os.set_inheritable(server.sockets[0].fileno(), True)
-    await media.probe_video(clips.make_clip(tmp_path / "clip.mp4"))
+    await media.probe_video(clips.make_clip(tmp_path / "clip.mp4"), 1000)
     assert not children()[0].net_connections()
     server.close()
     await server.wait_closed()

@@ -98,16 +98,16 @@ def test_only_what_has_to_change_is_changed() -> None:
 def test_building_never_changes_the_workflow() -> None:
     graph = seed()
     workflow = Workflow.from_graph("w", graph)
-    first = built(workflow, options={"crf": 1, "face_boost": False}, frame_rate=12.0)
+    first = built(workflow, options={"crf": 1, "face_boost": False})
     first["3"]["inputs"]["swap_model"] = "other"
     graph["8"]["class_type"] = "other"
     assert workflow.graph == SEED
     assert built(workflow) == built(Workflow.load(SEED_FILE))
 
 
-def test_a_run_of_frames_is_asked_for_after_the_rate() -> None:
-    inputs = built(Workflow.load(SEED_FILE), skip_first_frames=480, frame_load_cap=240, frame_rate=12.5)["8"]["inputs"]
-    assert (inputs["skip_first_frames"], inputs["frame_load_cap"], inputs["force_rate"]) == (480, 240, 12.5)
+def test_a_run_of_frames_is_asked_for_at_the_rate_of_the_clip() -> None:
+    inputs = built(Workflow.load(SEED_FILE), skip_first_frames=480, frame_load_cap=240)["8"]["inputs"]
+    assert (inputs["skip_first_frames"], inputs["frame_load_cap"], inputs["force_rate"]) == (480, 240, 0)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -19,6 +20,9 @@ from .frames import Colour, Frame, Image, split_planes
 
 CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,gif"
 """The formats that are read. Playlists are not among them: they would open other files and addresses."""
+
+MAX_FRAMES = 1_000_000
+"""The most frames that a video may have, as it is and at a forced rate."""
 
 _RATE_TOLERANCE = Fraction(1, 100)
 
@@ -78,9 +82,10 @@ def _probe(path: Path, size: int, changed: int) -> VideoFile:
         has_sound = bool(container.streams.audio)
     with open_media(path) as container:
         packets = container.demux(container.streams.video[0])
-        shown = [
-            (packet.pts, packet.dts, packet.is_keyframe) for packet in packets if packet.size and not packet.is_discard
-        ]
+        frames = (packet for packet in packets if packet.size and not packet.is_discard)
+        shown = [(packet.pts, packet.dts, packet.is_keyframe) for packet in islice(frames, MAX_FRAMES + 1)]
+    if len(shown) > MAX_FRAMES:
+        raise ValueError(f"{path.name} could not be loaded: it has more than {MAX_FRAMES} frames")
     times = tuple(sorted((pts for pts, _, _ in shown), key=lambda pts: -math.inf if pts is None else pts))
     return VideoFile(
         path=path,
@@ -109,7 +114,10 @@ def _at_forced_rate(count: int, rate: Fraction, force_rate: Fraction) -> array[i
     """For each frame at the forced rate, the frame of the video that it shows.
 
     As VideoHelperSuite 1.7.9 chooses them (`cv_frame_generator`), in floating point: the rounding decides some.
+    Raises ValueError when there are too many.
     """
+    if count * force_rate > MAX_FRAMES * rate:
+        raise ValueError(f"at {float(force_rate):g} frames a second there would be more than {MAX_FRAMES} frames")
     period, forced_period = 1 / float(rate), 1 / float(force_rate)
     chosen, number, clock = array("l"), 0, forced_period
     while True:

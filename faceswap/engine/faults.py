@@ -51,6 +51,8 @@ class Faults:
     """Keep the socket open and send nothing."""
     http_delay_s: float = 0.0
     forget_history: bool = False
+    streams: bool = True
+    """False: decode from the first frame for each prompt, as ComfyUI does, and say nothing of streaming."""
     max_upload_size: int | None = None
     """Bytes; replaces the engine's own limit."""
     prompt_500: bool = False

@@ -6,6 +6,7 @@ encoded with that node's settings while it runs, so frames stream from decoder t
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import threading
@@ -116,6 +117,8 @@ def load_image(task: Task, inputs: Inputs) -> Result:
 def load_video(task: Task, inputs: Inputs) -> Result:
     """VHS_LoadVideo: frames, their number, the sound and the video's facts."""
     video = probe(task.folders.annotated(inputs["video"]))
+    if not task.faults.streams:
+        video = dataclasses.replace(video, keyframes=())
     layout = load_formats().get(inputs.get("format", "None"), {})
     clip = Clip(
         video,

@@ -67,7 +67,7 @@ class Engine:
         return {
             "supports_preview_metadata": True,
             "max_upload_size": self.max_upload_size,
-            "faceswap_streams": True,
+            "faceswap_streams": self.faults.now.streams,
         }
 
 

@@ -70,16 +70,22 @@ def _answer(message: dict[str, Any]) -> dict[str, Any]:
 
 def _call(name: str, arguments: dict[str, Any]) -> Any:
     if name == "probe_video":
-        return probe.probe_video(Path(arguments["path"]))
+        return probe.probe_video(Path(arguments["path"]), arguments["max_frames"])
     if name == "probe_image":
         return probe.probe_image(Path(arguments["path"]))
     # Loaded when first needed: a process that only probes stays small.
-    if name == "cut":
-        from faceswap.media.cut import cut
+    if name == "look":
+        from faceswap.media.cut import look
 
-        return cut(Path(arguments.pop("source")), Path(arguments.pop("out")), **arguments)
+        return look(Path(arguments["source"]))
     rate = arguments.pop("frame_rate")
     frame_rate = None if rate is None else Fraction(rate)
+    if name in ("prepare", "cut"):
+        from faceswap.media import cut
+
+        call = cut.prepare if name == "prepare" else cut.cut
+        source, out = Path(arguments.pop("source")), Path(arguments.pop("out"))
+        return call(source, out, frame_rate=frame_rate, **arguments)
     if name == "join":
         from faceswap.media.join import join
 

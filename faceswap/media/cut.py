@@ -1,62 +1,194 @@
-"""Cuts a run of frames out of a video without encoding again, for an engine that does not take the whole file."""
+"""Cuts runs of frames out of a video: copied where the file allows, else encoded anew, without a visible loss."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 
 import av
 import numpy as np
-from av.container import InputContainer
-from av.video.frame import VideoFrame
+from av.container import InputContainer, OutputContainer
+from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from faceswap.errors import JobFailure
-from faceswap.media.facts import PieceFacts
-from faceswap.media.timeline import Timeline, open_media, packets, picture_stream, read_timeline
+from faceswap.media.facts import CuttingFacts, PieceFacts
+from faceswap.media.frames import LEAD_FRAMES, after_seek, from_start
+from faceswap.media.join import DISK_FULL
+from faceswap.media.timeline import Timeline, decoded, open_media, packets, picture_stream, read_source
+from faceswap.media.worker import partial_path
 
-# Frames before the first that is wanted at which to look for a key frame; as in `verify`.
-LEAD_FRAMES = 16
+LONGEST_GROUP = 300
+"""Frames from one key frame to the next, at most, in a video that pieces are cut from: each costs so much to reach."""
+KEY_FRAME_EVERY = 24
+ENCODER = {"crf": "12", "preset": "veryfast", "tune": "zerolatency", "g": str(KEY_FRAME_EVERY), "bf": "0"}
+"""x264 at a quality whose loss is not seen. Without looking ahead it holds few pictures in memory, however large."""
+ENCODER_THREADS = 4
+LEAST_RATE, LARGEST_RATE = Fraction(1), Fraction(240)
 
-INEXACT = JobFailure(
-    "upload_too_large",
-    "The video is larger than ComfyUI takes and cannot be cut into parts exactly; start ComfyUI with a higher"
-    " --max-upload-size.",
-)
+INEXACT = JobFailure("cut_inexact", "The video cannot be cut exactly.")
 
 
-def cut(source: Path, out: Path, first_frame: int, frame_count: int) -> PieceFacts:
-    """Writes the frames of `source` from `first_frame` on, and those before it that decoding them needs, to `out`.
+def look(source: Path) -> CuttingFacts:
+    """Tells whether pieces can be cut out of `source` as it is. Raises JobFailure `input_damaged`."""
+    return CuttingFacts(_is_cuttable(read_source(source)))
 
-    The sound is left out. The piece is decoded and its frames compared with the source's: where they differ, as
-    they can with open groups of pictures or edit lists, JobFailure `upload_too_large` is raised.
+
+def _is_cuttable(timeline: Timeline) -> bool:
+    return timeline.stamped and timeline.longest_group <= LONGEST_GROUP
+
+
+def prepare(source: Path, out: Path, frame_count: int, frame_rate: Fraction | None) -> CuttingFacts:
+    """Makes a copy of `source`, in one pass, that pieces can be cut from at little cost: `out`, complete or not at all.
+
+    It holds the `frame_count` frames of the result at `frame_rate`, a key frame among them every second or so, and no
+    sound. Raises JobFailure (`input_damaged`, `disk_full`).
     """
+    timeline = read_source(source)
+    partial = partial_path(out)
     try:
-        timeline = read_timeline(source)
-        if not timeline.stamped:
+        with _disk_full_is_told():
+            shown = timeline.shown(frame_rate, 0, frame_count)
+            made = _encode(_until_damaged(from_start(source, shown)), partial, frame_rate or timeline.rate()[0])
+            if made != frame_count:
+                sentence = f"The video is damaged: it cannot be decoded after frame {made} of {frame_count}."
+                raise JobFailure("input_damaged", sentence)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    return CuttingFacts(cuttable=True)
+
+
+def cut(
+    source: Path, out: Path, first_frame: int, frame_count: int, frame_rate: Fraction | None, max_bytes: int | None
+) -> PieceFacts:
+    """Writes frames of the result at `frame_rate`, from `first_frame` on, to `out`, without the sound.
+
+    With `frame_rate` None the packets are copied, with those before them that decoding needs, as long as that gives
+    the very frames of `source` and, where such a lead is the reason, no more than `max_bytes`. Else the frames are
+    encoded anew. Raises JobFailure: `cut_inexact` when they cannot be found without decoding from the start,
+    `input_damaged`, `disk_full`.
+    """
+    timeline = read_source(source)
+    with _disk_full_is_told():
+        if frame_rate is None:
+            piece = _copy_if_exact(source, out, timeline, first_frame, frame_count)
+            if piece and (piece.lead == 0 or max_bytes is None or out.stat().st_size <= max_bytes):
+                return piece
+        shown = timeline.shown(frame_rate, first_frame, frame_count)
+        frames = _until_damaged(_found(source, timeline, shown))
+        made = _encode(frames, out, frame_rate or timeline.rate()[0])
+        if made != frame_count:
             raise INEXACT
-        wanted = timeline.times[first_frame : first_frame + frame_count].tolist()
-        lead = _copy(source, out, timeline, first_frame, wanted)
-        if _digests(_of_piece(out, lead, frame_count)) != _digests(_of_source(source, wanted)):
-            raise INEXACT
+    return PieceFacts(0, ".mp4")
+
+
+@contextlib.contextmanager
+def _disk_full_is_told() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, av.FFmpegError) as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise JobFailure("disk_full", "The disk is full: free some space.", passing=True) from error
+
+
+def _until_damaged(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    """The frames, as far as they can be decoded."""
+    with contextlib.suppress(av.InvalidDataError):
+        yield from frames
+
+
+def _found(source: Path, timeline: Timeline, shown: Sequence[int]) -> Iterator[VideoFrame]:
+    """The frames `shown` as far as they are found without decoding more than a group of pictures before them."""
+    if shown[0] < LONGEST_GROUP:
+        return from_start(source, shown)
+    if timeline.stamped:
+        return after_seek(source, timeline, shown)
+    raise INEXACT
+
+
+def _encode(frames: Iterable[VideoFrame], out: Path, rate: Fraction) -> int:
+    """Writes frames at a constant rate to an mp4, all like the first in size; returns how many there were."""
+    rate = min(max(rate, LEAST_RATE), LARGEST_RATE).limit_denominator(1001)
+    number = 0
+    with av.open(f"file:{out}", "w", format="mp4") as output:
+        target: VideoStream | None = None
+        for number, frame in enumerate(frames, 1):
+            target = target or _add_encoder(output, frame, rate)
+            context = target.codec_context
+            picture = frame.reformat(
+                context.width,
+                context.height,
+                context.pix_fmt,
+                src_color_range=frame.color_range,
+                dst_color_range=context.color_range,
+            )
+            picture.pts, picture.time_base, picture.pict_type = number - 1, 1 / rate, PictureType.NONE
+            output.mux(target.encode(picture))
+        if target is not None:
+            output.mux(target.encode(None))
+    return number
+
+
+def _add_encoder(output: OutputContainer, frame: VideoFrame, rate: Fraction) -> VideoStream:
+    """A stream that decodes to pictures like `frame`: its size, colours and rotation."""
+    target = output.add_stream("libx264", rate=rate, options=ENCODER)
+    context = target.codec_context
+    context.thread_count = ENCODER_THREADS
+    context.width, context.height, context.pix_fmt = frame.width, frame.height, _pixel_format(frame)
+    if not frame.format.is_rgb:
+        context.color_range, context.colorspace = frame.color_range, frame.colorspace
+    context.color_primaries, context.color_trc = frame.color_primaries, frame.color_trc
+    target.set_display_rotation(frame.rotation)
+    return target
+
+
+def _pixel_format(frame: VideoFrame) -> str:
+    """8 bits a sample, as much colour as the frame has, and its range, which OpenCV knows by the format's name."""
+    name = frame.format.name
+    halved = (frame.format.chroma_width(2), frame.format.chroma_height(2)) == (1, 1)
+    even = frame.width % 2 == frame.height % 2 == 0
+    return ("yuvj" if name.startswith("yuvj") else "yuv") + ("420p" if halved and even else "444p")
+
+
+def _copy_if_exact(
+    source: Path, out: Path, timeline: Timeline, first_frame: int, frame_count: int
+) -> PieceFacts | None:
+    """Copies the packets and compares what they decode to; None where that is not what the source shows."""
+    try:
+        return _copy(source, out, timeline, first_frame, frame_count)
     except av.FFmpegError as error:
-        raise INEXACT from error
-    return PieceFacts(lead)
+        if error.errno in DISK_FULL:
+            raise
+    except JobFailure:
+        pass
+    return None
 
 
-def _copy(source: Path, out: Path, timeline: Timeline, first_frame: int, wanted: Sequence[int]) -> int:
-    """Copies the packets; returns how many frames of the piece come before the first that is wanted."""
+def _copy(source: Path, out: Path, timeline: Timeline, first_frame: int, frame_count: int) -> PieceFacts:
+    """Copies the packets, and decodes the copy: raises INEXACT where its frames are not the very ones of the source."""
+    if not _is_cuttable(timeline):
+        raise INEXACT
+    wanted = timeline.times[first_frame : first_frame + frame_count].tolist()
     near = int(timeline.times[max(0, first_frame - LEAD_FRAMES)])
     with open_media(source) as container:
+        # Where a copy keeps what is said about its frames.
+        kind = "mp4" if "mp4" in container.format.name else "matroska"
         shown = np.array([packet.pts for packet in _needed(container, near, set(wanted))], np.int64)
     start = int(shown[0])
     if start > wanted[0]:
         raise INEXACT
     decoding = _decoding_times(shown)
-    with open_media(source) as container, av.open(f"file:{out}", "w", format=_format(container.format.name)) as output:
+    with open_media(source) as container, av.open(f"file:{out}", "w", format=kind) as output:
         template = picture_stream(container)
         assert template is not None
         target = output.add_stream_from_template(template, opaque=True)
@@ -64,7 +196,11 @@ def _copy(source: Path, out: Path, timeline: Timeline, first_frame: int, wanted:
         for packet, dts in zip(_needed(container, near, set(wanted)), decoding.tolist(), strict=True):
             packet.stream, packet.pts, packet.dts = target, int(packet.pts or 0) - start, dts - start
             output.mux(packet)
-    return first_frame - int(timeline.times.searchsorted(start))
+    lead = first_frame - int(timeline.times.searchsorted(start))
+    copied = _digests(_of_piece(out, lead, frame_count))
+    if len(copied) != frame_count or copied != _digests(_of_source(source, wanted)):
+        raise INEXACT
+    return PieceFacts(lead, ".mp4" if kind == "mp4" else ".mkv")
 
 
 def _needed(container: InputContainer, near: int, wanted: set[int]) -> Iterator[av.Packet[VideoStream]]:
@@ -92,26 +228,19 @@ def _decoding_times(shown: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([np.arange(-delay, 0) * step + times[0], times])[: len(shown)]
 
 
-def _format(source_format: str) -> str:
-    """The container of a piece: the source's own where that keeps what is said about its frames."""
-    return "mp4" if "mp4" in source_format else "matroska"
-
-
 def _of_piece(piece: Path, lead: int, count: int) -> Iterator[VideoFrame]:
     with open_media(piece) as container:
         stream = picture_stream(container)
         assert stream is not None
-        stream.thread_type = "AUTO"
-        yield from islice(container.decode(stream), lead, lead + count)
+        yield from islice(decoded(container, stream), lead, lead + count)
 
 
 def _of_source(source: Path, wanted: Sequence[int]) -> Iterator[VideoFrame]:
     with open_media(source) as container:
         stream = picture_stream(container)
         assert stream is not None
-        stream.thread_type = "AUTO"
         container.seek(wanted[0], stream=stream)
-        for frame in container.decode(stream):
+        for frame in decoded(container, stream):
             if frame.pts is not None and frame.pts >= wanted[0]:
                 yield frame
             if frame.pts == wanted[-1]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Self
@@ -28,9 +28,8 @@ class VideoFacts:
     rotation        degrees clockwise (0, 90, 180, 270) that make the stored picture upright
     frames          frames that a full decode shows: edit lists are honoured
     frame_rate      frames a second: the nominal rate when constant, else the average
-    declared_rate   the average the container claims; OpenCV tells it VHS_LoadVideo, which counts by it
     variable        whether frames lie further than a clock tick from a constant rate
-    duration_s      seconds from the first frame to the end of the last
+    duration        seconds from the first frame to the end of the last
     start_s         seconds at which the first frame is shown, in the file's own clock
     """
 
@@ -39,9 +38,8 @@ class VideoFacts:
     rotation: int
     frames: int
     frame_rate: Fraction
-    declared_rate: Fraction
     variable: bool
-    duration_s: float
+    duration: Fraction
     start_s: float
     codec: str
     audio: tuple[AudioFacts, ...]
@@ -51,8 +49,8 @@ class VideoFacts:
     def from_json(cls, data: dict[str, Any]) -> Self:
         """The facts as a worker wrote them with `dataclasses.asdict`, fractions as text."""
         audio = tuple(AudioFacts(**track) for track in data["audio"])
-        rates = {name: Fraction(data[name]) for name in ("frame_rate", "declared_rate")}
-        return cls(**{**data, **rates, "audio": audio})
+        fractions = {name: Fraction(data[name]) for name in ("frame_rate", "duration")}
+        return cls(**{**data, **fractions, "audio": audio})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +68,21 @@ class ImageFacts:
 
 @dataclass(frozen=True, slots=True)
 class PieceFacts:
-    """A piece cut out of a video: how many frames it holds before the first that was wanted."""
+    """A piece cut out of a video: how many frames it holds before the first that was wanted, and its file's suffix."""
 
     lead: int
+    suffix: str
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class CuttingFacts:
+    """Whether pieces can be cut out of a video at little cost, wherever they lie in it."""
+
+    cuttable: bool
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
@@ -108,32 +118,11 @@ class Verdict:
         return cls(**{**data, "warnings": tuple(data["warnings"])})
 
 
-def resampled(frames: int, declared_rate: Fraction, frame_rate: Fraction | None) -> Iterator[int]:
-    """The source frame shown by each output frame when `VHS_LoadVideo` forces `frame_rate`.
-
-    The node does not look at timestamps: each source frame advances a clock by one period of the declared
-    rate, and a frame is given out whenever the clock has gained one period of the forced rate. It does so in
-    floating point, and so do we, because the rounding decides some of the frames.
-    """
-    if frame_rate is None:
-        yield from range(frames)
-        return
-    source_period, period = 1 / float(declared_rate), 1 / float(frame_rate)
-    index, clock = -1, period - source_period
-    while True:
-        if clock < period:
-            index += 1
-            if index == frames:
-                return
-            clock += source_period
-        if clock >= period:
-            clock -= period
-            yield index
-
-
 def output_frames(facts: VideoFacts, frame_rate: Fraction | None) -> int:
     """How many frames the job's result has at `frame_rate` (None: the clip's own)."""
-    return sum(1 for _ in resampled(facts.frames, facts.declared_rate, frame_rate))
+    if frame_rate is None:
+        return facts.frames
+    return max(1, math.floor(facts.duration * frame_rate + Fraction(1, 2)))
 
 
 def plan_segments(facts: VideoFacts, segment_frames: int, frame_rate: Fraction | None) -> list[SegmentPlan]:

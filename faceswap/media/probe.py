@@ -17,7 +17,6 @@ from faceswap.media.timeline import FrameCounter, open_media, packets, picture_s
 
 MAX_SIDE = 8192
 MAX_PIXELS = 50_000_000
-MAX_FRAMES = 1_000_000
 MAX_IMAGE_BYTES = 64 << 20
 FIRST_FRAME_PACKETS = 300
 
@@ -40,8 +39,8 @@ NO_FRAMES = Unprocessable("The video has no frame that can be shown.", code="vid
 DAMAGED = Unprocessable("The video is damaged: its first frame cannot be decoded.", code="video_damaged")
 
 
-def probe_video(path: Path) -> VideoFacts:
-    """Reads every packet of the video at `path` and decodes its first frame.
+def probe_video(path: Path, max_frames: int) -> VideoFacts:
+    """Reads every packet of the video at `path`, up to `max_frames` frames, and decodes its first frame.
 
     Raises UnsupportedMedia (`not_a_video`) or Unprocessable (`video_without_frames`, `video_truncated`,
     `video_damaged`, `video_too_large`, `video_too_long`).
@@ -55,10 +54,10 @@ def probe_video(path: Path) -> VideoFacts:
         if stream is None:
             raise NOT_A_VIDEO
         _check_size(stream)
-        return _read(path, container, stream)
+        return _read(path, container, stream, max_frames)
 
 
-def _read(path: Path, container: InputContainer, stream: VideoStream) -> VideoFacts:
+def _read(path: Path, container: InputContainer, stream: VideoStream, max_frames: int) -> VideoFacts:
     counter = FrameCounter(stream)
     sounds = {s.index: 0 for s in container.streams.audio}
     picture: VideoFrame | None = None
@@ -72,8 +71,8 @@ def _read(path: Path, container: InputContainer, stream: VideoStream) -> VideoFa
                 if picture is None and waiting < FIRST_FRAME_PACKETS:
                     waiting += 1
                     picture = _decode(packet)
-                if counter.count > MAX_FRAMES:
-                    detail = f"The video has more than {MAX_FRAMES} frames."
+                if counter.count > max_frames:
+                    detail = f"The video has more than {max_frames:,} frames, the most that are taken."
                     raise Unprocessable(detail, code="video_too_long")
     except av.FFmpegError as error:
         raise TRUNCATED from error
@@ -102,9 +101,8 @@ def _facts(
         rotation=rotation,
         frames=counter.count,
         frame_rate=rate,
-        declared_rate=timeline.declared_rate,
         variable=variable,
-        duration_s=float(timeline.duration),
+        duration=timeline.duration,
         start_s=float(int(timeline.times[0]) * timeline.time_base),
         codec=stream.codec_context.codec.canonical_name,
         audio=tuple(_sound(s, sounds[s.index]) for s in stream.container.streams.audio),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -51,7 +52,7 @@ class Timeline:
     """The frames of a stream in the order they are shown; times in ticks of `time_base` (seconds).
 
     `stamped` tells that the times are the file's own presentation times, so that a decoded frame can be
-    found by its time.
+    found by its time. `longest_group` is the most frames from one key frame to the next.
     """
 
     time_base: Fraction
@@ -59,11 +60,26 @@ class Timeline:
     last_duration: int
     declared_rate: Fraction
     stamped: bool
+    longest_group: int
 
     @property
     def duration(self) -> Fraction:
         """Seconds from the first frame to the end of the last."""
-        return int(self.times[-1] - self.times[0] + self.last_duration) * self.time_base
+        return (int(self.times[-1]) - int(self.times[0]) + self.last_duration) * self.time_base
+
+    def shown(self, frame_rate: Fraction | None, first: int, count: int) -> list[int]:
+        """The source frame behind each of `count` frames of a result at `frame_rate` (None: the source's own).
+
+        Frame i of the result stands for the source from i to i + 1 periods after the source's first frame, and shows
+        what the source shows in the middle of that time. So each picture lies within half a frame of its own time.
+        """
+        if frame_rate is None:
+            return list(range(first, min(first + count, len(self.times))))
+        half_ticks = 1 / (2 * frame_rate * self.time_base)
+        numerator, denominator = half_ticks.numerator, half_ticks.denominator
+        middles = [-(-(2 * i + 1) * numerator // denominator) for i in range(first, first + count)]
+        begun = self.times.searchsorted(int(self.times[0]) + np.array(middles, np.int64))
+        return [int(index) for index in np.maximum(begun - 1, 0)]
 
     def rate(self) -> tuple[Fraction, bool]:
         """Frames a second, and whether they vary: a rate is constant if each frame lies within a tick of it."""
@@ -93,7 +109,7 @@ class FrameCounter:
         self._vp8 = stream.codec_context.name == "vp8"
         self._first_key: int | None = None
         self._last = (-(1 << 63), 0)
-        self._presented, self._decoded = array("q"), array("q")
+        self._presented, self._decoded, self._keys = array("q"), array("q"), array("q")
         self.count = 0
 
     def add(self, packet: av.Packet[VideoStream]) -> bool:
@@ -108,6 +124,8 @@ class FrameCounter:
         self.count += 1
         if packet.pts is not None:
             self._presented.append(packet.pts)
+            if packet.is_keyframe:
+                self._keys.append(packet.pts)
         if packet.dts is not None:
             self._decoded.append(packet.dts)
         if time is not None:
@@ -120,12 +138,13 @@ class FrameCounter:
         rate = self._stream.average_rate or 1 / time_base
         presented = len(self._presented) == self.count
         if not presented and len(self._decoded) != self.count:
-            return Timeline(1 / rate, np.arange(self.count, dtype=np.int64), 1, rate, False)
+            return Timeline(1 / rate, np.arange(self.count, dtype=np.int64), 1, rate, False, self.count)
         times = np.sort(np.array(self._presented if presented else self._decoded, np.int64))
         last_duration = self._last[1] or max(round(1 / (rate * time_base)), 1)
         # AVI stores no presentation times; what FFmpeg makes up is wrong after a seek.
         stamped = presented and self._stream.container.format.name != "avi"
-        return Timeline(time_base, times, last_duration, rate, stamped)
+        groups = np.diff(times.searchsorted(np.sort(np.array(self._keys, np.int64))), append=self.count)
+        return Timeline(time_base, times, last_duration, rate, stamped, int(np.max(groups, initial=0)))
 
 
 def packets(container: InputContainer, *kinds: str) -> Iterator[av.Packet[Any]]:
@@ -142,7 +161,17 @@ def packets(container: InputContainer, *kinds: str) -> Iterator[av.Packet[Any]]:
 
 
 def read_timeline(path: Path) -> Timeline:
-    """The frames of the video at `path`; raises `av.FFmpegError` when there are none."""
+    """The frames of the video at `path`; raises `av.FFmpegError` when there are none.
+
+    What was read is remembered while the file stays the same: a long video is asked for once for each segment.
+    """
+    stat = path.stat()
+    return _read_timeline(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_timeline(path: Path, size: int, changed: int) -> Timeline:
+    """`size` and `changed` tell apart two files that had the same name."""
     with open_media(path) as container:
         stream = picture_stream(container)
         if stream is None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 
 import av
@@ -15,15 +14,14 @@ from av.video.frame import VideoFrame
 
 from faceswap.errors import JobFailure
 from faceswap.media import compare as regions
-from faceswap.media.facts import Verdict, resampled
+from faceswap.media.facts import Verdict
+from faceswap.media.frames import LEAD_FRAMES, after_seek, from_start
 from faceswap.media.probe import clockwise, reaches_past_the_end
 from faceswap.media.timeline import Timeline, decoded, open_media, packets, picture_stream, read_source
 
 SAMPLES_A_SECOND = 3
 LEAST_SAMPLES = 16
 MOST_SAMPLES = 240
-# Frames decoded before the first that is wanted, so that none depends on a picture before the key frame.
-LEAD_FRAMES = 16
 BLACK_LEVEL = 16
 SHAPE_TOLERANCE = 0.03
 STAND_IN_SIZE = (512, 512)
@@ -82,8 +80,7 @@ class Original:
     @classmethod
     def of(cls, path: Path, first_frame: int, frame_count: int, frame_rate: Fraction | None) -> Original:
         timeline = read_source(path)
-        shown = resampled(len(timeline.times), timeline.declared_rate, frame_rate)
-        return cls(path, timeline, list(islice(shown, first_frame, first_frame + frame_count)))
+        return cls(path, timeline, timeline.shown(frame_rate, first_frame, frame_count))
 
     def samples(self) -> list[int]:
         """Which frames to compare: all of a short clip, else a few a second, evenly spread."""
@@ -162,43 +159,9 @@ def source_frames(original: Original, samples: Sequence[int]) -> Iterator[VideoF
     wanted = [original.frames[i] for i in samples]
     with contextlib.suppress(av.FFmpegError):
         if original.timeline.stamped and wanted[0] > LEAD_FRAMES:
-            found = yield from _after_seek(original, wanted)
+            found = yield from after_seek(original.path, original.timeline, wanted)
             wanted = wanted[found:]
-        yield from _from_start(original, wanted)
-
-
-def _from_start(original: Original, wanted: Sequence[int]) -> Iterator[VideoFrame]:
-    if not wanted:
-        return
-    with open_media(original.path) as container:
-        stream = picture_stream(container)
-        assert stream is not None
-        position = 0
-        for index, frame in enumerate(decoded(container, stream)):
-            while wanted[position] == index:
-                yield frame
-                position += 1
-                if position == len(wanted):
-                    return
-
-
-def _after_seek(original: Original, wanted: Sequence[int]) -> Generator[VideoFrame, None, int]:
-    """Yields the wanted frames, found by their times, and returns how many were found in a row."""
-    times = original.timeline.times
-    found = 0
-    with open_media(original.path) as container:
-        stream = picture_stream(container)
-        assert stream is not None
-        container.seek(int(times[wanted[0] - LEAD_FRAMES]), stream=stream)
-        for frame in decoded(container, stream):
-            while frame.pts == times[wanted[found]]:
-                yield frame
-                found += 1
-                if found == len(wanted):
-                    return found
-            if frame.pts is None or frame.pts > times[wanted[found]] or frame.is_corrupt:
-                return found
-    return found
+        yield from from_start(original.path, wanted)
 
 
 def _display_size(frame: VideoFrame, turn: int) -> tuple[int, int]:

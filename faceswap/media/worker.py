@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, Self
 
 from faceswap import errors
-from faceswap.media.facts import ImageFacts, JoinFacts, PieceFacts, Verdict, VideoFacts
+from faceswap.media.facts import CuttingFacts, ImageFacts, JoinFacts, PieceFacts, Verdict, VideoFacts
 
 PROBES_AT_ONCE = 2
 CHECKS_AT_ONCE = 2
+PREPARATIONS_AT_ONCE = 2
 IDLE_S = 30.0
 CLOSE_S = 0.5
 MAX_ANSWER_BYTES = 1 << 20
@@ -29,6 +30,17 @@ JOIN_TIMEOUT_S = 60.0
 JOIN_BYTES_A_SECOND = 5 << 20
 VERIFY_TIMEOUT_S = 60.0
 VERIFY_FRAMES_A_SECOND = 2.0
+PREPARE_TIMEOUT_S = 60.0
+PREPARE_FRAMES_A_SECOND = 5.0
+
+WORK = {
+    "look": "Reading the video",
+    "prepare": "Preparing the video",
+    "cut": "Cutting the video",
+    "join": "Joining the result",
+    "verify": "Checking the result",
+}
+"""What a call is to a person."""
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +135,10 @@ class MediaWorker:
     def __init__(self) -> None:
         self._children: list[Child] = []
         self._idle: list[Child] = []
-        # Apart, so that an upload is never kept waiting by the check of a long result.
+        # Apart, so that an upload is never kept waiting by the check of a long result, nor that by a long video.
         self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
+        self._preparations = asyncio.Semaphore(PREPARATIONS_AT_ONCE)
         self._starting = asyncio.Lock()
         self._closed = False
 
@@ -160,9 +173,9 @@ class MediaWorker:
         for child in self._children:
             await child.process.wait()
 
-    async def probe_video(self, path: Path) -> VideoFacts:
+    async def probe_video(self, path: Path, max_frames: int) -> VideoFacts:
         """What the video at `path` holds. Raises Problem: 415 `not_a_video`, 422 `video_…` or `undecodable`."""
-        answer = await self._probe("probe_video", path)
+        answer = await self._probe("probe_video", path, max_frames=max_frames)
         return VideoFacts.from_json(answer)
 
     async def probe_image(self, path: Path) -> ImageFacts:
@@ -170,9 +183,49 @@ class MediaWorker:
         or `undecodable`."""
         return ImageFacts.from_json(await self._probe("probe_image", path))
 
-    async def cut(self, source: Path, out: Path, first_frame: int, frame_count: int) -> PieceFacts:
+    async def cuttable(self, source: Path) -> bool:
+        """Tells whether pieces can be cut out of `source` as it is; see `cut.look`. Raises JobFailure."""
+        timeout = VERIFY_TIMEOUT_S + _size(source) / PROBE_BYTES_A_SECOND
+        return CuttingFacts.from_json(await self._check("look", {"source": source}, timeout)).cuttable
+
+    async def prepare(
+        self,
+        source: Path,
+        out: Path,
+        source_frames: int,
+        frame_count: int,
+        frame_rate: Fraction | None,
+    ) -> None:
+        """Makes a copy of `source` to cut pieces from; see `faceswap.media.cut.prepare`.
+
+        Raises JobFailure; `out` is then as it was before.
+        """
+        arguments = {"source": source, "out": out, "frame_count": frame_count, "frame_rate": frame_rate}
+        timeout = PREPARE_TIMEOUT_S + max(source_frames, frame_count) / PREPARE_FRAMES_A_SECOND
+        timeout += _size(source) / PROBE_BYTES_A_SECOND
+        try:
+            await self._check("prepare", arguments, timeout, self._preparations)
+        finally:
+            partial_path(out).unlink(missing_ok=True)
+
+    async def cut(
+        self,
+        source: Path,
+        out: Path,
+        first_frame: int,
+        frame_count: int,
+        frame_rate: Fraction | None,
+        max_bytes: int | None,
+    ) -> PieceFacts:
         """Cuts a run of frames out of `source`; see `faceswap.media.cut.cut`. Raises JobFailure."""
-        arguments = {"source": source, "out": out, "first_frame": first_frame, "frame_count": frame_count}
+        arguments = {
+            "source": source,
+            "out": out,
+            "first_frame": first_frame,
+            "frame_count": frame_count,
+            "frame_rate": frame_rate,
+            "max_bytes": max_bytes,
+        }
         timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + _size(source) / PROBE_BYTES_A_SECOND
         return PieceFacts.from_json(await self._check("cut", arguments, timeout))
 
@@ -217,23 +270,25 @@ class MediaWorker:
         timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + size / PROBE_BYTES_A_SECOND
         return Verdict.from_json(await self._check("verify", arguments, timeout))
 
-    async def _probe(self, call: str, path: Path) -> dict[str, Any]:
+    async def _probe(self, call: str, path: Path, **arguments: Any) -> dict[str, Any]:
         timeout = PROBE_TIMEOUT_S + _size(path) / PROBE_BYTES_A_SECOND
         async with self._probes:
             try:
-                return await self._ask(call, {"path": path}, timeout)
+                return await self._ask(call, {"path": path, **arguments}, timeout)
             except ChildError as error:
                 log.warning("a worker failed: %s", error)
                 detail = "The file cannot be decoded within the limits of time and memory."
                 raise errors.Unprocessable(detail, code="undecodable") from error
 
-    async def _check(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
-        async with self._checks:
+    async def _check(
+        self, call: str, arguments: dict[str, Any], timeout: float, room: asyncio.Semaphore | None = None
+    ) -> dict[str, Any]:
+        async with room or self._checks:
             try:
                 return await self._ask(call, arguments, timeout)
             except ChildError as error:
                 log.warning("a worker failed: %s", error)
-                sentence = "Checking the result took more time or memory than allowed."
+                sentence = f"{WORK[call]} took more time or memory than allowed."
                 raise errors.JobFailure("check_failed", sentence, passing=True) from error
 
     async def _ask(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:

@@ -362,9 +362,9 @@ async def test_an_older_comfyui_that_chooses_ids_itself_is_followed_under_them(c
         assert engines[0].finished == chosen
 
 
-async def test_a_video_above_the_engines_limit_is_refused_with_the_flag_to_raise(clip: Path, tmp_path: Path) -> None:
+async def test_a_face_above_the_engines_limit_is_refused_with_the_flag_to_raise(clip: Path, tmp_path: Path) -> None:
     async with service_and_engines(tmp_path, max_upload_size=2000) as (service, (engine,)):
         status = await service.ended(await service.post(clip))
-        assert (status["status"], status["code"]) == ("FAILED", "upload_too_large")
+        assert (status["status"], status["code"]) == ("FAILED", "image_too_large")
         assert "--max-upload-size" in status["error"]
         assert ("POST", "/upload/image") not in engine.calls

@@ -25,7 +25,7 @@ from processes import Engine, Service, eventually
 from service_rig import ServiceRig, service_and_engines
 
 from faceswap.client import FaceSwapClient
-from faceswap.media.facts import resampled
+from faceswap.media.timeline import read_timeline
 from faceswap.samples import FACE
 
 FRAMES = 31
@@ -117,14 +117,12 @@ async def test_at_a_rate_of_its_own_no_frame_is_lost_at_the_seams(
     status = await service.ended(await service.post(clip, frame_rate=rate))
     assert (status["status"], status["warnings"]) == ("SUCCESS", []), status
     result = await service.download(status, tmp_path / "result.mp4")
-    declared = CLIPS[name].get("rate", Fraction(24))
-    if name != "uneven.mp4":
-        assert read_numbers(result) == list(resampled(FRAMES, declared, Fraction(rate)))
     times = frame_times(result)
+    assert read_numbers(result) == read_timeline(clip).shown(Fraction(rate), 0, len(times))
     assert [t - times[0] for t in times] == pytest.approx([i / rate for i in range(len(times))], abs=0.001)
     assert len(times) == status["progress"]["total"]
-    shown, played = times[-1] + 1 / rate, frame_times(clip)[-1]
-    assert abs(shown - played) < max(2 / rate, 0.1)
+    shown = times[-1] - times[0] + 1 / rate
+    assert abs(shown - float(read_timeline(clip).duration)) <= 0.5 / rate
 
 
 def noisy(number: int, width: int, height: int) -> Picture:
@@ -145,9 +143,6 @@ async def test_a_video_above_the_engines_limit_comes_in_pieces(tmp_path: Path) -
         assert frame_times(result) == pytest.approx(frame_times(clip))
         assert in_sync(result, clip) < 0.005
         assert [name for name in service.files() if name.startswith("work/")] == []
-
-        refused = await service.ended(await service.post(clip, frame_rate=12))
-        assert (refused["code"], "--max-upload-size" in refused["error"]) == ("upload_too_large", True)
 
 
 async def until(client: FaceSwapClient, prompt_id: str, reached: Callable[[dict[str, Any]], object]) -> dict[str, Any]:

@@ -1,0 +1,49 @@
+"""Finds frames of a video by their numbers and decodes them."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+
+from av.video.frame import VideoFrame
+
+from faceswap.media.timeline import Timeline, decoded, open_media, picture_stream
+
+# Frames decoded before the first that is wanted, so that none depends on a picture before the key frame.
+LEAD_FRAMES = 16
+
+
+def from_start(path: Path, wanted: Sequence[int]) -> Iterator[VideoFrame]:
+    """Decodes from the first frame on and yields those numbered `wanted`, which rise; fewer where decoding ends."""
+    if not wanted:
+        return
+    with open_media(path) as container:
+        stream = picture_stream(container)
+        assert stream is not None
+        position = 0
+        for index, frame in enumerate(decoded(container, stream)):
+            while wanted[position] == index:
+                yield frame
+                position += 1
+                if position == len(wanted):
+                    return
+
+
+def after_seek(path: Path, timeline: Timeline, wanted: Sequence[int]) -> Generator[VideoFrame, None, int]:
+    """Yields the wanted frames, found by their times, and returns how many were found in a row."""
+    times = timeline.times
+    found = 0
+    with open_media(path) as container:
+        stream = picture_stream(container)
+        assert stream is not None
+        container.seek(int(times[max(0, wanted[0] - LEAD_FRAMES)]), stream=stream)
+        for frame in decoded(container, stream):
+            time = frame.pts  # as read: who gets a frame may change it
+            while time == times[wanted[found]]:
+                yield frame
+                found += 1
+                if found == len(wanted):
+                    return found
+            if time is None or time > times[wanted[found]] or frame.is_corrupt:
+                return found
+    return found
