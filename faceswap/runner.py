@@ -44,6 +44,8 @@ LOOK_AGAIN_S = 0.5
 CUT_LIMIT = 20
 """Times the way back from an engine may be cut before its work counts as lost."""
 IDLE_S = 5.0
+FETCHED = frozenset({"temp", "output"})
+"""ComfyUI's folders that results are fetched from; a workflow whose node ignores `save_output` has them in the second."""
 OUTPUT_LIMIT_BYTES = 64 * 2**30
 
 
@@ -308,7 +310,7 @@ class Runner:
         self, job: Job, segment: Segment, workflow: Workflow, backend: Backend, outcome: Outcome
     ) -> tuple[Path, Verdict]:
         """Fetch an output and check it. What does not pass is not kept."""
-        files = [file for file in outcome.outputs.get(workflow.output, ()) if file.type == "output"]
+        files = [file for file in outcome.outputs.get(workflow.output, ()) if file.type in FETCHED]
         if not files:
             sentence = (
                 "ComfyUI reported success but made no file; look into its log and at the workflow's encoder settings."
