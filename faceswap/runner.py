@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +47,10 @@ CUT_LIMIT = 20
 IDLE_S = 5.0
 FETCHED = frozenset({"temp", "output"})
 """ComfyUI's folders that results are fetched from; a workflow whose node ignores `save_output` has them in the second."""
+A_FILE_A_FRAME = (
+    "ComfyUI made a file for each frame, which cannot be joined into an mp4; choose the format video/h264-mp4,"
+    " video/h265-mp4, video/webm or video/av1-webm in the workflow's VHS_VideoCombine."
+)
 OUTPUT_LIMIT_BYTES = 64 * 2**30
 
 
@@ -320,6 +325,9 @@ class Runner:
         if job.segments_total > 1:
             message = f"Retrieving part {segment.number + 1} of {job.segments_total}…"
         await self._reports.tell(job.prompt_id, "status", {"status": job.state, "message": message}, step=message)
+        if "%" in files[-1].filename:
+            raise JobFailure("format_not_joinable", A_FILE_A_FRAME)
+        share = outcome.swapped.get(workflow.swap)
         path = self._folders.segment(segment)
         await backend.client.download(files[-1], path, OUTPUT_LIMIT_BYTES)
         try:
@@ -329,12 +337,12 @@ class Runner:
                 first_frame=segment.first_frame,
                 frame_count=segment.frame_count,
                 frame_rate=job.options.rate,
-                expect_audio=False,
+                compare=share is None,
             )
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return path, verdict
+        return path, verdict if share is None else replace(verdict, changed_share=share)
 
     async def _lost(self, segment: Segment, backend: Backend, error: Lost | ComfyError) -> None:
         """The engine went away with a segment: it is done again, here or elsewhere."""

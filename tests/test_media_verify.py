@@ -47,7 +47,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(result: Path, source: Path, first: int = 0, count: int = 24, **settings: Any) -> Verdict:
-    settings = {"frame_rate": None, "expect_audio": False} | settings
+    settings = {"frame_rate": None} | settings
     return verify(result, source, first_frame=first, frame_count=count, **settings)
 
 
@@ -192,11 +192,28 @@ def test_a_wrong_number_of_frames_is_recognised(tmp_path: Path, source: Path, ma
     assert (found.code, found.passing) == ("frames_missing", passing)
 
 
-def test_missing_sound_is_recognised(tmp_path: Path, source: Path) -> None:
-    silent = clips.make_clip(tmp_path / "r.mp4", 24, size=SIZE, draw=scene)
-    assert failure(silent, source, expect_audio=True).code == "sound_missing"
-    loud = clips.make_clip(tmp_path / "l.mp4", 24, size=SIZE, draw=scene, sounds=["aac"])
-    assert check(loud, source, expect_audio=True).frames == 24
+def test_without_a_comparison_size_and_blackness_are_still_looked_at(tmp_path: Path, source: Path) -> None:
+    larger = clips.make_clip(tmp_path / "l.mp4", 24, size=(852, 480), draw=clips.numbered)
+    verdict = check(larger, source, compare=False)
+    assert verdict.changed_share is None
+    assert verdict.warnings == ("The result is 852×480, the video 426×240.",)
+    every = clips.make_clip(tmp_path / "all.mp4", 24, size=SIZE, draw=black)
+    assert failure(every, source, compare=False).code == "content_filtered"
+    original = clips.make_clip(tmp_path / "s.mp4", 24, size=SIZE, draw=black)
+    assert check(every, original, compare=False).frames == 24
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [("r.mov", "prores_ks", "yuv422p10le"), ("r.gif", "gif", "rgb8"), ("r.webm", "libvpx", "yuv420p")],
+)
+def test_pictures_that_an_mp4_cannot_hold_are_refused_by_name(
+    tmp_path: Path, source: Path, name: str, codec: str, pix_fmt: str
+) -> None:
+    result = clips.make_clip(tmp_path / name, 24, size=SIZE, draw=scene, codec=codec, pix_fmt=pix_fmt)
+    found = failure(result, source)
+    assert (found.code, found.passing) == ("format_not_joinable", False)
+    assert f"result is {codec.split('_')[0].removeprefix('lib').replace('vpx', 'vp8')}," in found.sentence
 
 
 def test_a_damaged_or_absent_result_is_recognised(tmp_path: Path, source: Path) -> None:

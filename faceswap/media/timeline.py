@@ -65,6 +65,11 @@ class Timeline:
         """Seconds from the first frame to the end of the last."""
         return int(self.times[-1] - self.times[0] + self.last_duration) * self.time_base
 
+    @property
+    def start(self) -> Fraction:
+        """Seconds at which the first frame is shown, in the file's own clock."""
+        return int(self.times[0]) * self.time_base
+
     def rate(self) -> tuple[Fraction, bool]:
         """Frames a second, and whether they vary: a rate is constant if each frame lies within a tick of it."""
         count = len(self.times)

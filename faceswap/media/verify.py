@@ -16,8 +16,9 @@ from av.video.frame import VideoFrame
 from faceswap.errors import JobFailure
 from faceswap.media import compare as regions
 from faceswap.media.facts import Verdict, resampled
+from faceswap.media.join import check_joinable
 from faceswap.media.probe import clockwise, reaches_past_the_end
-from faceswap.media.timeline import Timeline, decoded, open_media, packets, picture_stream, read_source
+from faceswap.media.timeline import Timeline, decoded, open_media, picture_stream, read_source
 
 SAMPLES_A_SECOND = 3
 LEAST_SAMPLES = 16
@@ -34,7 +35,6 @@ FILTERED = JobFailure(
     "content_filtered",
     "The engine's content filter blacked out the result; use other material or turn the filter off.",
 )
-SILENT = JobFailure("sound_missing", "The result has no sound although the video has.", passing=True)
 
 
 def verify(
@@ -44,29 +44,26 @@ def verify(
     first_frame: int,
     frame_count: int,
     frame_rate: Fraction | None,
-    expect_audio: bool,
     compare: bool = True,
 ) -> Verdict:
     """Decodes `result` to its end and compares samples with the frames of `source` they were made of.
 
     The result has to hold `frame_count` frames from `first_frame` on, counted after `frame_rate` was forced.
     `compare` False leaves the comparison out. Raises JobFailure: `output_missing`, `output_damaged`,
-    `content_filtered`, `frames_missing`, `sound_missing`, `input_damaged`.
+    `format_not_joinable`, `content_filtered`, `frames_missing`, `input_damaged`.
     """
     if not result.is_file() or result.stat().st_size == 0:
         raise MISSING
     original = Original.of(source, first_frame, frame_count, frame_rate)
     tally = _Tally()
     try:
-        _look(result, frame_count, original if compare else None, tally)
+        _look(result, frame_count, original, compare, tally)
     except av.FFmpegError as error:
         raise DAMAGED from error
-    if (tally.frames == 1 < frame_count and tally.stand_in) or tally.only_result_is_black:
+    if (tally.frames == 1 < frame_count and tally.stand_in) or (tally.all_black and not _all_black(original)):
         raise FILTERED
     if tally.frames != frame_count:
         raise _frames_missing(tally.frames, frame_count)
-    if expect_audio and not _has_sound(result):
-        raise SILENT
     share = tally.changed / tally.compared if tally.compared else None
     return Verdict(tally.frames, share, tuple(tally.warnings))
 
@@ -100,20 +97,17 @@ class _Tally:
     frames: int = 0
     stand_in: bool = False
     black: int = 0
-    black_originals: int = 0
     sampled: int = 0
     compared: int = 0
     changed: int = 0
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def only_result_is_black(self) -> bool:
-        return self.black == self.sampled > self.black_originals
+    def all_black(self) -> bool:
+        return self.black == self.sampled > 0
 
-    def compare(self, frame: VideoFrame, original: VideoFrame) -> None:
-        self.sampled += 1
-        self.black += _is_black(frame)
-        self.black_originals += _is_black(original)
+    def compare(self, frame: VideoFrame, original: VideoFrame, content: bool) -> None:
+        """Compare the size of a frame with its original's and, if wanted, what it shows."""
         turn, own_turn = clockwise(original), clockwise(frame)
         width, height = _display_size(original, turn)
         own_width, own_height = _display_size(frame, own_turn)
@@ -122,6 +116,8 @@ class _Tally:
             return
         if abs(own_width - width) > 1 or abs(own_height - height) > 1:
             self._warn(f"The result is {own_width}×{own_height}, the video {width}×{height}.")
+        if not content:
+            return
         size = regions.grid(width, height)
         verdict = regions.changed(regions.upright(original, turn, size), regions.upright(frame, own_turn, size))
         if verdict is not None:
@@ -133,21 +129,25 @@ class _Tally:
             self.warnings.append(sentence)
 
 
-def _look(result: Path, frame_count: int, original: Original | None, tally: _Tally) -> None:
-    """Decodes the result to its end, or to one frame too many, and compares samples on the way."""
-    samples = set(original.samples()) if original else set()
-    originals = source_frames(original, sorted(samples)) if original else iter(())
+def _look(result: Path, frame_count: int, original: Original, compare: bool, tally: _Tally) -> None:
+    """Decodes the result to its end, or to one frame too many, and looks at samples on the way."""
+    samples = original.samples()
+    originals = source_frames(original, samples if compare else samples[:1])
     with open_media(result) as container:
         stream = picture_stream(container)
         if stream is None or reaches_past_the_end(container, result):
             raise DAMAGED
+        check_joinable(stream)
         for frame in decoded(container, stream):
             if frame.is_corrupt:
                 raise DAMAGED
             if tally.frames == 0:
                 tally.stand_in = (frame.width, frame.height) == STAND_IN_SIZE and _is_black(frame)
-            if tally.frames in samples and (source_frame := next(originals, None)):
-                tally.compare(frame, source_frame)
+            if tally.frames in samples:
+                tally.sampled += 1
+                tally.black += _is_black(frame)
+                if source_frame := next(originals, None):
+                    tally.compare(frame, source_frame, compare)
             tally.frames += 1
             if tally.frames > frame_count:
                 return
@@ -205,6 +205,11 @@ def _display_size(frame: VideoFrame, turn: int) -> tuple[int, int]:
     return (frame.height, frame.width) if turn in (90, 270) else (frame.width, frame.height)
 
 
+def _all_black(original: Original) -> bool:
+    """Whether the source is as black as its result; one that cannot be decoded does not tell."""
+    return all(_is_black(frame) for frame in source_frames(original, original.samples()))
+
+
 def _is_black(frame: VideoFrame) -> bool:
     small = frame.reformat(width=64, height=64, format="gray", interpolation="AREA").to_ndarray()
     return int(small.max()) <= BLACK_LEVEL
@@ -215,8 +220,3 @@ def _frames_missing(found: int, asked: int) -> JobFailure:
         return JobFailure("frames_missing", f"The engine returned more than the {asked} frames it was asked for.")
     sentence = f"The engine returned {found} of {asked} frames; its content filter may have taken the others."
     return JobFailure("frames_missing", sentence, passing=True)
-
-
-def _has_sound(path: Path) -> bool:
-    with open_media(path) as container:
-        return bool(container.streams.audio) and next(packets(container, "audio"), None) is not None

@@ -26,7 +26,7 @@ MAX_ANSWER_BYTES = 1 << 20
 PROBE_TIMEOUT_S = 20.0
 PROBE_BYTES_A_SECOND = 20 << 20
 JOIN_TIMEOUT_S = 60.0
-JOIN_BYTES_A_SECOND = 5 << 20
+JOIN_BYTES_A_SECOND = 1 << 20
 VERIFY_TIMEOUT_S = 60.0
 VERIFY_FRAMES_A_SECOND = 2.0
 
@@ -197,7 +197,6 @@ class MediaWorker:
         first_frame: int,
         frame_count: int,
         frame_rate: Fraction | None,
-        expect_audio: bool,
         compare: bool = True,
     ) -> Verdict:
         """Checks a result against its part of the source; see `faceswap.media.verify.verify`.
@@ -210,7 +209,6 @@ class MediaWorker:
             "first_frame": first_frame,
             "frame_count": frame_count,
             "frame_rate": frame_rate,
-            "expect_audio": expect_audio,
             "compare": compare,
         }
         size = _size(source)
