@@ -10,7 +10,7 @@ from pathlib import Path
 from .jobs import Inputs, Segment
 
 ENGINE_FOLDERS = ("input", "temp", "output")
-"""Folders of the embedded engine in which a job has one of its own; results lie in `temp`, those of older jobs in `output`."""
+"""Folders of the embedded engine where a job has one of its own: results lie in `temp`, older jobs' in `output`."""
 
 
 class Folders:

@@ -46,7 +46,7 @@ CUT_LIMIT = 20
 """Times the way back from an engine may be cut before its work counts as lost."""
 IDLE_S = 5.0
 FETCHED = frozenset({"temp", "output"})
-"""ComfyUI's folders that results are fetched from; a workflow whose node ignores `save_output` has them in the second."""
+"""ComfyUI's folders that results are fetched from: the first is asked for, an older node may know the second only."""
 A_FILE_A_FRAME = (
     "ComfyUI made a file for each frame, which cannot be joined into an mp4; choose the format video/h264-mp4,"
     " video/h265-mp4, video/webm or video/av1-webm in the workflow's VHS_VideoCombine."
@@ -337,7 +337,7 @@ class Runner:
                 first_frame=segment.first_frame,
                 frame_count=segment.frame_count,
                 frame_rate=job.options.rate,
-                compare=share is None,
+                crf=job.options.crf if share is None else None,
             )
         except BaseException:
             path.unlink(missing_ok=True)
@@ -456,11 +456,13 @@ def _costs_key(backend: Backend, job: Job) -> str:
 
 
 def _check_changed(segments: Sequence[Segment]) -> tuple[str, ...]:
-    """A swap that changed nothing is a failure; one that changed some frames only is told."""
+    """A swap that surely changed nothing is a failure; one that changed some frames only, or may have, is told."""
     known = [(segment.changed_share, segment.frame_count) for segment in segments if segment.changed_share is not None]
-    if not known:
-        return ()
-    share = sum(share * frames for share, frames in known) / sum(frames for _, frames in known)
+    share = sum(share * frames for share, frames in known) / sum(frames for _, frames in known) if known else 0.0
+    if share == 0 and len(known) < len(segments):
+        return (
+            "Whether a face was swapped cannot be told: the picture is too dark, too restless or encoded too coarsely.",
+        )
     if share == 0:
         raise JobFailure(
             "no_face_detected",
@@ -468,6 +470,7 @@ def _check_changed(segments: Sequence[Segment]) -> tuple[str, ...]:
         )
     if share < 1:
         return (
-            f"A face was swapped in about {max(share * 100, 1):.0f}% of the frames; no face was found in the rest.",
+            f"A face was swapped in about {min(max(share * 100, 1), 99):.0f}% of the frames;"
+            " no face was found in the rest.",
         )
     return ()

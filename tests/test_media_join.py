@@ -198,9 +198,7 @@ def test_damaged_sound_is_encoded_as_far_as_it_decodes_and_keeps_its_time(tmp_pa
     source, out = spoilt(clip, tmp_path / f"spoilt-{name}", 0.3), tmp_path / "out.mp4"
     assert next(iter(listen(source).values())).damaged > 5
     facts = join(make_segments(tmp_path, [40]), source, out, None)
-    assert facts.warnings == (
-        "Sound track 1 of the video is damaged; what can be decoded of it was encoded to AAC.",
-    )
+    assert facts.warnings == ("Sound track 1 of the video is damaged; what can be decoded of it was encoded to AAC.",)
     assert_same_sound(source, out)
     assert correlation(source, out) > 0.8
 

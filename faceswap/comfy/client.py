@@ -186,8 +186,8 @@ class ComfyClient:
             case _:
                 raise _unexpected("its history")
         match entry:
-            case {"status": {"status_str": "success"}, "outputs": {**outputs}}:
-                return Outcome("success", _files_by_node(outputs), swapped=_swapped(entry.get("faceswap")))
+            case {"status": {"status_str": "success"}, "outputs": {**outputs}, **rest}:
+                return Outcome("success", _files_by_node(outputs), swapped=_swapped(rest.get("faceswap")))
             case {"status": {"status_str": "error", "messages": [*messages]}, "outputs": {**outputs}}:
                 return _unsuccessful(messages, _files_by_node(outputs))
             case {"status": {"status_str": "success" | "error"}}:

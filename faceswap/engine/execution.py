@@ -61,7 +61,7 @@ class Outcome:
     messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     shown: dict[str, dict[str, Any]] = field(default_factory=dict)
     swaps: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Of each swap node, the frames it was given and those in which it changed a face; no part of ComfyUI's protocol."""
+    """Of each swap node, the frames it read and those in which it changed a face; ComfyUI tells no such thing."""
 
 
 class Listener(Protocol):

@@ -31,7 +31,7 @@ class Heard:
     packets     how many the file has
     damaged     how many of them did not decode
     seconds     of sound that came out
-    start, end  when the first of it begins and the last ends, in seconds of the file's clock; None when nothing came out
+    start, end  when the first of it begins and the last ends, in seconds of the file's clock; None without any
     frame_s     seconds of the longest decoded frame
     """
 
@@ -117,7 +117,11 @@ class AacEncoder:
 
     def _encode(self, frame: AudioFrame, origin: Fraction) -> Iterator[av.Packet[AudioStream]]:
         if frame.pts is not None:
-            gap = round((frame.pts * frame.time_base - origin) * self._rate) - self._given - self._last_shift
+            gap = (
+                round((frame.pts * (frame.time_base or Fraction(1)) - origin) * self._rate)
+                - self._given
+                - self._last_shift
+            )
             if self._shift is None:
                 self._shift = gap
             elif gap > LEAST_GAP_S * self._rate:

@@ -197,7 +197,7 @@ class MediaWorker:
         first_frame: int,
         frame_count: int,
         frame_rate: Fraction | None,
-        compare: bool = True,
+        crf: int | None,
     ) -> Verdict:
         """Checks a result against its part of the source; see `faceswap.media.verify.verify`.
 
@@ -209,7 +209,7 @@ class MediaWorker:
             "first_frame": first_frame,
             "frame_count": frame_count,
             "frame_rate": frame_rate,
-            "compare": compare,
+            "crf": crf,
         }
         size = _size(source)
         timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + size / PROBE_BYTES_A_SECOND
