@@ -25,8 +25,8 @@ RUN_FRAMES = 12
 RUN_STEP = 3
 RUNS_A_SECOND = 1
 LEAST_RUNS, MOST_RUNS = 6, 80
-# Frames that look changed, one in so many, in which nothing is said to be.
-ODD_FRAMES = 50
+# The share of frames that have to look changed where most others surely are not, and where that cannot be told.
+LEAST_CHANGED, LEAST_CHANGED_UNCLEAR = 0.02, 0.1
 # Frames decoded before the first that is wanted, so that none depends on a picture before the key frame.
 LEAD_FRAMES = 16
 BLACK_LEVEL, NOT_BLACK_LEVEL = 16, 48
@@ -127,9 +127,12 @@ class _Tally:
     @property
     def changed_share(self) -> float | None:
         """The share of frames that were changed; None when too little can be told for a job to fail by it."""
-        if self.changed <= self.sampled // ODD_FRAMES and (self.changed or self.unchanged * 2 < self.sampled):
+        clear = self.unchanged * 2 >= self.sampled > 0
+        if clear and self.changed == 0:
+            return 0.0
+        if self.changed <= (LEAST_CHANGED if clear else LEAST_CHANGED_UNCLEAR) * self.sampled:
             return None
-        return self.changed / (self.changed + self.unchanged) if self.changed + self.unchanged else None
+        return self.changed / (self.changed + self.unchanged)
 
 
 def _look(result: Path, frame_count: int, original: Original, crf: int | None, tally: _Tally) -> None:
