@@ -35,7 +35,8 @@ NOISE_FLOOR = 1.5
 LEAST_MEDIAN = 0.3
 CHANGED_RATIO, RATIO_PER_NOISE, MOST_NOISE = 2.5, 0.25, 12.0
 UNCHANGED_RATIO, CLEAR_NOISE = 2.0, 3.0
-DARK = 24.0
+# In the dark what was seen when it was light may stay for seconds, which a run of a few frames does not show.
+DARK, DARK_FACTOR = 24.0, 2.5
 
 
 def grid(width: int, height: int) -> tuple[int, int]:
@@ -71,10 +72,10 @@ class Reference:
         noise = self.noise * max(coarser, 1.0)
         ratio = float((difference / (noise + NOISE_FLOOR)).max())
         usual = float(np.quantile(noise, 0.9))
-        if ratio > CHANGED_RATIO + RATIO_PER_NOISE * min(usual, MOST_NOISE):
+        dark = float(self.source.mean()) < DARK
+        if ratio > (CHANGED_RATIO + RATIO_PER_NOISE * min(usual, MOST_NOISE)) * (DARK_FACTOR if dark else 1):
             return True
-        clear = usual < CLEAR_NOISE and float(self.source.mean()) > DARK
-        return False if clear and ratio < UNCHANGED_RATIO else None
+        return False if usual < CLEAR_NOISE and not dark and ratio < UNCHANGED_RATIO else None
 
 
 def references(run: Iterator[VideoFrame], wanted: Sequence[bool], crf: int) -> list[Reference]:
