@@ -9,6 +9,9 @@ from pathlib import Path
 
 from .jobs import Inputs, Segment
 
+ENGINE_FOLDERS = ("input", "temp", "output")
+"""Folders of the embedded engine where a job has one of its own: results lie in `temp`, older jobs' in `output`."""
+
 
 class Folders:
     """The folders of one data directory, all readable by their owner only."""
@@ -81,15 +84,15 @@ class Folders:
         for folder in (
             self.inputs(prompt_id),
             self._work / prompt_id,
-            self.engine / "input" / prompt_id,
-            self.engine / "output" / prompt_id,
+            *(self.engine / kind / prompt_id for kind in ENGINE_FOLDERS),
         ):
             shutil.rmtree(folder, ignore_errors=True)
 
     def erase_work(self, prompt_id: str) -> None:
         """Erase what only a running job needs."""
         shutil.rmtree(self._work / prompt_id, ignore_errors=True)
-        shutil.rmtree(self.engine / "output" / prompt_id, ignore_errors=True)
+        for kind in ENGINE_FOLDERS[1:]:
+            shutil.rmtree(self.engine / kind / prompt_id, ignore_errors=True)
 
     def erase_result(self, filename: str) -> None:
         """Erase a result."""
@@ -97,7 +100,7 @@ class Folders:
 
     def job_folders(self) -> Iterator[str]:
         """The ids of all jobs that have a folder here, ended or never begun."""
-        for parent in (self._inputs, self._work, self.engine / "input", self.engine / "output"):
+        for parent in (self._inputs, self._work, *(self.engine / kind for kind in ENGINE_FOLDERS)):
             if parent.is_dir():
                 yield from (folder.name for folder in parent.iterdir() if folder.is_dir())
 

@@ -13,6 +13,7 @@ import sqlite3
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -45,6 +46,12 @@ CUT_LIMIT = 20
 REPLANNED_ABOVE = 1.25
 """How much longer than its engine's memory wants it a segment may be: it was planned for other memory then."""
 IDLE_S = 5.0
+FETCHED = frozenset({"temp", "output"})
+"""ComfyUI's folders that results are fetched from: the first is asked for, an older node may know the second only."""
+A_FILE_A_FRAME = (
+    "ComfyUI made a file for each frame, which cannot be joined into an mp4; choose the format video/h264-mp4,"
+    " video/h265-mp4, video/webm or video/av1-webm in the workflow's VHS_VideoCombine."
+)
 OUTPUT_LIMIT_BYTES = 64 * 2**30
 
 
@@ -373,7 +380,7 @@ class Runner:
         self, job: Job, segment: Segment, workflow: Workflow, backend: Backend, outcome: Outcome
     ) -> tuple[Path, Verdict]:
         """Fetch an output and check it. What does not pass is not kept."""
-        files = [file for file in outcome.outputs.get(workflow.output, ()) if file.type == "output"]
+        files = [file for file in outcome.outputs.get(workflow.output, ()) if file.type in FETCHED]
         if not files:
             sentence = (
                 "ComfyUI reported success but made no file; look into its log and at the workflow's encoder settings."
@@ -383,6 +390,9 @@ class Runner:
         if job.segments_total > 1:
             message = f"Retrieving part {segment.number + 1} of {job.segments_total}…"
         await self._reports.tell(job.prompt_id, "status", {"status": job.state, "message": message}, step=message)
+        if "%" in files[-1].filename:
+            raise JobFailure("format_not_joinable", A_FILE_A_FRAME)
+        share = outcome.swapped.get(workflow.swap)
         path = self._folders.segment(segment)
         await backend.client.download(files[-1], path, OUTPUT_LIMIT_BYTES)
         original = self._uploads.original(job)
@@ -393,12 +403,12 @@ class Runner:
                 first_frame=segment.first_frame,
                 frame_count=segment.frame_count,
                 frame_rate=original.frame_rate,
-                expect_audio=False,
+                crf=job.options.crf if share is None else None,
             )
         except BaseException:
             path.unlink(missing_ok=True)
             raise
-        return path, verdict
+        return path, verdict if share is None else replace(verdict, changed_share=share)
 
     def _workflow(self, job: Job) -> Workflow:
         workflow = self._workflows.get(job.workflow)
@@ -501,11 +511,13 @@ def _costs_key(backend: Backend, job: Job) -> str:
 
 
 def _check_changed(segments: Sequence[Segment]) -> tuple[str, ...]:
-    """A swap that changed nothing is a failure; one that changed some frames only is told."""
+    """A swap that surely changed nothing is a failure; one that changed some frames only, or may have, is told."""
     known = [(segment.changed_share, segment.frame_count) for segment in segments if segment.changed_share is not None]
-    if not known:
-        return ()
-    share = sum(share * frames for share, frames in known) / sum(frames for _, frames in known)
+    share = sum(share * frames for share, frames in known) / sum(frames for _, frames in known) if known else 0.0
+    if share == 0 and len(known) < len(segments):
+        return (
+            "Whether a face was swapped cannot be told: the picture is too dark, too restless or encoded too coarsely.",
+        )
     if share == 0:
         raise JobFailure(
             "no_face_detected",
@@ -513,6 +525,7 @@ def _check_changed(segments: Sequence[Segment]) -> tuple[str, ...]:
         )
     if share < 1:
         return (
-            f"A face was swapped in about {max(share * 100, 1):.0f}% of the frames; no face was found in the rest.",
+            f"A face was swapped in about {min(max(share * 100, 1), 99):.0f}% of the frames;"
+            " no face was found in the rest.",
         )
     return ()

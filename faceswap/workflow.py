@@ -45,13 +45,27 @@ SWAP_OPTIONS = {
     "face_boost": (("face_boost", "enabled"),),
 }
 
-# One frame out for each frame in, saved where `/view` finds it, without the prompt in the file's tags.
+# One frame out for each frame in, without the prompt in the file's tags, and in the folder that ComfyUI empties at its
+# start: what lies in `output` stays for good.
 COMBINE_INPUTS = {
-    "save_output": True,
+    "save_output": False,
     "save_metadata": False,
     "pingpong": False,
     "loop_count": 0,
     "trim_to_audio": False,
+}
+
+
+# Formats of VideoHelperSuite that an mp4, which every result is, cannot hold. A format that is not known here may be
+# anybody's own: what it makes is looked at when the first segment is there.
+UNJOINABLE = {
+    "video/ProRes": "mp4 cannot hold ProRes",
+    "video/8bit-png": "it makes a file for each frame",
+    "video/16bit-png": "it makes a file for each frame",
+    "video/ffmpeg-gif": "mp4 cannot hold GIF",
+    "video/gifski": "mp4 cannot hold GIF",
+    "image/gif": "mp4 cannot hold GIF",
+    "image/webp": "mp4 cannot hold WebP",
 }
 
 
@@ -160,7 +174,7 @@ class Workflow:
         loader |= {"video": video, "force_rate": 0, "frame_load_cap": frame_load_cap}
         graph[self.face]["inputs"]["image"] = image
         combine |= {key: value for key, value in COMBINE_INPUTS.items() if key in combine}
-        combine |= {"filename_prefix": output_prefix, "save_output": True}
+        combine["filename_prefix"] = output_prefix
         if (link := _link(combine.get("audio"))) and link == self.loader:
             del combine["audio"]
         return graph
@@ -224,8 +238,12 @@ def _swap_and_output(name: str, nodes: Graph) -> tuple[str, str]:
     }
     output = _only(name, nodes, COMBINERS, {node for node, found in outputs.items() if found}, "after the swap")
     swap = _only(name, nodes, SWAPPERS, outputs[output], "between input_image and source_image")
-    if not str(nodes[output]["inputs"].get("format")).startswith("video/"):
-        raise WorkflowError(f"The VHS_VideoCombine of the workflow {name} must have a format that starts with video/.")
+    chosen = str(nodes[output]["inputs"].get("format"))
+    if reason := UNJOINABLE.get(chosen, "" if chosen.startswith("video/") else "it is no video"):
+        raise WorkflowError(
+            f"Node {output} (VHS_VideoCombine) of the workflow {name} has the format {chosen}, which cannot be joined"
+            f" into the result: {reason}. Choose video/h264-mp4, video/h265-mp4, video/webm or video/av1-webm there."
+        )
     if _link(nodes[output]["inputs"].get("meta_batch")):
         raise WorkflowError(
             f"The workflow {name} must not use VHS_BatchManager: the service splits long videos itself."

@@ -43,7 +43,7 @@ class EngineRig:
 
     def __init__(self, folder: Path, lie: Middleware | None = None, **faults: Any) -> None:
         self.calls: list[tuple[str, str]] = []
-        self.output = folder / "output"
+        self.folder = folder
         self._app = create_engine(folder, faults=Faults.parse(faults), preset="ultrafast")
         if lie is not None:
             self._app.middlewares.append(web.middleware(lie))

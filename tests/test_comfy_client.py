@@ -321,6 +321,25 @@ async def test_an_answer_of_hostile_shape_is_a_comfy_error(body: str) -> None:
                 await question
 
 
+@pytest.mark.parametrize(
+    ("told", "shares"),
+    [
+        ({}, {}),
+        ({"faceswap": {"3": {"frames": 8, "swapped": 2}, "4": {"frames": 8, "swapped": 0}}}, {"3": 0.25, "4": 0.0}),
+        ({"faceswap": {"3": {"frames": 0, "swapped": 0}, "4": {"frames": 2, "swapped": 3}, "5": 1}}, {}),
+        ({"faceswap": {"3": {"frames": "8", "swapped": 2}}}, {}),
+        ({"faceswap": [1]}, {}),
+    ],
+)
+async def test_what_an_engine_tells_of_its_swaps_is_read_where_it_makes_sense(
+    told: dict[str, Any], shares: dict[str, float]
+) -> None:
+    entry = {"status": {"status_str": "success"}, "outputs": {}, **told}
+    async with client_of(saying({"p": entry})) as client:
+        outcome = await client.outcome("p")
+    assert outcome is not None and outcome.swapped == shares
+
+
 async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "ANSWER_LIMIT", 1000)
     async with client_of(saying({"queue_running": ["x" * 2000], "queue_pending": []})) as client:

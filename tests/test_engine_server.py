@@ -57,6 +57,7 @@ async def test_the_history_reads_as_comfyui_writes_it(rig: Rig) -> None:
     ours = (await rig.get("/history/mine"))["mine"]
     theirs = next(e["body"] for e in replay.read("a_happy") if e.get("path", "").startswith("/history/"))
     (theirs,) = theirs.values()
+    assert ours.pop("faceswap") == {"3": {"frames": 24, "swapped": 24}}
     assert ours.keys() == theirs.keys()
     assert [type(part) for part in ours["prompt"]] == [type(part) for part in theirs["prompt"]]
     assert ours["prompt"][3:] == [{"client_id": "me"}, ["9"]]
@@ -84,6 +85,19 @@ async def test_another_prefix_swaps_nothing_again(rig: Rig) -> None:
     shown = next(f for f in frames if f["type"] == "executed")["data"]["output"]["gifs"][0]
     assert (shown["subfolder"], shown["filename"]) == ("job", "other_00001-audio.mp4")
     assert (rig.data / "output" / "job" / shown["filename"]).stat().st_size > 0
+
+
+async def test_a_swap_from_the_cache_tells_what_it_did_too(rig: Rig) -> None:
+    await rig.run(workflow(), "one")
+    assert order(await rig.run(workflow(filename_prefix="job/other"), "two")) == ["9"]
+    assert (await rig.get("/history/two"))["two"]["faceswap"] == {"3": {"frames": 24, "swapped": 24}}
+
+
+async def test_a_swap_that_is_turned_off_tells_that_it_changed_nothing(rig: Rig) -> None:
+    graph = workflow()
+    graph["3"]["inputs"]["enabled"] = False
+    await rig.swap(graph, "off")
+    assert (await rig.get("/history/off"))["off"]["faceswap"] == {"3": {"frames": 24, "swapped": 0}}
 
 
 async def test_a_cached_result_whose_file_is_gone_is_made_again(rig: Rig) -> None:

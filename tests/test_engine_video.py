@@ -373,12 +373,26 @@ async def test_the_swap_changes_the_face_and_leaves_the_rest(tmp_path: Path) -> 
         swap = pictures(await swapped(rig, clip, crf=10))
         await rig.post("/faults", {"unswapped": True})
         plain = pictures(await swapped(rig, clip, crf=10))
+        told = [entry["faceswap"]["3"] for entry in (await rig.get("/history")).values()]
+    assert told == [{"frames": 12, "swapped": 12}, {"frames": 12, "swapped": 0}]
     (face, *_) = find_faces(plain[0].astype(np.uint8))
     left, top, right, bottom = map(int, face.box)
     assert np.abs(swap[:, top:bottom, left:right] - plain[:, top:bottom, left:right]).mean() > 5
     below = bottom + (bottom - top) // 3
     assert below < 230
     assert np.abs(swap[:, below:] - plain[:, below:]).mean() < 1
+
+
+async def test_the_history_tells_in_how_many_frames_a_face_was_swapped(tmp_path: Path) -> None:
+    def half(number: int, width: int, height: int) -> NDArray[np.uint8]:
+        return _portrait(number, width, height) if number < 8 else numbered(number, width, height)
+
+    clip = make_clip(tmp_path / "half.mp4", 16, size=(256, 256), draw=half)
+    async with engine(tmp_path, None) as rig:
+        await swapped(rig, clip)
+        (entry,) = (await rig.get("/history")).values()
+    assert entry["faceswap"]["3"]["frames"] == 16
+    assert 6 <= entry["faceswap"]["3"]["swapped"] <= 10
 
 
 async def test_a_source_without_a_face_leaves_the_frames_as_they_are(tmp_path: Path) -> None:

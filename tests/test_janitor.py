@@ -37,6 +37,7 @@ class House:
             self.folders.inputs(job.prompt_id),
             self.folders.joined(job.prompt_id).parent,
             self.folders.engine / "input" / job.prompt_id,
+            self.folders.engine / "temp" / job.prompt_id,
             self.folders.engine / "output" / job.prompt_id,
         ):
             folder.mkdir(parents=True)
@@ -67,7 +68,7 @@ class House:
     def has_inputs(self, job: Job) -> bool:
         """Whether anything of the inputs is left, here or in the engine; all of it must be, then."""
         there = [folder for folder in self.folders.job_folders() if folder == job.prompt_id]
-        assert len(there) in (0, 4)
+        assert len(there) in (0, 5)
         return bool(there)
 
     def has_result(self, job: Job) -> bool:

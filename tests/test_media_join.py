@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import random
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 import clips
+import numpy as np
 import pytest
 
 from faceswap.errors import JobFailure
+from faceswap.media import join as join_module
 from faceswap.media.join import join
 from faceswap.media.probe import probe_video
+from faceswap.media.sound import listen
+from faceswap.media.timeline import open_media
 
 SOURCES: dict[str, dict[str, Any]] = {
     "plain.mp4": {"sounds": ["aac"]},
@@ -133,13 +140,149 @@ def test_the_result_is_upright_and_can_be_played_while_it_loads(tmp_path: Path) 
     assert data.index(b"moov") < data.index(b"mdat")
 
 
-def test_sound_that_does_not_fit_into_mp4_is_encoded_and_said_so(tmp_path: Path) -> None:
-    source = clips.make_clip(tmp_path / "source.avi", 48, codec="mpeg4", sounds=["pcm_s16le"])
-    facts = join(make_segments(tmp_path, [48]), source, tmp_path / "out.mp4", None)
-    assert len(facts.warnings) == 1
-    assert "AAC" in facts.warnings[0]
-    (track,) = clips.sound_packets(tmp_path / "out.mp4")
-    assert track[-1][1] == pytest.approx(2.0, abs=0.05)
+ENCODED = {
+    "pcm.mov": {"sounds": ["pcm_s16le"]},
+    "pcm.avi": {"codec": "mpeg4", "sounds": ["pcm_s16le"]},
+    "mp2.ts": {"sounds": ["mp2"]},
+    "late.mov": {"sounds": ["pcm_s16le"], "video_start": 12},
+    "short.mov": {"sounds": ["pcm_s16le"], "sound_s": 0.7},
+    "long.mov": {"sounds": ["pcm_s16le", "aac"], "sound_s": 3.0},
+}
+
+
+@pytest.mark.parametrize("name", ENCODED)
+def test_sound_that_does_not_fit_into_mp4_is_encoded_and_said_so(tmp_path: Path, name: str) -> None:
+    source = clips.make_clip(tmp_path / name, 40, **ENCODED[name])
+    out = tmp_path / "out.mp4"
+    facts = join(make_segments(tmp_path, [40]), source, out, None)
+    codec = ENCODED[name]["sounds"][0]
+    assert facts.warnings == (f"Sound track 1 ({codec}) does not fit into mp4 and was encoded to AAC.",)
+    assert_same_sound(source, out)
+
+
+def assert_same_sound(source: Path, out: Path) -> None:
+    """The tracks of both begin and end together, within a frame of AAC, seen from the first picture; all decodes."""
+    first, ours_first = clips.frame_times(source)[0], clips.frame_times(out)[0]
+    tracks, originals = list(listen(out).values()), list(listen(source).values())
+    assert len(tracks) == len(originals)
+    for track, original in zip(tracks, originals, strict=True):
+        assert track.damaged == 0
+        assert track.start is not None and original.start is not None
+        assert track.start - ours_first == pytest.approx(original.start - first, abs=0.022)
+        assert track.end - ours_first == pytest.approx(original.end - first, abs=0.022)  # type: ignore[operator]
+        assert track.seconds > original.seconds - 0.022
+
+
+def spoilt(path: Path, out: Path, share: float) -> Path:
+    """A copy of a clip in which this share of the sound's packets are noise, the first of them not."""
+    rng = random.Random(3)
+    with av.open(str(path)) as clip, av.open(str(out), "w") as output:
+        streams = {stream.index: output.add_stream_from_template(stream) for stream in clip.streams}
+        for packet in clip.demux():
+            if packet.dts is None:
+                continue
+            stream = streams[packet.stream_index]
+            if stream.type == "audio" and (share == 1 or packet.pts > 0) and rng.random() < share:
+                noise = av.Packet(rng.randbytes(packet.size))
+                noise.pts, noise.dts, noise.duration = packet.pts, packet.dts, packet.duration
+                noise.time_base, packet = packet.time_base, noise
+            packet.stream = stream
+            output.mux(packet)
+    return out
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.mkv"])
+def test_damaged_sound_is_encoded_as_far_as_it_decodes_and_keeps_its_time(tmp_path: Path, name: str) -> None:
+    codec = "aac" if name == "clip.mp4" else "eac3"
+    clip = clips.make_clip(tmp_path / name, 40, sounds=[codec])
+    source, out = spoilt(clip, tmp_path / f"spoilt-{name}", 0.3), tmp_path / "out.mp4"
+    assert next(iter(listen(source).values())).damaged > 5
+    facts = join(make_segments(tmp_path, [40]), source, out, None)
+    assert facts.warnings == ("Sound track 1 of the video is damaged; what can be decoded of it was encoded to AAC.",)
+    assert_same_sound(source, out)
+    assert correlation(source, out) > 0.8
+
+
+def correlation(source: Path, out: Path) -> float:
+    """How well the sound of one file goes with that of another at the same time after the first picture (0–1)."""
+    waves = []
+    for path in (source, out):
+        wave = np.zeros(48000 * 3, np.float32)
+        origin = clips.frame_times(path)[0]
+        with open_media(path) as container:
+            for packet in container.demux(audio=0):
+                with contextlib.suppress(av.FFmpegError):
+                    for frame in packet.decode():
+                        at = round((frame.time - origin) * 48000) + 48000
+                        wave[at : at + frame.samples] = frame.to_ndarray()[0]
+        waves.append(wave)
+    shifts = [np.dot(waves[0], np.roll(waves[1], shift)) for shift in range(-48, 49, 4)]
+    return float(max(shifts) / np.linalg.norm(waves[0]) / np.linalg.norm(waves[1]))
+
+
+def test_sound_that_cannot_be_decoded_is_left_out_and_never_said_to_be_encoded(tmp_path: Path) -> None:
+    clip = clips.make_clip(tmp_path / "clip.mov", 40, sounds=["pcm_s16le", "aac"])
+    unknown = tmp_path / "unknown.mov"
+    unknown.write_bytes(clip.read_bytes().replace(b"sowt", b"abcd"))
+    noise = spoilt(clips.make_clip(tmp_path / "clip.mkv", 40, sounds=["flac"]), tmp_path / "noise.mkv", 1)
+    for source, tracks in ((unknown, 1), (noise, 0)):
+        facts = join(make_segments(tmp_path, [40]), source, tmp_path / "out.mp4", None)
+        assert facts.warnings == ("Sound track 1 of the video cannot be decoded and was left out.",)
+        assert len(clips.sound_packets(tmp_path / "out.mp4")) == tracks
+
+
+@pytest.mark.parametrize("what", ["lost", "late", "cut", "damaged"])
+def test_sound_that_does_not_arrive_in_the_result_is_a_failure(
+    tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = join_module._sound
+
+    def wrong(source: Any, sound: Any, origin: Fraction) -> Iterator[Any]:
+        for time_s, packet in right(source, sound, origin):
+            if what == "lost" or (what == "cut" and time_s > 1):
+                continue
+            if what == "late":
+                packet.pts = packet.dts = packet.pts + 4800
+            if what == "damaged" and time_s > 0.5:
+                noise = av.Packet(random.Random(1).randbytes(packet.size))
+                noise.pts, noise.dts, noise.time_base = packet.pts, packet.dts, packet.time_base
+                noise.stream = packet.stream
+                packet = noise
+            yield time_s, packet
+
+    monkeypatch.setattr(join_module, "_sound", wrong)
+    source = clips.make_clip(tmp_path / "source.mp4", 40, sounds=["aac"])
+    folder = tmp_path / "results"
+    folder.mkdir()
+    with pytest.raises(JobFailure) as caught:
+        join(make_segments(tmp_path, [40]), source, folder / "out.mp4", None)
+    assert (caught.value.code, caught.value.passing) == ("sound_missing", True)
+    assert not list(folder.iterdir())
+
+
+JOINED = {
+    "hevc": ("mp4", "libx265", "yuv420p"),
+    "vp9": ("webm", "libvpx-vp9", "yuv420p"),
+    "av1": ("webm", "libsvtav1", "yuv420p10le"),
+    "ffv1": ("mkv", "ffv1", "yuv420p"),
+}
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_what_videohelpersuite_makes_of_each_format_is_joined_into_mp4(tmp_path: Path, name: str) -> None:
+    suffix, codec, pix_fmt = JOINED[name]
+    source = clips.make_clip(tmp_path / "source.mp4", 30, sounds=["aac"])
+    segments = [
+        clips.make_clip(
+            tmp_path / f"{i}.{suffix}", 10 + i, first_number=10 * i, codec=codec, pix_fmt=pix_fmt, size=(128, 96)
+        )
+        for i in (0, 1)
+    ]
+    out = tmp_path / "out.mp4"
+    join(segments, source, out, None)
+    assert clips.read_numbers(out) == list(range(21))
+    with av.open(str(out)) as container:
+        assert container.streams.video[0].codec_context.codec.canonical_name == name
 
 
 def test_segments_of_different_sizes_are_refused(tmp_path: Path) -> None:

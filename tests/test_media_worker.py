@@ -66,9 +66,7 @@ async def test_segments_are_joined_and_verified_in_the_worker(tmp_path: Path, me
     parts = [clips.make_clip(tmp_path / f"{i}.mp4", 10, first_number=10 * i) for i in range(2)]
     joined = await media.join(parts, source, tmp_path / "out.mp4", None)
     assert joined.bytes == (tmp_path / "out.mp4").stat().st_size
-    verdict = await media.verify(
-        tmp_path / "out.mp4", source, first_frame=0, frame_count=20, frame_rate=None, expect_audio=True
-    )
+    verdict = await media.verify(tmp_path / "out.mp4", source, first_frame=0, frame_count=20, frame_rate=None, crf=20)
     assert (verdict.frames, verdict.changed_share) == (20, 0.0)
 
 
@@ -80,7 +78,7 @@ async def test_errors_come_through_with_class_code_and_sentence(tmp_path: Path, 
     assert str(tmp_path) not in problem.value.detail
     clip = clips.make_clip(tmp_path / "clip.mp4", 5)
     with pytest.raises(JobFailure) as failure:
-        await media.verify(clip, clip, first_frame=0, frame_count=9, frame_rate=None, expect_audio=False)
+        await media.verify(clip, clip, first_frame=0, frame_count=9, frame_rate=None, crf=20)
     assert (failure.value.code, failure.value.passing) == ("frames_missing", True)
 
 
@@ -118,9 +116,7 @@ async def test_at_most_two_probes_run_at_once(tmp_path: Path, media: MediaWorker
 
 async def test_a_worker_that_is_killed_is_one_error_and_is_replaced(tmp_path: Path, media: MediaWorker) -> None:
     clip = big_clip(tmp_path / "clip.mp4")
-    check = asyncio.create_task(
-        media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, expect_audio=False)
-    )
+    check = asyncio.create_task(media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, crf=20))
     await until(lambda: bool(children()))
     children()[0].kill()
     with pytest.raises(JobFailure) as failure:
@@ -191,9 +187,7 @@ async def test_memory_beyond_the_limit_is_refused_not_taken(tmp_path: Path) -> N
 
 async def test_a_cancelled_call_ends_its_worker(tmp_path: Path, media: MediaWorker) -> None:
     clip = big_clip(tmp_path / "clip.mp4")
-    check = asyncio.create_task(
-        media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, expect_audio=False)
-    )
+    check = asyncio.create_task(media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, crf=20))
     await until(lambda: bool(children()))
     check.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -226,9 +220,7 @@ async def test_an_idle_worker_ends_after_a_while(
 async def test_closing_ends_all_workers_within_a_second(tmp_path: Path) -> None:
     clip = big_clip(tmp_path / "clip.mp4")
     media = MediaWorker()
-    check = asyncio.create_task(
-        media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, expect_audio=False)
-    )
+    check = asyncio.create_task(media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, crf=20))
     await media.warm()
     await until(lambda: len(children()) == 2)
     start = time.perf_counter()

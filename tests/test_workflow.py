@@ -77,7 +77,7 @@ def test_a_graph_gets_our_names_our_prefix_and_the_clips_own_rate() -> None:
     assert graph["10"]["inputs"]["image"] == "j/face.png"
     output = graph["9"]["inputs"]
     assert output["filename_prefix"] == "fs/j-1"
-    assert output["save_output"] is True and output["save_metadata"] is False
+    assert output["save_output"] is False and output["save_metadata"] is False
     assert output["frame_rate"] == ["12", 5]
 
 
@@ -90,7 +90,7 @@ def test_only_what_has_to_change_is_changed() -> None:
     expected = seed()
     expected["8"]["inputs"] |= {"video": "j/clip.mp4", "force_rate": 0}
     expected["10"]["inputs"]["image"] = "j/face.png"
-    expected["9"]["inputs"] |= {"filename_prefix": "fs/j-1", "save_metadata": False}
+    expected["9"]["inputs"] |= {"filename_prefix": "fs/j-1", "save_output": False, "save_metadata": False}
     del expected["9"]["inputs"]["audio"]
     assert built(Workflow.load(SEED_FILE)) == expected
 
@@ -195,7 +195,7 @@ def test_a_fixed_rate_is_replaced_by_the_clips_own() -> None:
 def test_what_would_drop_or_repeat_frames_is_turned_off() -> None:
     graph = seed()
     graph["8"]["inputs"] |= {"select_every_nth": 3, "frame_load_cap": 10, "skip_first_frames": 5}
-    graph["9"]["inputs"] |= {"pingpong": True, "loop_count": 2, "save_output": False}
+    graph["9"]["inputs"] |= {"pingpong": True, "loop_count": 2, "save_output": True}
     clean = built(Workflow.from_graph("w", graph))
     assert clean == built(Workflow.load(SEED_FILE))
 
@@ -271,7 +271,10 @@ def second_output(graph: Graph) -> None:
         ),
         (setting("3", source_image=["8", 0]), "needs one LoadImage with the face and has no"),
         (setting("3", source_image=None), "needs one VHS_VideoCombine after the swap"),
-        (setting("9", format="image/gif"), "must have a format that starts with video/"),
+        (setting("9", format="image/gif"), "Node 9 (VHS_VideoCombine) of the workflow w has the format image/gif"),
+        (setting("9", format="video/ProRes"), "cannot be joined into the result: mp4 cannot hold ProRes. Choose video"),
+        (setting("9", format="video/8bit-png"), "cannot be joined into the result: it makes a file for each frame."),
+        (setting("9", format="audio/mp3"), "cannot be joined into the result: it is no video."),
         (setting("9", meta_batch=["12", 0]), "must not use VHS_BatchManager"),
         (without("12"), "Node 9 of the workflow w is linked to a missing node 12"),
         (setting("8", video=["9", 0]), "run in a circle"),

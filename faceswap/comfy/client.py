@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote
@@ -81,11 +81,17 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a prompt ended, as history tells it. `outputs` are its files by node id; `failure` is set for `error`."""
+    """How a prompt ended, as history tells it.
+
+    outputs  its files by node id
+    failure  set for `error`
+    swapped  the share (0–1) of frames in which a swap node changed a face, by node id; only the embedded engine tells
+    """
 
     state: Literal["success", "error", "interrupted"]
     outputs: Mapping[str, tuple[OutputFile, ...]]
     failure: JobFailure | None = None
+    swapped: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def files(self) -> tuple[OutputFile, ...]:
@@ -443,8 +449,8 @@ def _files_by_node(outputs: Mapping[Any, object]) -> dict[str, tuple[OutputFile,
 def _outcome_of(entry: object) -> Outcome | None:
     """What an entry of history says. An interrupted prompt reads `error` there too: only its messages tell."""
     match entry:
-        case {"status": {"status_str": "success"}, "outputs": {**outputs}}:
-            return Outcome("success", _files_by_node(outputs))
+        case {"status": {"status_str": "success"}, "outputs": {**outputs}, **rest}:
+            return Outcome("success", _files_by_node(outputs), swapped=_swapped(rest.get("faceswap")))
         case {"status": {"status_str": "error", "messages": [*messages]}, "outputs": {**outputs}}:
             return _unsuccessful(messages, _files_by_node(outputs))
         case {"status": {"status_str": "success" | "error"}}:
@@ -452,6 +458,16 @@ def _outcome_of(entry: object) -> Outcome | None:
         case None | {"status": None | {"status_str": _}}:
             return None
     raise _unexpected("its history")
+
+
+def _swapped(counts: object) -> dict[str, float]:
+    """The share of frames that each swap node changed; what is not understood counts as not told."""
+    shares = {}
+    for node, count in counts.items() if isinstance(counts, dict) else ():
+        match count:
+            case {"frames": int(frames), "swapped": int(swapped)} if 0 <= swapped <= frames != 0:
+                shares[node] = swapped / frames
+    return shares
 
 
 def _unsuccessful(messages: list[object], outputs: Mapping[str, tuple[OutputFile, ...]]) -> Outcome:

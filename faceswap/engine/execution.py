@@ -60,6 +60,8 @@ class Outcome:
     completed: bool = False
     messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     shown: dict[str, dict[str, Any]] = field(default_factory=dict)
+    swaps: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Of each swap node, the frames it read and those in which it changed a face; ComfyUI tells no such thing."""
 
 
 class Listener(Protocol):
@@ -124,6 +126,11 @@ class _Execution:
             self._fail(error)
         else:
             self._outcome.completed = True
+            self._outcome.swaps = {
+                node: {"frames": result.swaps.frames, "swapped": result.swaps.swapped}
+                for node, result in self._results.items()
+                if result.swaps is not None
+            }
             self._record("execution_success", {})
         return self._outcome
 

@@ -27,7 +27,7 @@ from .frames import Frame, Picture, read_picture
 from .graph import Graph
 from .sound import Sound
 from .streams import Encoded, Painter, Shortened, Swapping
-from .video import Encoding, Frames, Swap, as_rate, encode, mux
+from .video import Encoding, Frames, Swap, SwapCount, as_rate, encode, mux
 
 if TYPE_CHECKING:
     from .swap import SourceFace
@@ -64,6 +64,8 @@ class Result:
     """Files without which the result is worth nothing."""
     scratch: bool = False
     """Whether the files are to be erased when the result is forgotten."""
+    swaps: SwapCount | None = None
+    """Of a swap, what it did: complete when its frames have been read."""
 
     @property
     def is_whole(self) -> bool:
@@ -173,14 +175,15 @@ def face_swap(task: Task, inputs: Inputs) -> Result:
     original: Frames = inputs["input_image"]
     frames = _with_faults(task.faults, original)
     make_swap = _swap_maker(task, inputs, frames)
-    if make_swap is not None:
-        frames = Swapping(frames, make_swap)
+    swaps = None if task.faults.black_frame else SwapCount(frames.count)
+    if make_swap is not None and swaps is not None:
+        frames = Swapping(frames, make_swap, swaps)
     if task.encoding is None or not inputs["enabled"]:
-        return Result((frames, None, original))
+        return Result((frames, None, original), swaps=swaps)
     path = task.folders.folder("temp") / f"{uuid.uuid4().hex}.mp4"
     _encode(task, frames, path, frames.rate, task.encoding)
     encoded = Encoded(probe(path), Selection(), task.encoding)
-    return Result((encoded, None, original), files=(path,), scratch=True)
+    return Result((encoded, None, original), files=(path,), scratch=True, swaps=swaps)
 
 
 def _with_faults(faults: Faults, frames: Frames) -> Frames:

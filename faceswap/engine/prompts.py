@@ -96,6 +96,7 @@ class Prompts:
                 node: {"node_id": node, "display_node": node, "parent_node": None, "real_node_id": node}
                 for node in outcome.shown
             },
+            "faceswap": outcome.swaps,
         }
 
     def _free_if_idle(self) -> None:

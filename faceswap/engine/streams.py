@@ -12,7 +12,7 @@ import numpy as np
 
 from .clip import Clip
 from .frames import Frame, Image
-from .video import Encoding, Frames, Swap, swapped
+from .video import Encoding, Frames, Swap, SwapCount, swapped
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Swapping:
 
     frames: Frames
     make_swap: Callable[[], Swap]
+    swaps: SwapCount
 
     @property
     def size(self) -> tuple[int, int]:
@@ -35,7 +36,7 @@ class Swapping:
         return self.frames.count
 
     def __iter__(self) -> Generator[Frame]:
-        return swapped(self.frames, self.make_swap())
+        return swapped(self.frames, self.make_swap(), self.swaps)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,14 @@ class Swap(Protocol):
     def apply(self, bgr: Image, tracks: Any) -> int: ...
 
 
+@dataclass
+class SwapCount:
+    """The frames of a clip that went through a swap, and those of them in which it changed a face."""
+
+    frames: int = 0
+    swapped: int = 0
+
+
 class Frames(Protocol):
     """A clip: frames that can be read again and again, and what is known of them beforehand."""
 
@@ -102,10 +110,10 @@ def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T]:
         thread.join()
 
 
-def swapped(frames: Iterable[Frame], swap: Swap) -> Generator[Frame]:
-    """The frames with a swap applied; decoding, tracking and applying each run in a thread."""
+def swapped(frames: Iterable[Frame], swap: Swap, count: SwapCount) -> Generator[Frame]:
+    """Yield the frames with a swap applied, and count them; decoding, tracking and applying each run in a thread."""
     tracked = ahead(_tracked(ahead(_prepared(frames)), swap))
-    with closing(ahead(_applied(tracked, swap))) as stream:
+    with closing(ahead(_applied(tracked, swap, count))) as stream:
         for frame in stream:
             frame.keep_changes()
             yield frame
@@ -123,10 +131,12 @@ def _tracked(frames: Generator[Frame], swap: Swap) -> Iterator[tuple[Frame, Any]
             yield frame, swap.track(frame.bgr)
 
 
-def _applied(frames: Generator[tuple[Frame, Any]], swap: Swap) -> Iterator[Frame]:
+def _applied(frames: Generator[tuple[Frame, Any]], swap: Swap, count: SwapCount) -> Iterator[Frame]:
+    count.frames = count.swapped = 0
     with closing(frames):
         for frame, tracks in frames:
-            swap.apply(frame.bgr, tracks)
+            count.swapped += swap.apply(frame.bgr, tracks) > 0
+            count.frames += 1
             yield frame
 
 

@@ -1,36 +1,42 @@
 """Tells whether a region the size of a face was changed between two frames, without knowing where faces are.
 
-Both frames are reduced to the mean colours of small blocks, in which encoding noise averages out, and what one
-linear colour transform of the whole frame explains is taken away. The rest is measured against what the
-encoder does elsewhere in the same frame to blocks of the same contrast.
+Both frames are reduced to the mean colours of small blocks, and what one linear colour transform of the whole frame
+explains is taken away. What is left is held against what encoding alone does to the same blocks: the source's own
+frames, encoded anew with the result's `crf`, tell.
 
-The limits below were found on scenes of 180p to 720p with moving texture, grain, lettering and little light,
-encoded by x264 at crf 20, 25, 30 and 40. At crf 20 photographic frames without a swap stay below a ratio of 6;
-faces of 46 to 109 pixels swapped by the embedded engine all lie above the limit. Where the noise is coarse (from
-about crf 28 on) only strong changes count, and other frames are not judged.
+The limits below were chosen on 58 scenes of 180p to 720p (photographs that move, cut, fade and flash, grain, noise,
+lettering, little light; faces of 46 to 170 pixels, swapped by the embedded engine and not) at crf 20 to 51.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import av
 import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from faceswap.media.probe import clockwise
+from faceswap.media.timeline import DECODER_THREADS
+
 Array = NDArray[np.float32]
 
 SHORT_SIDE = 720
 BLOCK = 8
-CONTRAST_CLASSES = 8
-LEAST_LEVELS = 2.5
-LEAST_RATIO, RATIO_PER_NOISE = 6.5, 0.25
-UNCHANGED_RATIO = 4.0
-CLEAR_NOISE, UNCLEAR_RATIO = 2.0, 16.0
-DARK = 24.0
 RIDGE = 25.0
-NOISE_FLOOR = 0.7
-# Sharp edges (lettering, graphics) ring more than the rest of a frame tells; faces have less contrast.
-EDGE_CONTRAST, NOISE_PER_EDGE = 50.0, 0.06
+
+ENCODED_SHORT_SIDE = 1080
+REACH = 7  # blocks around one in which encoding may do the same to others
+NOISE_FLOOR = 1.5
+LEAST_MEDIAN = 0.3
+CHANGED_RATIO, RATIO_PER_NOISE, MOST_NOISE = 2.5, 0.25, 12.0
+UNCHANGED_RATIO, CLEAR_NOISE = 2.0, 3.0
+# In the dark what was seen when it was light may stay for seconds, which a run of a few frames does not show.
+DARK, DARK_FACTOR = 24.0, 2.5
 
 
 def grid(width: int, height: int) -> tuple[int, int]:
@@ -39,35 +45,97 @@ def grid(width: int, height: int) -> tuple[int, int]:
     return max(round(width * scale / BLOCK), 4) * BLOCK, max(round(height * scale / BLOCK), 4) * BLOCK
 
 
-def upright(frame: VideoFrame, clockwise: int, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """The frame turned by `clockwise` degrees and scaled to `size`: uint8 (H, W, 3) RGB."""
-    width, height = size[::-1] if clockwise in (90, 270) else size
-    small = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA")
-    return np.ascontiguousarray(np.rot90(small.to_ndarray(), -clockwise // 90), np.uint8)
+def blocks(frame: VideoFrame, turn: int, size: tuple[int, int]) -> Array:
+    """Mean colours of the blocks of a frame turned clockwise by `turn` degrees and scaled to `size`, float32 RGB."""
+    width, height = size[::-1] if turn in (90, 270) else size
+    small = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
+    picture = np.rot90(small, -turn // 90).astype(np.float32)
+    return np.asarray(cv2.resize(picture, (size[0] // BLOCK, size[1] // BLOCK), interpolation=cv2.INTER_AREA))
 
 
-def changed(source: NDArray[np.uint8], result: NDArray[np.uint8]) -> bool | None:
-    """Whether some region of `result` differs from `source` more than encoding explains; same sizes, RGB.
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A frame of the source: its blocks, what encoding did to it, and to it and the frames about it (both 0–255)."""
 
-    None when it may be either: the difference is small, or the encoding so coarse or the picture so dark that they
-    would hide a swapped face. A job fails for frames that are surely unchanged, so doubt counts for neither.
-    """
-    blocks = _blocks(source)
-    difference, contrast = _difference(blocks, _blocks(result)), _contrast(source, blocks)
-    usual = _usual(difference, contrast)
-    noise = np.maximum(np.maximum(usual, NOISE_FLOOR), NOISE_PER_EDGE * (contrast - EDGE_CONTRAST))
-    ratio = float(np.where(difference > LEAST_LEVELS, difference / noise, 0).max())
-    ratio -= RATIO_PER_NOISE * float(np.median(difference))
-    clear = float(np.quantile(usual, 0.9)) < CLEAR_NOISE and float(blocks.mean()) > DARK
-    if ratio > (LEAST_RATIO if clear else UNCLEAR_RATIO):
-        return True
-    return False if clear and ratio < UNCHANGED_RATIO else None
+    source: Array
+    difference: Array
+    noise: Array
+
+    def changed(self, result: Array) -> bool | None:
+        """Whether some region of the blocks `result` differs from the source more than encoding explains.
+
+        None when it may be either: the difference is small, or the encoding so coarse or the picture so dark that they
+        would hide a swapped face. A job fails for frames that are surely unchanged, so doubt counts for neither.
+        """
+        difference = _difference(self.source, result)
+        coarser = float(np.median(difference)) / max(float(np.median(self.difference)), LEAST_MEDIAN)
+        noise = self.noise * max(coarser, 1.0)
+        ratio = float((difference / (noise + NOISE_FLOOR)).max())
+        usual = float(np.quantile(noise, 0.9))
+        dark = float(self.source.mean()) < DARK
+        if ratio > (CHANGED_RATIO + RATIO_PER_NOISE * min(usual, MOST_NOISE)) * (DARK_FACTOR if dark else 1):
+            return True
+        return False if usual < CLEAR_NOISE and not dark and ratio < UNCHANGED_RATIO else None
 
 
-def _blocks(picture: NDArray[np.uint8] | Array) -> Array:
-    height, width = picture.shape[:2]
-    small = cv2.resize(picture.astype(np.float32), (width // BLOCK, height // BLOCK), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.float32)
+def references(run: Iterator[VideoFrame], wanted: Sequence[bool], crf: int) -> list[Reference]:
+    """References for the wanted ones of a run of source frames, which is encoded with `crf`."""
+    sources: list[Array] = []
+    encoded: list[Array] = []
+    encoder: _Encoder | None = None
+    turn, size = 0, (0, 0)
+    for number, frame in enumerate(run):
+        if encoder is None:
+            turn, encoder = clockwise(frame), _Encoder(frame, crf)
+            size = grid(*display_size(frame))
+        if wanted[number]:
+            sources.append(blocks(frame, turn, size))
+        encoded += (blocks(after, turn, size) for after in encoder.encode(frame) if wanted[after.pts or 0])
+    if encoder is None:
+        return []
+    encoded += (blocks(after, turn, size) for after in encoder.encode(None) if wanted[after.pts or 0])
+    differences = [_difference(source, after) for source, after in zip(sources, encoded, strict=True)]
+    mean_square = np.mean(np.square(differences), axis=0)
+    noise = cv2.dilate(np.sqrt(mean_square), np.ones((REACH, REACH), np.uint8))
+    return [Reference(source, d, np.asarray(noise)) for source, d in zip(sources, differences, strict=True)]
+
+
+class _Encoder:
+    """x264 with a decoder behind it: frames in, what encoding leaves of them out; `pts` counts them."""
+
+    def __init__(self, first: VideoFrame, crf: int) -> None:
+        scale = min(1.0, ENCODED_SHORT_SIDE / min(first.width, first.height))
+        self._encoder = av.CodecContext.create("libx264", "w")
+        self._encoder.width, self._encoder.height = (
+            max(round(side * scale / 2), 8) * 2 for side in (first.width, first.height)
+        )
+        self._encoder.pix_fmt = "yuv420p"
+        self._encoder.time_base = Fraction(1, 25)
+        self._encoder.options = {"crf": str(crf), "preset": "veryfast"}
+        self._encoder.thread_count = DECODER_THREADS
+        self._decoder = av.CodecContext.create("h264", "r")
+        self._count = 0
+
+    def encode(self, frame: VideoFrame | None) -> Iterator[VideoFrame]:
+        """Encode the next frame; None: the end of the run."""
+        picture = None
+        if frame is not None:
+            scaled = frame.reformat(
+                width=self._encoder.width, height=self._encoder.height, format="yuv420p", interpolation="AREA"
+            )
+            # A copy: the source's choice of key frames is not to be repeated, nor its times to be lost.
+            picture = VideoFrame.from_ndarray(scaled.to_ndarray(), "yuv420p")
+            picture.pts = self._count
+            self._count += 1
+        for packet in self._encoder.encode(picture):
+            yield from self._decoder.decode(packet)
+        if frame is None:
+            yield from self._decoder.decode(None)
+
+
+def display_size(frame: VideoFrame) -> tuple[int, int]:
+    """Width and height of a frame as it is shown."""
+    return (frame.height, frame.width) if clockwise(frame) in (90, 270) else (frame.width, frame.height)
 
 
 def _difference(source: Array, result: Array) -> Array:
@@ -86,22 +154,3 @@ def _difference(source: Array, result: Array) -> Array:
         usual = error <= np.quantile(error, 0.7)
     energy = (rest**2).mean(axis=1).reshape(source.shape[:2])
     return np.asarray(np.sqrt(cv2.blur(energy, (2, 2))), np.float32)
-
-
-def _contrast(source: NDArray[np.uint8], blocks: Array) -> Array:
-    """How much there is to blur around each block: deviation within it and range between its neighbours."""
-    grey = cv2.cvtColor(source, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    mean = _blocks(grey)
-    inside = np.sqrt(np.maximum(_blocks(grey * grey) - mean * mean, 0))
-    near = np.ones((3, 3), np.uint8)
-    steps = (cv2.dilate(mean, near) - cv2.erode(mean, near)) / 2
-    return np.asarray(cv2.blur(inside, (3, 3)) + steps, np.float32)
-
-
-def _usual(difference: Array, contrast: Array) -> Array:
-    """The difference usual in this frame for blocks of the same contrast: medians of classes, interpolated."""
-    order = np.argsort(contrast, axis=None)
-    classes = np.array_split(order, CONTRAST_CLASSES)
-    centres = [float(contrast.flat[members].mean()) for members in classes]
-    medians = np.maximum.accumulate([float(np.median(difference.flat[members])) for members in classes])
-    return np.asarray(np.interp(contrast, centres, medians), np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import heapq
@@ -22,18 +21,21 @@ from numpy.typing import NDArray
 
 from faceswap.errors import JobFailure
 from faceswap.media.facts import JoinFacts
+from faceswap.media.sound import AacEncoder, Heard, add_aac_track, listen
 from faceswap.media.timeline import Timeline, open_media, packets, picture_stream, read_source, read_timeline
 from faceswap.media.worker import partial_path
 
-# Sound that is copied as it is; what else is found is encoded to AAC.
+# Sound that is copied as it is; what else decodes is encoded to AAC.
 MP4_SOUND = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
-AAC_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
-AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
 # Codecs that repeat their parameters at each key frame: segments may differ in what their headers say.
 SELF_CONTAINED = {"vp9", "av1"}
+# Pictures that are copied as they are: FFmpeg writes all of these into mp4, and can read them back.
+MP4_PICTURES = {"h264", "hevc", "av1", "vp9", "mpeg4", "ffv1"}
 CLOCK_HZ = 90_000
 INTERLEAVE_US = 200_000
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+SILENT = JobFailure("sound_missing", "The result does not have all of the video's sound in time.", passing=True)
 
 # Seconds, and the packet to write then.
 Timed: TypeAlias = "tuple[float, av.Packet[Any]]"
@@ -44,21 +46,22 @@ def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction
 
     With `frame_rate` None frame i of the result is shown when frame i of the source is; otherwise the rate is
     constant. The offset between sound and picture is the source's. `out` appears complete or not at all.
-    Raises JobFailure (`disk_full`, `output_damaged`, `segments_differ`, `input_damaged`).
+    Raises JobFailure (`disk_full`, `output_damaged`, `segments_differ`, `sound_missing`,
+    `input_damaged`).
     """
     partial = partial_path(out)
     try:
         runs = [_survey(path) for path in segments]
         in_band = _headers_differ(runs)
-        timeline = read_source(source)
+        timeline, heard = read_source(source), listen(source)
         with open_media(source) as sounds, _open_output(partial) as output:
             origin = Fraction(sounds.start_time or 0, av.time_base)
             clock = _Clock.of(timeline, frame_rate, origin, sum(len(run.ranks) for run in runs))
             pictures = _pictures(runs, clock, in_band, output)
-            tracks, warnings = _sound_tracks(sounds, output)
-            for _, packet in heapq.merge(pictures, _sound(sounds, tracks, origin), key=lambda timed: timed[0]):
+            sound = _sound_tracks(sounds, heard, output)
+            for _, packet in heapq.merge(pictures, _sound(sounds, sound, origin), key=lambda timed: timed[0]):
                 output.mux(packet)
-        facts = _seal(partial, clock, warnings)
+        facts = _seal(partial, timeline, clock, sound)
         partial.replace(out)
         _sync(out.parent)
         return facts
@@ -71,6 +74,17 @@ def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction
         raise JobFailure("output_damaged", sentence, passing=True) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_joinable(stream: VideoStream) -> None:
+    """Raise JobFailure (`format_not_joinable`) for a picture that the result, an mp4, cannot hold."""
+    codec = stream.codec_context.codec.canonical_name
+    if codec not in MP4_PICTURES:
+        raise JobFailure(
+            "format_not_joinable",
+            f"ComfyUI's result is {codec}, which cannot be joined into an mp4; choose the format video/h264-mp4,"
+            " video/h265-mp4, video/webm or video/av1-webm in the workflow's VHS_VideoCombine.",
+        )
 
 
 def _open_output(path: Path) -> OutputContainer:
@@ -135,7 +149,7 @@ class _Clock:
     @classmethod
     def of(cls, source: Timeline, frame_rate: Fraction | None, origin: Fraction, frames: int) -> _Clock:
         """The source's own times, or a constant rate from the time of its first frame."""
-        start = int(source.times[0]) * source.time_base - origin
+        start = source.start - origin
         rate = frame_rate or source.rate()[0]
         if frame_rate is None and frames <= len(source.times):
             base = source.time_base
@@ -206,67 +220,92 @@ def _parameter_sets(header: bytes) -> bytes:
     return found
 
 
-def _sound_tracks(source: InputContainer, output: OutputContainer) -> tuple[dict[int, AudioStream], list[str]]:
-    """A track of `output` for each sound track of `source`, by the index of the latter; and warnings."""
-    tracks: dict[int, AudioStream] = {}
-    warnings = []
+@dataclass(frozen=True, slots=True)
+class _Sound:
+    """The sound that goes into the result: what was heard of each of its tracks in the source, in order."""
+
+    copied: dict[int, AudioStream]
+    encoded: dict[int, AacEncoder]
+    heard: list[Heard]
+    warnings: list[str]
+
+
+def _sound_tracks(source: InputContainer, heard: dict[int, Heard], output: OutputContainer) -> _Sound:
+    """A track of `output` for each sound track of `source` in which something was heard, by its index there.
+
+    Sound is copied where an mp4 can hold it and all of it decodes.
+    """
+    sound = _Sound({}, {}, [], [])
     for number, stream in enumerate(source.streams.audio, start=1):
-        context = stream.codec_context
-        if context is None or not context.sample_rate:
-            warnings.append(f"Sound track {number} is of an unknown kind and was left out.")
+        track_heard = heard[stream.index]
+        if not track_heard.packets:
             continue
-        codec = context.codec.canonical_name
-        if codec in MP4_SOUND:
-            track = output.add_stream_from_template(stream, opaque=True)
+        if not track_heard.seconds:
+            sound.warnings.append(f"Sound track {number} of the video cannot be decoded and was left out.")
+            continue
+        codec = stream.codec_context.codec.canonical_name
+        if codec in MP4_SOUND and not track_heard.damaged:
+            track = sound.copied[stream.index] = output.add_stream_from_template(stream, opaque=True)
         else:
-            rate = context.sample_rate if context.sample_rate in AAC_RATES else 48000
-            track = output.add_stream("aac", rate=rate, layout=AAC_LAYOUTS.get(context.channels, "stereo"))
-            warnings.append(f"Sound track {number} ({codec}) does not fit into mp4 and was encoded to AAC.")
+            track = add_aac_track(stream, output)
+            sound.encoded[stream.index] = AacEncoder(stream, track)
+            why = f"({codec}) does not fit into mp4 and was"
+            if track_heard.damaged:
+                why = "of the video is damaged; what can be decoded of it was"
+            sound.warnings.append(f"Sound track {number} {why} encoded to AAC.")
         if "language" in stream.metadata:
             track.metadata["language"] = stream.metadata["language"]
-        tracks[stream.index] = track
-    return tracks, warnings
+        sound.heard.append(track_heard)
+    return sound
 
 
-def _sound(source: InputContainer, tracks: dict[int, AudioStream], origin: Fraction) -> Iterator[Timed]:
+def _sound(source: InputContainer, sound: _Sound, origin: Fraction) -> Iterator[Timed]:
     """The sound of the source, its times counted from `origin` (seconds in the source's clock)."""
-    latest = dict.fromkeys(tracks, -(1 << 62))
+    latest = dict.fromkeys(sound.copied, -(1 << 62))
     for packet in packets(source, "audio"):
-        index, track = packet.stream_index, tracks.get(packet.stream_index)
-        if track is None or packet.pts is None:
-            continue
-        packet.pts -= round(origin / packet.time_base)
-        if track.codec_context.is_encoder:
-            yield from _encoded(packet, track)
-            continue
-        packet.pts = packet.dts = latest[index] = max(packet.pts, latest[index] + 1)
-        packet.stream = track
-        yield float(packet.pts * packet.time_base), packet
-    for track in tracks.values():
-        if track.codec_context.is_encoder:
-            yield from _timed(track.encode(None))
+        index = packet.stream_index
+        if encoder := sound.encoded.get(index):
+            yield from _timed(encoder.encode(packet, origin))
+        elif index in sound.copied and packet.pts is not None:
+            packet.pts -= round(origin / packet.time_base)
+            packet.pts = packet.dts = latest[index] = max(packet.pts, latest[index] + 1)
+            packet.stream = sound.copied[index]
+            yield float(packet.pts * packet.time_base), packet
+    for encoder in sound.encoded.values():
+        yield from _timed(encoder.encode(None, origin))
 
 
-def _encoded(packet: av.Packet[AudioStream], track: AudioStream) -> Iterator[Timed]:
-    with contextlib.suppress(av.InvalidDataError):
-        for frame in packet.decode():
-            yield from _timed(track.encode(frame))
-
-
-def _timed(encoded: list[av.Packet[Any]]) -> Iterator[Timed]:
+def _timed(encoded: Iterator[av.Packet[Any]]) -> Iterator[Timed]:
     return ((float((packet.dts or 0) * packet.time_base), packet) for packet in encoded)
 
 
-def _seal(path: Path, clock: _Clock, warnings: list[str]) -> JoinFacts:
-    """Makes the file durable and reads it back: all frames there, and its digest."""
+def _seal(path: Path, source: Timeline, clock: _Clock, sound: _Sound) -> JoinFacts:
+    """Make the file durable and read it back: all frames there, all sound, and its digest."""
     timeline = read_timeline(path)
     if len(timeline.times) != len(clock.times):
         raise JobFailure("output_damaged", "The joined result lost frames.", passing=True)
+    _check_sound(list(listen(path).values()), timeline, sound.heard, source)
     with path.open("rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.tell()
-    return JoinFacts(size, digest, len(clock.times), float(timeline.duration), tuple(warnings))
+    return JoinFacts(size, digest, len(clock.times), float(timeline.duration), tuple(sound.warnings))
+
+
+def _check_sound(found: list[Heard], timeline: Timeline, wanted: list[Heard], source: Timeline) -> None:
+    """Raise JobFailure (`sound_missing`) unless each track has the seconds it has in the source, at the same time.
+
+    Times are compared from the first frame on, within a frame of the picture or, where that is longer, of the sound.
+    """
+    if len(found) != len(wanted):
+        raise SILENT
+    shift_s = float(timeline.start - source.start)
+    for ours, theirs in zip(found, wanted, strict=True):
+        tolerance_s = max(1 / float(source.rate()[0]), ours.frame_s, theirs.frame_s)
+        late_s = (ours.start or 0.0) - (theirs.start or 0.0) - shift_s
+        missing_s = max(theirs.seconds - ours.seconds, (theirs.end or 0.0) - (ours.end or 0.0) + shift_s)
+        if ours.damaged or abs(late_s) > tolerance_s or missing_s > tolerance_s:
+            raise SILENT
 
 
 def _sync(folder: Path) -> None:

@@ -81,6 +81,11 @@ class Timeline:
         begun = self.times.searchsorted(int(self.times[0]) + np.array(middles, np.int64))
         return [int(index) for index in np.maximum(begun - 1, 0)]
 
+    @property
+    def start(self) -> Fraction:
+        """Seconds at which the first frame is shown, in the file's own clock."""
+        return int(self.times[0]) * self.time_base
+
     def rate(self) -> tuple[Fraction, bool]:
         """Frames a second, and whether they vary: a rate is constant if each frame lies within a tick of it."""
         count = len(self.times)

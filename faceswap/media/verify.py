@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 
 import av
@@ -13,16 +14,21 @@ import numpy as np
 from av.video.frame import VideoFrame
 
 from faceswap.errors import JobFailure
-from faceswap.media import compare as regions
+from faceswap.media.compare import Reference, blocks, display_size, grid, references
 from faceswap.media.facts import Verdict
 from faceswap.media.frames import LEAD_FRAMES, after_seek, from_start
+from faceswap.media.join import check_joinable
 from faceswap.media.probe import clockwise, reaches_past_the_end
-from faceswap.media.timeline import Timeline, decoded, open_media, packets, picture_stream, read_source
+from faceswap.media.timeline import Timeline, decoded, open_media, picture_stream, read_source
 
-SAMPLES_A_SECOND = 3
-LEAST_SAMPLES = 16
-MOST_SAMPLES = 240
-BLACK_LEVEL = 16
+# A few runs of frames are compared: encoding does to one what it does to it only among its neighbours.
+RUN_FRAMES = 12
+RUN_STEP = 3
+RUNS_A_SECOND = 1
+LEAST_RUNS, MOST_RUNS = 6, 80
+# The share of frames that have to look changed where most others surely are not, and where that cannot be told.
+LEAST_CHANGED, LEAST_CHANGED_UNCLEAR = 0.02, 0.1
+BLACK_LEVEL, NOT_BLACK_LEVEL = 16, 48
 SHAPE_TOLERANCE = 0.03
 STAND_IN_SIZE = (512, 512)
 
@@ -32,7 +38,6 @@ FILTERED = JobFailure(
     "content_filtered",
     "The engine's content filter blacked out the result; use other material or turn the filter off.",
 )
-SILENT = JobFailure("sound_missing", "The result has no sound although the video has.", passing=True)
 
 
 def verify(
@@ -42,31 +47,27 @@ def verify(
     first_frame: int,
     frame_count: int,
     frame_rate: Fraction | None,
-    expect_audio: bool,
-    compare: bool = True,
+    crf: int | None,
 ) -> Verdict:
     """Decodes `result` to its end and compares samples with the frames of `source` they were made of.
 
-    The result has to hold `frame_count` frames from `first_frame` on, counted after `frame_rate` was forced.
-    `compare` False leaves the comparison out. Raises JobFailure: `output_missing`, `output_damaged`,
-    `content_filtered`, `frames_missing`, `sound_missing`, `input_damaged`.
+    The result has to hold `frame_count` frames from `first_frame` on, counted after `frame_rate` was forced, encoded
+    with about `crf`; None leaves out the comparison of what they show. Raises JobFailure: `output_missing`,
+    `output_damaged`, `format_not_joinable`, `content_filtered`, `frames_missing`, `input_damaged`.
     """
     if not result.is_file() or result.stat().st_size == 0:
         raise MISSING
     original = Original.of(source, first_frame, frame_count, frame_rate)
     tally = _Tally()
     try:
-        _look(result, frame_count, original if compare else None, tally)
+        _look(result, frame_count, original, crf, tally)
     except av.FFmpegError as error:
         raise DAMAGED from error
-    if (tally.frames == 1 < frame_count and tally.stand_in) or tally.only_result_is_black:
+    if (tally.frames == 1 < frame_count and tally.stand_in) or (tally.all_black and not _all_black(original)):
         raise FILTERED
     if tally.frames != frame_count:
         raise _frames_missing(tally.frames, frame_count)
-    if expect_audio and not _has_sound(result):
-        raise SILENT
-    share = tally.changed / tally.compared if tally.compared else None
-    return Verdict(tally.frames, share, tuple(tally.warnings))
+    return Verdict(tally.frames, tally.changed_share, tuple(tally.warnings))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +83,27 @@ class Original:
         timeline = read_source(path)
         return cls(path, timeline, timeline.shown(frame_rate, first_frame, frame_count))
 
-    def samples(self) -> list[int]:
-        """Which frames to compare: all of a short clip, else a few a second, evenly spread."""
+    def runs(self) -> list[range]:
+        """Which frames to look at: all of a short clip, else a run of them every second, evenly spread."""
         count = len(self.frames)
+        if count <= LEAST_RUNS * RUN_FRAMES:
+            return [range(first, min(first + RUN_FRAMES, count)) for first in range(0, count, RUN_FRAMES)]
         seconds = count * float(self.timeline.duration) / len(self.timeline.times)
-        wanted = max(LEAST_SAMPLES, min(round(seconds * SAMPLES_A_SECOND), MOST_SAMPLES))
-        return sorted({round(i) for i in np.linspace(0, count - 1, min(count, wanted))})
+        wanted = max(LEAST_RUNS, min(round(seconds * RUNS_A_SECOND), MOST_RUNS, count // RUN_FRAMES))
+        firsts = np.linspace(0, count - RUN_FRAMES, wanted).round().astype(int)
+        return [range(first, first + RUN_FRAMES) for first in firsts.tolist()]
+
+    def samples(self, run: range) -> range:
+        """Which frames of a run to compare: all of a short clip, else every few."""
+        return run if len(self.frames) <= LEAST_RUNS * RUN_FRAMES else run[1::RUN_STEP]
+
+    def references(self, crf: int) -> Iterator[Reference]:
+        """What the samples are compared with, in order; a source that cannot be decoded further ends them."""
+        runs = self.runs()
+        frames = source_frames(self, [number for run in runs for number in run])
+        for run in runs:
+            samples = self.samples(run)
+            yield from references(islice(frames, len(run)), [number in samples for number in run], crf)
 
 
 @dataclass(slots=True)
@@ -97,57 +113,67 @@ class _Tally:
     frames: int = 0
     stand_in: bool = False
     black: int = 0
-    black_originals: int = 0
     sampled: int = 0
-    compared: int = 0
+    unchanged: int = 0
     changed: int = 0
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def only_result_is_black(self) -> bool:
-        return self.black == self.sampled > self.black_originals
+    def all_black(self) -> bool:
+        return self.black == self.sampled > 0
 
-    def compare(self, frame: VideoFrame, original: VideoFrame) -> None:
-        self.sampled += 1
-        self.black += _is_black(frame)
-        self.black_originals += _is_black(original)
-        turn, own_turn = clockwise(original), clockwise(frame)
-        width, height = _display_size(original, turn)
-        own_width, own_height = _display_size(frame, own_turn)
-        if abs(own_width * height / (own_height * width) - 1) > SHAPE_TOLERANCE:
-            self._warn(f"The result is {own_width}×{own_height}, of another shape than the video.")
-            return
-        if abs(own_width - width) > 1 or abs(own_height - height) > 1:
-            self._warn(f"The result is {own_width}×{own_height}, the video {width}×{height}.")
-        size = regions.grid(width, height)
-        verdict = regions.changed(regions.upright(original, turn, size), regions.upright(frame, own_turn, size))
-        if verdict is not None:
-            self.compared += 1
-            self.changed += verdict
-
-    def _warn(self, sentence: str) -> None:
-        if sentence not in self.warnings:
-            self.warnings.append(sentence)
+    @property
+    def changed_share(self) -> float | None:
+        """The share of frames that were changed; None when too little can be told for a job to fail by it."""
+        clear = self.unchanged * 2 >= self.sampled > 0
+        if clear and self.changed == 0:
+            return 0.0
+        if self.changed <= (LEAST_CHANGED if clear else LEAST_CHANGED_UNCLEAR) * self.sampled:
+            return None
+        return self.changed / (self.changed + self.unchanged)
 
 
-def _look(result: Path, frame_count: int, original: Original | None, tally: _Tally) -> None:
-    """Decodes the result to its end, or to one frame too many, and compares samples on the way."""
-    samples = set(original.samples()) if original else set()
-    originals = source_frames(original, sorted(samples)) if original else iter(())
+def _look(result: Path, frame_count: int, original: Original, crf: int | None, tally: _Tally) -> None:
+    """Decodes the result to its end, or to one frame too many, and looks at samples on the way."""
+    samples = {number for run in original.runs() for number in original.samples(run)}
+    found: Iterator[Reference] = iter(())
     with open_media(result) as container:
         stream = picture_stream(container)
         if stream is None or reaches_past_the_end(container, result):
             raise DAMAGED
+        check_joinable(stream)
         for frame in decoded(container, stream):
             if frame.is_corrupt:
                 raise DAMAGED
             if tally.frames == 0:
-                tally.stand_in = (frame.width, frame.height) == STAND_IN_SIZE and _is_black(frame)
-            if tally.frames in samples and (source_frame := next(originals, None)):
-                tally.compare(frame, source_frame)
+                tally.stand_in = (frame.width, frame.height) == STAND_IN_SIZE and _level(frame) <= BLACK_LEVEL
+                size = _size_of_source(original, frame, tally)
+                if size is not None and crf is not None:
+                    found = original.references(crf)
+            if tally.frames in samples:
+                tally.sampled += 1
+                tally.black += _level(frame) <= BLACK_LEVEL
+                if size is not None and (reference := next(found, None)):
+                    changed = reference.changed(blocks(frame, clockwise(frame), size))
+                    tally.changed += changed is True
+                    tally.unchanged += changed is False
             tally.frames += 1
             if tally.frames > frame_count:
                 return
+
+
+def _size_of_source(original: Original, frame: VideoFrame, tally: _Tally) -> tuple[int, int] | None:
+    """The size at which frames are compared; None, and a warning, for a result of another shape than its source."""
+    first = next(source_frames(original, [0]), None)
+    if first is None:
+        return None
+    (own_width, own_height), (width, height) = display_size(frame), display_size(first)
+    if abs(own_width * height / (own_height * width) - 1) > SHAPE_TOLERANCE:
+        tally.warnings.append(f"The result is {own_width}×{own_height}, of another shape than the video.")
+        return None
+    if abs(own_width - width) > 1 or abs(own_height - height) > 1:
+        tally.warnings.append(f"The result is {own_width}×{own_height}, the video {width}×{height}.")
+    return grid(width, height)
 
 
 def source_frames(original: Original, samples: Sequence[int]) -> Iterator[VideoFrame]:
@@ -164,13 +190,15 @@ def source_frames(original: Original, samples: Sequence[int]) -> Iterator[VideoF
         yield from from_start(original.path, wanted)
 
 
-def _display_size(frame: VideoFrame, turn: int) -> tuple[int, int]:
-    return (frame.height, frame.width) if turn in (90, 270) else (frame.width, frame.height)
+def _all_black(original: Original) -> bool:
+    """Whether the source is about as black as its result; one that cannot be decoded does not tell."""
+    samples = [number for run in original.runs() for number in original.samples(run)]
+    return all(_level(frame) < NOT_BLACK_LEVEL for frame in source_frames(original, samples))
 
 
-def _is_black(frame: VideoFrame) -> bool:
-    small = frame.reformat(width=64, height=64, format="gray", interpolation="AREA").to_ndarray()
-    return int(small.max()) <= BLACK_LEVEL
+def _level(frame: VideoFrame) -> int:
+    """The brightness of the brightest region (0–255)."""
+    return int(frame.reformat(width=64, height=64, format="gray", interpolation="AREA").to_ndarray().max())
 
 
 def _frames_missing(found: int, asked: int) -> JobFailure:
@@ -178,8 +206,3 @@ def _frames_missing(found: int, asked: int) -> JobFailure:
         return JobFailure("frames_missing", f"The engine returned more than the {asked} frames it was asked for.")
     sentence = f"The engine returned {found} of {asked} frames; its content filter may have taken the others."
     return JobFailure("frames_missing", sentence, passing=True)
-
-
-def _has_sound(path: Path) -> bool:
-    with open_media(path) as container:
-        return bool(container.streams.audio) and next(packets(container, "audio"), None) is not None

@@ -27,7 +27,7 @@ MAX_ANSWER_BYTES = 1 << 20
 PROBE_TIMEOUT_S = 20.0
 PROBE_BYTES_A_SECOND = 20 << 20
 JOIN_TIMEOUT_S = 60.0
-JOIN_BYTES_A_SECOND = 5 << 20
+JOIN_BYTES_A_SECOND = 1 << 20
 VERIFY_TIMEOUT_S = 60.0
 VERIFY_FRAMES_A_SECOND = 2.0
 PREPARE_TIMEOUT_S = 60.0
@@ -250,8 +250,7 @@ class MediaWorker:
         first_frame: int,
         frame_count: int,
         frame_rate: Fraction | None,
-        expect_audio: bool,
-        compare: bool = True,
+        crf: int | None,
     ) -> Verdict:
         """Checks a result against its part of the source; see `faceswap.media.verify.verify`.
 
@@ -263,8 +262,7 @@ class MediaWorker:
             "first_frame": first_frame,
             "frame_count": frame_count,
             "frame_rate": frame_rate,
-            "expect_audio": expect_audio,
-            "compare": compare,
+            "crf": crf,
         }
         size = _size(source)
         timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + size / PROBE_BYTES_A_SECOND

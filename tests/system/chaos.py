@@ -168,7 +168,7 @@ class Chaos:
 
     async def _lose_outputs(self) -> None:
         """What the engine has made and nobody fetched yet vanishes."""
-        for path in (self.engine.data_dir / "output").rglob("*.mp4"):
+        for path in (self.engine.data_dir / "temp").rglob("*.mp4"):
             path.unlink(missing_ok=True)
 
     async def _fill_the_disk(self) -> None:

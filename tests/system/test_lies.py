@@ -7,9 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from aiohttp import web
-from clips import make_clip, read_numbers
+from clips import Picture, make_clip, read_numbers
 from processes import Engine, eventually, free_port
 from service_rig import QUICK, Handler, ServiceRig, running_service, service_and_engines
 
@@ -116,6 +117,70 @@ async def test_a_face_in_some_frames_only_is_a_warning(clip: Path, tmp_path: Pat
         assert status["warnings"] == ["A face was swapped in about 50% of the frames; no face was found in the rest."]
 
 
+async def test_an_engine_that_knows_what_it_swapped_is_believed(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, unswapped=True) as (service, (engine,)):
+        coarse = await service.ended(await service.post(clip, crf=45))
+        assert (coarse["status"], coarse["code"]) == ("FAILED", "no_face_detected")
+        engine.set_faults(paint=True)
+        coarse = await service.ended(await service.post(clip, crf=45))
+        assert (coarse["status"], coarse["warnings"]) == ("SUCCESS", [])
+
+
+async def untold(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A ComfyUI that does not tell what it swapped, as ReActor does not."""
+    response = await handler(request)
+    if request.path.startswith("/history/") and isinstance(response, web.Response):
+        document = json.loads(response.text or "{}")
+        for entry in document.values():
+            del entry["faceswap"]
+        return web.json_response(document)
+    return response
+
+
+def noise(number: int, width: int, height: int) -> Picture:
+    return np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+
+
+async def test_what_comfyui_does_not_tell_is_seen_in_the_pictures(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, lie=untold, unswapped=True) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["code"]) == ("FAILED", "no_face_detected")
+        restless = make_clip(tmp_path / "noise.mp4", FRAMES, draw=noise)
+        status = await service.ended(await service.post(restless))
+        assert status["status"] == "SUCCESS"
+        assert [warning.split(":")[0] for warning in status["warnings"]] == [
+            "Whether a face was swapped cannot be told"
+        ]
+        engine.set_faults(paint=True)
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["warnings"]) == ("SUCCESS", [])
+
+
+async def test_nothing_is_left_in_comfyuis_output(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, paint=True) as (service, (engine,)):
+        assert (await service.ended(await service.post(clip)))["status"] == "SUCCESS"
+        assert list((engine.folder / "temp").rglob("*-1_00001.mp4"))
+        assert not list((engine.folder / "output").iterdir())
+
+
+async def test_a_file_for_each_frame_is_refused_at_once(clip: Path, tmp_path: Path) -> None:
+    lie = naming({"filename": "00000-1_00001.%03d.png"})
+    async with service_and_engines(tmp_path, lie=lie, paint=True) as (service, _):
+        status = await service.ended(await service.post(clip))
+        assert (status["code"], status["attempts"]) == ("format_not_joinable", 1)
+        assert "a file for each frame" in status["error"]
+        assert await left_behind(service, status["prompt_id"]) == []
+
+
+async def test_a_picture_that_mp4_cannot_hold_is_refused_at_once(clip: Path, tmp_path: Path) -> None:
+    body = make_clip(tmp_path / "r.mov", FRAMES, codec="prores_ks", pix_fmt="yuv422p10le").read_bytes()
+    async with service_and_engines(tmp_path, lie=answering("/view", {"body": body}), paint=True) as (service, _):
+        status = await service.ended(await service.post(clip))
+        assert (status["code"], status["attempts"]) == ("format_not_joinable", 1)
+        assert "ComfyUI's result is prores" in status["error"]
+        assert await left_behind(service, status["prompt_id"]) == []
+
+
 async def test_an_output_that_vanished_is_made_again(clip: Path, tmp_path: Path) -> None:
     lie = changing({"paint": True, "lose_output": True}, {"paint": True})
     async with service_and_engines(tmp_path, lie=lie) as (service, _):
@@ -126,7 +191,7 @@ async def test_an_output_that_vanished_is_made_again(clip: Path, tmp_path: Path)
 async def test_the_same_job_again_is_not_answered_with_the_file_of_the_first(clip: Path, tmp_path: Path) -> None:
     async with service_and_engines(tmp_path, paint=True) as (service, (engine,)):
         first = await service.ended(await service.post(clip))
-        for file in engine.output.rglob("*.mp4"):
+        for file in (engine.folder / "temp").rglob("*.mp4"):
             file.unlink()
         second = await service.ended(await service.post(clip))
         assert (first["status"], second["status"]) == ("SUCCESS", "SUCCESS")
@@ -322,12 +387,9 @@ async def test_an_engine_without_features_is_used(clip: Path, tmp_path: Path) ->
         assert (await service.ended(await service.post(clip)))["status"] == "SUCCESS"
 
 
-@pytest.mark.parametrize(
-    "place", [{"filename": "../x.mp4"}, {"subfolder": "../.."}, {"filename": "..\\x.mp4"}, {"filename": "/etc/passwd"}]
-)
-async def test_a_result_outside_of_the_output_folder_is_not_asked_for(
-    place: dict[str, str], clip: Path, tmp_path: Path
-) -> None:
+def naming(place: dict[str, str]) -> Any:
+    """A ComfyUI that says its results are somewhere else."""
+
     async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)
         if request.path.startswith("/history/") and isinstance(response, web.Response):
@@ -338,7 +400,16 @@ async def test_a_result_outside_of_the_output_folder_is_not_asked_for(
             return web.json_response(document)
         return response
 
-    async with service_and_engines(tmp_path, lie=lie, paint=True) as (service, (engine,)):
+    return lie
+
+
+@pytest.mark.parametrize(
+    "place", [{"filename": "../x.mp4"}, {"subfolder": "../.."}, {"filename": "..\\x.mp4"}, {"filename": "/etc/passwd"}]
+)
+async def test_a_result_outside_of_the_output_folder_is_not_asked_for(
+    place: dict[str, str], clip: Path, tmp_path: Path
+) -> None:
+    async with service_and_engines(tmp_path, lie=naming(place), paint=True) as (service, (engine,)):
         status = await service.ended(await service.post(clip))
         assert (status["status"], status["code"]) == ("FAILED", "output_missing")
         assert ("GET", "/view") not in engine.calls
