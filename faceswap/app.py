@@ -73,7 +73,7 @@ def create_app(settings: Settings, patience: Patience | None = None) -> web.Appl
         try:
             engine = None if settings.comfyui_urls else _embedded_engine(settings, folders)
             app[keys.ENGINE] = engine
-            backends = await make_backends(settings, store, session, patience)
+            backends = await make_backends(settings, store, session, patience, engine)
             app[keys.INTAKE] = Intake(settings, fetcher)
             app[keys.ADMISSION] = Admission(settings, store, media, workflows)
             reports = app[keys.REPORTS] = Reports(store)
@@ -99,11 +99,15 @@ def create_app(settings: Settings, patience: Patience | None = None) -> web.Appl
 
 
 async def make_backends(
-    settings: Settings, store: Store, session: aiohttp.ClientSession, patience: Patience
+    settings: Settings,
+    store: Store,
+    session: aiohttp.ClientSession,
+    patience: Patience,
+    engine: EmbeddedEngine | None,
 ) -> list[Backend]:
     """One for each ComfyUI that was named, or one for the embedded engine, whose address comes when it listens."""
-    if not settings.comfyui_urls:
-        client = ComfyClient(URL("http://127.0.0.1:1"), session)
+    if engine is not None:
+        client = ComfyClient(URL("http://127.0.0.1:1"), session, engine.headers)
         return [Backend(EMBEDDED, client, await store.client_id(EMBEDDED), patience)]
     clients = [ComfyClient(url, session, settings.comfyui_headers) for url in settings.comfyui_urls]
     backends = [Backend(str(c.url), c, await store.client_id(str(c.url)), patience) for c in clients]

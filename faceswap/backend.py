@@ -100,7 +100,7 @@ class Backend:
         """What `/health` tells of it."""
         last = self.listener.last_frame_at
         return {
-            "url": str(self.client.url),
+            "url": self.name,
             "listener": self.listener.state,
             "stuck": self.stuck,
             "running": len(self.flights),

@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -14,15 +15,23 @@ from pathlib import Path
 
 from aiohttp import web
 
+from .access import TOKEN_VARIABLE, is_loopback
 from .faults import Faults
 from .server import ENGINE, MAX_UPLOAD_SIZE, create_app
 
 SHUTDOWN_S = 5.0
+PRIVATE_UMASK = 0o077
+"""Faces are in these files: nobody else on the machine may read them."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT; with `--watch-stdin` also until its parent is gone."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.no_token and not is_loopback(options.host):
+        parser.error(f"--no-token is for loopback only: on {options.host} anybody could read the faces")
+    options.token = os.environ.pop(TOKEN_VARIABLE, "")  # popped: children of ours have no need of it
+    os.umask(PRIVATE_UMASK)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     asyncio.run(serve(options))
@@ -30,9 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="faceswap engine", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="faceswap engine",
+        description=__doc__,
+        epilog=f"Callers send `Authorization: Bearer TOKEN`. The token is what {TOKEN_VARIABLE} holds; "
+        "without one a new token is made and printed.",
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8188, help="0 picks a free one")
+    parser.add_argument("--no-token", action="store_true", help="let every user of this machine in; on loopback only")
     parser.add_argument("--data-dir", type=Path, default=_default_data_dir(), help="holds input, output and temp")
     parser.add_argument("--preset", default="medium", help="x264's preset")
     parser.add_argument("--max-upload-size", type=int, default=MAX_UPLOAD_SIZE, metavar="BYTES")
@@ -57,8 +72,10 @@ async def serve(options: argparse.Namespace) -> None:
 
     Raises SystemExit with a sentence when the port or the folder is taken.
     """
+    made = None if options.no_token or options.token else secrets.token_urlsafe(32)
     app = create_app(
         options.data_dir,
+        token=None if options.no_token else options.token or made,
         faults=options.faults,
         max_upload_size=options.max_upload_size,
         preset=options.preset,
@@ -73,6 +90,8 @@ async def serve(options: argparse.Namespace) -> None:
     try:
         host = f"[{options.host}]" if ":" in options.host else options.host
         sys.stdout.write(f"faceswap engine: listening on http://{host}:{runner.addresses[0][1]}\n")
+        if made is not None:
+            sys.stdout.write(f"faceswap engine: callers have to send the header Authorization: Bearer {made}\n")
         sys.stdout.flush()
         await _until_stopped(app[ENGINE].worker, options.watch_stdin)
     finally:
