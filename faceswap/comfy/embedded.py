@@ -39,9 +39,9 @@ class EngineStartError(Exception):
 class EmbeddedEngine:
     """One engine process, started again whenever it dies.
 
-    `url` is where it listens, None while it does not. The port stays the same over restarts unless another program
-    took it; 0 picks a free one. `headers` let a caller in: other users of the machine have no token. The child ends by itself when its standard input closes, so it never outlives this
-    process. `command` is what to run instead of `python -m faceswap.engine`.
+    `url` is where it listens, None while it does not; `headers` let a caller in. The port stays the same over restarts
+    unless another program took it; 0 picks a free one. The child ends by itself when its standard input closes, so it
+    never outlives this process. `command` is what to run instead of `python -m faceswap.engine`.
     """
 
     def __init__(

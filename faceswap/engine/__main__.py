@@ -15,11 +15,20 @@ from pathlib import Path
 
 from aiohttp import web
 
+from ..limits import limit_process
 from .access import TOKEN_VARIABLE, is_loopback
 from .faults import Faults
-from .server import ENGINE, MAX_UPLOAD_SIZE, create_app
 
 SHUTDOWN_S = 5.0
+MAX_UPLOAD_SIZE = 2 << 30
+"""Bytes."""
+
+MAX_DATA_BYTES = 5 << 30
+"""Heap and private mappings. A clip of 4K needs a third of it, one of 8K four fifths."""
+
+MAX_DATA_SHARE = 0.75
+"""Of the machine's memory, where that is less."""
+
 PRIVATE_UMASK = 0o077
 """Faces are in these files: nobody else on the machine may read them."""
 
@@ -32,6 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--no-token is for loopback only: on {options.host} anybody could read the faces")
     options.token = os.environ.pop(TOKEN_VARIABLE, "")  # popped: children of ours have no need of it
     os.umask(PRIVATE_UMASK)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit_process(min(MAX_DATA_BYTES, int(MAX_DATA_SHARE * physical)))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     asyncio.run(serve(options))
@@ -72,6 +83,9 @@ async def serve(options: argparse.Namespace) -> None:
 
     Raises SystemExit with a sentence when the port or the folder is taken.
     """
+    # Not before the process is limited: OpenCV reads its limits when it is imported.
+    from .server import ENGINE, create_app
+
     made = None if options.no_token or options.token else secrets.token_urlsafe(32)
     app = create_app(
         options.data_dir,

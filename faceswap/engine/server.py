@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 PROTOCOL_VERSION = "0.3.64"
 """The ComfyUI whose protocol this is."""
 
-MAX_UPLOAD_SIZE = 2 << 30
-"""Bytes."""
+MAX_BODY_BYTES = 32 << 20
+"""Of a request that is no upload: a graph is a few KB."""
 
 _SERVER_ERROR = "500 Internal Server Error\n\nServer got itself in trouble"
 
@@ -76,12 +76,13 @@ def create_app(
     *,
     token: str | None = None,
     faults: Faults | None = None,
-    max_upload_size: int = MAX_UPLOAD_SIZE,
+    max_upload_size: int = 2 << 30,
     preset: str = "medium",
 ) -> web.Application:
     """The engine as an application.
 
-    `data_dir` gets the folders `input`, `output` and `temp`; `token` is asked of every caller; `max_upload_size` is in bytes; `preset` is x264's.
+    `data_dir` gets the folders `input`, `output` and `temp`; `token` is asked of every caller, None lets everybody in;
+    `max_upload_size` is in bytes; `preset` is x264's.
     Only one engine at a time can have a `data_dir`: starting another raises BlockingIOError.
     With `faults`, even empty ones, `POST /faults` changes what goes wrong.
     """
@@ -99,7 +100,7 @@ def create_app(
             with suppress(asyncio.CancelledError):
                 await worker
 
-    app = web.Application(client_max_size=max_upload_size, middlewares=[guard(token), slowly])
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[guard(token), slowly])
     app.cleanup_ctx.append(engine)
     app.on_shutdown.append(close_sockets)
     for prefix in ("", "/api"):

@@ -6,6 +6,7 @@ At most a few frames wait between two steps, so memory does not depend on the le
 from __future__ import annotations
 
 import heapq
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
@@ -17,11 +18,17 @@ from typing import Any, Protocol, TypeVar
 
 import av
 
-from .frames import Colour, Frame, Image
+from .frames import LARGE_PIXELS, Colour, Frame, Image
 from .sound import Sound, SoundTrack
 
 AHEAD = 2
 """Frames that one step may be ahead of the next."""
+
+_ENCODER_THREADS = 8
+"""At most: each has pictures of its own in memory, and a machine may have a hundred cores."""
+
+_LOOKAHEAD_PIXELS, _LEAST_LOOKAHEAD = 80_000_000, 4
+"""What x264 may look at beforehand where pictures are large: in pixels, and at least so many pictures."""
 
 _LARGEST_RATE_PART = 1_000_000
 _HIGHEST_CRF = 51
@@ -102,16 +109,18 @@ def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T]:
         thread.join()
 
 
-def swapped(frames: Iterable[Frame], swap: Swap) -> Generator[Frame]:
+def swapped(frames: Frames, swap: Swap) -> Generator[Frame]:
     """The frames with a swap applied; decoding, tracking and applying each run in a thread."""
-    tracked = ahead(_tracked(ahead(_prepared(frames)), swap))
-    with closing(ahead(_applied(tracked, swap))) as stream:
+    large = _is_large(frames.size)
+    prepared = _prepared(frames) if large else ahead(_prepared(frames))
+    tracked = ahead(_tracked(prepared, swap), 1 if large else AHEAD)
+    with closing(ahead(_applied(tracked, swap), 1 if large else AHEAD)) as stream:
         for frame in stream:
             frame.keep_changes()
             yield frame
 
 
-def _prepared(frames: Iterable[Frame]) -> Iterator[Frame]:
+def _prepared(frames: Iterable[Frame]) -> Generator[Frame]:
     for frame in frames:
         _ = frame.bgr  # converted here, in the decoder's thread
         yield frame
@@ -158,12 +167,21 @@ def encode(
     return number
 
 
+def _is_large(size: tuple[int, int]) -> bool:
+    return size[0] * size[1] > LARGE_PIXELS
+
+
 def _add_video(
     output: av.container.OutputContainer, frame: Frame, rate: Fraction, encoding: Encoding
 ) -> av.VideoStream:
+    width, height = frame.size
     options = {"crf": str(min(encoding.crf, _HIGHEST_CRF)), "preset": encoding.preset}
+    if _is_large(frame.size):
+        options["rc-lookahead"] = str(max(_LEAST_LOOKAHEAD, _LOOKAHEAD_PIXELS // (width * height)))
     stream = output.add_stream("libx264", rate=rate, options=options)
-    stream.width, stream.height = frame.size
+    stream.thread_type = "SLICE" if _is_large(frame.size) else "FRAME"
+    stream.codec_context.thread_count = min((os.cpu_count() or 1) * 3 // 2, _ENCODER_THREADS)
+    stream.width, stream.height = width, height
     stream.pix_fmt = "yuv420p"
     _tag(stream.codec_context, frame.colour)
     return stream
