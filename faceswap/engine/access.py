@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 from yarl import URL
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 TOKEN_VARIABLE = "FACESWAP_ENGINE_TOKEN"
 """Where the engine finds its token: in the environment, because others on the machine can read a command line."""
@@ -23,7 +21,7 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def guard(token: str | None) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+def guard(token: str | None) -> Middleware:
     """Return the middleware that stands in front of every route, `/ws` and unknown paths included.
 
     It answers 403 to a browser that comes from another site, and 401 to whoever does not send

@@ -32,7 +32,9 @@ def open_media(path: Path) -> av.container.InputContainer:
     try:
         container = av.open(path, options={"format_whitelist": CONTAINERS, **OPEN_OPTIONS})
     except MemoryError as error:
-        raise MediaLimitError(f"{path.name} has more than {MAX_TRACKS} tracks, or headers without end") from error
+        raise MediaLimitError(
+            f"{path.name} has more than {MAX_TRACKS} tracks, or its headers ask for too much memory"
+        ) from error
     if len(container.streams) > MAX_TRACKS:
         container.close()
         raise MediaLimitError(f"{path.name} has more than {MAX_TRACKS} tracks")

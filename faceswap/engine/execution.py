@@ -5,6 +5,7 @@ The sequence of frames follows recordings of ComfyUI 0.3.64.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -128,6 +129,8 @@ class _Execution:
         else:
             self._outcome.completed = True
             self._record("execution_success", {})
+        if not self._outcome.completed:
+            gc.collect()  # an error and the frames it went through refer to each other, and to pictures
         return self._outcome
 
     def _run_nodes(self) -> None:

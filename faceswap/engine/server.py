@@ -20,8 +20,9 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 from aiohttp.helpers import content_disposition_header
+from aiohttp.typedefs import Handler
 
-from .access import Handler, guard
+from .access import guard
 from .catalog import describe, file_checks
 from .execution import Executor, Prompt
 from .faults import Faults, FaultSwitch, die

@@ -36,7 +36,8 @@ NOT_AN_IMAGE = UnsupportedMedia(
 TRUNCATED = Unprocessable("The video is cut off: a part of the file is missing.", code="video_truncated")
 NO_FRAMES = Unprocessable("The video has no frame that can be shown.", code="video_without_frames")
 TOO_MANY_TRACKS = Unprocessable(
-    f"The video has more than {MAX_TRACKS} tracks, or headers without end.", code="video_too_many_tracks"
+    f"The video has more than {MAX_TRACKS} tracks, or its headers ask for too much memory.",
+    code="video_too_many_tracks",
 )
 DAMAGED = Unprocessable("The video is damaged: its first frame cannot be decoded.", code="video_damaged")
 
