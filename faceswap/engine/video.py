@@ -30,6 +30,7 @@ _ENCODER_THREADS = 8
 _LOOKAHEAD_PIXELS, _LEAST_LOOKAHEAD = 80_000_000, 4
 """What x264 may look at beforehand where pictures are large: in pixels, and at least so many pictures."""
 
+_HEADER_BYTES = 1 << 16
 _LARGEST_RATE_PART = 1_000_000
 _HIGHEST_CRF = 51
 
@@ -153,7 +154,7 @@ def encode(
     """
     number = 0
     stream: av.VideoStream | None = None
-    with closing(iter(frames)) as decoded, av.open(path, "w", format="mp4") as output:
+    with closing(iter(frames)) as decoded, _new_file(path) as output:
         for number, frame in enumerate(decoded, 1):
             stream = stream or _add_video(output, frame, rate, encoding)
             picture = av.VideoFrame.from_ndarray(frame.planes, "yuv420p")
@@ -165,6 +166,13 @@ def encode(
             raise ValueError("No frames to encode")
         output.mux(stream.encode(None))
     return number
+
+
+def _new_file(path: Path, **options: str) -> av.container.OutputContainer:
+    """An MP4 file to be written. Raises OSError where there is no room for its first bytes."""
+    # Tried here, because PyAV leaves a file open for good when it cannot write its header.
+    path.write_bytes(bytes(_HEADER_BYTES))
+    return av.open(path, "w", format="mp4", options=options)
 
 
 def _is_large(size: tuple[int, int]) -> bool:
@@ -198,7 +206,7 @@ def mux(video: Path, sound: Sound | None, path: Path, rate: Fraction, on_frame: 
     """Puts an encoded video, at `rate`, and a sound into an MP4 file that can be played while it loads."""
     with (
         av.open(video) as source,
-        av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as output,
+        _new_file(path, movflags="+faststart") as output,
     ):
         picture = source.streams.video[0]
         stream = output.add_stream_from_template(picture)
