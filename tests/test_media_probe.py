@@ -11,6 +11,7 @@ import cv2
 import pytest
 
 from faceswap.errors import Problem
+from faceswap.limits import MAX_TRACKS
 from faceswap.media import plan_segments, resampled
 from faceswap.media.facts import VideoFacts
 from faceswap.media.probe import probe_image, probe_video
@@ -189,3 +190,10 @@ def test_a_forced_rate_counts_frames_as_the_node_does() -> None:
     assert list(resampled(4, Fraction(12), Fraction(24))) == [0, 1, 1, 2, 2, 3, 3]
     assert list(resampled(5, Fraction(24), None)) == [0, 1, 2, 3, 4]
     assert sum(s.frame_count for s in plan_segments(facts_of(100), 50, Fraction(30))) == 124
+
+
+@pytest.mark.parametrize("container", ["mkv", "mp4", "ts"])
+def test_a_video_with_too_many_tracks_is_refused(tmp_path: Path, container: str) -> None:
+    with pytest.raises(Problem) as refused:
+        probe_video(clips.many_tracks(tmp_path / f"many.{container}", MAX_TRACKS + 1))
+    assert refused.value.code == "video_too_many_tracks"

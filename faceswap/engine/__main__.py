@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import json
 import logging
 import os
@@ -29,6 +30,11 @@ MAX_DATA_BYTES = 5 << 30
 MAX_DATA_SHARE = 0.75
 """Of the machine's memory, where that is less."""
 
+M_MMAP_THRESHOLD = -3
+"""A parameter of glibc's `mallopt`."""
+PICTURE_BYTES = 1 << 20
+"""What is larger goes back to the system as soon as it is freed: the C library would keep hundreds of MB of pictures."""
+
 PRIVATE_UMASK = 0o077
 """Faces are in these files: nobody else on the machine may read them."""
 
@@ -41,12 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--no-token is for loopback only: on {options.host} anybody could read the faces")
     options.token = os.environ.pop(TOKEN_VARIABLE, "")  # popped: children of ours have no need of it
     os.umask(PRIVATE_UMASK)
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit_process(min(MAX_DATA_BYTES, int(MAX_DATA_SHARE * physical)))
+    _limit_memory()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     asyncio.run(serve(options))
     return 0
+
+
+def _limit_memory() -> None:
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit_process(min(MAX_DATA_BYTES, int(MAX_DATA_SHARE * physical)))
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries do without
+        mallopt(M_MMAP_THRESHOLD, PICTURE_BYTES)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -236,7 +236,9 @@ def _told(error: Exception) -> tuple[str, str]:
         return error.type_name, str(error)
     if isinstance(error, OSError | av.FFmpegError) and error.errno in DISK_FULL:
         return "OSError", DISK_FULL_MESSAGE
-    if isinstance(error, MemoryError) or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem):
+    # x264 has no word of its own for a lack of memory; what it is given is fixed and right.
+    no_memory = isinstance(error, MemoryError | av.error.ExternalError)
+    if no_memory or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem):
         return "MemoryError", "It needs more memory than the engine may take"
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
