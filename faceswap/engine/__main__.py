@@ -33,7 +33,7 @@ MAX_DATA_SHARE = 0.75
 M_MMAP_THRESHOLD = -3
 """A parameter of glibc's `mallopt`."""
 PICTURE_BYTES = 1 << 20
-"""What is larger goes back to the system as soon as it is freed: the C library would keep hundreds of MB of pictures."""
+"""What is larger goes back to the system when it is freed: the C library would keep hundreds of MB of pictures."""
 
 PRIVATE_UMASK = 0o077
 """Faces are in these files: nobody else on the machine may read them."""
