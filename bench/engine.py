@@ -105,7 +105,8 @@ async def memory_row(run: EngineRun, folder: Path, seconds: int) -> list[object]
 
 async def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="faceswap-bench-"))
-    engine = Child(folder / "log", "faceswap.engine", "--port", "0", "--data-dir", str(folder / "engine"))
+    options = ("--no-token", "--port", "0", "--data-dir", str(folder / "engine"))
+    engine = Child(folder / "log", "faceswap.engine", *options)
     async with engine, aiohttp.ClientSession() as session:
         run = EngineRun(engine, ComfyClient(URL(engine.url), session))
         rows = [await speed_row(run, folder, name, size) for name, size in SIZES.items()]

@@ -74,7 +74,8 @@ def create_app(settings: Settings, patience: Patience | None = None) -> web.Appl
         try:
             engine = None if settings.comfyui_urls else _embedded_engine(settings, folders)
             app[keys.ENGINE] = engine
-            backends = await make_backends(settings, store, session, patience, workflows[settings.workflow].graph)
+            graph = workflows[settings.workflow].graph
+            backends = await make_backends(settings, store, session, patience, engine, graph)
             app[keys.INTAKE] = Intake(settings, fetcher)
             app[keys.ADMISSION] = Admission(settings, store, media, workflows)
             reports = app[keys.REPORTS] = Reports(store)
@@ -100,7 +101,12 @@ def create_app(settings: Settings, patience: Patience | None = None) -> web.Appl
 
 
 async def make_backends(
-    settings: Settings, store: Store, session: aiohttp.ClientSession, patience: Patience, graph: Graph
+    settings: Settings,
+    store: Store,
+    session: aiohttp.ClientSession,
+    patience: Patience,
+    engine: EmbeddedEngine | None,
+    graph: Graph,
 ) -> list[Backend]:
     """One for each ComfyUI that was named, or one for the embedded engine, whose address comes when it listens."""
 
@@ -108,8 +114,8 @@ async def make_backends(
         client_id, abandoned = await store.client_id(name), await store.abandoned(name)
         return Backend(name, client, client_id, patience, abandoned=abandoned, graph=graph)
 
-    if not settings.comfyui_urls:
-        return [await backend(EMBEDDED, ComfyClient(URL("http://127.0.0.1:1"), session))]
+    if engine is not None:
+        return [await backend(EMBEDDED, ComfyClient(URL("http://127.0.0.1:1"), session, engine.headers))]
     clients = [ComfyClient(url, session, settings.comfyui_headers) for url in settings.comfyui_urls]
     backends = [await backend(str(client.url), client) for client in clients]
     for each in backends:

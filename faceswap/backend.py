@@ -221,7 +221,7 @@ class Backend:
         """What `/health` tells of it."""
         last = self.listener.last_frame_at
         return {
-            "url": EMBEDDED if self.name == EMBEDDED else str(self.client.url),
+            "url": self.name,
             "listener": self.listener.state,
             "answers": self.listener.state == "connected" and not self._unanswered,
             "stuck": self.stuck,

@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     engine.add_argument("--host", help="address to listen on")
     engine.add_argument("--port", help="port to listen on")
     engine.add_argument("--data-dir", metavar="DIR", help="where its inputs and outputs are kept")
+    engine.add_argument("--no-token", action="store_true", help="let every user of this machine in; on loopback only")
     engine.set_defaults(run=_engine)
     return parser
 
@@ -156,6 +157,7 @@ def _engine(arguments: argparse.Namespace) -> int:
     data_dir = arguments.data_dir or str(default_data_dir(os.environ) / "engine-alone")
     chosen = {"--host": arguments.host, "--port": arguments.port, "--data-dir": data_dir}
     words = [word for name, value in chosen.items() if value is not None for word in (name, value)]
+    words += ["--no-token"] if arguments.no_token else []
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "faceswap.engine", *words])
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -169,6 +170,34 @@ def with_lying_header(path: Path, out: Path) -> Path:
         struct.pack_into(">I", data, start + offset, duration * 100)
     out.write_bytes(data)
     return out
+
+
+def growing(path: Path, *sizes: tuple[int, int]) -> Path:
+    """A clip with one plain picture of each size (width, height); its headers tell of the first only."""
+    with av.open(str(path), "w", format="matroska") as output:
+        stream = output.add_stream("mjpeg", rate=24, options={"strict": "unofficial"})
+        stream.width, stream.height, stream.pix_fmt = *sizes[0], "yuvj420p"
+        for number, (width, height) in enumerate(sizes):
+            _, jpeg = cv2.imencode(".jpg", np.full((height, width, 3), 90, np.uint8))
+            packet = av.Packet(jpeg.tobytes())
+            packet.stream, packet.pts, packet.dts, packet.time_base = stream, number, number, Fraction(1, 24)
+            packet.is_keyframe = True
+            output.mux(packet)
+    return path
+
+
+def many_tracks(path: Path, count: int) -> Path:
+    """A clip with so many tracks, each of one small picture; the name tells the container."""
+    with av.open(str(path), "w") as output:
+        streams = [output.add_stream("mpeg4", rate=24) for _ in range(count)]
+        for stream in streams:
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        for stream in streams:
+            frame = av.VideoFrame.from_ndarray(np.full((96, 64), 90, np.uint8), "yuv420p")
+            frame.pts = 0
+            output.mux(stream.encode(frame))
+            output.mux(stream.encode(None))
+    return path
 
 
 def huge_png(path: Path, width: int = 60000, height: int = 60000) -> Path:

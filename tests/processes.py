@@ -125,7 +125,7 @@ class Engine(Child):
             folder / "engine.log",
             "faceswap.engine",
             *("--port", str(self.port), "--data-dir", str(self.data_dir)),
-            *("--preset", "ultrafast", "--faults", json.dumps(faults)),
+            *("--no-token", "--preset", "ultrafast", "--faults", json.dumps(faults)),
         )
 
     async def set_faults(self, **faults: Any) -> None:

@@ -565,7 +565,7 @@ async def test_a_job_goes_through_the_embedded_engine_from_upload_to_file(tmp_pa
             ended.set()
 
     async with aiohttp.ClientSession() as session:
-        client = ComfyClient(await engine.start(), session)
+        client = ComfyClient(await engine.start(), session, engine.headers)
         listener = asyncio.create_task(Listener(client, "cl-whole", hear, connected.set).run())
         try:
             await asyncio.wait_for(connected.wait(), 10)

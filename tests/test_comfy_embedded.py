@@ -204,7 +204,7 @@ async def test_the_child_does_not_inherit_our_secrets(
     with caplog.at_level(logging.INFO):
         async with kept(engine):
             await until(lambda: any("seen" in record.getMessage() for record in caplog.records))
-    assert "engine: seen []" in [record.getMessage() for record in caplog.records]
+    assert "engine: seen ['FACESWAP_ENGINE_TOKEN']" in [record.getMessage() for record in caplog.records]
 
 
 async def test_what_on_ready_raises_ends_the_run_and_the_engine(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ async def test_the_real_engine_answers_and_comes_back_after_a_kill(tmp_path: Pat
     async with kept(engine) as ready, aiohttp.ClientSession() as session:
         for starts in (1, 2):
             await until(lambda starts=starts: len(ready) == starts, 60)  # type: ignore[misc]
-            assert (await ComfyClient(ready[-1], session).queue()).running == ()
+            assert (await ComfyClient(ready[-1], session, engine.headers).queue()).running == ()
             assert engine.pid is not None
             os.kill(engine.pid, signal.SIGKILL)
         await until(lambda: len(ready) == 3, 60)

@@ -180,7 +180,8 @@ class Process:
 async def started(data: Path, faults: dict[str, Any] | None = None) -> AsyncIterator[tuple[Process, Rig]]:
     options = ["--faults", json.dumps(faults)] if faults is not None else []
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "faceswap.engine", "--watch-stdin", "--port", "0", "--data-dir", str(data), *options),
+        *(sys.executable, "-m", "faceswap.engine", "--no-token", "--watch-stdin", "--port", "0"),
+        *("--data-dir", str(data), *options),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

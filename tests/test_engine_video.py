@@ -432,7 +432,7 @@ def test_a_thread_ahead_stops_with_its_reader_and_passes_errors_on() -> None:
 async def test_memory_does_not_depend_on_the_length_of_a_video(tmp_path: Path) -> None:
     short, long = (make_clip(tmp_path / f"{n}.mp4", n, size=(256, 256), b_frames=0, draw=_plain) for n in (300, 1500))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "faceswap.engine", "--port", "0", "--data-dir", str(tmp_path / "data")),
+        *(sys.executable, "-m", "faceswap.engine", "--no-token", "--port", "0", "--data-dir", str(tmp_path / "data")),
         *("--preset", "ultrafast", "--faults", '{"paint": true}'),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,

@@ -13,6 +13,7 @@ import pytest
 from faceswap.admission import check_length
 from faceswap.config import Settings
 from faceswap.errors import Problem
+from faceswap.limits import MAX_TRACKS
 from faceswap.media import output_frames, plan_segments, probe
 from faceswap.media.facts import VideoFacts
 from faceswap.media.probe import probe_image
@@ -255,3 +256,10 @@ def test_a_video_with_more_frames_than_are_taken_is_not_read_to_its_end(tmp_path
 
 def test_a_still_that_is_shown_for_a_minute_may_be_repeated(tmp_path: Path) -> None:
     check_length(facts_of(1, duration=Fraction(60)), 240, Fraction(60), Settings(tmp_path))
+
+
+@pytest.mark.parametrize("container", ["mkv", "mp4", "ts"])
+def test_a_video_with_too_many_tracks_is_refused(tmp_path: Path, container: str) -> None:
+    with pytest.raises(Problem) as refused:
+        probe_video(clips.many_tracks(tmp_path / f"many.{container}", MAX_TRACKS + 1))
+    assert refused.value.code == "video_too_many_tracks"

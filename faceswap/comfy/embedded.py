@@ -6,10 +6,11 @@ import asyncio
 import logging
 import os
 import re
+import secrets
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -19,6 +20,7 @@ from yarl import URL
 log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "faceswap.engine")
+TOKEN_VARIABLE = "FACESWAP_ENGINE_TOKEN"
 LISTENING = re.compile(r"faceswap engine: listening on (http://\S+)")
 
 START_TIMEOUT = 60.0
@@ -37,9 +39,9 @@ class EngineStartError(Exception):
 class EmbeddedEngine:
     """One engine process, started again whenever it dies.
 
-    `url` is where it listens, None while it does not. The port stays the same over restarts unless another program
-    took it; 0 picks a free one. The child ends by itself when its standard input closes, so it never outlives this
-    process. `command` is what to run instead of `python -m faceswap.engine`.
+    `url` is where it listens, None while it does not; `headers` let a caller in. The port stays the same over restarts
+    unless another program took it; 0 picks a free one. The child ends by itself when its standard input closes, so it
+    never outlives this process. `command` is what to run instead of `python -m faceswap.engine`.
     """
 
     def __init__(
@@ -48,10 +50,16 @@ class EmbeddedEngine:
         self.state: Literal["starting", "running", "restarting", "stopped"] = "stopped"
         self.url: URL | None = None
         self.restarts = 0
+        self._token = secrets.token_urlsafe(32)
         self._arguments = (*command, "--watch-stdin", "--host", "127.0.0.1", "--data-dir", str(data_dir), *extra_args)
         self._wanted_port = port
         self._port = port
         self._child: _Child | None = None
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What the engine asks of every call, the same for all its starts."""
+        return {"Authorization": f"Bearer {self._token}"}
 
     @property
     def pid(self) -> int | None:
@@ -68,7 +76,7 @@ class EmbeddedEngine:
                 *self._arguments,
                 "--port",
                 str(self._port),
-                env={name: value for name, value in os.environ.items() if not name.startswith("FACESWAP_")},
+                env=self._environment(),
                 start_new_session=True,  # Ctrl-C in a terminal is ours to pass on, after the jobs are put down
             )
             async with asyncio.timeout(timeout):
@@ -83,6 +91,11 @@ class EmbeddedEngine:
         self._port = self.url.port or self._wanted_port
         self.state = "running"
         return self.url
+
+    def _environment(self) -> dict[str, str]:
+        """Ours without our settings and secrets, and with the token: a command line could be read by others."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("FACESWAP_")}
+        return inherited | {TOKEN_VARIABLE: self._token}
 
     async def run(self, on_ready: Callable[[URL], Awaitable[None] | None]) -> None:
         """Keep an engine running until cancelled, and stop it then. `on_ready` is called whenever one listens."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import json
 import logging
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -14,25 +16,61 @@ from pathlib import Path
 
 from aiohttp import web
 
+from ..limits import limit_process
+from .access import TOKEN_VARIABLE, is_loopback
 from .faults import Faults
-from .server import ENGINE, MAX_UPLOAD_SIZE, create_app
 
 SHUTDOWN_S = 5.0
+MAX_UPLOAD_SIZE = 2 << 30
+"""Bytes."""
+
+MAX_DATA_BYTES = 5 << 30
+"""Heap and private mappings. A clip of 4K needs a third of it, one of 8K four fifths."""
+
+MAX_DATA_SHARE = 0.75
+"""Of the machine's memory, where that is less."""
+
+M_MMAP_THRESHOLD = -3
+"""A parameter of glibc's `mallopt`."""
+PICTURE_BYTES = 1 << 20
+"""What is larger goes back to the system when it is freed: the C library would keep hundreds of MB of pictures."""
+
+PRIVATE_UMASK = 0o077
+"""Faces are in these files: nobody else on the machine may read them."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serves until SIGTERM or SIGINT; with `--watch-stdin` also until its parent is gone."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.no_token and not is_loopback(options.host):
+        parser.error(f"--no-token is for loopback only: on {options.host} anybody could read the faces")
+    options.token = os.environ.pop(TOKEN_VARIABLE, "")  # popped: children of ours have no need of it
+    os.umask(PRIVATE_UMASK)
+    _limit_memory()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     asyncio.run(serve(options))
     return 0
 
 
+def _limit_memory() -> None:
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit_process(min(MAX_DATA_BYTES, int(MAX_DATA_SHARE * physical)))
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries do without
+        mallopt(M_MMAP_THRESHOLD, PICTURE_BYTES)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="faceswap engine", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="faceswap engine",
+        description=__doc__,
+        epilog=f"Callers send `Authorization: Bearer TOKEN`. The token is what {TOKEN_VARIABLE} holds; "
+        "without one a new token is made and printed.",
+    )
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8188, help="0 picks a free one")
+    parser.add_argument("--no-token", action="store_true", help="let every user of this machine in; on loopback only")
     parser.add_argument("--data-dir", type=Path, default=_default_data_dir(), help="holds input, output and temp")
     parser.add_argument("--preset", default="medium", help="x264's preset")
     parser.add_argument("--max-upload-size", type=int, default=MAX_UPLOAD_SIZE, metavar="BYTES")
@@ -57,8 +95,13 @@ async def serve(options: argparse.Namespace) -> None:
 
     Raises SystemExit with a sentence when the port or the folder is taken.
     """
+    # Not before the process is limited: OpenCV reads its limits when it is imported.
+    from .server import ENGINE, create_app
+
+    made = None if options.no_token or options.token else secrets.token_urlsafe(32)
     app = create_app(
         options.data_dir,
+        token=None if options.no_token else options.token or made,
         faults=options.faults,
         max_upload_size=options.max_upload_size,
         preset=options.preset,
@@ -73,6 +116,8 @@ async def serve(options: argparse.Namespace) -> None:
     try:
         host = f"[{options.host}]" if ":" in options.host else options.host
         sys.stdout.write(f"faceswap engine: listening on http://{host}:{runner.addresses[0][1]}\n")
+        if made is not None:
+            sys.stdout.write(f"faceswap engine: callers have to send the header Authorization: Bearer {made}\n")
         sys.stdout.flush()
         await _until_stopped(app[ENGINE].worker, options.watch_stdin)
     finally:

@@ -16,7 +16,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from .frames import Colour, Frame, Image, split_planes
+from ..limits import DECODER_OPTIONS, DECODER_THREADS, MAX_PIXELS, MAX_SIDE, MAX_TRACKS, OPEN_OPTIONS, too_large
+from .frames import LARGE_PIXELS, Colour, Frame, Image, split_planes
 
 CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,gif"
 """The formats that are read. Playlists are not among them: they would open other files and addresses."""
@@ -28,8 +29,24 @@ _RATE_TOLERANCE = Fraction(1, 100)
 
 
 def open_media(path: Path) -> av.container.InputContainer:
-    """Opens a media file, and nothing it may refer to. Raises av.FFmpegError for other formats."""
-    return av.open(path, options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"})
+    """Opens a media file, and nothing it may refer to.
+
+    Raises av.FFmpegError for other formats, MediaLimitError for too many tracks.
+    """
+    try:
+        container = av.open(path, options={"format_whitelist": CONTAINERS, **OPEN_OPTIONS})
+    except MemoryError as error:
+        raise MediaLimitError(
+            f"{path.name} has more than {MAX_TRACKS} tracks, or its headers ask for too much memory"
+        ) from error
+    if len(container.streams) > MAX_TRACKS:
+        container.close()
+        raise MediaLimitError(f"{path.name} has more than {MAX_TRACKS} tracks")
+    return container
+
+
+class MediaLimitError(Exception):
+    """A file that asks for more than is decoded."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +91,8 @@ def probe(path: Path) -> VideoFile:
 def _probe(path: Path, size: int, changed: int) -> VideoFile:
     """`size` and `changed` tell apart two files that had the same name."""
     with open_media(path) as container:
-        stream = container.streams.video[0]
-        first = next(container.decode(stream))
+        stream = _picture_stream(container)
+        first = next(_pictures(container, stream))
         sideways = first.rotation % 180 != 0
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         base = stream.time_base or Fraction(1)
@@ -231,8 +248,7 @@ class Clip:
 def _decode(video: VideoFile, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames of a video from number `first` on (or an earlier one), each with its number."""
     with open_media(video.path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+        stream = _picture_stream(container)
         keyframe = _keyframe_before(video, first)
         if keyframe is not None:
             container.seek(keyframe[1], stream=stream)
@@ -244,8 +260,7 @@ def _decode(video: VideoFile, first: int) -> Iterator[tuple[int, av.VideoFrame]]
                 yield from enumerate(frames, number + 1)
                 return
     with open_media(video.path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
+        stream = _picture_stream(container)
         yield from enumerate(_pictures(container, stream))
 
 
@@ -265,12 +280,41 @@ def _number(video: VideoFile, frame: av.VideoFrame | None) -> int | None:
 
 
 def _pictures(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """Decodes what can be decoded: a damaged packet is passed over, as ffmpeg does."""
+    """Decodes what can be decoded: a damaged packet is passed over, as ffmpeg does.
+
+    Raises MediaLimitError for a picture that is too large, MemoryError where there is no memory for one.
+    """
+    size = stream.codec_context.width * stream.codec_context.height
     for packet in container.demux(stream):
         try:
-            yield from packet.decode()
+            frames = packet.decode()
         except av.error.InvalidDataError:
+            # Some decoders call a packet damaged when they get no memory for its picture.
+            np.empty((size, 3), np.uint8)
             continue
+        except av.error.ArgumentError as error:
+            raise _too_large() from error
+        for frame in frames:
+            if too_large(frame.width, frame.height):
+                raise _too_large()
+            size = frame.width * frame.height
+            yield frame
+
+
+def _too_large() -> MediaLimitError:
+    return MediaLimitError(
+        f"The video has a picture that cannot be decoded: at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all"
+    )
+
+
+def _picture_stream(container: av.container.InputContainer) -> av.VideoStream:
+    """The first picture track, its decoder bounded. Raises IndexError without one."""
+    stream = container.streams.video[0]
+    context = stream.codec_context
+    context.options = DECODER_OPTIONS
+    stream.thread_type = "AUTO"
+    context.thread_count = 1 if context.width * context.height > LARGE_PIXELS else DECODER_THREADS
+    return stream
 
 
 class _Layout:

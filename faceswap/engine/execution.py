@@ -5,6 +5,7 @@ The sequence of frames follows recordings of ComfyUI 0.3.64.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -12,11 +13,12 @@ import traceback
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import av
 import cv2
 
 from .catalog import describe
 from .faults import Faults, InjectedError
-from .folders import Folders
+from .folders import DISK_FULL, DISK_FULL_MESSAGE, Folders
 from .frames import Frame
 from .graph import Graph, execution_order, is_link, signatures
 from .nodes import RUN, Inputs, Result, Task, combines, depends_on, encoding_of
@@ -43,6 +45,8 @@ class Prompt:
     outputs: list[str]
     faults: Faults = field(default_factory=Faults)
     interrupted: threading.Event = field(default_factory=threading.Event)
+    steps: int = 0
+    """Grows while nodes make progress."""
 
     @property
     def client_id(self) -> str | None:
@@ -132,6 +136,8 @@ class _Execution:
                 if result.swaps is not None
             }
             self._record("execution_success", {})
+        if not self._outcome.completed:
+            gc.collect()  # an error and the frames it went through refer to each other, and to pictures
         return self._outcome
 
     def _run_nodes(self) -> None:
@@ -190,6 +196,7 @@ class _Execution:
         return values | {name: self._results[node].values[slot] for name, (node, slot) in links.items()}
 
     def _check(self) -> None:
+        self._prompt.steps += 1
         if self._prompt.interrupted.is_set():
             raise InterruptedByUser
 
@@ -199,14 +206,17 @@ class _Execution:
 
     def _fail(self, error: Exception) -> None:
         log.error("prompt %s failed at node %s", self._prompt.id, self._node, exc_info=error)
+        kind, message = _told(error)
+        if message == DISK_FULL_MESSAGE:
+            self._executor.cache.keep(set())  # its files take room that others need
         shown = {
             name: [value if isinstance(value, bool | int | float | str | None) else str(value)]
             for name, value in self._inputs.items()
         }
         details = {
             "executed": self._executed,
-            "exception_message": f"{error}\n",
-            "exception_type": _type_name(error),
+            "exception_message": f"{message}\n",
+            "exception_type": kind,
             "traceback": traceback.format_tb(error.__traceback__),
             "current_inputs": shown,
             "current_outputs": list(self._results),
@@ -227,11 +237,19 @@ class _Execution:
         self._listener.message(kind, {**data, "prompt_id": self._prompt.id})
 
 
-def _type_name(error: Exception) -> str:
+def _told(error: Exception) -> tuple[str, str]:
+    """The type and the message of an error for callers: the same ones for a full disk or memory, whoever met it."""
     if isinstance(error, InjectedError):
-        return error.type_name
+        return error.type_name, str(error)
+    if isinstance(error, OSError | av.FFmpegError) and error.errno in DISK_FULL:
+        return "OSError", DISK_FULL_MESSAGE
+    # x264 has no word of its own for a lack of memory; what it is given is fixed and right.
+    no_memory = isinstance(error, MemoryError | av.error.ExternalError)
+    if no_memory or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem):
+        return "MemoryError", "It needs more memory than the engine may take"
     kind = type(error)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return name, str(error)
 
 
 class _Bars:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,12 @@ from pathlib import Path, PurePosixPath
 
 KINDS = ("input", "output", "temp")
 _ANNOTATION = re.compile(r"^(?P<name>.*?)(?: \[(?P<kind>input|output|temp)\])?$", re.DOTALL)
+
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""No room on the disk, in the user's quota, or in what one file of this process may hold."""
+
+DISK_FULL_MESSAGE = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}"
 
 
 class OutsideError(ValueError):

@@ -18,7 +18,12 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
+from ..limits import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE
+
 Image = NDArray[np.uint8]
+
+LARGE_PIXELS = 4_000_000
+"""Of pictures with more pixels than this (2.7K) as few are in memory at a time as works."""
 
 _BT601 = 5
 _FULL_RANGE = 2
@@ -145,7 +150,13 @@ class Picture:
 
 def read_picture(path: Path) -> Picture:
     """Reads an image as it is meant to be shown. Raises ValueError when it is none."""
-    bgr = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    if path.stat().st_size > MAX_IMAGE_BYTES:
+        raise ValueError(f"{path.name} is larger than {MAX_IMAGE_BYTES >> 20} MiB")
+    try:
+        bgr = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        limits = f"at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all"
+        raise ValueError(f"{path.name} cannot be decoded: {limits}") from error
     if bgr is None:
         raise ValueError(f"{path.name} is not an image that can be read")
     return Picture(np.asarray(bgr, np.uint8))

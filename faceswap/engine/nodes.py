@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..limits import too_large
 from .catalog import FILE_INPUTS, existing_file, load_formats
 from .clip import Clip, Selection, probe
 from .faults import Faults
@@ -137,6 +138,8 @@ def load_video(task: Task, inputs: Inputs) -> Result:
     )
     if clip.count == 0:
         raise RuntimeError("No frames generated")
+    if too_large(*clip.size):
+        raise ValueError(f"{clip.size[0]}×{clip.size[1]} is too large")
     for number in range(1, clip.count + 1):
         task.progress(number, clip.count, None)
     start, end = clip.span

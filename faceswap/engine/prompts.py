@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -11,7 +13,15 @@ from .execution import Executor, Outcome, Prompt
 from .nodes import forget_faces
 from .sockets import Hub
 
+log = logging.getLogger(__name__)
+
 HISTORY_LIMIT = 10_000
+
+STALL_S = 300
+"""Without a step of the running prompt, counted by looks `LOOK_S` apart: a process that was frozen is not blamed."""
+LOOK_S = 1
+
+STALLED_EXIT_CODE = 87
 
 
 class Prompts:
@@ -73,7 +83,8 @@ class Prompts:
             await asyncio.Event().wait()
         listener = _Relay(self, prompt, self._hub)
         loop = asyncio.get_running_loop()
-        outcome = await loop.run_in_executor(self._thread, self._executor.execute, prompt, listener)
+        work = loop.run_in_executor(self._thread, self._executor.execute, prompt, listener)
+        outcome = await _unless_stalled(prompt, work)
         self._remember(prompt, outcome)
         self.running, self.running_node = None, None
         self._free_if_idle()
@@ -113,6 +124,18 @@ class Prompts:
         self.interrupt(None)
         await asyncio.to_thread(self._thread.shutdown, wait=True)
         self._executor.cache.keep(set())
+
+
+async def _unless_stalled(prompt: Prompt, work: asyncio.Future[Outcome]) -> Outcome:
+    """Wait for a prompt's end. A decoder that hangs cannot be stopped: the process ends, to be started again."""
+    steps, still_s = prompt.steps, 0
+    while not (await asyncio.wait({work}, timeout=LOOK_S))[0]:
+        still_s = still_s + LOOK_S if steps == prompt.steps else 0
+        steps = prompt.steps
+        if still_s >= STALL_S:
+            log.critical("prompt %s makes no progress: the engine ends", prompt.id)
+            os._exit(STALLED_EXIT_CODE)
+    return work.result()
 
 
 class _Relay:

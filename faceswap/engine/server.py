@@ -6,14 +6,13 @@ Routes, field names, status codes and error bodies follow ComfyUI 0.3.64; each a
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 import os
 import platform
 import sys
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,9 @@ from typing import Any
 
 from aiohttp import WSMsgType, web
 from aiohttp.helpers import content_disposition_header
-from yarl import URL
+from aiohttp.typedefs import Handler
 
+from .access import guard
 from .catalog import describe, file_checks
 from .execution import Executor, Prompt
 from .faults import Faults, FaultSwitch, die
@@ -37,10 +37,8 @@ log = logging.getLogger(__name__)
 PROTOCOL_VERSION = "0.3.64"
 """The ComfyUI whose protocol this is."""
 
-MAX_UPLOAD_SIZE = 2 << 30
-"""Bytes."""
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+MAX_BODY_BYTES = 32 << 20
+"""Of a request that is no upload: a graph is a few KB."""
 
 _SERVER_ERROR = "500 Internal Server Error\n\nServer got itself in trouble"
 
@@ -77,13 +75,15 @@ ENGINE = web.AppKey("engine", Engine)
 def create_app(
     data_dir: Path,
     *,
+    token: str | None = None,
     faults: Faults | None = None,
-    max_upload_size: int = MAX_UPLOAD_SIZE,
+    max_upload_size: int = 2 << 30,
     preset: str = "medium",
 ) -> web.Application:
     """The engine as an application.
 
-    `data_dir` gets the folders `input`, `output` and `temp`; `max_upload_size` is in bytes; `preset` is x264's.
+    `data_dir` gets the folders `input`, `output` and `temp`; `token` is asked of every caller, None lets everybody in;
+    `max_upload_size` is in bytes; `preset` is x264's.
     Only one engine at a time can have a `data_dir`: starting another raises BlockingIOError.
     With `faults`, even empty ones, `POST /faults` changes what goes wrong.
     """
@@ -101,7 +101,7 @@ def create_app(
             with suppress(asyncio.CancelledError):
                 await worker
 
-    app = web.Application(client_max_size=max_upload_size, middlewares=[same_origin, slowly])
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[guard(token), slowly])
     app.cleanup_ctx.append(engine)
     app.on_shutdown.append(close_sockets)
     for prefix in ("", "/api"):
@@ -109,30 +109,6 @@ def create_app(
     if faults is not None:
         app.router.add_post("/faults", set_faults)
     return app
-
-
-@web.middleware
-async def same_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuses browsers that come from another site to an engine on loopback."""
-    origin = request.headers.get("Origin")
-    if origin is not None and _is_foreign(origin, request.host):
-        raise web.HTTPForbidden
-    return await handler(request)
-
-
-def _is_foreign(origin: str, host: str) -> bool:
-    try:
-        ours = URL(f"http://{host}")
-        return _is_loopback(ours.host or "") and URL(origin).authority != ours.authority
-    except ValueError:
-        return True
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 @web.middleware

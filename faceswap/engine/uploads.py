@@ -10,16 +10,24 @@ from pathlib import Path
 
 from aiohttp import BodyPartReader, web
 
-from .folders import Folders, OutsideError
+from .folders import DISK_FULL, Folders, OutsideError
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 20
+_FIELD_BYTES = 4096
+
+
+class HTTPInsufficientStorage(web.HTTPServerError):
+    """507: there is no room for the file."""
+
+    status_code = 507
 
 
 async def receive(request: web.Request, folders: Folders, limit: int) -> dict[str, str]:
     """Stores the file of a `/upload/image` request and answers `{"name", "subfolder", "type"}`.
 
     The parts may come in any order. A name that is taken by other bytes gets ` (1)`, ` (2)`, …, unless
-    `overwrite` is true. Raises 400 for a missing file or a name that leads out, 413 above `limit` bytes.
+    `overwrite` is true. Raises 400 for a missing file or a name that leads out, 413 above `limit` bytes, 507 for a
+    full disk.
     """
     if (request.content_length or 0) > limit:
         raise web.HTTPRequestEntityTooLarge(limit, request.content_length or 0)
@@ -30,6 +38,10 @@ async def receive(request: web.Request, folders: Folders, limit: int) -> dict[st
         return await asyncio.to_thread(_place, folders, fields, filename, part_file)
     except (OutsideError, ValueError, AssertionError) as error:
         raise web.HTTPBadRequest from error
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise HTTPInsufficientStorage from error
     finally:
         part_file.unlink(missing_ok=True)
 
@@ -42,7 +54,7 @@ async def _read_parts(request: web.Request, fields: dict[str, str], part_file: P
         if not isinstance(part, BodyPartReader):
             raise ValueError("parts within parts")
         if part.name != "image":
-            fields[part.name or ""] = await part.text()
+            fields[part.name or ""] = await _text(part)
             continue
         filename = part.filename or ""
         with part_file.open("wb") as file:
@@ -50,8 +62,18 @@ async def _read_parts(request: web.Request, fields: dict[str, str], part_file: P
                 size += len(chunk)
                 if size > limit:
                     raise web.HTTPRequestEntityTooLarge(limit, size)
-                file.write(chunk)
+                await asyncio.to_thread(file.write, chunk)
     return filename
+
+
+async def _text(part: BodyPartReader) -> str:
+    """A field that is no file. Raises ValueError for a long one."""
+    value = bytearray()
+    while chunk := await part.read_chunk(_FIELD_BYTES):
+        value += chunk
+        if len(value) > _FIELD_BYTES:
+            raise ValueError("a field that is too long")
+    return value.decode()
 
 
 def _place(folders: Folders, fields: dict[str, str], filename: str, part_file: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ At most a few frames wait between two steps, so memory does not depend on the le
 from __future__ import annotations
 
 import heapq
+import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
@@ -17,12 +18,19 @@ from typing import Any, Protocol, TypeVar
 
 import av
 
-from .frames import Colour, Frame, Image
+from .frames import LARGE_PIXELS, Colour, Frame, Image
 from .sound import Sound, SoundTrack
 
 AHEAD = 2
 """Frames that one step may be ahead of the next."""
 
+_ENCODER_THREADS = 8
+"""At most: each has pictures of its own in memory, and a machine may have a hundred cores."""
+
+_LOOKAHEAD_PIXELS, _LEAST_LOOKAHEAD = 80_000_000, 4
+"""What x264 may look at beforehand where pictures are large: in pixels, and at least so many pictures."""
+
+_HEADER_BYTES = 1 << 16
 _LARGEST_RATE_PART = 1_000_000
 _HIGHEST_CRF = 51
 
@@ -110,16 +118,18 @@ def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T]:
         thread.join()
 
 
-def swapped(frames: Iterable[Frame], swap: Swap, count: SwapCount) -> Generator[Frame]:
+def swapped(frames: Frames, swap: Swap, count: SwapCount) -> Generator[Frame]:
     """Yield the frames with a swap applied, and count them; decoding, tracking and applying each run in a thread."""
-    tracked = ahead(_tracked(ahead(_prepared(frames)), swap))
-    with closing(ahead(_applied(tracked, swap, count))) as stream:
+    large = _is_large(frames.size)
+    prepared = _prepared(frames) if large else ahead(_prepared(frames))
+    tracked = ahead(_tracked(prepared, swap), 1 if large else AHEAD)
+    with closing(ahead(_applied(tracked, swap, count), 1 if large else AHEAD)) as stream:
         for frame in stream:
             frame.keep_changes()
             yield frame
 
 
-def _prepared(frames: Iterable[Frame]) -> Iterator[Frame]:
+def _prepared(frames: Iterable[Frame]) -> Generator[Frame]:
     for frame in frames:
         _ = frame.bgr  # converted here, in the decoder's thread
         yield frame
@@ -154,7 +164,7 @@ def encode(
     """
     number = 0
     stream: av.VideoStream | None = None
-    with closing(iter(frames)) as decoded, av.open(path, "w", format="mp4") as output:
+    with closing(iter(frames)) as decoded, _new_file(path) as output:
         for number, frame in enumerate(decoded, 1):
             stream = stream or _add_video(output, frame, rate, encoding)
             picture = av.VideoFrame.from_ndarray(frame.planes, "yuv420p")
@@ -168,12 +178,28 @@ def encode(
     return number
 
 
+def _new_file(path: Path, **options: str) -> av.container.OutputContainer:
+    """An MP4 file to be written. Raises OSError where there is no room for its first bytes."""
+    # Tried here, because PyAV leaves a file open for good when it cannot write its header.
+    path.write_bytes(bytes(_HEADER_BYTES))
+    return av.open(path, "w", format="mp4", options=options)
+
+
+def _is_large(size: tuple[int, int]) -> bool:
+    return size[0] * size[1] > LARGE_PIXELS
+
+
 def _add_video(
     output: av.container.OutputContainer, frame: Frame, rate: Fraction, encoding: Encoding
 ) -> av.VideoStream:
+    width, height = frame.size
     options = {"crf": str(min(encoding.crf, _HIGHEST_CRF)), "preset": encoding.preset}
+    if _is_large(frame.size):
+        options["rc-lookahead"] = str(max(_LEAST_LOOKAHEAD, _LOOKAHEAD_PIXELS // (width * height)))
     stream = output.add_stream("libx264", rate=rate, options=options)
-    stream.width, stream.height = frame.size
+    stream.thread_type = "SLICE" if _is_large(frame.size) else "FRAME"
+    stream.codec_context.thread_count = min((os.cpu_count() or 1) * 3 // 2, _ENCODER_THREADS)
+    stream.width, stream.height = width, height
     stream.pix_fmt = "yuv420p"
     _tag(stream.codec_context, frame.colour)
     return stream
@@ -190,7 +216,7 @@ def mux(video: Path, sound: Sound | None, path: Path, rate: Fraction, on_frame: 
     """Puts an encoded video, at `rate`, and a sound into an MP4 file that can be played while it loads."""
     with (
         av.open(video) as source,
-        av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as output,
+        _new_file(path, movflags="+faststart") as output,
     ):
         picture = source.streams.video[0]
         stream = output.add_stream_from_template(picture)

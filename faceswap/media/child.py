@@ -21,6 +21,7 @@ from typing import Any
 import av
 
 from faceswap.errors import JobFailure, Problem
+from faceswap.limits import limit_process
 from faceswap.media import probe
 
 MAX_DATA_BYTES = 2 << 30
@@ -40,13 +41,9 @@ def main() -> None:
 
 
 def limit_resources() -> None:
-    """Bounds memory (heap and private mappings), core dumps, open files and the size of images."""
-    resource.setrlimit(resource.RLIMIT_DATA, (MAX_DATA_BYTES, MAX_DATA_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    """Bounds memory, core dumps, open files and the size of images."""
+    limit_process(MAX_DATA_BYTES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
-    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(probe.MAX_PIXELS)
-    os.environ["OPENCV_IO_MAX_IMAGE_WIDTH"] = str(probe.MAX_SIDE)
-    os.environ["OPENCV_IO_MAX_IMAGE_HEIGHT"] = str(probe.MAX_SIDE)
     av.logging.set_level(None)
 
 

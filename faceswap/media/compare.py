@@ -20,8 +20,8 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from faceswap.limits import DECODER_THREADS
 from faceswap.media.probe import clockwise
-from faceswap.media.timeline import DECODER_THREADS
 
 Array = NDArray[np.float32]
 

@@ -12,12 +12,10 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from faceswap.errors import Unprocessable, UnsupportedMedia
+from faceswap.limits import DECODER_OPTIONS, MAX_IMAGE_BYTES, MAX_SIDE, MAX_TRACKS, too_large
 from faceswap.media.facts import AudioFacts, ImageFacts, VideoFacts
 from faceswap.media.timeline import FrameCounter, open_media, packets, picture_stream
 
-MAX_SIDE = 8192
-MAX_PIXELS = 50_000_000
-MAX_IMAGE_BYTES = 64 << 20
 FIRST_FRAME_PACKETS = 300
 
 IMAGE_MAGIC = {
@@ -36,6 +34,10 @@ NOT_AN_IMAGE = UnsupportedMedia(
 )
 TRUNCATED = Unprocessable("The video is cut off: a part of the file is missing.", code="video_truncated")
 NO_FRAMES = Unprocessable("The video has no frame that can be shown.", code="video_without_frames")
+TOO_MANY_TRACKS = Unprocessable(
+    f"The video has more than {MAX_TRACKS} tracks, or its headers ask for too much memory.",
+    code="video_too_many_tracks",
+)
 DAMAGED = Unprocessable("The video is damaged: its first frame cannot be decoded.", code="video_damaged")
 
 
@@ -43,17 +45,22 @@ def probe_video(path: Path, max_frames: int) -> VideoFacts:
     """Reads every packet of the video at `path`, up to `max_frames` frames, and decodes its first frame.
 
     Raises UnsupportedMedia (`not_a_video`) or Unprocessable (`video_without_frames`, `video_truncated`,
-    `video_damaged`, `video_too_large`, `video_too_long`).
+    `video_damaged`, `video_too_large`, `video_too_long`, `video_too_many_tracks`).
     """
     try:
         container = open_media(path)
+    except MemoryError as error:
+        raise TOO_MANY_TRACKS from error
     except (av.FFmpegError, ValueError) as error:
         raise (TRUNCATED if _looks_like_mp4(path) else NOT_A_VIDEO) from error
     with container:
+        if len(container.streams) > MAX_TRACKS:
+            raise TOO_MANY_TRACKS
         stream = picture_stream(container)
         if stream is None:
             raise NOT_A_VIDEO
         _check_size(stream)
+        stream.codec_context.options = DECODER_OPTIONS
         return _read(path, container, stream, max_frames)
 
 
@@ -74,6 +81,8 @@ def _read(path: Path, container: InputContainer, stream: VideoStream, max_frames
                 if counter.count > max_frames:
                     detail = f"The video has more than {max_frames:,} frames, the most that are taken."
                     raise Unprocessable(detail, code="video_too_long")
+    except MemoryError as error:
+        raise TOO_MANY_TRACKS from error
     except av.FFmpegError as error:
         raise TRUNCATED from error
     if reaches_past_the_end(container, path):
@@ -124,7 +133,7 @@ def clockwise(picture: VideoFrame) -> int:
 
 def _check_size(stream: VideoStream) -> None:
     width, height = stream.codec_context.width, stream.codec_context.height
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+    if too_large(width, height):
         detail = f"The video is {width}×{height}; at most {MAX_SIDE} pixels a side are taken."
         raise Unprocessable(detail, code="video_too_large")
 

@@ -19,16 +19,16 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from faceswap.errors import JobFailure
+from faceswap.limits import DECODER_OPTIONS, DECODER_THREADS, OPEN_OPTIONS
 
 # Only containers that hold their own media: playlists and lists of files (hls, concat, image2, …) would
 # make the demuxer open whatever they name.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif"
-DECODER_THREADS = 4
 
 
 def open_media(path: Path) -> InputContainer:
     """Opens `path` for reading by its bytes, whatever its name; it can lead to no other file."""
-    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
+    options = {"format_whitelist": CONTAINERS, **OPEN_OPTIONS}
     return av.open(f"file:{path}", options=options, metadata_errors="replace")
 
 
@@ -36,6 +36,7 @@ def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFra
     """The frames of `stream`, decoded by a few threads: each holds pictures of its own in memory."""
     stream.thread_type = "AUTO"
     stream.codec_context.thread_count = DECODER_THREADS
+    stream.codec_context.options = DECODER_OPTIONS
     return container.decode(stream)
 
 

@@ -87,7 +87,8 @@ def _prepare(folder: Path) -> None:
 
 @contextmanager
 def _engine(data: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "faceswap.engine", "--watch-stdin", "--port", "0", "--data-dir", str(data)]
+    options = ("--no-token", "--watch-stdin", "--port", "0", "--data-dir", str(data))
+    command = [sys.executable, "-m", "faceswap.engine", *options]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:

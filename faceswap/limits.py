@@ -1,0 +1,42 @@
+"""What untrusted media may ask of a process that decodes it: the service's workers and the engine alike."""
+
+from __future__ import annotations
+
+import os
+import resource
+
+MAX_SIDE = 8192
+MAX_PIXELS = 50_000_000
+MAX_IMAGE_BYTES = 64 << 20
+MAX_TRACKS = 64
+
+DECODER_THREADS = 4
+"""At most: each holds pictures of its own in memory."""
+
+OPEN_OPTIONS = {
+    "protocol_whitelist": "file",
+    "max_streams": str(MAX_TRACKS + 1),
+    "max_pixels": str(MAX_PIXELS),
+}
+"""For `av.open`, by which every demuxer and decoder holds the limits itself. A file with more tracks either shows
+`MAX_TRACKS + 1` of them or ends in a MemoryError, as its demuxer has it."""
+
+DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
+"""For a decoder: a stream may declare a small picture and grow later. What is larger ends in av.ArgumentError."""
+
+
+def too_large(width: int, height: int) -> bool:
+    """Whether a picture, in pixels, is more than is decoded."""
+    return max(width, height) > MAX_SIDE or width * height > MAX_PIXELS
+
+
+def limit_process(data_bytes: int) -> None:
+    """Bound the memory of this process (heap and private mappings), its core dumps, and the pictures OpenCV decodes.
+
+    Call it before OpenCV is imported: it reads its limits then.
+    """
+    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)
+    os.environ["OPENCV_IO_MAX_IMAGE_WIDTH"] = str(MAX_SIDE)
+    os.environ["OPENCV_IO_MAX_IMAGE_HEIGHT"] = str(MAX_SIDE)

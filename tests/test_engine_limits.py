@@ -1,0 +1,139 @@
+"""Media that asks for more than the engine takes: one failed prompt with a sentence, and the engine goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import av
+import numpy as np
+import pytest
+from clips import growing, huge_png, make_clip, many_tracks
+from engine_rig import FACE, Rig, workflow
+from processes import Engine
+
+from faceswap.engine.clip import Clip, MediaLimitError, Selection, open_media, probe
+from faceswap.engine.prompts import STALLED_EXIT_CODE
+from faceswap.limits import MAX_PIXELS, MAX_SIDE, MAX_TRACKS
+
+
+@pytest.mark.parametrize("size", [(MAX_SIDE + 8, 64), (7600, 7000)])
+def test_a_picture_that_grows_beyond_the_limits_is_not_decoded(tmp_path: Path, size: tuple[int, int]) -> None:
+    clip = Clip(probe(growing(tmp_path / "grow.mkv", (64, 64), (64, 64), size)), Selection())
+    assert (clip.size, clip.count) == ((64, 64), 3)
+    with pytest.raises(MediaLimitError, match=f"at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all") as raised:
+        list(clip)
+    # The decoder itself refuses what is large, before it takes memory; what is long and thin costs none.
+    assert isinstance(raised.value.__cause__, av.error.ArgumentError) == (size[0] * size[1] > MAX_PIXELS)
+
+
+def test_a_picture_that_grows_within_the_limits_is_scaled_to_the_first(tmp_path: Path) -> None:
+    clip = Clip(probe(growing(tmp_path / "grow.mkv", (64, 64), (640, 480), (32, 32))), Selection())
+    assert [frame.size for frame in clip] == [(64, 64)] * 3
+
+
+@pytest.mark.parametrize("container", ["mkv", "mp4", "ts", "avi", "asf"])
+def test_a_file_with_too_many_tracks_is_not_opened(tmp_path: Path, container: str) -> None:
+    with pytest.raises(MediaLimitError, match=f"more than {MAX_TRACKS} tracks"):
+        probe(many_tracks(tmp_path / f"many.{container}", MAX_TRACKS + 1))
+    with open_media(many_tracks(tmp_path / f"most.{container}", MAX_TRACKS)) as media:
+        assert len(media.streams) == MAX_TRACKS
+
+
+async def result(rig: Rig, prompt_id: str, **inputs: Any) -> tuple[str, str] | None:
+    """What a prompt's error says, type and message; None when it went well."""
+    await rig.submit(workflow(filename_prefix=prompt_id, **inputs), prompt_id)
+    entry = await rig.ended(prompt_id)
+    if entry["status"]["completed"]:
+        return None
+    told = entry["status"]["messages"][-1][1]
+    return told["exception_type"], told["exception_message"].strip()
+
+
+@pytest.fixture
+async def process(tmp_path: Path) -> AsyncIterator[tuple[Engine, Rig]]:
+    """An engine process with a face and a small clip, and a caller."""
+    async with Engine(tmp_path, paint=True) as engine, aiohttp.ClientSession(engine.url) as session:
+        rig = Rig(session, engine.data_dir)  # type: ignore[arg-type]  # all that Rig calls
+        await rig.upload(FACE, "face.png")
+        await rig.upload(make_clip(tmp_path / "clip.mp4", 3))
+        yield engine, rig
+
+
+async def test_what_is_too_large_fails_its_own_prompt_only(process: tuple[Engine, Rig], tmp_path: Path) -> None:
+    engine, rig = process
+    await rig.upload(many_tracks(tmp_path / "tracks.mkv", MAX_TRACKS + 1))
+    await rig.upload(growing(tmp_path / "grow.mkv", (64, 64), (MAX_SIDE + 8, 64)))
+    for name, width, height in (("wide.png", MAX_SIDE + 8, 64), ("large.png", 7600, 7000)):
+        await rig.upload(huge_png(tmp_path / name, width, height))
+        assert await result(rig, name, image=name) == (
+            "ValueError",
+            f"{name} cannot be decoded: at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all",
+        )
+    for name in ("tracks.mkv", "grow.mkv"):
+        failure = await result(rig, name, video=name)
+        assert failure is not None and failure[0].endswith("MediaLimitError")
+    assert (await result(rig, "size", custom_width=8000, custom_height=8000)) == (
+        "ValueError",
+        "8000×8000 is too large",
+    )
+    assert await result(rig, "last") is None
+    assert engine.running
+
+
+async def test_a_prompt_without_memory_fails_and_gives_back_what_it_had(
+    process: tuple[Engine, Rig], tmp_path: Path
+) -> None:
+    engine, rig = process
+    allowed, _ = resource.prlimit(engine.pid, resource.RLIMIT_DATA)
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < allowed < physical
+    await rig.upload(make_clip(tmp_path / "large.mp4", 12, size=(3840, 2160), draw=_plain))
+    assert await result(rig, "first") is None
+    used = _data_bytes(engine.pid)
+    resting_mb = engine.memory_mb()
+    resource.prlimit(engine.pid, resource.RLIMIT_DATA, (used + (200 << 20), allowed))
+    failure = await result(rig, "large", video="large.mp4", force_rate=0)
+    assert failure == ("MemoryError", "It needs more memory than the engine may take")
+    assert engine.memory_mb() < resting_mb + 60
+    assert await result(rig, "small", crf=30) is None
+    resource.prlimit(engine.pid, resource.RLIMIT_DATA, (allowed, allowed))
+    assert await result(rig, "again", video="large.mp4", force_rate=0) is None
+
+
+def _plain(number: int, width: int, height: int) -> Any:
+    return np.full((height, width, 3), 10 * number, np.uint8)
+
+
+def _data_bytes(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text("ascii")
+    return int(status.split("VmData:")[1].split()[0]) * 1024
+
+
+async def test_a_prompt_that_makes_no_progress_ends_the_engine(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from faceswap.engine import __main__, prompts\n"
+        "prompts.LOOK_S, prompts.STALL_S = 0.1, 1\n"
+        "__main__.main(sys.argv[1:])\n"
+    )
+    options = ("--no-token", "--port", "0", "--data-dir", str(tmp_path / "data"))
+    faults = ("--faults", json.dumps({"wait_per_frame_s": 3600}))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code, *options, *faults), stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    url = (await process.stdout.readline()).decode().split()[-1]
+    async with aiohttp.ClientSession(url) as session:
+        rig = Rig(session, tmp_path / "data")  # type: ignore[arg-type]  # all that Rig calls
+        await rig.upload(FACE, "face.png")
+        await rig.upload(make_clip(tmp_path / "clip.mp4", 3))
+        await rig.submit(workflow(), "stuck")
+        assert await process.wait() == STALLED_EXIT_CODE
