@@ -292,7 +292,12 @@ async def _read_frames(sizes: Mapping[str, int], arrival: _Arrival, form: _Form)
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """The JSON object in a request's body or a WebSocket's first frame; raises `BadRequest` where it is none."""
+    """The JSON object in a request's body or a WebSocket's text; raises `BadRequest` where it is none.
+
+    Read, JSON takes up to thirty times its bytes; therefore it raises `TooLarge` before it reads a long one.
+    """
+    if len(text) > MAX_TEXT_BYTES:
+        raise TooLarge(f"The JSON is longer than {MAX_TEXT_BYTES:,} bytes.", code="too_large")
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError):

@@ -15,7 +15,7 @@ from ..intake import parse_object
 from ..jobs import Job, new_prompt_id
 from .jobs import cancel_job, parse_event_id
 from .keys import ADMISSION, FOLDERS, INTAKE, RUNNER, STOPPING, STORE, owner
-from .middleware import problem_document
+from .middleware import known_failures, problem_document
 from .stream import send_events, stream_events
 
 T = TypeVar("T")
@@ -57,11 +57,13 @@ def _accepted(job: Job, status: int) -> web.Response:
 
 async def face_swap_socket(request: web.Request) -> web.WebSocketResponse:
     """A job over a WebSocket: URLs, an upload, or a subscription to one that exists."""
-    socket = web.WebSocketResponse(timeout=CLOSE_S, heartbeat=HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES)
+    # Uncompressed: a few bytes of a compressed message can stand for as many as a whole frame may hold.
+    socket = web.WebSocketResponse(timeout=CLOSE_S, heartbeat=HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES, compress=False)
     await socket.prepare(request)
     try:
-        prompt_id, after = await _first_of(_begin(request, socket), _stopping(request))
-        await _first_of(_listen(request, socket, prompt_id), send_events(request, socket, prompt_id, after))
+        with known_failures():
+            prompt_id, after = await _first_of(_begin(request, socket), _stopping(request))
+            await _first_of(_listen(request, socket, prompt_id), send_events(request, socket, prompt_id, after))
         await socket.close()
     except Problem as problem:
         await _refuse(socket, problem)
@@ -116,12 +118,15 @@ async def _first_of(*work: Coroutine[Any, Any, T]) -> T:
     """Do all of it until the first is done, and give its result."""
     tasks = [asyncio.create_task(one) for one in work]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(task for task in tasks if task in done).result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task.done()).result()
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # A task holds its exception, that the frames it passed, and this one the tasks: a circle that would keep
+        # whatever the frames hold.
+        tasks.clear()
 
 
 async def _stopping(request: web.Request) -> NoReturn:
