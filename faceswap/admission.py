@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import re
-import shutil
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from .config import Settings
 from .errors import BadRequest, Unavailable, Unprocessable
+from .inputs import accept_upload, erase_upload
 from .intake import Submission
 from .jobs import Inputs, Job, JobState, NewJob, Options, default_output_name
 from .media import MediaWorker, VideoFacts, plan_segments
@@ -28,8 +28,12 @@ class Admission:
         self._media = media
         self._workflows = workflows
 
-    async def check_room(self) -> None:
-        """Refuse before an upload is read. Raises `Unavailable`."""
+    async def check(self, idempotency_key: str | None) -> None:
+        """Refuse before an upload is read. Raises `BadRequest` or `Unavailable`."""
+        if idempotency_key is not None and not IDEMPOTENCY_KEY_PATTERN.fullmatch(idempotency_key):
+            raise BadRequest(
+                "'Idempotency-Key' must have 1-255 printable ASCII characters.", code="invalid_idempotency_key"
+            )
         counts = await self._store.counts()
         if counts[JobState.QUEUED] >= self._settings.queue_limit:
             raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
@@ -45,26 +49,19 @@ class Admission:
             new = await self._examine(submission, prompt_id, owner, idempotency_key)
             job, is_new = await self._store.create(new, self._settings.queue_limit)
         except asyncio.CancelledError:
-            # The job may be committed all the same. Files that belong to none are erased at the next start.
+            # The job may be committed all the same. What is left of an upload that became none goes at the next start.
             raise
         except BaseException:
             await _erase(submission)
             raise
-        if not is_new:
-            await _erase(submission)
+        await (asyncio.to_thread(accept_upload, submission.folder) if is_new else _erase(submission))
         return job, is_new
 
     async def _examine(
         self, submission: Submission, prompt_id: str, owner: str | None, idempotency_key: str | None
     ) -> NewJob:
-        if idempotency_key is not None and not IDEMPOTENCY_KEY_PATTERN.fullmatch(idempotency_key):
-            raise BadRequest(
-                "'Idempotency-Key' must have 1-255 printable ASCII characters.", code="invalid_idempotency_key"
-            )
-        if submission.webhook_url is not None:
-            raise BadRequest("'webhook_url' is not supported by this version.", code="unsupported_field")
         options = submission.options
-        workflow = self._workflow(options)
+        workflow = self.check_options(options)
         # One after the other: a refusal erases the folder, which nothing may be reading then.
         await self._media.probe_image(submission.folder / submission.image_file)
         video = await self._media.probe_video(submission.folder / submission.video_file)
@@ -82,10 +79,10 @@ class Admission:
             owner=owner,
             idempotency_key=idempotency_key,
             request_digest=submission.digest,
-            webhook_url=submission.webhook_url,
         )
 
-    def _workflow(self, options: Options) -> Workflow:
+    def check_options(self, options: Options) -> Workflow:
+        """The workflow that was chosen, which has every option that was. Raises `BadRequest`."""
         name = options.workflow or self._settings.workflow
         workflow = self._workflows.get(name)
         if workflow is None:
@@ -101,7 +98,7 @@ class Admission:
 
 
 async def _erase(submission: Submission) -> None:
-    await asyncio.to_thread(shutil.rmtree, submission.folder, ignore_errors=True)
+    await asyncio.to_thread(erase_upload, submission.folder)
 
 
 def _inputs(submission: Submission, video: VideoFacts) -> Inputs:

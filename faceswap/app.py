@@ -74,8 +74,8 @@ def create_app(settings: Settings, patience: Patience | None = None) -> web.Appl
             engine = None if settings.comfyui_urls else _embedded_engine(settings, folders)
             app[keys.ENGINE] = engine
             backends = await make_backends(settings, store, session, patience)
-            app[keys.INTAKE] = Intake(settings, fetcher)
-            app[keys.ADMISSION] = Admission(settings, store, media, workflows)
+            admission = app[keys.ADMISSION] = Admission(settings, store, media, workflows)
+            app[keys.INTAKE] = Intake(settings, fetcher, admission.check_options)
             reports = app[keys.REPORTS] = Reports(store)
             runner = app[keys.RUNNER] = Runner(store, folders, media, reports, workflows, backends, patience)
             janitor = Janitor(settings, store, folders)

@@ -93,11 +93,15 @@ class Runner:
         """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it."""
         while tasks := list(self._flights.get(job.prompt_id, {}).values()):
             await asyncio.wait(tasks)
-        await self._store.erase(job.prompt_id)
+        mark = self._folders.erasure_mark(job.prompt_id)
+        mark.touch(mode=0o600)
+        await self._store.begin_erasure(job.prompt_id)
         self._forget(job.prompt_id)
         await asyncio.to_thread(self._folders.erase_inputs, job.prompt_id)
         if job.result_file:
             self._folders.erase_result(job.result_file)
+        await self._store.erase(job.prompt_id)
+        mark.unlink(missing_ok=True)
 
     async def run(self) -> None:
         """Take up what was left, then work until cancelled. Prompts that are out stay with ComfyUI."""

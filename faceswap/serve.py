@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import signal
+import sqlite3
 import sys
 from typing import IO
 
@@ -29,6 +30,7 @@ SHUTDOWN_S = 4.0
 
 def serve(settings: Settings, *, allow_anonymous: bool = False) -> int:
     """Run the service until it is told to stop; returns the exit status."""
+    os.umask(0o077)  # of what is written here, by our processes too, nothing is anybody else's
     log_setup.configure(settings)
     if not is_loopback(settings.host) and not allow_anonymous:
         print(
@@ -58,7 +60,11 @@ async def _serve(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
-    await runner.setup()
+    try:
+        await runner.setup()
+    except (sqlite3.Error, OSError) as error:
+        print(f"faceswap: {_unusable(settings, error)}", file=sys.stderr)
+        return 1
     assert runner.server is not None
     listener = Listener(runner.server)
     try:
@@ -92,6 +98,14 @@ async def _serve(settings: Settings) -> int:
         await runner.cleanup()
 
 
+def _unusable(settings: Settings, error: sqlite3.Error | OSError) -> str:
+    """Why the data folder cannot be used, in a sentence."""
+    if isinstance(error, sqlite3.Error):
+        return f"the database {str(Folders(settings.data_dir).database)!r} cannot be used: {error}"
+    reason = error.strerror or error
+    return f"FACESWAP_DATA_DIR={str(settings.data_dir)!r} cannot be used: {reason}"
+
+
 def _lock(settings: Settings) -> IO[str]:
     """One process per data folder. Raises `OSError` with a sentence."""
     folders = Folders(settings.data_dir)
@@ -99,12 +113,10 @@ def _lock(settings: Settings) -> IO[str]:
         folders.create()
         lock = folders.lock.open("w")
     except OSError as error:
-        raise OSError(f"FACESWAP_DATA_DIR={str(settings.data_dir)!r} cannot be used: {error.strerror}") from error
+        raise OSError(_unusable(settings, error)) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
         raise OSError(f"another faceswap already uses {str(settings.data_dir)!r}") from error
-    lock.write(str(os.getpid()))
-    lock.flush()
     return lock

@@ -29,8 +29,8 @@ PAUSE_S = 1.0
 """After a connection could not be accepted."""
 WARN_S = 60.0
 """Between two lines in the log about connections that have to wait."""
-LEAST_READ_BYTES, MOST_READ_BYTES = 2 * 1024, 256 * 1024
-LONG_S, SHORT_S = 0.001, 0.00025
+LEAST_READ_BYTES, MOST_READ_BYTES = 1024, 256 * 1024
+LONG_S, SHORT_S = 0.0005, 0.00015
 """A read that took more of the processor than `LONG_S` is followed by smaller ones; less than `SHORT_S`, by larger."""
 
 

@@ -30,12 +30,11 @@ QUEUED_MESSAGE = "Face swap workflow queued successfully. Use /status/{prompt_id
 
 async def post_face_swap(request: web.Request) -> web.StreamResponse:
     """Take a job in, and answer with its events, or with its id at once."""
-    await request.app[ADMISSION].check_room()
+    key = request.headers.get("Idempotency-Key")
+    await request.app[ADMISSION].check(key)
     prompt_id = new_prompt_id()
     submission = await request.app[INTAKE].from_request(request, request.app[FOLDERS].inputs(prompt_id))
-    job, _ = await request.app[ADMISSION].admit(
-        submission, prompt_id, owner=owner(request), idempotency_key=request.headers.get("Idempotency-Key")
-    )
+    job, _ = await request.app[ADMISSION].admit(submission, prompt_id, owner=owner(request), idempotency_key=key)
     request.app[RUNNER].wake()
     if submission.respond_async or submission.id_only:
         return _accepted(job, 202 if submission.respond_async else 200)
@@ -94,7 +93,7 @@ async def _begin(request: web.Request, socket: web.WebSocketResponse) -> tuple[s
         prompt_id = str(first.get("prompt_id")).encode("ascii", "replace").decode()
         job = await request.app[STORE].job(prompt_id, owner(request))
         return job.prompt_id, parse_event_id(first.get("last_event_id"))
-    await request.app[ADMISSION].check_room()
+    await request.app[ADMISSION].check(None)
     prompt_id = new_prompt_id()
     submission = await request.app[INTAKE].from_websocket(first, socket, request.app[FOLDERS].inputs(prompt_id))
     job, _ = await request.app[ADMISSION].admit(submission, prompt_id, owner=owner(request), idempotency_key=None)
