@@ -55,20 +55,15 @@ class Janitor:
         Erased is what was being erased or taken in, and results that were never committed. What the database does not
         know may belong to a newer one: it is set aside.
         """
-        await self._finish_erasures()
         await self._clear_uploads()
         await self._set_aside(await self._clear_inputs(), await self._clear_results())
+        await self._finish_erasures()
 
     async def _finish_erasures(self) -> None:
-        """Erase what is left of jobs that were being erased for good, their records last."""
+        """Delete the records of jobs that were being erased for good; what was left of their files is gone."""
         marked = await asyncio.to_thread(self._folders.marked, ERASURE)
         for prompt_id in marked - await self._store.with_inputs(marked):  # of those that have them, none was begun
-            await asyncio.to_thread(self._folders.erase_inputs, prompt_id)
-            if prompt_id in await self._store.known([prompt_id]):
-                job = await self._store.job(prompt_id)
-                if job.result_file:
-                    self._folders.erase_result(job.result_file)
-                await self._store.erase(prompt_id)
+            await self._store.erase(prompt_id)
         for prompt_id in marked:
             self._folders.erasure_mark(prompt_id).unlink(missing_ok=True)
 
