@@ -98,8 +98,7 @@ class Runner:
         await self._store.begin_erasure(job.prompt_id)
         self._forget(job.prompt_id)
         await asyncio.to_thread(self._folders.erase_inputs, job.prompt_id)
-        if job.result_file:
-            self._folders.erase_result(job.result_file)
+        self._folders.erase_result(job.result_file or f"{job.output_name}.mp4")
         await self._store.erase(job.prompt_id)
         mark.unlink(missing_ok=True)
 

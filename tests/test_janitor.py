@@ -184,10 +184,11 @@ async def test_what_an_older_database_does_not_know_is_set_aside_and_told_in_one
     assert (house.has_inputs(newer), house.has_result(newer)) == (False, False)
     [lost] = house.folders.lost.iterdir()
     aside = {str(path.relative_to(lost)) for path in lost.rglob("*") if path.is_file()}
-    assert len(aside) == 5
     assert aside == {name for name in before if newer.prompt_id in name or newer.output_name + "." in name}
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert caplog.messages[0].startswith("the database knows nothing of 5 files and folders in the data folder")
+    assert caplog.messages[0].startswith(
+        f"the database knows nothing of {len(aside)} files and folders in the data folder"
+    )
 
 
 async def test_an_empty_database_erases_nothing(house: House) -> None:

@@ -156,19 +156,25 @@ def _is_known_host(host: str, settings: Settings) -> bool:
     public = [URL(origin) for origin in settings.cors_origins]
     if settings.public_url is not None:
         public.append(settings.public_url.origin())
+    return is_loopback(name[0]) or any(_is_host_of(url, host) for url in public)
+
+
+def _is_host_of(url: URL, host: str) -> bool:
     # A `Host` without a port means the default one of the scheme by which the proxy was asked.
-    return is_loopback(name[0]) or any(_place(f"{url.scheme}://{host}") == _place(str(url)) for url in public)
+    return _place(f"{url.scheme}://{host}") == _place(str(url))
 
 
 def _is_own_origin(origin: str, host: str | None, settings: Settings) -> bool:
-    """Whether a page's origin is the address it asks, or the public one."""
+    """Whether a page's origin is the public address, or the address it asks."""
     scheme, place = origin.partition("://")[0], _place(origin)
     if place is None or scheme not in ("http", "https"):
         return False
-    public_url = settings.public_url
-    if public_url is not None and scheme == public_url.scheme and place == _place(str(public_url.origin())):
+    public = settings.public_url.origin() if settings.public_url is not None else None
+    if public is not None and scheme == public.scheme and place == _place(str(public)):
         return True
-    return host is not None and place == _place(f"{scheme}://{host}")
+    if host is None or (public is not None and _is_host_of(public, host)):
+        return False
+    return place == _place(f"{scheme}://{host}")
 
 
 def _place(address: str) -> tuple[str, int] | None:
