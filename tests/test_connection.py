@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import logging
+import os
+import socket
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -299,6 +302,27 @@ async def test_more_connections_than_descriptors_allow_wait_for_their_turn(
             writer.close()
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert [record.message for record in warnings] == ["all connections are in use; new ones wait"]
+
+
+async def test_descriptors_that_run_out_are_told_once_and_waited_for(
+    rig: Rig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    accept = loop.sock_accept
+    failures = [errno.EMFILE] * 20 + [errno.ECONNABORTED]
+
+    async def failing(listener: socket.socket) -> Any:
+        if failures:
+            raise OSError(number := failures.pop(0), os.strerror(number))
+        return await accept(listener)
+
+    monkeypatch.setattr(connection_module, "PAUSE_S", 0.001)
+    monkeypatch.setattr(loop, "sock_accept", failing)
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    for _ in range(2):  # the first is accepted by the call that waited before
+        assert b"here" in await rig.answer(request)
+    assert failures == []
+    assert caplog.messages == ["connections cannot be accepted: Too many open files"]
 
 
 def test_the_limit_of_descriptors_is_raised_as_far_as_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

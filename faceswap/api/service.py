@@ -49,7 +49,8 @@ async def get_health(request: web.Request) -> web.Response:
             "status": "healthy" if all(checks.values()) else "degraded",
             "comfyui_status": _comfyui_status(app),
             "workflow_status": "valid",
-            "server_address": request.host,
+            # Not `request.host`: without a `Host` it asks the name server for our name, on the event loop.
+            "server_address": request.headers.get("Host", f"{settings.host}:{settings.port}"),
             "workflow_path": f"{settings.workflow}.json",
             "communication_method": "websocket",
             "version": __version__,
