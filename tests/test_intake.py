@@ -9,23 +9,26 @@ import json
 import os
 import stat
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
 
+from faceswap import inputs as inputs_module
 from faceswap import intake as intake_module
 from faceswap.api.middleware import known_failures
 from faceswap.config import Settings
-from faceswap.errors import BadRequest, Problem
+from faceswap.errors import BadRequest, Problem, TooLarge, Unavailable
 from faceswap.fetch import Fetcher
-from faceswap.inputs import extension
-from faceswap.intake import Intake, Submission, parse_object
+from faceswap.folders import upload_mark
+from faceswap.inputs import InputFolder, Room, extension
+from faceswap.intake import MAX_TEXT_BYTES, Intake, Submission, parse_object
 from faceswap.jobs import Options
 
 VIDEO = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 40
@@ -435,6 +438,13 @@ async def test_bad_json_is_refused(door: Door, code: str, body: bytes) -> None:
     assert (await door.refusal()).code == code
 
 
+@pytest.mark.parametrize("text", ["{}" + " " * MAX_TEXT_BYTES, b"{}" + b" " * MAX_TEXT_BYTES])
+def test_json_is_not_read_where_it_is_long(text: str | bytes) -> None:
+    with pytest.raises(TooLarge):
+        parse_object(text)
+    assert parse_object(text[:MAX_TEXT_BYTES]) == {}
+
+
 BAD_MULTIPART = [
     ("malformed_multipart", b"no boundary at all, but text that is long enough to tell\r\n\r\n" + b"--no" * 10),
     ("malformed_multipart", f"--{BOUNDARY}xx\r\n".encode() + b"x" * 100),
@@ -599,6 +609,71 @@ async def test_too_little_room_on_the_disk_is_told(open_door: Callable[..., Any]
     problem = await door.refusal()
     assert (problem.status, problem.code) == (503, "disk_low")
     assert problem.retry_after
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What the disk has left, as a test wants it; one MiB of it is to be left."""
+    disk = SimpleNamespace(free=0)
+    monkeypatch.setattr(inputs_module.shutil, "disk_usage", lambda path: disk)
+    return disk
+
+
+async def test_an_upload_ends_when_others_have_taken_its_room(
+    door: Door, disk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inputs_module, "SYNC_BYTES", 1000)
+    disk.free = 10 * MIB
+    writer = await door.raw(len(BODY))
+    writer.write(BODY[:500])
+    await appears(door.folder, "video.part")
+    disk.free = MIB
+    writer.write(BODY[500:])
+    assert (await door.refusal()).code == "disk_low"
+    writer.close()
+
+
+async def test_an_upload_of_unknown_size_needs_room_for_the_largest(
+    open_door: Callable[..., Any], disk: SimpleNamespace
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        yield BODY
+
+    door = await open_door(max_upload_mb=1)  # for each of the two files
+    for disk.free, code in ((3 * MIB, "disk_low"), (4 * MIB, None)):
+        await door.post(data=body(), headers={"Content-Type": FORM_TYPE})
+        if code is None:
+            check_files(await door.submission())
+        else:
+            assert (await door.refusal()).code == code
+
+
+def test_room_is_reserved_until_the_bytes_have_come(tmp_path: Path, disk: SimpleNamespace) -> None:
+    room = Room(0)
+    one, two = (InputFolder(tmp_path, ExitStack(), room) for _ in range(2))
+    disk.free = 100
+    one.expect(60)
+    with pytest.raises(Unavailable):
+        two.expect(41)
+    room.forget(two)
+    one.arrived(50)
+    disk.free = 50
+    two.expect(40)
+    with pytest.raises(Unavailable):
+        two.expect(41)
+    room.forget(one)
+    two.expect(50)
+
+
+async def test_an_upload_is_marked_as_such_until_it_is_refused(door: Door) -> None:
+    writer = await door.raw(len(BODY))
+    writer.write(BODY[:500])
+    await appears(door.folder.parent, f"{door.folder.name}.upload")
+    writer.close()
+    await door.refusal()
+    await door.post_form(VIDEO_PART, IMAGE_PART)
+    await door.submission()
+    assert upload_mark(door.folder).exists()
 
 
 async def test_a_disk_that_fills_up_is_told(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:

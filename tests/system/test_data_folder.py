@@ -18,7 +18,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from processes import Engine, Service, eventually, free_port
-from talk import Answer, Api, assert_problem
+from talk import Answer, Api, assert_problem, half_an_upload
 
 MIB = 1024 * 1024
 DISK_MIB = 64
@@ -84,11 +84,9 @@ async def test_on_a_full_disk_every_call_that_writes_is_503_and_nothing_is_lost(
             assert unavailable(await api.swap())
             assert unavailable(await api.call("DELETE", f"/jobs/{other}"))
             async with api.session.ws_connect(f"{api.url}/face-swap-ws") as socket:
-                await socket.send_json(
-                    {"video": {"size": len(api.media.video)}, "image": {"size": len(api.media.image)}}
-                )
-                with contextlib.suppress(ConnectionError):
-                    await socket.send_bytes(api.media.video + api.media.image)
+                await socket.send_json({"action": "subscribe", "prompt_id": other})
+                assert (await socket.receive_json())["event"] == "queued"
+                await socket.send_json({"action": "cancel"})
                 event = await socket.receive_json()
                 assert (event["event"], event["data"]["status"]) == ("error", 503)
             assert (await api.get(f"/status/{other}")).json["status"] == "QUEUED"
@@ -159,6 +157,26 @@ async def test_an_empty_database_at_the_start_erases_nothing(tmp_path: Path, api
         lost = [name for name in service.files() if name.startswith("lost+found/")]
         assert [name.split("/", 2)[2] for name in lost] == before
         assert service.log().count("lost+found") == 1
+
+
+async def test_an_upload_that_a_kill_cut_off_is_gone_after_the_next_start(
+    tmp_path: Path, api_of: Callable[[Service], Api]
+) -> None:
+    async with Service(tmp_path, f"http://127.0.0.1:{free_port()}") as service:
+        api = api_of(service)
+        _, writer = await api.raw()
+        writer.write(half_an_upload(api.media))
+
+        async def has_begun() -> bool:
+            return any(name.endswith("video.part") for name in service.files())
+
+        await eventually(has_begun)
+        await service.kill()
+        writer.close()
+        assert service.files() != []
+        await service.start()
+        assert service.files() == []
+        assert "lost+found" not in service.log()
 
 
 def garbage(path: Path) -> None:
