@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
 
 from .config import Settings
 from .errors import BadRequest, Unavailable, Unprocessable
+from .inputs import accept_upload, erase_upload
 from .intake import Submission
 from .jobs import Inputs, Job, JobState, NewJob, Options, default_output_name
 from .media import MediaWorker, VideoFacts, output_frames, plan_segments
@@ -30,14 +30,27 @@ IDEMPOTENCY_KEY_PATTERN = re.compile(r"[ -~]{1,255}")
 class Admission:
     """Decides which submissions become jobs."""
 
-    def __init__(self, settings: Settings, store: Store, media: MediaWorker, workflows: Mapping[str, Workflow]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        media: MediaWorker,
+        workflows: Mapping[str, Workflow],
+        frame_limit: Callable[[int, float], int | None],
+    ) -> None:
+        """`frame_limit(pixels, frame rate)` tells how many frames a segment may have for the memory of the engines."""
         self._settings = settings
         self._store = store
         self._media = media
         self._workflows = workflows
+        self._frame_limit = frame_limit
 
-    async def check_room(self) -> None:
-        """Refuse before an upload is read. Raises `Unavailable`."""
+    async def check(self, idempotency_key: str | None) -> None:
+        """Refuse before an upload is read. Raises `BadRequest` or `Unavailable`."""
+        if idempotency_key is not None and not IDEMPOTENCY_KEY_PATTERN.fullmatch(idempotency_key):
+            raise BadRequest(
+                "'Idempotency-Key' must have 1-255 printable ASCII characters.", code="invalid_idempotency_key"
+            )
         counts = await self._store.counts()
         if counts[JobState.QUEUED] >= self._settings.queue_limit:
             raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
@@ -53,18 +66,19 @@ class Admission:
             new = await self._examine(submission, prompt_id, owner, idempotency_key)
             job, is_new = await self._store.create(new, self._settings.queue_limit)
         except asyncio.CancelledError:
-            # The job may be committed all the same. Files that belong to none are erased at the next start.
+            # The job may be committed all the same. What is left of an upload that became none goes at the next start.
             raise
         except BaseException:
             await _erase(submission)
             raise
         if is_new:
-            size = f"{job.inputs.width}×{job.inputs.height}"
+            await asyncio.to_thread(accept_upload, submission.folder)
             log.info(
-                "job %s accepted: %d frames of %s in %d segments",
+                "job %s accepted: %d frames of %d×%d in %d segments",
                 job.prompt_id,
                 job.total_frames,
-                size,
+                job.inputs.width,
+                job.inputs.height,
                 job.segments_total,
             )
         else:
@@ -74,18 +88,12 @@ class Admission:
     async def _examine(
         self, submission: Submission, prompt_id: str, owner: str | None, idempotency_key: str | None
     ) -> NewJob:
-        if idempotency_key is not None and not IDEMPOTENCY_KEY_PATTERN.fullmatch(idempotency_key):
-            raise BadRequest(
-                "'Idempotency-Key' must have 1-255 printable ASCII characters.", code="invalid_idempotency_key"
-            )
-        if submission.webhook_url is not None:
-            raise BadRequest("'webhook_url' is not supported by this version.", code="unsupported_field")
         options = submission.options
-        workflow = self._workflow(options)
+        workflow = self.check_options(options)
         # One after the other: a refusal erases the folder, which nothing may be reading then.
         await self._media.probe_image(submission.folder / submission.image_file)
         video = await self._media.probe_video(submission.folder / submission.video_file, self._settings.max_frames)
-        segment_frames = self._settings.segment_frames if workflow.splittable else 0
+        segment_frames = self._segment_frames(video, options.rate) if workflow.splittable else 0
         check_length(video, segment_frames, options.rate, self._settings)
         segments = plan_segments(video, segment_frames, options.rate)
         if not segments:
@@ -100,10 +108,16 @@ class Admission:
             owner=owner,
             idempotency_key=idempotency_key,
             request_digest=submission.digest,
-            webhook_url=submission.webhook_url,
         )
 
-    def _workflow(self, options: Options) -> Workflow:
+    def _segment_frames(self, video: VideoFacts, frame_rate: Fraction | None) -> int:
+        """How many frames a segment may have: what was set, and what fits into the memory of every ComfyUI."""
+        wanted = self._settings.segment_frames
+        limit = self._frame_limit(video.width * video.height, float(frame_rate or video.frame_rate))
+        return min(wanted, limit) if wanted and limit else wanted
+
+    def check_options(self, options: Options) -> Workflow:
+        """The workflow that was chosen, which has every option that was. Raises `BadRequest`."""
         name = options.workflow or self._settings.workflow
         workflow = self._workflows.get(name)
         if workflow is None:
@@ -147,7 +161,7 @@ def check_length(video: VideoFacts, segment_frames: int, frame_rate: Fraction | 
 
 
 async def _erase(submission: Submission) -> None:
-    await asyncio.to_thread(shutil.rmtree, submission.folder, ignore_errors=True)
+    await asyncio.to_thread(erase_upload, submission.folder)
 
 
 def _inputs(submission: Submission, video: VideoFacts) -> Inputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from functools import partial
 
 import aiohttp
 from aiohttp import web
@@ -13,7 +14,7 @@ from yarl import URL
 from .admission import Admission
 from .api import keys, middleware
 from .api.routes import add_routes
-from .backend import EMBEDDED, Backend
+from .backend import EMBEDDED, Backend, frame_limit
 from .comfy.client import ComfyClient
 from .comfy.embedded import EmbeddedEngine
 from .config import ConfigError, Settings, resource_dir
@@ -76,8 +77,10 @@ def create_app(settings: Settings, patience: Patience | None = None) -> web.Appl
             app[keys.ENGINE] = engine
             graph = workflows[settings.workflow].graph
             backends = await make_backends(settings, store, session, patience, engine, graph)
-            app[keys.INTAKE] = Intake(settings, fetcher)
-            app[keys.ADMISSION] = Admission(settings, store, media, workflows)
+            admission = app[keys.ADMISSION] = Admission(
+                settings, store, media, workflows, partial(frame_limit, backends)
+            )
+            app[keys.INTAKE] = Intake(settings, fetcher, admission.check_options)
             reports = app[keys.REPORTS] = Reports(store)
             runner = app[keys.RUNNER] = Runner(store, folders, media, reports, workflows, backends, patience)
             janitor = Janitor(settings, store, folders)

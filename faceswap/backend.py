@@ -445,6 +445,12 @@ class Backend:
         self.on_change()
 
 
+def frame_limit(backends: Iterable[Backend], pixels: int, frame_rate: float) -> int | None:
+    """How many frames of so many pixels a segment may have at any of the backends; None for any number."""
+    limits = [backend.frame_limit(pixels, frame_rate) for backend in backends]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
 def _judge(outcome: Outcome, flight: Flight) -> Outcome:
     """Success goes on; everything else is raised."""
     if flight.stopping_since is not None:

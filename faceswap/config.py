@@ -5,12 +5,16 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from yarl import URL
+
+HOST_PATTERN = re.compile(r"[A-Za-z0-9._:%-]+")
+"""A host name or address as it stands in a URL, without brackets."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -60,6 +64,7 @@ class Settings:
     max_upload_mb: int = 2048
     url_allow: tuple[Network, ...] = ()
     cors_origins: tuple[str, ...] = ()
+    public_url: URL | None = None
     queue_limit: int = 1000
     segment_frames: int = 240
     max_frames: int = 1_000_000
@@ -134,16 +139,22 @@ def _path(text: str) -> Path:
         raise ValueError("allowed is a path; there is no such user's home folder") from None
 
 
+def _url(text: str) -> URL:
+    try:
+        url = URL(text)
+        is_plain = HOST_PATTERN.fullmatch(url.raw_host or "") and not (url.user or url.query_string or url.fragment)
+        if url.scheme in ("http", "https") and url.host and is_plain:
+            return url
+    except ValueError:
+        pass
+    raise ValueError("allowed is an http:// or https:// address without user or query")
+
+
 def _urls(text: str) -> tuple[URL, ...]:
-    urls = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        try:
-            url = URL(part)
-        except ValueError:
-            url = URL()
-        if url.scheme not in ("http", "https") or not url.host or url.user or url.query_string or url.fragment:
-            raise ValueError("allowed are http:// or https:// addresses without user or query, separated by commas")
-        urls.append(url)
+    try:
+        urls = [_url(part.strip()) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise ValueError(f"{error}, or several separated by commas") from None
     return tuple(dict.fromkeys(urls))
 
 
@@ -179,6 +190,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "max_upload_mb": _whole(1, 1_048_576),
     "url_allow": _networks,
     "cors_origins": _origins,
+    "public_url": _url,
     "queue_limit": _whole(1, 1_000_000),
     "segment_frames": _whole(0, 1_000_000),
     "max_frames": _whole(1, 1_000_000),

@@ -70,6 +70,10 @@ class Unprocessable(Problem):
     status, code, title = 422, "unprocessable", "Unprocessable content"
 
 
+class HeadersTooLarge(Problem):
+    status, code, title = 431, "headers_too_large", "Request header fields too large"
+
+
 class Unavailable(Problem):
     status, code, title = 503, "unavailable", "Service unavailable"
 

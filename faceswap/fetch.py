@@ -27,6 +27,8 @@ TOTAL_S = 1800.0
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _SIX_TO_FOUR = ipaddress.IPv6Network("2002::/16")
+_NOT_PUBLIC = (ipaddress.ip_network("192.88.99.0/24"), ipaddress.ip_network("3fff::/20"))
+"""The relays of 6to4 (RFC 7526) and addresses for documentation (RFC 9637), which Python takes to be global."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _HEADERS = {"User-Agent": f"faceswap/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
 
@@ -49,10 +51,11 @@ def check_url(field: str, text: object) -> URL:
     try:
         url = URL(text.strip())
         port = url.port or 0
+        host = url.host  # decoded: a label may be none that is allowed
         (url.raw_host or "").encode("idna")  # the look-up would fail on a label that is empty or too long
     except ValueError:
-        url, port = URL(), 0
-    if url.scheme not in ("http", "https") or not url.host or url.user is not None or url.password is not None:
+        url, port, host = URL(), 0, None
+    if url.scheme not in ("http", "https") or not host or url.user is not None or url.password is not None:
         raise BadRequest(f"'{field}' must be {allowed}.", code="invalid_url")
     if port not in (80, 443) and port < 1024:
         raise BadRequest(f"'{field}' must use port 80, 443 or one from 1024 on.", code="invalid_url")
@@ -73,6 +76,8 @@ def is_public(address: Address) -> bool:
     """Whether an address (already effective) is one of the public Internet's hosts."""
     if isinstance(address, ipaddress.IPv6Address) and (address not in _GLOBAL_UNICAST or address in _SIX_TO_FOUR):
         return False
+    if any(address in network for network in _NOT_PUBLIC):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 
@@ -92,15 +97,23 @@ class Fetcher:
         if self._session is not None:
             await self._session.close()
 
-    async def fetch(self, field: str, url: URL, receive: Callable[[bytes], Awaitable[None]], max_bytes: int) -> None:
+    async def fetch(
+        self,
+        field: str,
+        url: URL,
+        receive: Callable[[bytes], Awaitable[None]],
+        max_bytes: int,
+        expect: Callable[[int], None] = lambda size: None,
+    ) -> None:
         """Hand the body behind `url` to `receive`, piece by piece; memory does not grow with its size.
 
-        `field` names the URL in sentences. Raises `Unprocessable` with code `url_not_allowed`, `url_unreachable`,
-        `url_failed` or `url_timeout`, `TooLarge` with `url_too_large`, and whatever `receive` raises.
+        `expect` is told before how many bytes will come at most. `field` names the URL in sentences. Raises
+        `Unprocessable` with code `url_not_allowed`, `url_unreachable`, `url_failed` or `url_timeout`, `TooLarge` with
+        `url_too_large`, and whatever `receive` and `expect` raise.
         """
         try:
             async with asyncio.timeout(TOTAL_S), self._open(field, url) as response:
-                await self._read(field, response, receive, max_bytes)
+                await self._read(field, response, receive, max_bytes, expect)
         except TimeoutError:
             raise Unprocessable(f"'{field}' did not answer in time.", code="url_timeout") from None
         except aiohttp.ClientConnectorError as error:
@@ -133,6 +146,7 @@ class Fetcher:
         response: aiohttp.ClientResponse,
         receive: Callable[[bytes], Awaitable[None]],
         max_bytes: int,
+        expect: Callable[[int], None],
     ) -> None:
         if response.status != 200:
             raise Unprocessable(f"'{field}' answered with HTTP status {response.status}.", code="url_failed")
@@ -141,6 +155,7 @@ class Fetcher:
         too_large = TooLarge(f"'{field}' holds more than {max_bytes:,} bytes.", code="url_too_large")
         if (response.content_length or 0) > max_bytes:
             raise too_large
+        expect(max_bytes if response.content_length is None else response.content_length)
         received = 0
         while piece := await response.content.readany():
             received += len(piece)

@@ -1,18 +1,22 @@
-"""A job's input folder while it fills: files counted, hashed and synced; on failure nothing is left of it."""
+"""A job's input folder while it fills: files counted, hashed and synced; on failure nothing is left of it.
+
+Beside the folder lies a mark until its job is committed: after a crash it tells an upload that was never promised
+anything from the inputs of a job that a lost database knew.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import os
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import BadRequest, TooLarge, Unavailable
+from .folders import upload_mark
 
 SYNC_BYTES = 64 * 1024 * 1024
 """After so many bytes a file goes to the disk, and the room left there is looked at again."""
@@ -20,8 +24,6 @@ WRITE_BYTES = 256 * 1024
 """Small pieces are gathered to writes of this size. Writing that much takes less time than handing it to a thread."""
 HEAD_BYTES = 64
 RETRY_AFTER_S = 60
-
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _EXTENSIONS = {
     "video": (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif"),
     "image": (".png", ".jpg", ".webp", ".gif", ".bmp"),
@@ -66,42 +68,88 @@ def check_size(kind: str, size: int, max_bytes: int) -> None:
         raise TooLarge(f"'{kind}' is larger than {max_bytes:,} bytes, the most that is taken.")
 
 
+class Room:
+    """The room on the disk, less what the uploads under way have yet to bring."""
+
+    def __init__(self, min_free_bytes: int) -> None:
+        self._min_free_bytes = min_free_bytes
+        self._expected: dict[InputFolder, int] = {}
+
+    def expect(self, folder: InputFolder, size: int) -> None:
+        """Note that an upload will bring `size` more bytes at most. Raises `Unavailable` where they have no room."""
+        self._expected[folder] = size
+        self.check(folder)
+
+    def check(self, folder: InputFolder) -> None:
+        """Raise `Unavailable` where all that is still to come would leave too little room."""
+        if shutil.disk_usage(folder.path).free - sum(self._expected.values()) < self._min_free_bytes:
+            raise Unavailable("The server has too little disk space left.", code="disk_low", retry_after=RETRY_AFTER_S)
+
+    def arrived(self, folder: InputFolder, size: int) -> None:
+        """Note that `size` bytes more have come."""
+        self._expected[folder] = max(0, self._expected[folder] - size)
+
+    def forget(self, folder: InputFolder) -> None:
+        """Expect nothing more of an upload."""
+        self._expected.pop(folder, None)
+
+
 class InputFolder:
     """The folder of one job's inputs, while `new_input_folder` holds it open."""
 
-    def __init__(self, path: Path, files: ExitStack, min_free_bytes: int) -> None:
+    def __init__(self, path: Path, files: ExitStack, room: Room) -> None:
         self.path = path
         self.files = files
-        self._min_free_bytes = min_free_bytes
+        self._room = room
 
-    def check_room(self, announced: int = 0) -> None:
-        """Raise `Unavailable` where taking `announced` more bytes would leave too little room on the disk."""
-        if shutil.disk_usage(self.path).free - announced < self._min_free_bytes:
-            raise Unavailable("The server has too little disk space left.", code="disk_low", retry_after=RETRY_AFTER_S)
+    def expect(self, size: int) -> None:
+        """Reserve room for so many bytes that are still to come. Raises `Unavailable`."""
+        self._room.expect(self, size)
+
+    def check_room(self) -> None:
+        """Raise `Unavailable` where the disk has too little room by now."""
+        self._room.check(self)
+
+    def arrived(self, size: int) -> None:
+        """Give back the reservation of bytes that have come."""
+        self._room.arrived(self, size)
 
 
 @asynccontextmanager
-async def new_input_folder(path: Path, min_free_bytes: int) -> AsyncIterator[InputFolder]:
-    """Create the folder, for its owner only; at the end sync it to disk, after any exception remove it whole.
-
-    A disk that fills up meanwhile is raised as `Unavailable`.
-    """
+async def new_input_folder(path: Path, room: Room) -> AsyncIterator[InputFolder]:
+    """Create the folder and its mark, for their owner only; at the end sync it, after any exception remove both."""
     _create(path)
     try:
         with ExitStack() as files:
-            yield InputFolder(path, files, min_free_bytes)
+            folder = InputFolder(path, files, room)
+            try:
+                yield folder
+            finally:
+                room.forget(folder)
         await asyncio.to_thread(_sync, path, path.parent)
-    except BaseException as error:
+    except BaseException:
         # Shielded: a second cancellation ends this wait, not the removal.
-        await asyncio.shield(asyncio.to_thread(shutil.rmtree, path))
-        if isinstance(error, OSError) and error.errno in _DISK_FULL:
-            raise Unavailable("The server's disk is full.", code="disk_full", retry_after=RETRY_AFTER_S) from error
+        await asyncio.shield(asyncio.to_thread(erase_upload, path))
         raise
 
 
 def _create(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
+    upload_mark(path).touch(mode=0o600)
     path.mkdir(mode=0o700)
+
+
+def erase_upload(path: Path) -> None:
+    """Remove an input folder that no job was made of, its mark last."""
+    with suppress(FileNotFoundError):
+        shutil.rmtree(path)
+    upload_mark(path).unlink(missing_ok=True)
+
+
+def accept_upload(path: Path) -> None:
+    """Remove the mark of an input folder whose job was committed."""
+    with suppress(OSError):  # it goes at the next start
+        upload_mark(path).unlink()
 
 
 class FileSink:
@@ -125,6 +173,7 @@ class FileSink:
         check_size(self.kind, self._size, self._max_bytes)
         self._hash.update(piece)
         self._file.write(piece)
+        self._folder.arrived(len(piece))
         if len(self._head) < HEAD_BYTES:
             self._head += piece[:HEAD_BYTES]
         if self._size - self._synced >= SYNC_BYTES:

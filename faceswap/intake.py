@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
+from aiohttp import HttpVersion11, WebSocketError, WSCloseCode, WSMsgType, web
 from multipart import (  # type: ignore[import-untyped]  # it ships no types
     MultipartError,
     MultipartSegment,
@@ -24,7 +24,7 @@ from multipart import (  # type: ignore[import-untyped]  # it ships no types
 from .config import Settings
 from .errors import BadRequest, RequestTimeout, TooLarge, UnsupportedMedia
 from .fetch import Fetcher, check_url
-from .inputs import FileSink, InputFolder, StoredFile, check_size, new_input_folder
+from .inputs import FileSink, InputFolder, Room, StoredFile, check_size, new_input_folder
 from .jobs import Options, check_output_name
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
@@ -47,7 +47,7 @@ class Submission:
     """A request that was read whole; its two files lie in `folder`, synced to disk, their media not yet checked.
 
     `digest` tells requests with the same `Idempotency-Key` apart. It covers what is asked for (hashes or URLs of the
-    inputs, options, name, webhook), not the form it came in.
+    inputs, options, name), not the form it came in.
     """
 
     folder: Path
@@ -60,16 +60,17 @@ class Submission:
     options: Options
     respond_async: bool
     id_only: bool
-    webhook_url: str | None
     digest: str
 
 
 class Intake:
     """Reads requests for a swap. Whatever goes wrong, the job's folder is gone before the error leaves."""
 
-    def __init__(self, settings: Settings, fetcher: Fetcher) -> None:
+    def __init__(self, settings: Settings, fetcher: Fetcher, check_options: Callable[[Options], object]) -> None:
+        """`check_options` raises `Problem` for options that cannot be had, such as of an unknown workflow."""
         self._fetcher = fetcher
-        self._min_free_bytes = settings.min_free_mb * 1024 * 1024
+        self._check_options = check_options
+        self._room = Room(settings.min_free_mb * 1024 * 1024)
         self._max_bytes = {
             "video": settings.max_upload_bytes,
             "image": min(MAX_IMAGE_BYTES, settings.max_upload_bytes),
@@ -89,9 +90,9 @@ class Intake:
         if request.content_type not in readers:
             raise UnsupportedMedia(f"The request must be {' or '.join(readers)}.", code="unsupported_content_type")
         read, max_bytes = readers[request.content_type]
-        announced = request.content_length or 0
-        arrival = _Arrival(partial(_body_bytes, request), announced, max_bytes)
-        async with self._form(folder, announced) as form:
+        arrival = _Arrival(partial(_body_bytes, request), request.content_length or 0, max_bytes)
+        async with self._form(folder, max_bytes if request.content_length is None else request.content_length) as form:
+            await _invite(request)
             await read(request, arrival, form)
             return await self._submission(form, respond_async=_prefers_async(request))
 
@@ -114,9 +115,9 @@ class Intake:
 
     @asynccontextmanager
     async def _form(self, folder: Path, announced: int) -> AsyncIterator[_Form]:
-        async with new_input_folder(folder, self._min_free_bytes) as inputs:
-            inputs.check_room(announced)
-            yield _Form(inputs, self._max_bytes)
+        async with new_input_folder(folder, self._room) as inputs:
+            inputs.expect(announced)
+            yield _Form(inputs, self._max_bytes, self._check_options)
 
     async def _submission(self, form: _Form, *, respond_async: bool) -> Submission:
         form.check_complete()
@@ -125,10 +126,11 @@ class Intake:
             name = f"{kind}_url"
             if name in form.values:
                 sink = form.sink(kind)
-                await self._fetcher.fetch(name, form.values[name], sink.write, self._max_bytes[kind])
+                await self._fetcher.fetch(
+                    name, form.values[name], sink.write, self._max_bytes[kind], form.inputs.expect
+                )
                 await form.store(sink)
         video, image = form.stored["video"], form.stored["image"]
-        webhook_url = form.values.get("webhook_url")
         return Submission(
             folder=form.inputs.path,
             video_file=video.name,
@@ -140,7 +142,6 @@ class Intake:
             options=form.values.get("options", Options()),
             respond_async=respond_async,
             id_only=form.values.get("return_prompt_id_only", False),
-            webhook_url=str(webhook_url) if webhook_url else None,
             digest=digest,
         )
 
@@ -148,8 +149,11 @@ class Intake:
 class _Form:
     """The fields of one request, each checked as it comes in, so that a wrong one ends an upload at once."""
 
-    def __init__(self, inputs: InputFolder, max_bytes: Mapping[str, int]) -> None:
+    def __init__(
+        self, inputs: InputFolder, max_bytes: Mapping[str, int], check_options: Callable[[Options], object]
+    ) -> None:
         self.inputs = inputs
+        self._check_options = check_options
         self.values: dict[str, Any] = {}
         self.stored: dict[str, StoredFile] = {}
         self._max_bytes = max_bytes
@@ -161,7 +165,9 @@ class _Form:
         if raw is None or raw == "":
             return
         self._claim(name)
-        self.values[name] = _CHECKS[name](name, raw)
+        self.values[name] = value = _CHECKS[name](name, raw)
+        if isinstance(value, Options):
+            self._check_options(value)
 
     def open(self, kind: str) -> FileSink:
         """Begin with an uploaded file."""
@@ -292,7 +298,12 @@ async def _read_frames(sizes: Mapping[str, int], arrival: _Arrival, form: _Form)
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
-    """The JSON object in a request's body or a WebSocket's first frame; raises `BadRequest` where it is none."""
+    """The JSON object in a request's body or a WebSocket's text; raises `BadRequest` where it is none.
+
+    Read, JSON takes up to thirty times its bytes; therefore it raises `TooLarge` before it reads a long one.
+    """
+    if len(text) > MAX_TEXT_BYTES:
+        raise TooLarge(f"The JSON is longer than {MAX_TEXT_BYTES:,} bytes.", code="too_large")
     try:
         value = json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError):
@@ -341,6 +352,17 @@ class _Arrival:
             raise TooLarge(f"The request is larger than {self._max_bytes:,} bytes, the most that is taken.")
 
 
+async def leave_waiting(_request: web.Request) -> None:
+    """Do not ask for a body yet: what `Expect: 100-continue` is answered with before a handler runs."""
+
+
+async def _invite(request: web.Request) -> None:
+    """Ask for the body where the client waits to be asked (RFC 9110, 10.1.1)."""
+    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        request.writer.output_size = 0  # the answer itself has not begun
+
+
 async def _body_bytes(request: web.Request) -> bytes:
     try:
         return await request.content.readany()
@@ -381,6 +403,10 @@ def _file(name: str, _raw: object) -> None:
     )
 
 
+def _unsupported(name: str, _raw: object) -> None:
+    raise BadRequest(f"'{name}' is not supported by this version.", code="unsupported_field")
+
+
 def _output_name(name: str, raw: object) -> str:
     if not isinstance(raw, str):
         raise BadRequest(f"'{name}' must be a text.", code="invalid_output_name")
@@ -408,7 +434,7 @@ _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
     "output_name": _output_name,
     "return_prompt_id_only": _flag,
     "options": _options,
-    "webhook_url": check_url,
+    "webhook_url": _unsupported,
 }
 """The fields there are, each with what turns its text or JSON value into what it means."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
+from datetime import UTC, datetime, timedelta
 
 from .config import Settings
-from .folders import Folders
+from .folders import ERASURE, UPLOAD, Folders
+from .inputs import accept_upload, erase_upload
 from .store import Store, now_ms
 
 log = logging.getLogger(__name__)
@@ -44,15 +46,58 @@ class Janitor:
             for prompt_id, filename in results:
                 await self._store.result_erased(prompt_id)
                 await asyncio.to_thread(self._folders.erase_result, filename)
+        before = datetime.now(UTC) - timedelta(seconds=self._settings.output_ttl_s)
+        await asyncio.to_thread(self._folders.erase_lost, before)
 
     async def clear_debris(self) -> None:
-        """Erase what belongs to no job: uploads that a crash cut off, results that were never committed.
+        """Put in order what a crash left. Called once, before the first request. Raises `OSError`.
 
-        So too what a crash left of an erasure. Called once, before the first request.
+        Erased is what was being erased or taken in, and results that were never committed. What the database does not
+        know may belong to a newer one: it is set aside.
         """
+        await self._clear_uploads()
+        await self._set_aside(await self._clear_inputs(), await self._clear_results())
+        await self._finish_erasures()
+
+    async def _finish_erasures(self) -> None:
+        """Delete the records of jobs that were being erased for good; what was left of their files is gone."""
+        marked = await asyncio.to_thread(self._folders.marked, ERASURE)
+        for prompt_id in marked - await self._store.with_inputs(marked):  # of those that have them, none was begun
+            await self._store.erase(prompt_id)
+        for prompt_id in marked:
+            self._folders.erasure_mark(prompt_id).unlink(missing_ok=True)
+
+    async def _clear_uploads(self) -> None:
+        """Erase uploads that did not become a job; of those that did, only the mark was left."""
+        marked = await asyncio.to_thread(self._folders.marked, UPLOAD)
+        known = await self._store.known(marked)
+        for prompt_id in marked:
+            inputs = self._folders.inputs(prompt_id)
+            await asyncio.to_thread(accept_upload if prompt_id in known else erase_upload, inputs)
+
+    async def _clear_inputs(self) -> set[str]:
+        """Erase the inputs that were to go; returns the ids of the jobs that the database does not know."""
         folders = set(await asyncio.to_thread(lambda: set(self._folders.job_folders())))
-        for prompt_id in folders - await self._store.with_inputs(folders):
+        known = await self._store.known(folders)
+        for prompt_id in known - await self._store.with_inputs(folders):
             await asyncio.to_thread(self._folders.erase_inputs, prompt_id)
+        return folders - known
+
+    async def _clear_results(self) -> set[str]:
+        """Erase results that were to go or never committed; returns those that the database does not know."""
         files = set(await asyncio.to_thread(lambda: set(self._folders.results())))
-        for filename in files - await self._store.unexpired_results(files):
+        known = await self._store.known_results(files)
+        for filename in known - await self._store.unexpired_results(files):
             await asyncio.to_thread(self._folders.erase_result, filename)
+        return files - known
+
+    async def _set_aside(self, prompt_ids: set[str], filenames: set[str]) -> None:
+        moved = await asyncio.to_thread(self._folders.set_aside, prompt_ids, filenames, datetime.now(UTC))
+        if moved:
+            log.warning(
+                "the database knows nothing of %d files and folders in the data folder; is it the right one?"
+                " They are in %s now and will be erased in %d s",
+                len(moved),
+                self._folders.lost,
+                self._settings.output_ttl_s,
+            )

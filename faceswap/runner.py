@@ -101,11 +101,6 @@ class Runner:
         """A sentence while no engine can be given work."""
         return self._watch.outage
 
-    def frame_limit(self, pixels: int, frame_rate: float) -> int | None:
-        """How many frames of so many pixels a segment may have at any of the engines; None for any number."""
-        limits = [backend.frame_limit(pixels, frame_rate) for backend in self.backends]
-        return min((limit for limit in limits if limit is not None), default=None)
-
     def wake(self) -> None:
         """There may be something to do."""
         self._wake.set()
@@ -123,11 +118,14 @@ class Runner:
         """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it."""
         while tasks := list(self._flights.get(job.prompt_id, {}).values()):
             await asyncio.wait(tasks)
-        await self._store.erase(job.prompt_id)
+        mark = self._folders.erasure_mark(job.prompt_id)
+        mark.touch(mode=0o600)
+        await self._store.begin_erasure(job.prompt_id)
         self._forget(job.prompt_id)
         await asyncio.to_thread(self._folders.erase_inputs, job.prompt_id)
-        if job.result_file:
-            self._folders.erase_result(job.result_file)
+        self._folders.erase_result(job.result_file or f"{job.output_name}.mp4")
+        await self._store.erase(job.prompt_id)
+        mark.unlink(missing_ok=True)
 
     async def run(self) -> None:
         """Take up what was left, then work until cancelled. Prompts that are out stay with ComfyUI."""

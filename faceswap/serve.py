@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import signal
+import sqlite3
 import sys
 from typing import IO
 
@@ -13,20 +15,22 @@ from aiohttp import web
 
 from . import log_setup
 from .api import keys
+from .api.connection import Listener
 from .app import FAILED, create_app
 from .config import ConfigError, Settings, is_loopback
 from .folders import Folders
 from .store import NewerDatabase
 from .systemd import feed_watchdog, notify
 
+log = logging.getLogger(__name__)
+
 SHUTDOWN_S = 4.0
 """How long open answers may take to end; the whole stop stays below ten seconds."""
-READ_BYTES = 256 * 1024
-"""Read from a connection at once: uploads come in twice as fast as in aiohttp's 64 KiB."""
 
 
 def serve(settings: Settings, *, allow_anonymous: bool = False) -> int:
     """Run the service until it is told to stop; returns the exit status."""
+    os.umask(0o077)  # of what is written here, by our processes too, nothing is anybody else's
     log_setup.configure(settings)
     if not is_loopback(settings.host) and not allow_anonymous:
         print(
@@ -55,30 +59,51 @@ async def _serve(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S, read_bufsize=READ_BYTES)
-    await runner.setup()
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
     try:
-        site = web.TCPSite(runner, settings.host, settings.port)
+        await runner.setup()
+    except (sqlite3.Error, OSError) as error:
+        print(f"faceswap: {_unusable(settings, error)}", file=sys.stderr)
+        return 1
+    assert runner.server is not None
+    listener = Listener(runner.server)
+    try:
         try:
-            await site.start()
+            host, port = await listener.bind(settings.host, settings.port)
         except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else error
+            reason = os.strerror(error.errno) if isinstance(error.errno, int) and error.errno > 0 else error
             print(f"faceswap: cannot listen on {settings.host}:{settings.port}: {reason}", file=sys.stderr)
             return 1
-        host, port = runner.addresses[0][:2]
         engine = "embedded" if app[keys.ENGINE] is not None else f"{len(settings.comfyui_urls)} ComfyUI"
         shown = f"[{host}]" if ":" in host else host
         print(f"faceswap: listening on http://{shown}:{port} (engine: {engine})", flush=True)
         notify("READY=1")
+        work = [
+            asyncio.create_task(listener.run(), name="listener"),
+            asyncio.create_task(stop.wait(), name="stop"),
+            asyncio.create_task(app[FAILED].wait(), name="failure"),
+        ]
         watchdog = asyncio.create_task(feed_watchdog(app[keys.STORE]), name="watchdog")
-        waits = [asyncio.create_task(stop.wait()), asyncio.create_task(app[FAILED].wait())]
-        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        for task in (watchdog, *waits):
+        done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+        for task in (watchdog, *work):
             task.cancel()
-        return 1 if app[FAILED].is_set() else 0
+        await asyncio.gather(watchdog, *work, return_exceptions=True)
+        for task in done:
+            if task.exception() is not None:
+                log.critical("the %s died", task.get_name(), exc_info=task.exception())
+        return 0 if work[1] in done else 1
     finally:
         notify("STOPPING=1")
+        listener.close()
         await runner.cleanup()
+
+
+def _unusable(settings: Settings, error: sqlite3.Error | OSError) -> str:
+    """Why the data folder cannot be used, in a sentence."""
+    if isinstance(error, sqlite3.Error):
+        return f"the database {str(Folders(settings.data_dir).database)!r} cannot be used: {error}"
+    reason = error.strerror or error
+    return f"FACESWAP_DATA_DIR={str(settings.data_dir)!r} cannot be used: {reason}"
 
 
 def _lock(settings: Settings) -> IO[str]:
@@ -88,12 +113,10 @@ def _lock(settings: Settings) -> IO[str]:
         folders.create()
         lock = folders.lock.open("w")
     except OSError as error:
-        raise OSError(f"FACESWAP_DATA_DIR={str(settings.data_dir)!r} cannot be used: {error.strerror}") from error
+        raise OSError(_unusable(settings, error)) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
         raise OSError(f"another faceswap already uses {str(settings.data_dir)!r}") from error
-    lock.write(str(os.getpid()))
-    lock.flush()
     return lock

@@ -26,6 +26,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_upload_mb": ("5", 5),
     "url_allow": ("10.0.0.0/8, fd00::/8", (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))),
     "cors_origins": ("https://a.example, http://b:81/path", ("https://a.example", "http://b:81")),
+    "public_url": ("https://faces.example.org/swap", URL("https://faces.example.org/swap")),
     "queue_limit": ("7", 7),
     "segment_frames": ("0", 0),
     "max_frames": ("1000", 1000),
@@ -50,13 +51,22 @@ WRONG: dict[str, list[str]] = {
         "http://user:word@a",
         "http://a:99999",
         "http://a,b",
+        "http://xn--/",
     ],
     "comfyui_headers": ["x", "[]", '{"a": 1}', "{", '"a"'],
     "workflow_dir": ["~no-such-user-here/x"],
     "workflow": [" "],
     "max_upload_mb": ["0", "-1", "1e3", "99999999"],
     "url_allow": ["10.0.0.1/8", "example.com", "10.0.0.0/33"],
-    "cors_origins": ["*", "example.com"],
+    "cors_origins": ["*", "example.com", "http://xn--/"],
+    "public_url": [
+        "faces.example.org",
+        "https://",
+        "ftp://a",
+        "https://a?x=1",
+        "https://user@a",
+        "https://a, https://b",
+    ],
     "queue_limit": ["0", "x"],
     "segment_frames": ["-1", "x"],
     "max_frames": ["0", "1000001"],
@@ -80,6 +90,7 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
     assert (settings.min_free_mb, settings.log_format, settings.log_level) == (1024, "text", "info")
     assert (settings.url_allow, settings.cors_origins, dict(settings.comfyui_headers)) == ((), (), {})
     assert (settings.max_frames, settings.max_duration_s, settings.max_segments) == (1_000_000, 21_600, 10_000)
+    assert settings.public_url is None
     assert settings.max_upload_bytes == 2 * 2**30
 
 

@@ -293,7 +293,7 @@ async def test_a_redirect_to_a_private_address_is_refused(site: Site, target: st
 
 
 @pytest.mark.parametrize(
-    "target", ["file:///etc/passwd", "ftp://127.0.0.1/", "http://user:pass@127.0.0.1/", "http://h:22/"]
+    "target", ["file:///etc/passwd", "ftp://127.0.0.1/", "http://user:pass@127.0.0.1/", "http://h:22/", "http://xn--/"]
 )
 async def test_a_redirect_is_held_to_the_rules_of_a_url(site: Site, fetcher: Fetcher, target: str) -> None:
     url = URL(site.url("/redirect")).with_query(to=target)
@@ -307,11 +307,28 @@ async def test_a_redirect_is_held_to_the_rules_of_a_url(site: Site, fetcher: Fet
         "127.0.0.1", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "192.0.2.1",
         "198.18.0.1", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "::", "::1", "::7f00:1",
         "::ffff:10.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b::10.0.0.1", "64:ff9b:1::1", "2002:a00:1::", "2001::1",
-        "2001:db8::1", "fc00::1", "fe80::1", "fec0::1", "ff02::1", "100::1",
+        "2001:db8::1", "fc00::1", "fe80::1", "fec0::1", "ff02::1", "100::1", "192.88.99.1",
+        "::ffff:192.88.99.1", "3fff::1", "3fff:fff:ffff::1",
     ],
 )  # fmt: skip
 def test_an_address_that_is_not_the_internets_is_not_public(text: str) -> None:
     assert not is_public(effective_address(ipaddress.ip_address(text)))
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"), [("/clip", len(BODY)), ("/chunked", 2 * len(BODY))], ids=["announced", "not announced"]
+)
+async def test_how_much_may_come_is_told_before_it_comes(
+    site: Site, fetcher: Fetcher, path: str, expected: int
+) -> None:
+    told: list[int] = []
+
+    async def receive(piece: bytes) -> None:
+        told.append(-len(piece))
+
+    await fetcher.fetch("video_url", URL(site.url(path)), receive, 2 * len(BODY), told.append)
+    assert told[0] == expected
+    assert sum(told[1:]) == -len(BODY)
 
 
 @pytest.mark.parametrize("text", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::1.1.1.1"])
@@ -326,6 +343,7 @@ def test_an_address_of_the_internet_is_public(text: str) -> None:
         "http:///x", "http://user@example.com/", "http://user:pass@example.com/", "http://:pass@example.com/",
         "http://example.com:0/", "http://example.com:22/", "http://example.com:99999/", "http://example.com:x/",
         "http://[::1/", "http://\ud800/", "http://a..b/", "http://" + "x" * 70 + ".com/",
+        "http://xn--/", "http://xn--a.xn--/",
         "http://example.com/" + "x" * 5000, None, 7,
     ],
 )  # fmt: skip

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from stored_jobs import MIGRATIONS, claim, create, opened, sql
 
 from faceswap.config import Settings
-from faceswap.errors import Gone
-from faceswap.folders import Folders
+from faceswap.errors import Gone, NotFound
+from faceswap.flight import Patience
+from faceswap.folders import Folders, upload_mark
 from faceswap.janitor import BATCH, Janitor
 from faceswap.jobs import Job, JobState
+from faceswap.media import MediaWorker
+from faceswap.reports import Reports
+from faceswap.runner import Runner
 from faceswap.store import Store, now_ms
 
 INPUT_TTL_S, OUTPUT_TTL_S = 100, 1000
@@ -161,17 +168,157 @@ async def test_more_than_a_batch_goes_in_one_sweep(house: House) -> None:
     assert not house.has_inputs(template)
 
 
-async def test_what_belongs_to_no_job_is_cleared_at_the_start(house: House) -> None:
-    kept = await house.job(JobState.SUCCESS)
-    gone = await house.job(JobState.SUCCESS)
-    await house.store.erase(gone.prompt_id)
-    upload = house.folders.inputs("cut-off-upload")
-    upload.mkdir()
-    (upload / "video.mp4.part").touch()
+def everything(folders: Folders) -> set[str]:
+    """All files of jobs in the data folder, relative, with their marks."""
+    found = (path.relative_to(folders.root) for path in folders.root.rglob("*") if path.is_file())
+    return {str(path) for path in found if not path.name.startswith("faceswap.db")}
+
+
+async def test_what_an_older_database_does_not_know_is_set_aside_and_told_in_one_line(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, newer = await house.job(JobState.SUCCESS), await house.job(JobState.SUCCESS)
+    before = everything(house.folders)
+    sql(house.folders.database, "DELETE FROM job WHERE prompt_id = ?", newer.prompt_id)
     await house.janitor.clear_debris()
     assert (house.has_inputs(kept), house.has_result(kept)) == (True, True)
-    assert (house.has_inputs(gone), house.has_result(gone)) == (False, False)
-    assert not upload.exists()
+    assert (house.has_inputs(newer), house.has_result(newer)) == (False, False)
+    [lost] = house.folders.lost.iterdir()
+    aside = {str(path.relative_to(lost)) for path in lost.rglob("*") if path.is_file()}
+    assert aside == {name for name in before if newer.prompt_id in name or newer.output_name + "." in name}
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert caplog.messages[0].startswith(
+        f"the database knows nothing of {len(aside)} files and folders in the data folder"
+    )
+
+
+async def test_an_empty_database_erases_nothing(house: House) -> None:
+    await house.job(JobState.SUCCESS)
+    before = everything(house.folders)
+    sql(house.folders.database, "DELETE FROM job")
+    await house.janitor.clear_debris()
+    await house.janitor.clear_debris()
+    await house.janitor.sweep()
+    assert {name.split("/", 2)[2] for name in everything(house.folders)} == before
+
+
+async def test_what_was_set_aside_goes_when_it_has_lain_there_long_enough(house: House) -> None:
+    now = datetime.now(UTC)
+    for number, age_s in enumerate((OUTPUT_TTL_S - 30, OUTPUT_TTL_S + 1)):
+        house.folders.inputs(f"job {number}").mkdir()
+        (house.folders.inputs(f"job {number}") / "video.mp4").touch()
+        assert house.folders.set_aside([f"job {number}"], [], now - timedelta(seconds=age_s))
+    (house.folders.lost / "#1234").touch()  # of a file system check
+    await house.janitor.sweep()
+    assert {path.name for path in house.folders.lost.rglob("*") if not path.name.startswith("2")} == {
+        "#1234",
+        "inputs",
+        "job 0",
+        "video.mp4",
+    }
+
+
+async def test_empty_folders_are_not_kept(house: House) -> None:
+    house.folders.inputs("unknown").mkdir()
+    await house.janitor.clear_debris()
+    assert not house.folders.inputs("unknown").exists()
+    assert not house.folders.lost.exists()
+
+
+# Crash points of an upload, of a refusal, and of a DELETE: what is found at the next start
+
+
+@pytest.mark.parametrize("files", [None, [], ["video.part"], ["video.mp4", "image.png"], ["image.png"]])
+async def test_an_upload_that_became_no_job_is_erased(house: House, files: list[str] | None) -> None:
+    folder = house.folders.inputs("cut-off")
+    upload_mark(folder).touch()
+    if files is not None:
+        folder.mkdir()
+        for name in files:
+            (folder / name).touch()
+    await house.janitor.clear_debris()
+    assert everything(house.folders) == set()
+    assert not folder.exists()
+    assert not house.folders.lost.exists()
+
+
+async def test_a_job_that_was_committed_just_before_the_crash_keeps_its_inputs(house: House) -> None:
+    job = await house.job(JobState.QUEUED)
+    upload_mark(house.folders.inputs(job.prompt_id)).touch()
+    await house.janitor.clear_debris()
+    assert house.has_inputs(job)
+    assert not upload_mark(house.folders.inputs(job.prompt_id)).exists()
+
+
+class KilledError(BaseException):
+    """The process ends here."""
+
+
+def dying(*_: object) -> None:
+    raise KilledError
+
+
+def runner_of(store: Store, folders: Folders) -> Runner:
+    """One that has no engine."""
+    reports = Reports(store)
+    return Runner(store, folders, MediaWorker(), reports, {}, [], Patience())
+
+
+@pytest.mark.parametrize("state", [JobState.SUCCESS, JobState.FAILED])
+@pytest.mark.parametrize(
+    ("part", "step"),
+    [("folders", "erase_inputs"), ("folders", "erase_result"), ("store", "erase"), ("folders", "one of the inputs")],
+)
+async def test_a_delete_that_was_cut_off_is_carried_out_at_the_next_start(
+    house: House, state: JobState, part: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await house.job(state)
+    runner = runner_of(house.store, house.folders)
+    with monkeypatch.context() as crash:
+        if step == "one of the inputs":
+            folder = house.folders.inputs(job.prompt_id)
+            crash.setattr(house.folders, "erase_inputs", lambda _: (shutil.rmtree(folder), dying()))
+        else:
+            crash.setattr(getattr(house, part), step, dying)
+        with suppress(KilledError):
+            await runner.erase(job)
+    await house.janitor.clear_debris()
+    assert everything(house.folders) == set()
+    assert not house.folders.lost.exists()
+    with pytest.raises(NotFound):
+        await house.store.job(job.prompt_id)
+
+
+async def test_a_delete_that_had_not_begun_takes_nothing_at_the_next_start(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await house.job(JobState.SUCCESS)
+    with monkeypatch.context() as crash:
+        crash.setattr(house.store, "begin_erasure", dying)
+        with pytest.raises(KilledError):
+            await runner_of(house.store, house.folders).erase(job)
+    await house.janitor.clear_debris()
+    assert (house.has_inputs(job), house.has_result(job)) == (True, True)
+    assert not house.folders.erasure_mark(job.prompt_id).exists()
+
+
+async def test_a_job_whose_erasure_has_begun_cannot_be_retried_or_fetched(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await house.job(JobState.FAILED)
+    monkeypatch.setattr(house.folders, "erase_inputs", dying)
+    with pytest.raises(KilledError):
+        await runner_of(house.store, house.folders).erase(job)
+    with pytest.raises(Gone):
+        await house.store.retry(job.prompt_id, None)
+
+
+async def test_an_erased_job_leaves_nothing_at_all(house: House) -> None:
+    job = await house.job(JobState.SUCCESS)
+    await runner_of(house.store, house.folders).erase(job)
+    assert everything(house.folders) == set()
+    with pytest.raises(NotFound):
+        await house.store.job(job.prompt_id)
 
 
 async def test_a_result_that_a_crash_kept_from_being_committed_is_cleared(house: House) -> None:

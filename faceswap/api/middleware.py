@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-from collections.abc import Mapping
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 from yarl import URL
 
-from ..config import is_loopback
-from ..errors import Forbidden, Problem
+from ..config import Settings, is_loopback
+from ..errors import Forbidden, Problem, Unavailable
 from .keys import SETTINGS
 
 log = logging.getLogger(__name__)
+
+SERVER_NAME = "faceswap"
+RETRY_AFTER_S = 10
+"""For what passes when the disk is freed or another process lets go of the database."""
+
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_DATABASE_UNAVAILABLE = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_NOMEM,
+    }
+)
 
 _TITLES = {404: ("not_found", "Not found"), 405: ("method_not_allowed", "Method not allowed")}
 
@@ -32,7 +51,37 @@ def problem_document(problem: Problem) -> dict[str, Any]:
     return document if problem.prompt_id is None else {**document, "prompt_id": problem.prompt_id}
 
 
-def _answer(problem: Problem, headers: Mapping[str, str] | None = None) -> web.Response:
+@contextmanager
+def known_failures() -> Iterator[None]:
+    """Raise what a full disk, or a database that cannot be used now, does to any handler as `Unavailable`."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        problem = _unavailable(error)
+        if problem is None:
+            raise
+        log.error("%s (%s)", problem.detail, error)
+        raise problem from error
+
+
+def _unavailable(error: sqlite3.Error | OSError) -> Unavailable | None:
+    """The problem, or None where it is the program's own fault."""
+    if isinstance(error, OSError):
+        is_full, is_database = error.errno in _DISK_FULL, False
+    else:
+        # The low byte is the kind of failure, the rest its circumstances.
+        primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        is_full, is_database = primary == sqlite3.SQLITE_FULL, primary in _DATABASE_UNAVAILABLE
+    if is_full:
+        return Unavailable("The server's disk is full; try again later.", code="disk_full", retry_after=RETRY_AFTER_S)
+    if is_database:
+        detail = "The server's database cannot be used now; try again later."
+        return Unavailable(detail, code="database_unavailable", retry_after=RETRY_AFTER_S)
+    return None
+
+
+def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> web.Response:
+    """The answer that tells of a problem."""
     headers = dict(headers or {})
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
@@ -48,7 +97,8 @@ def _answer(problem: Problem, headers: Mapping[str, str] | None = None) -> web.R
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn what a handler raises into an answer. No traceback and no path ever leaves."""
     try:
-        return await handler(request)
+        with known_failures():
+            return await handler(request)
     except Problem as problem:
         return _answer_instead(request, problem)
     except web.HTTPException as error:
@@ -58,7 +108,7 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         unserved = Problem(f"{request.method} {request.path[:100]}: {title.lower()}.", code=code)
         unserved.status, unserved.title = error.status, title
         allowed = isinstance(error, web.HTTPMethodNotAllowed)
-        return _answer(unserved, {"Allow": error.headers["Allow"]} if allowed else None)
+        return problem_response(unserved, {"Allow": error.headers["Allow"]} if allowed else None)
     except ConnectionError:
         return _answer_instead(request, Problem("The client went away."))  # which nobody hears
     except Exception:  # the top of the request
@@ -70,17 +120,17 @@ def _answer_instead(request: web.Request, problem: Problem) -> web.Response:
     """The answer, or, in the middle of another one, a connection that breaks: nothing else can tell then."""
     if request.writer.output_size and request.transport is not None:
         request.transport.abort()
-    return _answer(problem)
+    return problem_response(problem)
 
 
 @web.middleware
 async def same_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse browsers that come from another site's page, unless it is one of `FACESWAP_CORS_ORIGINS`."""
-    settings = request.app[SETTINGS]
-    if is_loopback(settings.host) and not _is_known_host(request.headers.get(hdrs.HOST), settings.cors_origins):
-        raise Forbidden("This host name is not ours; see FACESWAP_CORS_ORIGINS.", code="foreign_host")
-    origin = request.headers.get("Origin")
-    if origin is None or origin in (f"http://{request.host}", f"https://{request.host}"):
+    settings, host = request.app[SETTINGS], request.headers.get(hdrs.HOST)
+    if is_loopback(settings.host) and host is not None and not _is_known_host(host, settings):
+        raise Forbidden("This host name is not ours; see FACESWAP_PUBLIC_URL.", code="foreign_host")
+    origin = request.headers.get(hdrs.ORIGIN)
+    if origin is None or _is_own_origin(origin, host, settings):
         return await handler(request)
     if origin not in settings.cors_origins:
         raise Forbidden("Calls from other sites are refused; see FACESWAP_CORS_ORIGINS.", code="foreign_origin")
@@ -95,24 +145,54 @@ async def same_origin(request: web.Request, handler: Handler) -> web.StreamRespo
     return response
 
 
-def _is_known_host(host: str | None, cors_origins: tuple[str, ...]) -> bool:
+def _is_known_host(host: str, settings: Settings) -> bool:
     """Whether a request to a loopback address names that address, or the proxy in front of it.
 
     A foreign page that lets its own name point to 127.0.0.1 (DNS rebinding) passes as of our origin otherwise.
     """
-    if host is None or any(host == URL(origin).authority for origin in cors_origins):
-        return True
-    try:
-        name = URL(f"http://{host}").host
-    except ValueError:
+    name = _place(f"http://{host}")
+    if name is None:
         return False
-    return name is not None and is_loopback(name)
+    public = [URL(origin) for origin in settings.cors_origins]
+    if settings.public_url is not None:
+        public.append(settings.public_url.origin())
+    return is_loopback(name[0]) or any(_is_host_of(url, host) for url in public)
+
+
+def _is_host_of(url: URL, host: str) -> bool:
+    # A `Host` without a port means the default one of the scheme by which the proxy was asked.
+    return _place(f"{url.scheme}://{host}") == _place(str(url))
+
+
+def _is_own_origin(origin: str, host: str | None, settings: Settings) -> bool:
+    """Whether a page's origin is the public address, or the address it asks."""
+    scheme, place = origin.partition("://")[0], _place(origin)
+    if place is None or scheme not in ("http", "https"):
+        return False
+    public = settings.public_url.origin() if settings.public_url is not None else None
+    if public is not None and scheme == public.scheme and place == _place(str(public)):
+        return True
+    if host is None or (public is not None and _is_host_of(public, host)):
+        return False
+    return place == _place(f"{scheme}://{host}")
+
+
+def _place(address: str) -> tuple[str, int] | None:
+    """The host name and the effective port of an address that has no more than these; None for any other."""
+    try:
+        url = URL(address)
+        if url.user is None and url.raw_path_qs in ("", "/") and not url.raw_fragment and url.raw_host and url.port:
+            return url.raw_host.rstrip("."), url.port
+    except ValueError:
+        pass
+    return None
 
 
 async def allow_origin(request: web.Request, response: web.StreamResponse) -> None:
     """Before headers go out: those every answer has, streams too."""
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
-    origin = request.headers.get("Origin")
+    response.headers[hdrs.SERVER] = SERVER_NAME
+    origin = request.headers.get(hdrs.ORIGIN)
     if origin is not None and origin in request.app[SETTINGS].cors_origins:
         _allow(response, origin)
 

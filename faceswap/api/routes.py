@@ -6,6 +6,7 @@ import asyncio
 
 from aiohttp import web
 
+from ..intake import leave_waiting
 from . import files, jobs, service, swap
 from .keys import STOPPING
 
@@ -17,7 +18,7 @@ def add_routes(app: web.Application) -> None:
     app.on_shutdown.append(_stop)
     app.add_routes(
         [
-            web.post("/face-swap", swap.post_face_swap),
+            web.post("/face-swap", swap.post_face_swap, expect_handler=leave_waiting),
             web.get("/face-swap-ws", swap.face_swap_socket, allow_head=False),
             web.get("/status/{prompt_id}", jobs.get_status),
             web.get("/events/{prompt_id}", jobs.get_events, allow_head=False),

@@ -50,7 +50,8 @@ async def get_health(request: web.Request) -> web.Response:
             "comfyui_status": _comfyui_status(app),
             "outage": runner.outage,
             "workflow_status": _workflow_status(app),
-            "server_address": request.host,
+            # Not `request.host`: without a `Host` it asks the name server for our name, on the event loop.
+            "server_address": request.headers.get("Host", f"{settings.host}:{settings.port}"),
             "workflow_path": f"{settings.workflow}.json",
             "communication_method": "websocket",
             "version": __version__,

@@ -15,7 +15,7 @@ from ..intake import parse_object
 from ..jobs import Job, new_prompt_id
 from .jobs import cancel_job, parse_event_id
 from .keys import ADMISSION, FOLDERS, INTAKE, RUNNER, STOPPING, STORE, owner
-from .middleware import problem_document
+from .middleware import known_failures, problem_document
 from .stream import send_events, stream_events
 
 T = TypeVar("T")
@@ -30,12 +30,11 @@ QUEUED_MESSAGE = "Face swap workflow queued successfully. Use /status/{prompt_id
 
 async def post_face_swap(request: web.Request) -> web.StreamResponse:
     """Take a job in, and answer with its events, or with its id at once."""
-    await request.app[ADMISSION].check_room()
+    key = request.headers.get("Idempotency-Key")
+    await request.app[ADMISSION].check(key)
     prompt_id = new_prompt_id()
     submission = await request.app[INTAKE].from_request(request, request.app[FOLDERS].inputs(prompt_id))
-    job, _ = await request.app[ADMISSION].admit(
-        submission, prompt_id, owner=owner(request), idempotency_key=request.headers.get("Idempotency-Key")
-    )
+    job, _ = await request.app[ADMISSION].admit(submission, prompt_id, owner=owner(request), idempotency_key=key)
     request.app[RUNNER].wake()
     if submission.respond_async or submission.id_only:
         return _accepted(job, 202 if submission.respond_async else 200)
@@ -57,11 +56,13 @@ def _accepted(job: Job, status: int) -> web.Response:
 
 async def face_swap_socket(request: web.Request) -> web.WebSocketResponse:
     """A job over a WebSocket: URLs, an upload, or a subscription to one that exists."""
-    socket = web.WebSocketResponse(timeout=CLOSE_S, heartbeat=HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES)
+    # Uncompressed: a few bytes of a compressed message can stand for as many as a whole frame may hold.
+    socket = web.WebSocketResponse(timeout=CLOSE_S, heartbeat=HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES, compress=False)
     await socket.prepare(request)
     try:
-        prompt_id, after = await _first_of(_begin(request, socket), _stopping(request))
-        await _first_of(_listen(request, socket, prompt_id), send_events(request, socket, prompt_id, after))
+        with known_failures():
+            prompt_id, after = await _first_of(_begin(request, socket), _stopping(request))
+            await _first_of(_listen(request, socket, prompt_id), send_events(request, socket, prompt_id, after))
         await socket.close()
     except Problem as problem:
         await _refuse(socket, problem)
@@ -92,7 +93,7 @@ async def _begin(request: web.Request, socket: web.WebSocketResponse) -> tuple[s
         prompt_id = str(first.get("prompt_id")).encode("ascii", "replace").decode()
         job = await request.app[STORE].job(prompt_id, owner(request))
         return job.prompt_id, parse_event_id(first.get("last_event_id"))
-    await request.app[ADMISSION].check_room()
+    await request.app[ADMISSION].check(None)
     prompt_id = new_prompt_id()
     submission = await request.app[INTAKE].from_websocket(first, socket, request.app[FOLDERS].inputs(prompt_id))
     job, _ = await request.app[ADMISSION].admit(submission, prompt_id, owner=owner(request), idempotency_key=None)
@@ -116,12 +117,15 @@ async def _first_of(*work: Coroutine[Any, Any, T]) -> T:
     """Do all of it until the first is done, and give its result."""
     tasks = [asyncio.create_task(one) for one in work]
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return next(task for task in tasks if task in done).result()
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(task for task in tasks if task.done()).result()
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # A task holds its exception, that the frames it passed, and this one the tasks: a circle that would keep
+        # whatever the frames hold.
+        tasks.clear()
 
 
 async def _stopping(request: web.Request) -> NoReturn:

@@ -176,10 +176,6 @@ function findMistake() {
 
 function formBody() {
   const body = new FormData();
-  for (const kind of ["image", "video"]) {
-    if (chosen[kind]) body.append(kind, chosen[kind]);
-    else body.append(`${kind}_url`, $(`${kind}-url`).value.trim());
-  }
   const name = $("output_name").value.trim();
   if (name) body.append("output_name", name);
   const options = {};
@@ -188,6 +184,11 @@ function formBody() {
     if (value) options[option] = read(value);
   }
   body.append("options", JSON.stringify(options));
+  // The files last: what is wrong with a field is told before they are sent.
+  for (const kind of ["image", "video"]) {
+    if (chosen[kind]) body.append(kind, chosen[kind]);
+    else body.append(`${kind}_url`, $(`${kind}-url`).value.trim());
+  }
   return body;
 }
 

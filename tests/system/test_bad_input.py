@@ -55,6 +55,7 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
         (400, "invalid_flag", {"return_prompt_id_only": "perhaps"}),
         (400, "invalid_url", {"video": None, "video_url": "ftp://example.org/clip.mp4"}),
         (400, "invalid_url", {"image": None, "image_url": "not an address"}),
+        (400, "invalid_url", {"image": None, "image_url": "http://xn--/"}),
         (422, "url_unreachable", {"video": None, "video_url": "http://127.0.0.1:1024/nobody"}),
         (422, "url_not_allowed", {"video": None, "video_url": "http://10.0.0.1/private"}),
         (400, "unsupported_field", {"webhook_url": "https://example.org/hook"}),
@@ -135,6 +136,33 @@ async def test_an_upload_that_is_cut_off_leaves_nothing(api: Api, service: Servi
 
     await eventually(has_begun)
     writer.close()
+
+
+async def first_line(api: Api, *headers: str) -> bytes:
+    """How a request is answered of which only the head was sent."""
+    reader, writer = await api.raw()
+    lines = ["POST /face-swap HTTP/1.1", "Host: localhost", "Content-Type: multipart/form-data; boundary=b", *headers]
+    writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+    async with asyncio.timeout(30):
+        line = await reader.readline()
+    writer.close()
+    return line
+
+
+@pytest.mark.parametrize("expect", [(), ("Expect: 100-continue",)])
+async def test_what_the_head_of_a_request_tells_is_refused_before_its_body(api: Api, expect: tuple[str, ...]) -> None:
+    for headers in (("Content-Length: 1000000", "Idempotency-Key: " + "x" * 256), ("Content-Length: 999000000000",)):
+        assert (await first_line(api, *expect, *headers)).split()[1] in (b"400", b"413")
+
+
+async def test_a_client_that_waits_to_be_asked_for_the_body_is_asked(api: Api) -> None:
+    line = await first_line(api, "Content-Length: 1000000", "Expect: 100-continue")
+    assert line == b"HTTP/1.1 100 Continue\r\n"
+
+
+async def test_no_answer_tells_what_the_server_is_made_of(api: Api) -> None:
+    for path in ("/health", "/nothing", f"/status/{UNKNOWN}"):
+        assert (await api.get(path)).headers["Server"] == "faceswap"
 
 
 UNKNOWN = "7d0c0a5e-6d5f-4b8e-9b3e-000000000000"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -150,6 +151,8 @@ async def refusal(socket: Socket, close_code: int) -> dict[str, Any]:
         ("invalid_option", {"options": {"crf": 99}}),
         ("invalid_output_name", {"output_name": "../x"}),
         ("invalid_url", {"video_url": "file:///etc/passwd"}),
+        ("unsupported_field", {"video": {"size": 9}, "image": {"size": 9}, "webhook_url": "https://example.org/"}),
+        ("unknown_workflow", {"video": {"size": 9}, "image": {"size": 9}, "options": {"workflow": "none"}}),
         ("url_unreachable", {"video_url": "http://127.0.0.1:1024/", "image_url": "http://127.0.0.1:1024/"}),
         ("unknown_prompt_id", {"action": "subscribe"}),
         ("unknown_prompt_id", {"action": "subscribe", "prompt_id": "none"}),
@@ -211,6 +214,29 @@ async def test_too_large_a_frame_is_closed_with_1009_before_it_is_read(api: Api,
         close = await reader.readexactly(length)
     writer.close()
     assert (kind & 0x0F, int.from_bytes(close[:2])) == (WSMsgType.CLOSE, WSCloseCode.MESSAGE_TOO_BIG)
+
+
+async def test_large_first_frames_cost_no_memory(api: Api, service: Service) -> None:
+    """Fifteen megabytes of small objects were four hundred as JSON, for each of six sockets, and stayed."""
+    before = service.memory_mb()
+    first = '{"options":[' + "{}," * (5 << 20) + "{}]}"
+
+    async def refused() -> int | None:
+        async with connected(api) as socket:
+            with contextlib.suppress(ConnectionError):
+                await socket.send_str(first)
+            async for _ in socket:
+                pass
+            return socket.close_code
+
+    codes = await asyncio.gather(*(refused() for _ in range(6)))
+    assert set(codes) <= {WSCloseCode.MESSAGE_TOO_BIG, WSCloseCode.ABNORMAL_CLOSURE}
+    assert service.memory_mb() - before < 64
+
+
+async def test_nothing_is_compressed(api: Api) -> None:
+    async with api.session.ws_connect(f"{api.url}/face-swap-ws", compress=15) as socket:
+        assert not socket.compress
 
 
 @pytest.mark.usefixtures("nothing_is_left")

@@ -1,0 +1,261 @@
+"""Connections: how they are accepted, read and limited before a request or a message is whole."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import resource
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from aiohttp import WSMsgType, hdrs, web
+from aiohttp.http_exceptions import LineTooLong
+
+from ..errors import BadRequest, HeadersTooLarge, Problem
+from ..intake import MAX_TEXT_BYTES
+from .middleware import SERVER_NAME, problem_response
+
+log = logging.getLogger(__name__)
+
+IDLE_S = 30.0
+"""How long a connection may take for the headers of a request, and stay open without one."""
+BACKLOG = 128
+WANTED_DESCRIPTORS = 65536
+PAUSE_S = 1.0
+"""After a connection could not be accepted."""
+WARN_S = 60.0
+"""Between two lines in the log about connections that have to wait."""
+LEAST_READ_BYTES, MOST_READ_BYTES = 1024, 256 * 1024
+LONG_S, SHORT_S = 0.0005, 0.00015
+"""A read that took more of the processor than `LONG_S` is followed by smaller ones; less than `SHORT_S`, by larger."""
+
+
+class Connection(web.RequestHandler, asyncio.BufferedProtocol):
+    """A client's connection. What is long to parse is read in small pieces: others get their turn in between.
+
+    Chunks, frames or requests of a few bytes each cost a hundred times what the same bytes cost in one piece.
+    """
+
+    __slots__ = ("_buffer", "_on_lost", "_read_bytes")
+
+    def __init__(self, server: web.Server, buffer: memoryview, on_lost: Callable[[], None]) -> None:
+        super().__init__(
+            server,
+            loop=asyncio.get_running_loop(),
+            access_log=None,  # type: ignore[arg-type]  # as its own runner says "none"
+            keepalive_timeout=IDLE_S,
+            read_bufsize=len(buffer),
+        )
+        self._buffer = buffer
+        self._on_lost = on_lost
+        self._read_bytes = len(buffer)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._on_lost()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the transport puts what it reads next."""
+        return self._buffer[: self._read_bytes]
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Parse what was read, and choose how much to read next by the processor time it took."""
+        started = time.thread_time()
+        self.data_received(bytes(self._buffer[:nbytes]))
+        taken_s = time.thread_time() - started
+        if taken_s > LONG_S:
+            self._read_bytes = max(self._read_bytes // 2, LEAST_READ_BYTES)
+        elif taken_s < SHORT_S:
+            self._read_bytes = min(self._read_bytes * 2, len(self._buffer))
+
+    def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
+        """Take the reader of a WebSocket's frames, behind a check of what they announce."""
+        limited: Any = _MessageLimit(parser)
+        super().set_parser(limited, data_received_cb)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer what no handler has seen as `application/problem+json`. Always closes the connection."""
+        if status >= 500:
+            log.error("a request failed outside of its handler", exc_info=exc)
+        if request.writer.output_size:
+            raise ConnectionError("another answer has begun")
+        response = problem_response(_parse_problem(status, exc))
+        response.headers[hdrs.SERVER] = SERVER_NAME
+        response.force_close()
+        return response
+
+
+def _parse_problem(status: int, exc: BaseException | None) -> Problem:
+    if status >= 500:
+        return Problem("Something went wrong inside the service; its log says what.")
+    if isinstance(exc, LineTooLong):
+        return HeadersTooLarge("The address or a header of the request is too long.")
+    return BadRequest("The request is not well-formed HTTP.", code="malformed_request")
+
+
+class _Reader(Protocol):
+    def feed_data(self, data: bytes, /) -> tuple[bool, bytes]: ...
+
+    def feed_eof(self) -> None: ...
+
+
+class _MessageLimit:
+    """Holds back messages that announce more than is taken, before aiohttp's reader collects them.
+
+    The reader knows one limit for all messages. Ours is that of JSON over HTTP for the first message and for every
+    text; only then, binary messages may be as large as the reader takes. What is passed on ends with whole heads.
+    """
+
+    IMPOSSIBLE = b"\x82\xff" + b"\xff" * 8
+    """A head that announces 2⁶⁴ - 1 bytes: the reader refuses the message as too large and closes the socket."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+        self._head = b""
+        self._missing = 0
+        """What has not come yet of a frame's payload."""
+        self._is_first = True
+        self._is_text = False
+        self._message_bytes = 0
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        data, end = self._head + data, 0
+        while True:
+            taken = min(self._missing, len(data) - end)
+            self._missing -= taken
+            end += taken
+            head = None if self._missing else _FrameHead.parse(data, end)
+            if head is None:
+                break
+            if not self._takes(head):
+                return self._reader.feed_data(data[:end] + self.IMPOSSIBLE)
+            end += head.length
+            self._missing = head.payload_bytes
+        self._head = data[end:]
+        return self._reader.feed_data(data[:end])
+
+    def feed_eof(self) -> None:
+        self._reader.feed_eof()
+
+    def _takes(self, head: _FrameHead) -> bool:
+        if head.kind not in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
+            return True  # a control frame: at most 125 bytes, as the reader checks
+        if head.kind != WSMsgType.CONTINUATION:
+            self._is_text = head.kind == WSMsgType.TEXT
+            self._message_bytes = 0
+        self._message_bytes += head.payload_bytes
+        if (self._is_first or self._is_text) and self._message_bytes > MAX_TEXT_BYTES:
+            return False
+        self._is_first = self._is_first and not head.is_last
+        return True
+
+
+class _FrameHead:
+    """The head of a WebSocket frame (RFC 6455, 5.2)."""
+
+    def __init__(self, kind: int, is_last: bool, payload_bytes: int, length: int) -> None:
+        self.kind = kind
+        self.is_last = is_last
+        self.payload_bytes = payload_bytes
+        self.length = length
+
+    @classmethod
+    def parse(cls, data: bytes, start: int) -> _FrameHead | None:
+        """The head at a place in the data, or None when it has not come whole."""
+        if len(data) < start + 2:
+            return None
+        size = data[start + 1] & 0x7F
+        extended = {126: 2, 127: 8}.get(size, 0)
+        length = 2 + extended + (4 if data[start + 1] & 0x80 else 0)
+        if len(data) < start + length:
+            return None
+        if extended:
+            (size,) = struct.unpack_from(">H" if extended == 2 else ">Q", data, start + 2)
+        return cls(data[start] & 0x0F, bool(data[start] & 0x80), size, length)
+
+
+class Listener:
+    """Accepts connections, as many at a time as leave half of the descriptors to files, database and engines.
+
+    asyncio's own loop logs a traceback for every connection it cannot accept, thousands in a second.
+    """
+
+    def __init__(self, server: web.Server) -> None:
+        self._server = server
+        self._sockets: list[socket.socket] = []
+        self._free = asyncio.Semaphore(raise_descriptor_limit() // 2)
+        self._buffer = memoryview(bytearray(MOST_READ_BYTES))
+        """Shared: what is in it is copied before another connection is read."""
+        self._warned_at = -WARN_S
+
+    async def bind(self, host: str, port: int) -> tuple[str, int]:
+        """Listen on every address of a host; returns the first, with its port. Raises `OSError`."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in dict.fromkeys(found):
+            try:
+                listener = socket.create_server(address[:2], family=family, backlog=BACKLOG)
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL and self._sockets:
+                    continue  # such as ::1 of `localhost` on a machine without IPv6
+                raise
+            listener.setblocking(False)
+            self._sockets.append(listener)
+        name: tuple[str, int] = self._sockets[0].getsockname()[:2]
+        return name
+
+    def close(self) -> None:
+        """Stop listening."""
+        for listener in self._sockets:
+            listener.close()
+
+    async def run(self) -> None:
+        """Accept until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for listener in self._sockets:
+                tasks.create_task(self._accept(listener, tasks), name="accept")
+
+    async def _accept(self, listener: socket.socket, tasks: asyncio.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if self._free.locked():
+                self._warn("all connections are in use; new ones wait")
+            await self._free.acquire()
+            try:
+                client, _ = await loop.sock_accept(listener)
+            except OSError as error:
+                self._free.release()
+                if error.errno != errno.ECONNABORTED:
+                    self._warn(f"connections cannot be accepted: {error.strerror}")
+                    await asyncio.sleep(PAUSE_S)
+                continue
+            tasks.create_task(loop.connect_accepted_socket(self._new_connection, client), name="connect")
+
+    def _new_connection(self) -> Connection:
+        return Connection(self._server, self._buffer, self._free.release)
+
+    def _warn(self, message: str) -> None:
+        now = time.monotonic()
+        if now - self._warned_at >= WARN_S:
+            self._warned_at = now
+            log.warning("%s", message)
+
+
+def raise_descriptor_limit() -> int:
+    """Allow this process as many open files as it may and needs; returns how many those are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, WANTED_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return WANTED_DESCRIPTORS if soft == resource.RLIM_INFINITY else soft
