@@ -10,17 +10,17 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
 import psutil
+from waiting import WAIT_S
+from waiting import eventually as eventually
 
 LISTENING = re.compile(rb"listening on (http://\S+)")
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 15.0
 
 
 def free_port() -> int:
@@ -28,14 +28,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-async def eventually(condition: Callable[[], Awaitable[Any]], timeout: float = 20.0) -> Any:
-    """Wait until a condition holds; returns what it gave. Fails the test after `timeout` seconds."""
-    async with asyncio.timeout(timeout):
-        while not (result := await condition()):
-            await asyncio.sleep(0.02)
-        return result
 
 
 class Child:
@@ -60,7 +52,7 @@ class Child:
                 cwd=self._cwd,
             )
         assert self._process.stdout is not None
-        async with asyncio.timeout(START_TIMEOUT_S):
+        async with asyncio.timeout(WAIT_S):
             line = await self._process.stdout.readline()
         found = LISTENING.search(line)
         assert found, f"{self._command} printed {line!r}; its log: {self.log()}"
@@ -97,7 +89,7 @@ class Child:
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
-        async with asyncio.timeout(STOP_TIMEOUT_S):
+        async with asyncio.timeout(WAIT_S):
             return await self._process.wait()
 
     def memory_mb(self) -> float:
@@ -121,12 +113,22 @@ class Engine(Child):
         folder.mkdir(exist_ok=True)
         self.port = free_port()
         self.data_dir = folder / "engine"
+        self._gate = folder / "released"
         super().__init__(
             folder / "engine.log",
             "faceswap.engine",
             *("--port", str(self.port), "--data-dir", str(self.data_dir)),
             *("--preset", "ultrafast", "--faults", json.dumps(faults)),
         )
+
+    async def hold(self) -> None:
+        """From now on prompts stop after their first frame, until `release`."""
+        self._gate.unlink(missing_ok=True)
+        await self.set_faults(hold_until=str(self._gate))
+
+    def release(self) -> None:
+        """Let what is held go on, painting."""
+        self._gate.touch()
 
     async def set_faults(self, **faults: Any) -> None:
         """From now on these faults and no others."""

@@ -18,6 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from waiting import WAIT_S
 
 from faceswap import intake as intake_module
 from faceswap.config import Settings
@@ -160,7 +161,7 @@ def check_files(submission: Submission) -> None:
 
 
 async def appears(folder: Path, name: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         while not folder.is_dir() or name not in os.listdir(folder):  # noqa: PTH208  # a few files
             await asyncio.sleep(0.01)
 

@@ -13,6 +13,7 @@ from typing import Any
 import av
 import clips
 import pytest
+from waiting import WAIT_S
 
 from faceswap.errors import JobFailure
 from faceswap.media.join import join
@@ -185,7 +186,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_result(tmp_path: Path, room: int
     out.parent.mkdir()
     out.write_bytes(b"before")
     command = [sys.executable, "-c", FULL_DISK, source, source, out, str(room)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert done.stdout.split() == ["disk_full", "True"], done.stderr
     assert [path.name for path in out.parent.iterdir()] == ["out.mp4"]
     assert out.read_bytes() == b"before"

@@ -40,6 +40,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.timeout(15 * 60)
 @pytest.mark.skipif(shutil.which("curl") is None, reason="these lines are for who has curl")
 async def test_the_lines_of_readme_work_copied_and_pasted(folder: Path) -> None:
     start, *others = commands("Use it")
@@ -50,7 +51,7 @@ async def test_the_lines_of_readme_work_copied_and_pasted(folder: Path) -> None:
                 continue
             script = command.replace("http://127.0.0.1:8000", service.url)
             done = subprocess.run(
-                ["bash", "-euc", script], cwd=folder, capture_output=True, text=True, timeout=100, env=os.environ
+                ["bash", "-euc", script], cwd=folder, capture_output=True, text=True, timeout=5 * 60, env=os.environ
             )
             assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
             if "curl -N" in command:
