@@ -381,7 +381,7 @@ async def test_previews_go_to_clients_that_asked_for_them(tmp_path: Path) -> Non
         await rig.submit(workflow(), "p")
         await plain.until_end("p")
         await asking.until_end("p")
-    assert told["data"] == {"supports_preview_metadata": True, "max_upload_size": 2 << 30}
+    assert told["data"] == {"supports_preview_metadata": True, "max_upload_size": 2 << 30, "faceswap_streams": True}
     assert plain.previews == []
     kind, length = struct.unpack(">II", asking.previews[0][:8])
     metadata = json.loads(asking.previews[0][8 : 8 + length])

@@ -57,6 +57,7 @@ async def engine(processes: tuple[Service, Engine]) -> AsyncIterator[Engine]:
     engine = processes[1]
     yield engine
     await engine.set_faults(paint=True)
+    engine.release()
 
 
 @pytest.fixture
