@@ -12,8 +12,9 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from clips import make_clip
-from service_rig import QUICK, EngineRig, Middleware
+from service_rig import QUICK, EngineRig, Handler, Middleware
 from stored_jobs import new_job
 from waiting import until
 from yarl import URL
@@ -199,6 +200,52 @@ async def test_an_engine_that_does_not_answer_is_left_when_another_could_do_it(c
         plane.backend.client.url = URL(plane.engine.url)
         # Nobody waits for it any more: it is stopped as soon as the engine can be reached.
         await until(lambda: plane.engine.running is None)
+
+
+async def test_what_is_told_of_anothers_prompt_is_not_taken_for_ours(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, paint=True) as plane:
+        client, ours = plane.backend.client, flight_of()
+        nodes: list[str] = []
+        bars: set[tuple[str, float]] = set()
+
+        async def on_executing(node: str) -> None:
+            nodes.append(node)
+
+        ours.on_executing = on_executing
+        ours.on_progress = lambda node, value, maximum: bars.add((node, maximum))
+        # The socket hears of it, for it was sent under the same client id.
+        plane.engine.hold()
+        video = await client.upload(make_clip(tmp_path / "other.mp4", 7, size=(96, 64)), "other.mp4", "")
+        image = await client.upload(samples.FACE, "face.png", "")
+        graph = WORKFLOW.build(video=video, image=image, output_prefix="other", options={})
+        await client.submit(graph, plane.backend.client_id, "other")
+        performing = asyncio.create_task(plane.perform(ours))
+        await until(lambda: plane.engine.running == "other" and plane.engine.pending)
+        plane.engine.release()
+        assert (await performing).state == "success"
+        assert plane.engine.finished[0] == "other"
+        assert sorted(nodes) == sorted(set(nodes))
+        assert bars == {(node, float(FRAMES)) for node, _ in bars}
+
+
+async def test_a_prompt_that_is_missed_once_is_not_lost(clip: Path, tmp_path: Path) -> None:
+    missed = 0
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal missed
+        if request.path == "/queue" and request.method == "GET" and not missed:
+            missed += 1
+            return web.json_response({"queue_running": [], "queue_pending": []})
+        return await handler(request)
+
+    async with pilot(tmp_path, clip, lie=lie) as plane:
+        plane.engine.hold()
+        performing = asyncio.create_task(plane.perform(flight_of()))
+        await until(lambda: missed and plane.engine.running)
+        looks = len(plane.engine.calls)
+        await until(lambda: performing.done() or plane.engine.calls[looks:].count(("GET", "/queue")) > 1)
+        plane.engine.release()
+        assert (await performing).state == "success"
 
 
 async def test_the_pace_is_that_of_the_last_prompts_and_slows_while_one_takes_long(clip: Path, tmp_path: Path) -> None:

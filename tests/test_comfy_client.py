@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from clips import make_clip, read_numbers
 from replay import Replay, read
+from waiting import WAIT_S
 from yarl import URL
 
 from faceswap.comfy import client as client_module
@@ -467,7 +468,7 @@ async def test_a_job_goes_through_the_embedded_engine_from_upload_to_file(tmp_pa
         client = ComfyClient(await engine.start(), session)
         listener = asyncio.create_task(Listener(client, "cl-whole", hear, connected.set).run())
         try:
-            await asyncio.wait_for(connected.wait(), 10)
+            await asyncio.wait_for(connected.wait(), WAIT_S)
             graph = workflow.build(
                 video=await client.upload(clip, "clip.mp4", "job-1"),
                 image=await client.upload(ROOT / "faceswap" / "samples" / "astronaut.png", "face.png", "job-1"),
@@ -477,7 +478,7 @@ async def test_a_job_goes_through_the_embedded_engine_from_upload_to_file(tmp_pa
                 frame_load_cap=5,
             )
             assert await client.submit(graph, "cl-whole", "p-1", extra_data(), output_node=workflow.output) == "p-1"
-            await asyncio.wait_for(ended.wait(), 60)
+            await asyncio.wait_for(ended.wait(), WAIT_S)
             outcome = await client.outcome("p-1")
             assert outcome is not None and (outcome.state, outcome.failure) == ("success", None)
             (file,) = outcome.outputs[workflow.output]

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -20,6 +21,7 @@ import pytest
 from aiohttp import web
 from waiting import WAIT_S
 
+from faceswap import inputs as inputs_module
 from faceswap import intake as intake_module
 from faceswap.config import Settings
 from faceswap.errors import Problem
@@ -64,7 +66,7 @@ class Door:
         return f"http://127.0.0.1:{self.port}"
 
     async def outcome(self) -> Submission | Exception:
-        return await asyncio.wait_for(self.outcomes.get(), 10)
+        return await asyncio.wait_for(self.outcomes.get(), WAIT_S)
 
     async def submission(self) -> Submission:
         outcome = await self.outcome()
@@ -86,8 +88,12 @@ class Door:
                 async with session.post(f"{self.url}/", **request) as response:
                     await response.read()
 
-    async def post_form(self, *parts: Part, headers: dict[str, str] | None = None) -> None:
-        await self.post(data=form(*parts), headers={"Content-Type": FORM_TYPE} | (headers or {}))
+    async def post_form(self, *parts: Part, headers: dict[str, str] | None = None, chunked: bool = False) -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield form(*parts)
+
+        data = pieces() if chunked else form(*parts)  # a generator goes out without its length
+        await self.post(data=data, headers={"Content-Type": FORM_TYPE} | (headers or {}))
 
     async def raw(self, length: int) -> asyncio.StreamWriter:
         """A connection on which the head of a multipart request of `length` bytes was sent."""
@@ -584,6 +590,23 @@ async def test_too_little_room_on_the_disk_is_told(open_door: Callable[..., Any]
     problem = await door.refusal()
     assert (problem.status, problem.code) == (503, "disk_low")
     assert problem.retry_after
+
+
+async def test_an_upload_stops_at_the_mark_and_not_when_the_disk_is_full(
+    open_door: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    door = await open_door()
+    room = MIB + 20_000  # above the mark of one MiB
+
+    def usage(path: Path) -> SimpleNamespace:
+        """As of a disk on which nothing lies but this upload, which did not announce its size."""
+        return SimpleNamespace(free=room - sum(file.stat().st_size for file in path.iterdir()))
+
+    monkeypatch.setattr(inputs_module.shutil, "disk_usage", usage)
+    monkeypatch.setattr(inputs_module, "SYNC_BYTES", 10_000)
+    await door.post_form(("video", "v", VIDEO + bytes(2 * MIB)), IMAGE_PART, chunked=True)
+    problem = await door.refusal()
+    assert (problem.status, problem.code) == (503, "disk_low")
 
 
 async def test_a_disk_that_fills_up_is_told(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:

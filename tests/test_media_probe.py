@@ -11,7 +11,7 @@ import cv2
 import pytest
 
 from faceswap.errors import Problem
-from faceswap.media import plan_segments, resampled
+from faceswap.media import plan_segments, probe, resampled
 from faceswap.media.facts import VideoFacts
 from faceswap.media.probe import probe_image, probe_video
 
@@ -54,6 +54,14 @@ def test_frames_are_those_a_full_decode_shows_and_opencv_sees(tmp_path: Path, na
 def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
     clip = clips.make_clip(tmp_path / "clip.mp4")
     assert probe_video(Path(shutil.copy(clip, tmp_path / "holiday.txt"))).frames == 24
+
+
+def test_more_frames_than_are_taken_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "MAX_FRAMES", 24)
+    assert probe_video(clips.make_clip(tmp_path / "just.mp4", 24)).frames == 24
+    with pytest.raises(Problem) as refused:
+        probe_video(clips.make_clip(tmp_path / "more.mp4", 25))
+    assert (refused.value.status, refused.value.code) == (422, "video_too_long")
 
 
 @pytest.mark.parametrize("rate", [Fraction(24), Fraction(30000, 1001), Fraction(50), Fraction(15, 2)])

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from stored_jobs import MIGRATIONS, QUEUE_LIMIT, claim, create, finish, new_job, opened, run_to_success, sql
+from waiting import WAIT_S
 
 from faceswap.errors import BadRequest, Conflict, Gone, NotFound, Unavailable, Unprocessable
 from faceswap.jobs import Event, Job, JobState, SegmentPlan, SegmentState, comfy_prompt_id
@@ -709,11 +710,11 @@ async def test_a_method_that_is_cancelled_while_it_commits_lets_nobody_in_before
     def hold_commit(statement: str) -> None:
         if statement == "COMMIT":
             committing.set()
-            go_on.wait(10)
+            go_on.wait(WAIT_S)
 
     await store._writer.set_trace_callback(hold_commit)
     first = asyncio.create_task(store.tell(job.prompt_id, "status", {"message": "first"}))
-    assert await asyncio.to_thread(committing.wait, 10)
+    assert await asyncio.to_thread(committing.wait, WAIT_S)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     second = asyncio.create_task(store.announce(job.prompt_id, "preview", {}))

@@ -11,12 +11,14 @@ import pytest
 from aiohttp import web
 from clips import make_clip, read_numbers
 from processes import Engine, eventually, free_port
-from service_rig import QUICK, Handler, ServiceRig, running_service, service_and_engines
+from service_rig import QUICK, EngineRig, Handler, ServiceRig, running_service, service_and_engines
 
 from faceswap import runner
+from faceswap.api import keys
 from faceswap.config import resource_dir
 from faceswap.engine.faults import EXIT_CODE, Faults
 from faceswap.engine.server import ENGINE
+from faceswap.media import JoinFacts
 
 FRAMES = 12
 STUCK_S = 3.0
@@ -150,6 +152,55 @@ async def test_a_prompt_that_was_queued_in_spite_of_its_500_runs_once(clip: Path
         status = await service.ended(await service.post(clip))
         assert status["status"] == "SUCCESS"
         assert engine.submissions == len(engine.finished) == 1
+
+
+async def test_a_prompt_whose_result_is_cut_off_on_its_way_is_looked_up_and_not_sent_again(
+    clip: Path, tmp_path: Path
+) -> None:
+    cut = 0
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal cut
+        if request.path == "/view" and not cut:
+            cut += 1
+            assert request.transport is not None
+            request.transport.abort()
+        return await handler(request)
+
+    async with service_and_engines(tmp_path, lie=lie, paint=True) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["attempts"], cut) == ("SUCCESS", 1, 1)
+        assert engine.submissions == 1
+
+
+async def test_a_prompt_that_was_out_when_the_service_stopped_is_looked_up_and_not_sent_again(
+    clip: Path, tmp_path: Path
+) -> None:
+    async with EngineRig(tmp_path / "engine") as engine:
+        engine.hold()
+        async with running_service(tmp_path / "data", engine) as service:
+            prompt_id = await service.post(clip)
+            await eventually(lambda: true(engine.running))
+        async with running_service(tmp_path / "data", engine) as service:
+            engine.release()
+            status = await service.ended(prompt_id)
+            assert (status["status"], status["attempts"]) == ("SUCCESS", 1)
+        assert engine.submissions == 1
+
+
+async def test_a_result_with_fewer_frames_than_the_clip_is_not_a_success(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, paint=True, settings={"segment_frames": 6}) as (service, _):
+        media = service.client.app[keys.RUNNER]._media
+        join = media.join
+
+        async def join_some(segments: list[Path], *arguments: Any) -> JoinFacts:
+            return await join(segments[:-1], *arguments)
+
+        media.join = join_some
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["code"], status["result"]) == ("FAILED", "frames_missing", None)
+        assert "6 frames instead of 12" in status["error"]
+        assert await left_behind(service, status["prompt_id"]) == []
 
 
 async def true(value: object) -> bool:
