@@ -55,3 +55,7 @@ compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI cl
 .PHONY: bench
 bench: $(VENV)/.installed-dev ## take the figures that README quotes
 	$(BIN)/python bench/run.py $(ARGS)
+
+.PHONY: mutate
+mutate: $(VENV)/.installed-dev ## break the code line by line, in a copy: each time a test must notice
+	$(BIN)/python tests/mutate.py $(ARGS)
