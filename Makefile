@@ -41,8 +41,8 @@ lint: $(VENV)/.installed-dev ## check style, formatting and types
 	$(BIN)/mypy
 
 .PHONY: chaos
-chaos: $(VENV)/.installed-dev ## 500 jobs under random faults; SEED=… repeats a run
-	cd tests && ../$(BIN)/python -m system.chaos $(ARGS)
+chaos: $(VENV)/.installed-dev ## 500 jobs under random faults; SEED=… repeats a run, WITHOUT=freeze,clock leaves faults out
+	cd tests && ../$(BIN)/python -m system.chaos $(if $(SEED),--seed $(SEED)) $(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)
 
 .PHONY: long
 long: $(VENV)/.installed-dev ## ten minutes of 1080p, killed in the middle: memory, frames, sound

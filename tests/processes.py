@@ -142,10 +142,10 @@ class Engine(Child):
 class Service(Child):
     """The service over a data folder that stays the same over restarts."""
 
-    def __init__(self, folder: Path, *comfyui_urls: str, **settings: object) -> None:
+    def __init__(self, folder: Path, *comfyui_urls: str, env: dict[str, str] | None = None, **settings: object) -> None:
         folder.mkdir(exist_ok=True)
         self.data_dir = folder / "data"
-        env = {f"FACESWAP_{name.upper()}": str(value) for name, value in settings.items()}
+        env = {**(env or {}), **{f"FACESWAP_{name.upper()}": str(value) for name, value in settings.items()}}
         super().__init__(
             folder / "service.log",
             "faceswap",

@@ -165,6 +165,7 @@ async def test_a_prompt_whose_result_is_cut_off_on_its_way_is_looked_up_and_not_
             cut += 1
             assert request.transport is not None
             request.transport.abort()
+            return web.Response()
         return await handler(request)
 
     async with service_and_engines(tmp_path, lie=lie, paint=True) as (service, (engine,)):
