@@ -20,6 +20,9 @@ FROZEN_S = (0.5, 6.0)
 LONG_FROZEN_S = (35.0, 45.0)
 """Longer than an engine that says nothing is waited for while there is another."""
 FULL_S = (0.2, 2.0)
+LONG_FULL_S = (15.0, 25.0)
+"""Longer than all the pauses between the attempts at what may pass by itself."""
+LONG_SHARE = 0.25
 JUMPS_S = (-3 * 3600, -60, -5, 5, 60, 3 * 3600)
 
 
@@ -37,7 +40,10 @@ class World:
 
 
 class Trouble:
-    """Causes faults until all is to be calm. `without` names kinds that are left out."""
+    """Causes faults until all is to be calm. `without` names kinds that are left out.
+
+    With `long` some of those that last are longer than the service waits by default.
+    """
 
     def __init__(self, world: World, book: Book, rng: random.Random, without: frozenset[str], *, long: bool) -> None:
         self._world = world
@@ -120,7 +126,7 @@ class Trouble:
 
     async def _fill(self, disk: Disk) -> None:
         disk.fill()
-        await asyncio.sleep(self._rng.uniform(*FULL_S))
+        await self._last(FULL_S, LONG_FULL_S)
         disk.free()
 
     async def _freeze_engine(self) -> None:
@@ -135,12 +141,15 @@ class Trouble:
     async def _freeze(self, number: int) -> None:
         """An engine keeps its connections, takes new ones, and answers nothing for a while."""
         engine, proxy = self._world.engines[number], self._world.proxies[number]
-        bounds = LONG_FROZEN_S if self._long and self._rng.random() < 0.2 else FROZEN_S
         proxy.freeze()
         os.kill(engine.pid, signal.SIGSTOP)
-        await asyncio.sleep(self._rng.uniform(*bounds))
+        await self._last(FROZEN_S, LONG_FROZEN_S)
         os.kill(engine.pid, signal.SIGCONT)
         proxy.thaw()
+
+    async def _last(self, short_s: tuple[float, float], long_s: tuple[float, float]) -> None:
+        is_long = self._long and self._rng.random() < LONG_SHARE
+        await asyncio.sleep(self._rng.uniform(*(long_s if is_long else short_s)))
 
     async def _jump(self) -> None:
         """The service's clock is set: from now on it is wrong by so much."""
