@@ -14,12 +14,13 @@ import pytest
 from clips import frame_times
 from processes import Service
 
+from faceswap import samples
 from faceswap.config import Settings
-from faceswap.samples import FRAMES, make_clip
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NEEDS_THE_NETWORK = "example.org"
+FRAMES = 30
 
 
 def commands(heading: str) -> list[str]:
@@ -29,14 +30,15 @@ def commands(heading: str) -> list[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder that looks like a checkout after `make demo`."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that looks like a checkout after `make demo`, with a shorter clip."""
+    monkeypatch.setattr(samples, "FRAMES", FRAMES)
     for name in ("faceswap", "migrations", "workflows"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "bin").symlink_to(Path(sys.executable).parent)
     (tmp_path / "demo").mkdir()
-    make_clip(tmp_path / "demo" / "source.mp4")
+    samples.make_clip(tmp_path / "demo" / "source.mp4")
     return tmp_path
 
 

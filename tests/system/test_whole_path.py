@@ -63,7 +63,7 @@ def test_the_story_is_told_from_queued_to_completed(swapped: Swapped) -> None:
     percentages = [event.data["percentage"] for event in swapped.events if event.type == "progress"]
     assert percentages == sorted(percentages)
     assert percentages[0] < 10 and percentages[-1] == 100
-    assert len(percentages) > 5
+    assert len(percentages) > 2
 
 
 def test_the_result_has_the_frames_the_length_and_the_very_sound_of_the_clip(swapped: Swapped) -> None:
