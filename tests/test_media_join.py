@@ -16,6 +16,7 @@ import pytest
 from waiting import WAIT_S
 
 from faceswap.errors import JobFailure
+from faceswap.media import join as join_module
 from faceswap.media.join import join
 from faceswap.media.probe import probe_video
 
@@ -170,6 +171,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from faceswap.errors import JobFailure
+from faceswap.media import join as join_module
 from faceswap.media.join import join
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), int(sys.argv[4])))
 try:
@@ -201,3 +203,15 @@ def test_memory_does_not_grow_with_the_number_of_segments(tmp_path: Path) -> Non
     assert facts.frames == 9600
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * 1024 < min(16 << 20, facts.bytes)
+
+
+def test_a_frame_that_does_not_get_into_the_joined_file_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retimed = join_module._retimed
+    monkeypatch.setattr(join_module, "_retimed", lambda *arguments: itertools.islice(retimed(*arguments), 23))
+    clip = clips.make_clip(tmp_path / "clip.mp4", 24)
+    with pytest.raises(JobFailure) as failed:
+        join([clip], clip, tmp_path / "out.mp4", None)
+    assert (failed.value.code, failed.value.passing) == ("output_damaged", True)
+    assert not (tmp_path / "out.mp4").exists()
