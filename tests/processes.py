@@ -30,6 +30,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def files_in(folder: Path) -> list[str]:
+    """Every file in a folder, relative; folders may come and go meanwhile, which `rglob` does not stand."""
+    return sorted(os.path.relpath(Path(at, name), folder) for at, _, names in os.walk(folder) for name in names)
+
+
 class Child:
     """A process that prints where it listens."""
 
@@ -156,9 +161,7 @@ class Service(Child):
 
     def files(self) -> list[str]:
         """Every file in the data folder but the database and the lock, relative."""
-        found = (path for path in self.data_dir.rglob("*") if path.is_file())
-        names = (str(path.relative_to(self.data_dir)) for path in found)
-        return sorted(name for name in names if not name.startswith(("faceswap.db", "lock")))
+        return [name for name in files_in(self.data_dir) if not name.startswith(("faceswap.db", "lock"))]
 
 
 @asynccontextmanager

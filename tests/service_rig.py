@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from processes import files_in
 from waiting import eventually
 from yarl import URL
 
@@ -184,8 +185,7 @@ class ServiceRig:
 
     def files(self) -> list[str]:
         """Every file in the data folder but the database, relative."""
-        found = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
-        return sorted(str(path) for path in found if not path.name.startswith("faceswap.db"))
+        return [name for name in files_in(self.folder) if not name.startswith("faceswap.db")]
 
 
 @asynccontextmanager
