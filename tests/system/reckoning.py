@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from clips import read_numbers
-from processes import Engine, Service
+from processes import Engine, Service, files_in
 from system.book import ENDS, Book, durable, frames_of, story_faults
 
 from faceswap.client import ClientError, Event, FaceSwapClient
@@ -121,6 +121,6 @@ def file_faults(service: Service) -> list[str]:
 
 def check_engine_files(book: Book, engine: Engine) -> None:
     """An engine keeps no half of anything."""
-    for path in engine.data_dir.rglob("*"):
-        if path.name.endswith((".upload", ".part", ".part.mp4")):
-            book.violated(f"{path.relative_to(engine.data_dir)} was left in an engine")
+    for name in files_in(engine.data_dir):
+        if name.endswith((".upload", ".part", ".part.mp4")):
+            book.violated(f"{name} was left in an engine")

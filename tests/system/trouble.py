@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from processes import Engine, Service
+from processes import Engine, Service, files_in
 from system.book import Book
 from system.disks import Disk
 from system.proxy import Proxy
@@ -115,8 +115,9 @@ class Trouble:
 
     async def _lose_outputs(self) -> None:
         """What an engine has made and nobody fetched yet vanishes."""
-        for path in (self._world.engines[self._engine()].data_dir / "output").rglob("*.mp4"):
-            path.unlink(missing_ok=True)
+        output = self._world.engines[self._engine()].data_dir / "output"
+        for name in files_in(output):
+            (output / name).unlink(missing_ok=True)
 
     async def _fill_the_services_disk(self) -> None:
         await self._fill(self._world.disks[0])
