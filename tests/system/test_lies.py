@@ -127,6 +127,21 @@ async def test_an_output_that_vanished_is_made_again(clip: Path, tmp_path: Path)
         assert (status["status"], status["attempts"]) == ("SUCCESS", 2)
 
 
+async def test_each_attempt_writes_to_a_place_of_its_own(clip: Path, tmp_path: Path) -> None:
+    # ComfyUI answers the same graph from its cache, with the file of the first attempt.
+    prefixes: list[str] = []
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path == "/prompt":
+            nodes = (await request.json())["prompt"].values()
+            prefixes.extend(node["inputs"]["filename_prefix"] for node in nodes if "filename_prefix" in node["inputs"])
+        return await handler(request)
+
+    async with service_and_engines(tmp_path, lie=lie, paint=True, no_file=True) as (service, _):
+        status = await service.ended(await service.post(clip))
+        assert (status["code"], len(prefixes), len(set(prefixes))) == ("output_missing", 3, 3)
+
+
 async def test_the_same_job_again_is_not_answered_with_the_file_of_the_first(clip: Path, tmp_path: Path) -> None:
     async with service_and_engines(tmp_path, paint=True) as (service, (engine,)):
         first = await service.ended(await service.post(clip))
@@ -163,9 +178,12 @@ async def test_a_prompt_whose_result_is_cut_off_on_its_way_is_looked_up_and_not_
         nonlocal cut
         if request.path == "/view" and not cut:
             cut += 1
+            response = web.StreamResponse(headers={"Content-Length": "1000"})
+            await response.prepare(request)
+            await response.write(b"half")
             assert request.transport is not None
-            request.transport.abort()
-            return web.Response()
+            request.transport.close()
+            return response
         return await handler(request)
 
     async with service_and_engines(tmp_path, lie=lie, paint=True) as (service, (engine,)):
