@@ -15,6 +15,7 @@ from yarl import URL
 
 from faceswap.comfy.client import ComfyClient
 from faceswap.comfy.messages import OutputFile
+from faceswap.engine.server import ENGINE
 from faceswap.folders import Folders
 from faceswap.inputs import FileSink, new_input_folder
 from faceswap.media.join import join
@@ -92,12 +93,14 @@ async def test_a_prompt_is_committed_before_it_is_sent(tmp_path: Path) -> None:
     known: list[list[tuple[str, str]]] = []
 
     async def look(request: web.Request, handler: Handler) -> web.StreamResponse:
+        rows = sql(tmp_path / "data" / "faceswap.db", "SELECT state, comfy_prompt_id FROM segment")
+        response = await handler(request)
         if request.path == "/prompt":
-            prompt_id = (await request.json())["prompt_id"]
-            rows = sql(tmp_path / "data" / "faceswap.db", "SELECT state, comfy_prompt_id FROM segment")
+            prompt_id = request.app[ENGINE].prompts.pending[-1].id
             known.append([row for row in rows if row[1] == prompt_id])
-        return await handler(request)
+        return response
 
     async with service_and_engines(tmp_path, lie=look, paint=True) as (service, _):
-        await service.ended(await service.post(make_clip(tmp_path / "clip.mp4", 4)))
+        status = await service.ended(await service.post(make_clip(tmp_path / "clip.mp4", 4)))
+        assert status["status"] == "SUCCESS"
     assert [[state for state, _ in rows] for rows in known] == [["submitted"]]

@@ -132,10 +132,11 @@ async def test_each_attempt_writes_to_a_place_of_its_own(clip: Path, tmp_path: P
     prefixes: list[str] = []
 
     async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
         if request.path == "/prompt":
-            nodes = (await request.json())["prompt"].values()
+            nodes = request.app[ENGINE].prompts.pending[-1].graph.values()
             prefixes.extend(node["inputs"]["filename_prefix"] for node in nodes if "filename_prefix" in node["inputs"])
-        return await handler(request)
+        return response
 
     async with service_and_engines(tmp_path, lie=lie, paint=True, no_file=True) as (service, _):
         status = await service.ended(await service.post(clip))
