@@ -416,6 +416,23 @@ async def test_an_unreachable_server_may_pass(unused_tcp_port: int) -> None:
         assert await client.alive() is False
 
 
+async def test_a_redirect_is_not_followed_for_our_headers_are_not_for_others() -> None:
+    reached: list[str] = []
+
+    async def redirect(_: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        reached.append(request.path)
+        return web.json_response({"queue_running": [], "queue_pending": []})
+
+    app = answering(("GET", "/queue", redirect), ("GET", "/elsewhere", elsewhere))
+    async with client_of(app, headers={"Authorization": "Bearer secret"}) as client:
+        with pytest.raises(ComfyError):
+            await client.queue()
+    assert reached == []
+
+
 async def test_a_server_that_never_answers_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ComfyClient._call, "__defaults__", (0.05,))
     monkeypatch.setattr(client_module, "SILENCE_TIMEOUT", 0.05)
