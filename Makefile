@@ -41,8 +41,8 @@ lint: $(VENV)/.installed-dev ## check style, formatting and types
 	$(BIN)/mypy
 
 .PHONY: chaos
-chaos: $(VENV)/.installed-dev ## 500 jobs under random faults; SEED=… repeats a run
-	cd tests && ../$(BIN)/python -m system.chaos $(ARGS)
+chaos: $(VENV)/.installed-dev ## 500 jobs under random faults; SEED=… repeats a run, WITHOUT=freeze,clock leaves faults out
+	cd tests && ../$(BIN)/python -m system.chaos $(if $(SEED),--seed $(SEED)) $(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)
 
 .PHONY: long
 long: $(VENV)/.installed-dev ## ten minutes of 1080p, killed in the middle: memory, frames, sound
@@ -55,3 +55,7 @@ compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI cl
 .PHONY: bench
 bench: $(VENV)/.installed-dev ## take the figures that README quotes
 	$(BIN)/python bench/run.py $(ARGS)
+
+.PHONY: mutate
+mutate: $(VENV)/.installed-dev ## break the code line by line, in a copy: each time a test must notice
+	$(BIN)/python tests/mutate.py $(ARGS)

@@ -14,6 +14,7 @@ import aiohttp
 import replay
 from aiohttp.test_utils import TestClient, TestServer
 from clips import make_clip
+from waiting import WAIT_S
 
 import faceswap
 from faceswap.engine.faults import Faults
@@ -83,7 +84,7 @@ class Rig:
 
     async def ended(self, prompt_id: str) -> Message:
         """The history of a prompt, once there is one."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             while not (history := await self.get(f"/history/{prompt_id}")):
                 await asyncio.sleep(0.02)
         entry: Message = history[prompt_id]
@@ -107,7 +108,7 @@ class Socket:
 
     async def until(self, wanted: Callable[[Message], bool]) -> list[Message]:
         """All frames up to the first that is wanted."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(WAIT_S):
             while True:
                 frame = await self.connection.receive()
                 if frame.type is aiohttp.WSMsgType.BINARY:

@@ -10,17 +10,17 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import aiohttp
 import psutil
+from waiting import WAIT_S
+from waiting import eventually as eventually
 
 LISTENING = re.compile(rb"listening on (http://\S+)")
-START_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 15.0
 
 
 def free_port() -> int:
@@ -30,12 +30,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def eventually(condition: Callable[[], Awaitable[Any]], timeout: float = 20.0) -> Any:
-    """Wait until a condition holds; returns what it gave. Fails the test after `timeout` seconds."""
-    async with asyncio.timeout(timeout):
-        while not (result := await condition()):
-            await asyncio.sleep(0.02)
-        return result
+def files_in(folder: Path) -> list[str]:
+    """Every file in a folder, relative; folders may come and go meanwhile, which `rglob` does not stand."""
+    return sorted(os.path.relpath(Path(at, name), folder) for at, _, names in os.walk(folder) for name in names)
 
 
 class Child:
@@ -60,7 +57,7 @@ class Child:
                 cwd=self._cwd,
             )
         assert self._process.stdout is not None
-        async with asyncio.timeout(START_TIMEOUT_S):
+        async with asyncio.timeout(WAIT_S):
             line = await self._process.stdout.readline()
         found = LISTENING.search(line)
         assert found, f"{self._command} printed {line!r}; its log: {self.log()}"
@@ -97,7 +94,7 @@ class Child:
         assert self._process is not None
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(number)
-        async with asyncio.timeout(STOP_TIMEOUT_S):
+        async with asyncio.timeout(WAIT_S):
             return await self._process.wait()
 
     def memory_mb(self) -> float:
@@ -121,12 +118,22 @@ class Engine(Child):
         folder.mkdir(exist_ok=True)
         self.port = free_port()
         self.data_dir = folder / "engine"
+        self._gate = folder / "released"
         super().__init__(
             folder / "engine.log",
             "faceswap.engine",
             *("--port", str(self.port), "--data-dir", str(self.data_dir)),
             *("--no-token", "--preset", "ultrafast", "--faults", json.dumps(faults)),
         )
+
+    async def hold(self) -> None:
+        """From now on prompts stop after their first frame, until `release`."""
+        self._gate.unlink(missing_ok=True)
+        await self.set_faults(hold_until=str(self._gate))
+
+    def release(self) -> None:
+        """Let what is held go on, painting."""
+        self._gate.touch()
 
     async def set_faults(self, **faults: Any) -> None:
         """From now on these faults and no others."""
@@ -140,10 +147,10 @@ class Engine(Child):
 class Service(Child):
     """The service over a data folder that stays the same over restarts."""
 
-    def __init__(self, folder: Path, *comfyui_urls: str, **settings: object) -> None:
+    def __init__(self, folder: Path, *comfyui_urls: str, env: dict[str, str] | None = None, **settings: object) -> None:
         folder.mkdir(exist_ok=True)
         self.data_dir = folder / "data"
-        env = {f"FACESWAP_{name.upper()}": str(value) for name, value in settings.items()}
+        env = {**(env or {}), **{f"FACESWAP_{name.upper()}": str(value) for name, value in settings.items()}}
         super().__init__(
             folder / "service.log",
             "faceswap",
@@ -154,9 +161,7 @@ class Service(Child):
 
     def files(self) -> list[str]:
         """Every file in the data folder but the database and the lock, relative."""
-        found = (path for path in self.data_dir.rglob("*") if path.is_file())
-        names = (str(path.relative_to(self.data_dir)) for path in found)
-        return sorted(name for name in names if not name.startswith(("faceswap.db", "lock")))
+        return [name for name in files_in(self.data_dir) if not name.startswith(("faceswap.db", "lock"))]
 
 
 @asynccontextmanager

@@ -10,7 +10,8 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from processes import eventually
+from processes import files_in
+from waiting import eventually
 from yarl import URL
 
 from faceswap import samples
@@ -26,7 +27,7 @@ QUICK = Patience(
     reconcile_s=0.2,
     silence_s=5.0,
     stuck_s=20.0,
-    stop_s=10.0,
+    stop_s=60.0,
     unreachable_s=2.0,
     outage_s=0.3,
     confirm_s=0.05,
@@ -44,6 +45,10 @@ class EngineRig:
     def __init__(self, folder: Path, lie: Middleware | None = None, **faults: Any) -> None:
         self.calls: list[tuple[str, str]] = []
         self.folder = folder
+        self.most = 0
+        """The most prompts it had at a time."""
+        self._held_from: int | None = None
+        self._gate = folder / "released"
         self._app = create_engine(folder, faults=Faults.parse(faults), preset="ultrafast")
         if lie is not None:
             self._app.middlewares.append(web.middleware(lie))
@@ -54,7 +59,11 @@ class EngineRig:
         @web.middleware
         async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
             self.calls.append((request.method, request.path))
-            return await handler(request)
+            if self.submissions == self._held_from:
+                self.set_faults(hold_until=str(self._gate))
+            response = await handler(request)
+            self.most = max(self.most, len(self.pending) + bool(self.running))
+            return response
 
         return record
 
@@ -65,6 +74,15 @@ class EngineRig:
     def set_faults(self, **faults: Any) -> None:
         """From now on these faults and no others."""
         self._app[ENGINE].faults.now = Faults.parse(faults)
+
+    def hold(self, *, after: int = 0) -> None:
+        """Prompts, after so many more, stop after their first frame, until `release`."""
+        self._gate.unlink(missing_ok=True)
+        self._held_from = self.submissions + after + 1
+
+    def release(self) -> None:
+        """Let what is held go on, painting."""
+        self._gate.touch()
 
     @property
     def running(self) -> str | None:
@@ -132,14 +150,14 @@ class ServiceRig:
     async def status(self, prompt_id: str) -> dict[str, Any]:
         return await self.get(f"/status/{prompt_id}")
 
-    async def ended(self, prompt_id: str, timeout: float = 30.0) -> dict[str, Any]:
+    async def ended(self, prompt_id: str) -> dict[str, Any]:
         """The status of a job once it has ended."""
 
         async def end() -> dict[str, Any] | None:
             status = await self.status(prompt_id)
             return status if status["finished_at"] else None
 
-        found: dict[str, Any] = await eventually(end, timeout)
+        found: dict[str, Any] = await eventually(end)
         return found
 
     async def ready(self, backends: int = 1) -> None:
@@ -174,8 +192,7 @@ class ServiceRig:
 
     def files(self) -> list[str]:
         """Every file in the data folder but the database, relative."""
-        found = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
-        return sorted(str(path) for path in found if not path.name.startswith("faceswap.db"))
+        return [name for name in files_in(self.folder) if not name.startswith("faceswap.db")]
 
 
 @asynccontextmanager

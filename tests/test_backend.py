@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from clips import make_clip
-from processes import eventually
-from service_rig import QUICK, EngineRig, Middleware
+from service_rig import QUICK, EngineRig, Handler, Middleware
 from stored_jobs import new_job
+from waiting import until
 from yarl import URL
 
 from faceswap import samples
@@ -92,13 +93,6 @@ async def pilot(
                 await listening
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async def look() -> object:
-        return condition()
-
-    await eventually(look)
-
-
 async def test_a_prompt_goes_through_and_tells_of_its_nodes_and_progress(clip: Path, tmp_path: Path) -> None:
     async with pilot(tmp_path, clip, paint=True) as plane:
         flight = flight_of()
@@ -152,8 +146,8 @@ async def test_a_prompt_the_engine_has_forgotten_is_lost_and_not_done(clip: Path
 
 
 async def test_a_prompt_that_waits_behind_another_is_not_taken_for_stuck(clip: Path, tmp_path: Path) -> None:
-    patience = replace(QUICK, stuck_s=0.6, silence_s=0.3)
-    async with pilot(tmp_path, clip, patience, wait_per_frame_s=0.1) as plane:
+    patience = replace(QUICK, stuck_s=1.5, silence_s=0.5)
+    async with pilot(tmp_path, clip, patience, wait_per_frame_s=0.2) as plane:
         first = asyncio.create_task(plane.perform(flight_of()))
         await until(lambda: plane.engine.running)
         second = asyncio.create_task(plane.perform(flight_of()))
@@ -172,15 +166,16 @@ async def test_a_stuck_prompt_is_held_against_its_engine(clip: Path, tmp_path: P
 
 
 async def test_stop_ends_a_running_prompt_and_the_engine_goes_on_with_the_next(clip: Path, tmp_path: Path) -> None:
-    async with pilot(tmp_path, clip, wait_per_frame_s=0.2) as plane:
+    async with pilot(tmp_path, clip) as plane:
+        plane.engine.hold()
         flight = flight_of()
         running = asyncio.create_task(plane.perform(flight))
         await until(lambda: plane.engine.running)
-        plane.engine.set_faults(paint=True)
         flight.stop()
         with pytest.raises(Stopped):
             await running
         assert plane.engine.running is None
+        plane.engine.release()
         assert (await plane.perform(flight_of())).state == "success"
 
 
@@ -194,7 +189,8 @@ async def test_stop_before_the_prompt_is_sent_sends_nothing(clip: Path, tmp_path
 
 
 async def test_an_engine_that_does_not_answer_is_left_when_another_could_do_it(clip: Path, tmp_path: Path) -> None:
-    async with pilot(tmp_path, clip, wait_per_frame_s=0.5) as plane:
+    async with pilot(tmp_path, clip) as plane:
+        plane.engine.hold()
         plane.backend.replaceable = lambda: True
         running = asyncio.create_task(plane.perform(flight_of()))
         await until(lambda: plane.engine.running)
@@ -209,6 +205,52 @@ async def test_an_engine_that_does_not_answer_is_left_when_another_could_do_it(c
             gone = await plane.backend.stop_abandoned()
         assert plane.engine.running is None
         await until(lambda: plane.backend.healthy)
+
+
+async def test_what_is_told_of_anothers_prompt_is_not_taken_for_ours(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, paint=True) as plane:
+        client, ours = plane.backend.client, flight_of()
+        nodes: list[str] = []
+        bars: set[tuple[str, float]] = set()
+
+        async def on_executing(node: str) -> None:
+            nodes.append(node)
+
+        ours.on_executing = on_executing
+        ours.on_progress = lambda node, value, maximum: bars.add((node, maximum))
+        # The socket hears of it, for it was sent under the same client id.
+        plane.engine.hold()
+        video = await client.upload(make_clip(tmp_path / "other.mp4", 7, size=(96, 64)), "other.mp4", "")
+        image = await client.upload(samples.FACE, "face.png", "")
+        graph = WORKFLOW.build(video=video, image=image, output_prefix="other", options={})
+        await client.submit(graph, plane.backend.client_id, "other")
+        performing = asyncio.create_task(plane.perform(ours))
+        await until(lambda: plane.engine.running == "other" and plane.engine.pending)
+        plane.engine.release()
+        assert (await performing).state == "success"
+        assert plane.engine.finished[0] == "other"
+        assert sorted(nodes) == sorted(set(nodes))
+        assert bars == {(node, float(FRAMES)) for node, _ in bars}
+
+
+async def test_a_prompt_that_is_missed_once_is_not_lost(clip: Path, tmp_path: Path) -> None:
+    missed = 0
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal missed
+        if request.path == "/queue" and request.method == "GET" and not missed:
+            missed += 1
+            return web.json_response({"queue_running": [], "queue_pending": []})
+        return await handler(request)
+
+    async with pilot(tmp_path, clip, lie=lie) as plane:
+        plane.engine.hold()
+        performing = asyncio.create_task(plane.perform(flight_of()))
+        await until(lambda: missed and plane.engine.running)
+        looks = len(plane.engine.calls)
+        await until(lambda: performing.done() or plane.engine.calls[looks:].count(("GET", "/queue")) > 1)
+        plane.engine.release()
+        assert (await performing).state == "success"
 
 
 async def test_the_pace_is_that_of_the_last_prompts_and_slows_while_one_takes_long(clip: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import av
 import psutil
 import pytest
 from clips import make_clip
+from waiting import WAIT_S
 
 from faceswap import __version__, samples
 from faceswap.cli import ProgressBar, main
@@ -57,7 +58,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         assert found, (folder / "log").read_text()
         yield found[1]
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(WAIT_S) == 0
 
 
 class Terminal(io.StringIO):
@@ -140,7 +141,7 @@ def test_swap_alone_leaves_the_result_and_nothing_else(clip: str, tmp_path: Path
         env={**os.environ, "TMPDIR": str(temporary), "FACESWAP_COMFYUI_URLS": "http://127.0.0.1:1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
     )
     assert ended.returncode == 0, ended.stderr
     assert frames(output) == samples.FRAMES // 5
@@ -156,7 +157,7 @@ def test_a_private_service_that_does_not_start_is_told_with_its_own_reason(clip:
         env={**os.environ, "FACESWAP_QUEUE_LIMIT": "many"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
     )
     assert ended.returncode == 1
     assert ended.stderr.startswith("faceswap: The service did not start.\nfaceswap: FACESWAP_QUEUE_LIMIT='many'")
@@ -168,7 +169,7 @@ def test_a_failed_job_is_told_with_its_reason(service: str, tmp_path: Path) -> N
         [*COMMAND, "swap", "--image", FACE, "--video", str(faceless), "-o", str(output), "--url", service],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
     )
     assert ended.returncode == 1
     assert re.search(r"^faceswap: .*\bface\b.*", ended.stderr, re.MULTILINE), ended.stderr
@@ -181,7 +182,7 @@ def test_a_service_that_is_not_there_is_told(clip: str, tmp_path: Path, unused_t
         [*COMMAND, "swap", "--image", FACE, "--video", clip, "-o", str(tmp_path / "out.mp4"), "--url", url],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
     )
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1)
     assert ended.stderr.startswith(f"faceswap: No answer from {url}")
@@ -204,7 +205,7 @@ def interrupt(words: list[str], clip: str, output: Path, *, times: int, **option
             if times and ("frames" in line or "Cancelling" in line):
                 process.send_signal(signal.SIGINT)
                 times -= 1
-        return process.wait(20), told
+        return process.wait(WAIT_S), told
 
 
 async def test_an_interrupt_cancels_the_job(service: str, clip: str, tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_a_swap_that_is_killed_leaves_no_service_behind(clip: str, tmp_path: Pat
         started = psutil.Process(process.pid).children(recursive=True)
         assert started
         process.kill()
-    _, alive = psutil.wait_procs(started, timeout=15)
+    _, alive = psutil.wait_procs(started, timeout=WAIT_S)
     assert alive == []
 
 
@@ -256,13 +257,13 @@ def test_an_engine_alone_speaks_until_it_is_stopped(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("faceswap engine: listening on http://127.0.0.1:")
         process.terminate()
-        assert process.wait(10) in (0, -signal.SIGTERM)
+        assert process.wait(WAIT_S) in (0, -signal.SIGTERM)
 
 
 def test_the_demo_leaves_two_videos_and_a_picture_and_tells_where(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     ended = subprocess.run(
-        [sys.executable, "-m", "faceswap.demo", "--out", str(out)], capture_output=True, text=True, timeout=90
+        [sys.executable, "-m", "faceswap.demo", "--out", str(out)], capture_output=True, text=True, timeout=WAIT_S
     )
     assert ended.returncode == 0, ended.stderr
     *paths, took = ended.stdout.splitlines()

@@ -15,6 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from clips import make_clip, read_numbers
 from replay import Replay, read
+from waiting import WAIT_S
 from yarl import URL
 
 from faceswap.comfy import client as client_module
@@ -516,6 +517,23 @@ async def test_an_unreachable_server_may_pass(unused_tcp_port: int) -> None:
         assert error.value.passing and str(unused_tcp_port) not in error.value.sentence
 
 
+async def test_a_redirect_is_not_followed_for_our_headers_are_not_for_others() -> None:
+    reached: list[str] = []
+
+    async def redirect(_: web.Request) -> web.Response:
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        reached.append(request.path)
+        return web.json_response({"queue_running": [], "queue_pending": []})
+
+    app = answering(("GET", "/queue", redirect), ("GET", "/elsewhere", elsewhere))
+    async with client_of(app, headers={"Authorization": "Bearer secret"}) as client:
+        with pytest.raises(ComfyError):
+            await client.queue()
+    assert reached == []
+
+
 async def test_a_server_that_never_answers_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ComfyClient._call, "__defaults__", (0.05,))
     monkeypatch.setattr(client_module, "SILENCE_TIMEOUT", 0.05)
@@ -568,7 +586,7 @@ async def test_a_job_goes_through_the_embedded_engine_from_upload_to_file(tmp_pa
         client = ComfyClient(await engine.start(), session, engine.headers)
         listener = asyncio.create_task(Listener(client, "cl-whole", hear, connected.set).run())
         try:
-            await asyncio.wait_for(connected.wait(), 10)
+            await asyncio.wait_for(connected.wait(), WAIT_S)
             graph = workflow.build(
                 video=await client.upload(clip, "clip.mp4", "job-1"),
                 image=await client.upload(ROOT / "faceswap" / "samples" / "astronaut.png", "face.png", "job-1"),
@@ -578,7 +596,7 @@ async def test_a_job_goes_through_the_embedded_engine_from_upload_to_file(tmp_pa
                 frame_load_cap=5,
             )
             assert await client.submit(graph, "cl-whole", "p-1", extra_data(), output_node=workflow.output) == "p-1"
-            await asyncio.wait_for(ended.wait(), 60)
+            await asyncio.wait_for(ended.wait(), WAIT_S)
             outcome = await client.outcome("p-1")
             assert outcome is not None and (outcome.state, outcome.failure) == ("success", None)
             (file,) = outcome.outputs[workflow.output]

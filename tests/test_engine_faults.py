@@ -18,6 +18,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from clips import make_clip, numbered, read_numbers
 from engine_rig import FACE, Rig, engine, workflow
+from waiting import WAIT_S
 
 from faceswap.engine.faults import EXIT_CODE, Faults, FaultSwitch, NodeFailure
 from faceswap.engine.server import create_app
@@ -161,7 +162,7 @@ async def test_a_wait_per_frame_sets_the_pace(tmp_path: Path) -> None:
     async with engine(tmp_path, Faults(wait_per_frame_s=0.02)) as rig:
         at = asyncio.get_running_loop().time()
         await rig.swap(workflow())
-        assert 24 * 0.02 <= asyncio.get_running_loop().time() - at < 10
+        assert asyncio.get_running_loop().time() - at >= 24 * 0.02
 
 
 class Process:
@@ -172,7 +173,7 @@ class Process:
         self.url = url
 
     async def exit_code(self) -> int:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             return await self.process.wait()
 
 
@@ -212,7 +213,7 @@ async def test_the_engine_ends_with_its_parent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_stops_the_engine_in_the_middle_of_a_prompt(tmp_path: Path, number: signal.Signals) -> None:
-    async with started(tmp_path / "data", {"wait_per_frame_s": 2}) as (engine, rig):
+    async with started(tmp_path / "data", {"wait_per_frame_s": 10 * WAIT_S}) as (engine, rig):
         await prepare(rig, tmp_path)
         async with rig.socket() as socket:
             await rig.submit(workflow(), "p")

@@ -15,6 +15,7 @@ import pytest
 import replay
 from clips import make_clip
 from engine_rig import FACE, Rig, engine, of_prompt, order, recorded, shape, workflow
+from waiting import WAIT_S
 
 from faceswap.engine import sockets
 from faceswap.engine.faults import Faults, NodeFailure
@@ -240,14 +241,12 @@ async def test_a_playlist_opens_no_other_file(rig: Rig, tmp_path: Path) -> None:
 
 
 async def test_an_interrupt_takes_effect_within_a_frame(tmp_path: Path) -> None:
-    async with engine(tmp_path, Faults(wait_per_frame_s=3)) as rig, rig.socket() as mine:
+    async with engine(tmp_path, Faults(hold_until="/never")) as rig, rig.socket() as mine:
         await rig.submit(workflow(), "p")
         await mine.until(lambda f: f["type"] == "progress" and f["data"]["node"] == "3")
         await rig.post("/interrupt", {"prompt_id": "someone-else"})
         await rig.post("/interrupt", {"prompt_id": "p"})
-        at = asyncio.get_running_loop().time()
         frames = await mine.until_end("p")
-        assert asyncio.get_running_loop().time() - at < 3
         theirs = recorded("e_interrupt")
         told, their_told = (next(f for f in run if f["type"] == "execution_interrupted") for run in (frames, theirs))
         assert keys(told) == keys(their_told)
@@ -381,7 +380,7 @@ async def test_a_reader_that_falls_too_far_behind_is_cut_off(rig: Rig, monkeypat
     loop = asyncio.get_running_loop()
     with await stalled_reader(rig) as connection:
         await rig.submit(workflow(), LONG_ID)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(WAIT_S):
             while (await rig.get("/prompt"))["exec_info"]["queue_remaining"]:
                 await asyncio.sleep(0.02)
             while await loop.sock_recv(connection, 1 << 20):
@@ -546,11 +545,11 @@ async def test_the_history_can_be_read_in_parts_and_erased(rig: Rig) -> None:
 
 
 async def test_an_engine_that_stops_ends_its_prompt_and_says_goodbye(tmp_path: Path) -> None:
-    async with engine(tmp_path, Faults(wait_per_frame_s=5)) as rig, rig.socket() as mine:
+    async with engine(tmp_path, Faults(wait_per_frame_s=10 * WAIT_S)) as rig, rig.socket() as mine:
         await rig.submit(workflow(), "p")
         await mine.until(lambda f: f["type"] == "executing" and f["data"]["node"] == "3")
         closing = asyncio.create_task(rig.client.server.close())
-        async with asyncio.timeout(4):
+        async with asyncio.timeout(WAIT_S):
             while not mine.connection.closed:
                 await mine.connection.receive()
             await closing

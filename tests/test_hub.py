@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from waiting import WAIT_S
 
 from faceswap.hub import QUEUE_LIMIT, Closing, Hub, Lagging, Subscription
 from faceswap.jobs import Event
@@ -38,7 +39,7 @@ async def test_a_waiting_watcher_is_woken_by_an_event() -> None:
         waiting = asyncio.create_task(subscription.next())
         await asyncio.sleep(0)
         hub.publish(event(1))
-        assert await asyncio.wait_for(waiting, 1) == event(1)
+        assert await asyncio.wait_for(waiting, WAIT_S) == event(1)
 
 
 async def test_silence_is_told_as_none() -> None:
@@ -102,7 +103,7 @@ async def test_closing_wakes_who_waits_and_turns_away_who_comes_later() -> None:
         await asyncio.sleep(0)
         hub.close()
         with pytest.raises(Closing):
-            await asyncio.wait_for(waiting, 1)
+            await asyncio.wait_for(waiting, WAIT_S)
     with hub.subscribe("job") as late, pytest.raises(Closing):
         await late.next()
 

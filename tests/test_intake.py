@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aiohttp import web
+from waiting import WAIT_S
 
 from faceswap import inputs as inputs_module
 from faceswap import intake as intake_module
@@ -74,7 +75,7 @@ class Door:
         return f"http://127.0.0.1:{self.port}"
 
     async def outcome(self) -> Submission | Exception:
-        return await asyncio.wait_for(self.outcomes.get(), 10)
+        return await asyncio.wait_for(self.outcomes.get(), WAIT_S)
 
     async def submission(self) -> Submission:
         outcome = await self.outcome()
@@ -96,8 +97,12 @@ class Door:
                 async with session.post(f"{self.url}/", **request) as response:
                     await response.read()
 
-    async def post_form(self, *parts: Part, headers: dict[str, str] | None = None) -> None:
-        await self.post(data=form(*parts), headers={"Content-Type": FORM_TYPE} | (headers or {}))
+    async def post_form(self, *parts: Part, headers: dict[str, str] | None = None, chunked: bool = False) -> None:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield form(*parts)
+
+        data = pieces() if chunked else form(*parts)  # a generator goes out without its length
+        await self.post(data=data, headers={"Content-Type": FORM_TYPE} | (headers or {}))
 
     async def raw(self, length: int) -> asyncio.StreamWriter:
         """A connection on which the head of a multipart request of `length` bytes was sent."""
@@ -172,7 +177,7 @@ def check_files(submission: Submission) -> None:
 
 
 async def appears(folder: Path, name: str) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         while not folder.is_dir() or name not in os.listdir(folder):  # noqa: PTH208  # a few files
             await asyncio.sleep(0.01)
 

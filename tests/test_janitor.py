@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -123,6 +123,9 @@ class BrokenDisk(Folders):
     def erase_inputs(self, prompt_id: str) -> None:
         raise OSError("the disk is gone")
 
+    def erase_result(self, filename: str) -> None:
+        raise OSError("the disk is gone")
+
 
 async def test_what_goes_is_marked_first(house: House) -> None:
     job = await house.job(JobState.FAILED, INPUT_TTL_S + 1)
@@ -131,6 +134,16 @@ async def test_what_goes_is_marked_first(house: House) -> None:
     assert house.has_inputs(job)
     with pytest.raises(Gone):
         await house.store.retry(job.prompt_id, None)
+
+
+async def test_a_result_that_goes_is_marked_first(house: House) -> None:
+    job = await house.job(JobState.SUCCESS, OUTPUT_TTL_S + 1)
+    await Janitor(replace(house.settings, output_ttl_s=2 * OUTPUT_TTL_S), house.store, house.folders).sweep()
+    with pytest.raises(OSError, match="gone"):
+        await Janitor(house.settings, house.store, BrokenDisk(house.folders.root)).sweep()
+    assert house.has_result(job)
+    with pytest.raises(Gone):
+        await house.store.result(f"{job.output_name}.mp4", None)
 
 
 class RacingStore(Store):

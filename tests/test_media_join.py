@@ -17,6 +17,7 @@ import av
 import clips
 import numpy as np
 import pytest
+from waiting import WAIT_S
 
 from faceswap.errors import JobFailure
 from faceswap.media import join as join_module
@@ -312,6 +313,7 @@ FULL_DISK = """
 import resource, sys
 from pathlib import Path
 from faceswap.errors import JobFailure
+from faceswap.media import join as join_module
 from faceswap.media.join import join
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), int(sys.argv[4])))
 try:
@@ -328,7 +330,7 @@ def test_a_full_disk_is_told_and_leaves_the_old_result(tmp_path: Path, room: int
     out.parent.mkdir()
     out.write_bytes(b"before")
     command = [sys.executable, "-c", FULL_DISK, source, source, out, str(room)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert done.stdout.split() == ["disk_full", "True"], done.stderr
     assert [path.name for path in out.parent.iterdir()] == ["out.mp4"]
     assert out.read_bytes() == b"before"
@@ -343,3 +345,15 @@ def test_memory_does_not_grow_with_the_number_of_segments(tmp_path: Path) -> Non
     assert facts.frames == 9600
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * 1024 < min(16 << 20, facts.bytes)
+
+
+def test_a_frame_that_does_not_get_into_the_joined_file_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    retimed = join_module._retimed
+    monkeypatch.setattr(join_module, "_retimed", lambda *arguments: itertools.islice(retimed(*arguments), 23))
+    clip = clips.make_clip(tmp_path / "clip.mp4", 24)
+    with pytest.raises(JobFailure) as failed:
+        join([clip], clip, tmp_path / "out.mp4", None)
+    assert (failed.value.code, failed.value.passing) == ("output_damaged", True)
+    assert not (tmp_path / "out.mp4").exists()

@@ -226,7 +226,7 @@ costs = st.dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.tuples(st.floats(0, 1e5), bars | moves), max_size=40), costs, st.floats(0, 99.99), st.integers(0, 30)
 )

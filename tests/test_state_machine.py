@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from stored_jobs import MIGRATIONS, QUEUE_LIMIT, finish, new_job, sql
@@ -135,7 +135,7 @@ class Jobs(RuleBasedStateMachine):
     @rule(attempt=consumes(attempts))
     def shorten(self, attempt: Segment | None) -> None:
         if attempt is not None:
-            self.run(self.store.shorten(attempt, pause_s=0))
+            self.run(self.store.split(attempt, -(-attempt.frame_count // 2), failed=True))
 
     @rule(prompt_id=jobs)
     def succeed(self, prompt_id: str) -> None:
@@ -238,9 +238,4 @@ class Jobs(RuleBasedStateMachine):
 
 
 TestJobs = Jobs.TestCase
-TestJobs.settings = settings(
-    max_examples=25,
-    stateful_step_count=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+TestJobs.settings = settings(max_examples=25, stateful_step_count=40)

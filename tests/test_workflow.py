@@ -330,7 +330,7 @@ JSON = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.dictionaries(
         st.sampled_from(["3", "8", "9", "10", "11", "12", "_meta"]),

@@ -74,6 +74,8 @@ class Faults:
     """Invert a square in the middle of each frame in place of a swap."""
     wait_per_frame_s: float = 0.0
     """Wait so long for each frame, and paint."""
+    hold_until: str = ""
+    """After the first frame wait until this file is there, and paint."""
     no_file: bool = False
     """End in success with no output."""
     lose_output: bool = False
@@ -96,7 +98,7 @@ class Faults:
 
     @property
     def paints(self) -> bool:
-        return self.paint or self.wait_per_frame_s > 0
+        return self.paint or self.wait_per_frame_s > 0 or bool(self.hold_until)
 
     def on_node(self, class_type: str, frame: int) -> None:
         """Called when a node starts (`frame` 0) and after each frame it has done."""

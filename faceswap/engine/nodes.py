@@ -201,7 +201,7 @@ def _swap_maker(task: Task, inputs: Inputs, frames: Frames) -> Callable[[], Swap
     if not inputs["enabled"] or source is None or faults.unswapped or faults.black_frame:
         return None
     if faults.paints:
-        return functools.partial(Painter, faults.wait_per_frame_s, task.interrupted)
+        return functools.partial(Painter, faults.wait_per_frame_s, faults.hold_until, task.interrupted)
     # imported here: the models take a second and 100 MB, which an idle engine need not spend
     from .swap import FaceSwapper, NoFaceError
 

@@ -7,12 +7,15 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from .clip import Clip
 from .frames import Frame, Image
 from .video import Encoding, Frames, Swap, SwapCount, swapped
+
+HOLD_LOOK_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,26 @@ class Shortened:
 
 
 class Painter:
-    """Stands for a swap in tests: inverts a square in the middle of each frame, after a wait."""
+    """Stands for a swap in tests: inverts a square in the middle of each frame, after a wait.
 
-    def __init__(self, wait_s: float, interrupted: threading.Event) -> None:
+    All but the first frame wait for the file `hold_until` too, where one is named.
+    """
+
+    def __init__(self, wait_s: float, hold_until: str, interrupted: threading.Event) -> None:
         self._wait_s = wait_s
+        self._hold_until = hold_until
         self._interrupted = interrupted
+        self._painted = 0
 
     def track(self, bgr: Image) -> None:
         return None
 
     def apply(self, bgr: Image, tracks: None) -> int:
         self._interrupted.wait(self._wait_s)
+        while self._hold_until and self._painted and not Path(self._hold_until).exists():
+            if self._interrupted.wait(HOLD_LOOK_S):
+                break
+        self._painted += 1
         height, width = bgr.shape[:2]
         middle = bgr[height * 3 // 8 : height * 5 // 8, width * 3 // 8 : width * 5 // 8]
         np.subtract(255, middle, out=middle)

@@ -12,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from processes import Engine, Service, eventually, free_port, service_and_engine
 from talk import Api, Media
+from waiting import WAIT_S
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ async def idle_process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 
 @pytest.fixture
 async def session() -> AsyncIterator[aiohttp.ClientSession]:
-    timeout = aiohttp.ClientTimeout(total=30)
+    timeout = aiohttp.ClientTimeout(total=WAIT_S)
     async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
         yield session
 
@@ -56,6 +57,7 @@ async def engine(processes: tuple[Service, Engine]) -> AsyncIterator[Engine]:
     engine = processes[1]
     yield engine
     await engine.set_faults(paint=True)
+    engine.release()
 
 
 @pytest.fixture

@@ -4,36 +4,110 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
+import time
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 from aiohttp import web
 
+ASK_S = 10.0
+AFTER_THAW_S = 15.0
+"""For what was decided while an engine did not answer to be carried out."""
 HOP_HEADERS = {"transfer-encoding", "connection", "content-length", "host", "content-encoding"}
+
+
+@dataclass
+class Sent:
+    """A prompt that was sent to an engine, and whether that took it."""
+
+    prompt_id: str
+    proxy: Proxy
+    accepted: bool = False
+
+
+class Ledger:
+    """Every prompt that was sent, to whichever engine, and what was run twice."""
+
+    def __init__(self) -> None:
+        self.run_twice: list[str] = []
+        self._sent: defaultdict[str, list[Sent]] = defaultdict(list)
+
+    async def enter(self, proxy: Proxy, prompt: dict[str, Any]) -> Sent:
+        """Note a prompt that is about to be sent.
+
+        It runs twice when its id was taken before, or when an engine that can be asked still knows an earlier attempt
+        at its segment. That another engine does the work of one that cannot be asked is right.
+        """
+        prefixes = [node["inputs"].get("filename_prefix") for node in prompt["prompt"].values()]
+        segment = next(prefix for prefix in prefixes if prefix).rpartition("-")[0]
+        sent = Sent(prompt["prompt_id"], proxy)
+        for earlier in self._sent[segment]:
+            if earlier.prompt_id == sent.prompt_id:
+                twice = earlier.accepted
+            elif earlier.proxy is proxy:
+                await proxy.thawed.wait()
+                twice = await proxy.knows(earlier.prompt_id)
+            else:
+                twice = earlier.proxy.can_be_asked and await earlier.proxy.knows(earlier.prompt_id)
+            if twice:
+                self.run_twice.append(
+                    f"{segment}: {earlier.prompt_id} to {earlier.proxy.target}, then {sent.prompt_id} to {proxy.target}"
+                )
+        self._sent[segment].append(sent)
+        return sent
+
+    def forget_engine(self, proxy: Proxy) -> None:
+        """An engine knows nothing any more."""
+        for segment, prompts in self._sent.items():
+            self._sent[segment] = [sent for sent in prompts if sent.proxy is not proxy]
+
+    def forget_job(self, prompt_id: str) -> None:
+        """A job was asked to be done again: its last segment is, even when it is known."""
+        for segment in [segment for segment in self._sent if segment.startswith(f"{prompt_id}/")]:
+            del self._sent[segment]
 
 
 class Proxy:
     """Relays HTTP and WebSocket. What it does wrong is drawn from `random`, with `mischief` as the chance of each."""
 
-    def __init__(self, target: str, rng: random.Random, mischief: float) -> None:
+    def __init__(self, target: str, ledger: Ledger, rng: random.Random, mischief: float) -> None:
         self.target = target
         self.url = ""
         self.mischief = mischief
         self.counts: Counter[str] = Counter()
-        self.run_twice: list[str] = []
+        self.thawed = asyncio.Event()
+        """Not set while the engine is frozen."""
+        self.thawed.set()
+        self._thawed_at = -math.inf
+        self._ledger = ledger
         self._rng = rng
         self._sockets: weakref.WeakSet[web.WebSocketResponse] = weakref.WeakSet()
-        self._sent: defaultdict[str, list[str]] = defaultdict(list)
         self._session: aiohttp.ClientSession | None = None
 
     def engine_died(self) -> None:
         """The engine forgot everything: whatever is sent now is rightly sent again."""
-        self._sent.clear()
+        self._ledger.forget_engine(self)
+
+    def freeze(self) -> None:
+        """The engine answers nothing from now on."""
+        self.thawed.clear()
+
+    def thaw(self) -> None:
+        """The engine goes on."""
+        self._thawed_at = time.monotonic()
+        self.thawed.set()
+
+    @property
+    def can_be_asked(self) -> bool:
+        """Whether the engine answers, and has for long enough that nobody still acts on its silence."""
+        return self.thawed.is_set() and time.monotonic() - self._thawed_at > AFTER_THAW_S
 
     async def cut_sockets(self) -> None:
         """Drop every WebSocket without a goodbye."""
@@ -79,8 +153,7 @@ class Proxy:
         assert self._session is not None
         body = await request.read()
         is_prompt = request.method == "POST" and request.path.endswith("/prompt")
-        if is_prompt:
-            await self._enter(json.loads(body))
+        sent = await self._ledger.enter(self, json.loads(body)) if is_prompt else None
         if self._chance("answers delayed"):
             await asyncio.sleep(self._rng.uniform(0.05, 0.5))
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_HEADERS}
@@ -88,6 +161,8 @@ class Proxy:
             request.method, self.target + request.path_qs, data=body or None, headers=headers
         ) as answer:
             content = await answer.read()
+            if sent is not None:
+                sent.accepted = answer.status == 200
             if is_prompt and answer.status == 200 and self._chance("500 though queued"):
                 return web.Response(status=500, text="injected")
             response = web.StreamResponse(status=answer.status)
@@ -102,17 +177,15 @@ class Proxy:
             await response.write(content)
             return response
 
-    async def _enter(self, prompt: dict[str, Any]) -> None:
-        """Note a prompt that is sent; one whose segment the engine still knows, alive or well, is run twice."""
-        prefixes = [node["inputs"].get("filename_prefix") for node in prompt["prompt"].values()]
-        segment = next(prefix for prefix in prefixes if prefix).rpartition("-")[0]
-        prompt_id = prompt["prompt_id"]
-        for earlier in self._sent[segment]:
-            if await self._known(earlier):
-                self.run_twice.append(f"{segment}: {earlier}, then {prompt_id}")
-        self._sent[segment].append(prompt_id)
+    async def knows(self, prompt_id: str) -> bool:
+        """Whether the engine has a prompt, waiting, running, or ended well with its file still there."""
+        try:
+            async with asyncio.timeout(ASK_S):
+                return await self._knows(prompt_id)
+        except (aiohttp.ClientError, ConnectionError, TimeoutError):
+            return False
 
-    async def _known(self, prompt_id: str) -> bool:
+    async def _knows(self, prompt_id: str) -> bool:
         assert self._session is not None
         async with self._session.get(f"{self.target}/queue") as answer:
             queue = await answer.json()

@@ -15,6 +15,7 @@ import aiohttp
 from clips import make_clip
 from multidict import CIMultiDictProxy
 from processes import eventually
+from waiting import WAIT_S
 from yarl import URL
 
 from faceswap import samples
@@ -133,7 +134,7 @@ class Api:
 
     async def events(self, prompt_id: str, **request: Any) -> list[Told]:
         """All events of a job until its stream ends."""
-        async with asyncio.timeout(30), self.watching(prompt_id, **request) as stream:
+        async with asyncio.timeout(WAIT_S), self.watching(prompt_id, **request) as stream:
             return [event async for event in stream]
 
 

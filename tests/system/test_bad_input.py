@@ -13,6 +13,7 @@ import pytest
 from clips import cut_short
 from processes import Service, eventually
 from talk import Answer, Api, assert_problem, assert_sentence, half_an_upload
+from waiting import WAIT_S
 
 TEXT = b"This is a text and nothing else. " * 100
 URL_ = "http://127.0.0.1:9/clip"
@@ -215,7 +216,7 @@ async def raw_get(api: Api, path: str, *headers: str) -> bytes:
     reader, writer = await api.raw()
     lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         answer = await reader.read()
     writer.close()
     return answer

@@ -51,8 +51,8 @@ async def cancel(service: ServiceRig, prompt_id: str) -> None:
 
 
 async def is_cancelled(service: ServiceRig, prompt_id: str) -> bool:
-    """The job ends as asked, within seconds, and leaves only what a retry needs."""
-    status = await service.ended(prompt_id, timeout=5)
+    """The job ends as asked, and leaves only what a retry needs."""
+    status = await service.ended(prompt_id)
     needed = await service.finished_segments(prompt_id)
     await eventually(lambda: only(service, prompt_id, needed))
     return bool(status["status"] == "CANCELLED" and (await service.messages(prompt_id))[-1] == "Face swap cancelled.")
@@ -83,13 +83,15 @@ async def test_while_files_are_on_their_way(stage: str, clip: Path, tmp_path: Pa
 
 
 async def test_while_it_waits_behind_another_in_comfyui(clip: Path, tmp_path: Path) -> None:
-    async with service_and_engines(tmp_path, wait_per_frame_s=0.1) as (service, (engine,)):
+    async with service_and_engines(tmp_path) as (service, (engine,)):
+        engine.hold()
         other = await service.post(clip)
         waiting = await service.post(clip)
         await eventually(lambda: true(engine.running and engine.pending))
         await cancel(service, waiting)
         assert await is_cancelled(service, waiting)
         assert engine.running and not engine.pending
+        engine.release()
         assert (await service.ended(other))["status"] == "SUCCESS"
         # An older ComfyUI would have stopped the other one.
         assert ("POST", "/interrupt") not in engine.calls
@@ -109,23 +111,26 @@ async def test_while_it_runs_though_interrupts_get_lost(clip: Path, tmp_path: Pa
             return web.Response()
         return await handler(request)
 
-    async with service_and_engines(tmp_path, lie=lie, wait_per_frame_s=0.2) as (service, engines):
+    async with service_and_engines(tmp_path, lie=lie) as (service, engines):
         engine = engines[0]
+        engine.hold()
         running = await service.post(clip)
         other = await service.post(clip)
         await eventually(lambda: true(engine.running and engine.pending))
-        engine.set_faults(paint=True)
         await cancel(service, running)
         assert await is_cancelled(service, running)
         assert lost == 3
+        engine.release()
         assert (await service.ended(other))["status"] == "SUCCESS"
 
 
 async def test_while_its_segments_run_on_several_engines(clip: Path, tmp_path: Path) -> None:
     settings = {"segment_frames": 2}
-    async with service_and_engines(tmp_path, 2, wait_per_frame_s=0.2, settings=settings) as (service, engines):
+    async with service_and_engines(tmp_path, 2, settings=settings) as (service, engines):
+        for engine in engines:
+            engine.hold()
         prompt_id = await service.post(clip)
-        await eventually(lambda: true(all(engine.finished and engine.running for engine in engines)))
+        await eventually(lambda: true(all(engine.running for engine in engines)))
         await cancel(service, prompt_id)
         assert await is_cancelled(service, prompt_id)
         assert not any(engine.running or engine.pending for engine in engines)
@@ -152,7 +157,8 @@ async def test_while_it_is_joined(clip: Path, tmp_path: Path) -> None:
 
 async def test_a_cancelled_job_that_is_retried_keeps_what_was_finished(clip: Path, tmp_path: Path) -> None:
     settings = {"segment_frames": 4}
-    async with service_and_engines(tmp_path, wait_per_frame_s=0.1, settings=settings) as (service, (engine,)):
+    async with service_and_engines(tmp_path, paint=True, settings=settings) as (service, (engine,)):
+        engine.hold(after=1)
         prompt_id = await service.post(clip)
         await eventually(lambda: one_done(service, prompt_id))
         await cancel(service, prompt_id)

@@ -101,16 +101,21 @@ async def test_the_result_of_an_erased_job_is_404(api: Api, result: dict[str, An
 
 
 async def test_a_running_job_has_a_preview_and_an_ended_one_none(api: Api, engine: Engine) -> None:
-    await engine.set_faults(wait_per_frame_s=0.2)
-    prompt_id = await api.submit()
+    await engine.hold()
+    other, prompt_id = await api.submit(), await api.submit()
+    previews = []
     async with api.watching(prompt_id) as events:
-        previews = [event.data async for event in events if event.type == "preview"]
-        assert previews and all(data["url"] == f"/preview/{prompt_id}" for data in previews)
+        await api.post(f"/jobs/{other}/cancel")
+        async for event in events:
+            if event.type == "preview":
+                previews.append(event.data["url"])
+                engine.release()
+    assert previews and set(previews) == {f"/preview/{prompt_id}"}
     assert_problem(await api.get(f"/preview/{prompt_id}"), 404, "no_preview")
 
 
 async def test_a_preview_is_a_jpeg_that_nobody_keeps(api: Api, engine: Engine) -> None:
-    await engine.set_faults(wait_per_frame_s=0.5)
+    await engine.hold()
     prompt_id = await api.submit()
 
     async def preview() -> Any:

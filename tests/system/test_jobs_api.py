@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from processes import Engine, Service
 from talk import Api, assert_problem
+from waiting import WAIT_S, until
 
 from faceswap.jobs import JobState
 
@@ -76,7 +77,7 @@ async def test_a_queued_job_is_cancelled_at_once(own: Api) -> None:
 
 
 async def test_a_running_job_is_cancelled_and_the_others_go_on(api: Api, engine: Engine) -> None:
-    await engine.set_faults(wait_per_frame_s=0.5)
+    await engine.hold()
     running = await api.submit()
     await progressing(api, running)
     await engine.set_faults(paint=True)
@@ -91,18 +92,19 @@ async def test_a_running_job_is_cancelled_and_the_others_go_on(api: Api, engine:
 
 async def progressing(api: Api, prompt_id: str) -> None:
     """Wait until the engine works on a job."""
-    async with asyncio.timeout(20), api.watching(prompt_id) as events:
+    async with asyncio.timeout(WAIT_S), api.watching(prompt_id) as events:
         async for event in events:
             if event.type == "progress":
                 return
 
 
 async def test_a_job_given_to_the_engine_but_not_begun_is_cancelled(api: Api, engine: Engine) -> None:
-    await engine.set_faults(wait_per_frame_s=0.2)
+    await engine.hold()
     first, second = await api.submit(), await api.submit()
     await api.until(second, "PROCESSING")
     await api.post(f"/jobs/{second}/cancel")
     await api.until(second, "CANCELLED")
+    engine.release()
     assert (await api.done(first))["attempts"] == 1
 
 
@@ -155,9 +157,7 @@ async def test_a_job_whose_inputs_are_erased_cannot_be_retried(
 
 
 async def erased(service: Service) -> None:
-    async with asyncio.timeout(10):
-        while service.files():
-            await asyncio.sleep(0.01)
+    await until(lambda: not service.files())
 
 
 async def test_erasing_a_finished_job_leaves_nothing_of_it(api: Api, service: Service) -> None:
@@ -175,7 +175,7 @@ async def test_erasing_a_finished_job_leaves_nothing_of_it(api: Api, service: Se
 
 async def test_erasing_a_running_job_stops_it_first(api: Api, engine: Engine, service: Service) -> None:
     before = service.files()
-    await engine.set_faults(wait_per_frame_s=0.5)
+    await engine.hold()
     prompt_id = await api.submit()
     await progressing(api, prompt_id)
     async with api.watching(prompt_id) as events:

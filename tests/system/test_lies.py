@@ -12,14 +12,18 @@ import pytest
 from aiohttp import web
 from clips import Picture, make_clip, read_numbers
 from processes import Engine, eventually, free_port
-from service_rig import QUICK, Handler, ServiceRig, running_service, service_and_engines
+from service_rig import QUICK, EngineRig, Handler, ServiceRig, running_service, service_and_engines
 
 from faceswap import runner
+from faceswap.api import keys
 from faceswap.config import resource_dir
 from faceswap.engine.faults import EXIT_CODE, Faults
 from faceswap.engine.server import ENGINE
+from faceswap.media import JoinFacts
 
 FRAMES = 12
+STUCK_S = 3.0
+"""Longer than an engine that works says nothing on a busy machine."""
 SEED = "FaceSwap-Reactor-API"
 
 
@@ -188,6 +192,22 @@ async def test_an_output_that_vanished_is_made_again(clip: Path, tmp_path: Path)
         assert (status["status"], status["attempts"]) == ("SUCCESS", 2)
 
 
+async def test_each_attempt_writes_to_a_place_of_its_own(clip: Path, tmp_path: Path) -> None:
+    # ComfyUI answers the same graph from its cache, with the file of the first attempt.
+    prefixes: list[str] = []
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        response = await handler(request)
+        if request.path == "/prompt":
+            nodes = request.app[ENGINE].prompts.pending[-1].graph.values()
+            prefixes.extend(node["inputs"]["filename_prefix"] for node in nodes if "filename_prefix" in node["inputs"])
+        return response
+
+    async with service_and_engines(tmp_path, lie=lie, paint=True, no_file=True) as (service, _):
+        status = await service.ended(await service.post(clip))
+        assert (status["code"], len(prefixes), len(set(prefixes))) == ("output_missing", 3, 3)
+
+
 async def test_the_same_job_again_is_not_answered_with_the_file_of_the_first(clip: Path, tmp_path: Path) -> None:
     async with service_and_engines(tmp_path, paint=True) as (service, (engine,)):
         first = await service.ended(await service.post(clip))
@@ -213,6 +233,59 @@ async def test_a_prompt_that_was_queued_in_spite_of_its_500_runs_once(clip: Path
         status = await service.ended(await service.post(clip))
         assert status["status"] == "SUCCESS"
         assert engine.submissions == len(engine.finished) == 1
+
+
+async def test_a_prompt_whose_result_is_cut_off_on_its_way_is_looked_up_and_not_sent_again(
+    clip: Path, tmp_path: Path
+) -> None:
+    cut = 0
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        nonlocal cut
+        if request.path == "/view" and not cut:
+            cut += 1
+            response = web.StreamResponse(headers={"Content-Length": "1000"})
+            await response.prepare(request)
+            await response.write(b"half")
+            assert request.transport is not None
+            request.transport.close()
+            return response
+        return await handler(request)
+
+    async with service_and_engines(tmp_path, lie=lie, paint=True) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["attempts"], cut) == ("SUCCESS", 1, 1)
+        assert engine.submissions == 1
+
+
+async def test_a_prompt_that_was_out_when_the_service_stopped_is_looked_up_and_not_sent_again(
+    clip: Path, tmp_path: Path
+) -> None:
+    async with EngineRig(tmp_path / "engine") as engine:
+        engine.hold()
+        async with running_service(tmp_path / "data", engine) as service:
+            prompt_id = await service.post(clip)
+            await eventually(lambda: true(engine.running))
+        async with running_service(tmp_path / "data", engine) as service:
+            engine.release()
+            status = await service.ended(prompt_id)
+            assert (status["status"], status["attempts"]) == ("SUCCESS", 1)
+        assert engine.submissions == 1
+
+
+async def test_a_result_with_fewer_frames_than_the_clip_is_not_a_success(clip: Path, tmp_path: Path) -> None:
+    async with service_and_engines(tmp_path, paint=True, settings={"segment_frames": 6}) as (service, _):
+        media = service.client.app[keys.RUNNER]._media
+        join = media.join
+
+        async def join_some(segments: list[Path], *arguments: Any) -> JoinFacts:
+            return await join(segments[:-1], *arguments)
+
+        media.join = join_some
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["code"], status["result"]) == ("FAILED", "frames_missing", None)
+        assert "6 frames instead of 12" in status["error"]
+        assert [name for name in service.files() if name.startswith("outputs/")] == []
 
 
 async def true(value: object) -> bool:
@@ -241,14 +314,14 @@ async def test_a_job_that_is_interrupted_again_and_again_ends_and_says_so(clip: 
 
 
 async def test_a_stuck_engine_is_noticed_reported_and_used_again_after_its_restart(clip: Path, tmp_path: Path) -> None:
-    patience = replace(QUICK, silence_s=0.3, stuck_s=0.8)
+    patience = replace(QUICK, silence_s=0.5, stuck_s=STUCK_S)
     async with (
         Engine(tmp_path, stuck=True) as engine,
         running_service(tmp_path / "data", engine.url, patience=patience) as service,
     ):
         stuck = await service.post(clip)
         behind = await service.post(clip)
-        status = await service.ended(stuck, timeout=5)
+        status = await service.ended(stuck)
         assert (status["status"], status["code"]) == ("FAILED", "engine_stuck")
         assert "restart ComfyUI and retry" in status["error"]
         health = await service.get("/health")

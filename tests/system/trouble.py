@@ -1,0 +1,157 @@
+"""What goes wrong in a chaos run, one after the other: each runs to its end, so that in the end all is well again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from processes import Engine, Service, files_in
+from system.book import Book
+from system.disks import Disk
+from system.proxy import Proxy
+
+PAUSE_S = (0.3, 2.0)
+FROZEN_S = (0.5, 6.0)
+LONG_FROZEN_S = (35.0, 45.0)
+"""Longer than an engine that says nothing is waited for while there is another."""
+FULL_S = (0.2, 2.0)
+LONG_FULL_S = (15.0, 25.0)
+"""Longer than all the pauses between the attempts at what may pass by itself."""
+LONG_SHARE = 0.25
+JUMPS_S = (-3 * 3600, -60, -5, 5, 60, 3 * 3600)
+
+
+@dataclass
+class World:
+    """What can be broken. `url` has the service's address while it runs."""
+
+    service: Service
+    engines: list[Engine]
+    proxies: list[Proxy]
+    disks: list[Disk]
+    """The service's first, then one for each engine."""
+    clock: Path
+    url: asyncio.Future[str]
+
+
+class Trouble:
+    """Causes faults until all is to be calm. `without` names kinds that are left out.
+
+    With `long` some of those that last are longer than the service waits by default.
+    """
+
+    def __init__(self, world: World, book: Book, rng: random.Random, without: frozenset[str], *, long: bool) -> None:
+        self._world = world
+        self._book = book
+        self._rng = rng
+        self._long = long
+        kinds: dict[str, list[tuple[Callable[[], Awaitable[None]], int]]] = {
+            "kill": [(self._kill_service, 3), (self._kill_engine, 3), (self._kill_both, 1)],
+            "cut": [(self._cut_sockets, 3)],
+            "lose": [(self._lose_outputs, 2)],
+            "disk": [(self._fill_the_services_disk, 2), (self._fill_an_engines_disk, 2)],
+            "freeze": [(self._freeze_engine, 2), (self._freeze_engine_and_kill_service, 2)],
+            "clock": [(self._jump, 2)],
+        }
+        if unknown := without - kinds.keys():
+            raise ValueError(f"no such faults: {', '.join(sorted(unknown))}; there are {', '.join(kinds)}")
+        self._causes = [cause for kind, causes in kinds.items() if kind not in without for cause in causes]
+
+    async def until(self, calm: asyncio.Event) -> None:
+        """One fault after the other, each to its end: what was killed runs again, what was full is free."""
+        causes, weights = zip(*self._causes, strict=True)
+        while not calm.is_set():
+            await asyncio.sleep(self._rng.uniform(*PAUSE_S))
+            (cause,) = self._rng.choices(causes, weights)
+            self._book.faults[cause.__name__.strip("_").replace("_", " ")] += 1
+            await cause()
+            await self._revive()
+
+    async def _revive(self) -> None:
+        """Start again what ended by itself, as systemd would; nothing should have."""
+        for number, engine in enumerate(self._world.engines):
+            if not engine.running:
+                self._book.violated(f"engine {number} ended by itself: {engine.log()[-500:]}")
+                self._world.proxies[number].engine_died()
+                await engine.start()
+        if not self._world.service.running:
+            self._book.violated(f"the service ended by itself: {self._world.service.log()[-500:]}")
+            await self._kill_service()
+
+    def _engine(self) -> int:
+        return self._rng.randrange(len(self._world.engines))
+
+    async def _kill_service(self) -> None:
+        world = self._world
+        world.url = asyncio.get_running_loop().create_future()
+        await world.service.kill()
+        await world.service.start()
+        world.url.set_result(world.service.url)
+
+    async def _kill_engine(self) -> None:
+        number = self._engine()
+        await self._kill(number)
+        await asyncio.sleep(self._rng.uniform(0, 1))
+        await self._world.engines[number].start()
+
+    async def _kill(self, number: int) -> None:
+        await self._world.engines[number].kill()
+        self._world.proxies[number].engine_died()
+
+    async def _kill_both(self) -> None:
+        number = self._engine()
+        await self._kill(number)
+        await self._kill_service()
+        await self._world.engines[number].start()
+
+    async def _cut_sockets(self) -> None:
+        for proxy in self._world.proxies:
+            await proxy.cut_sockets()
+
+    async def _lose_outputs(self) -> None:
+        """What an engine has made and nobody fetched yet vanishes."""
+        output = self._world.engines[self._engine()].data_dir / "output"
+        for name in files_in(output):
+            (output / name).unlink(missing_ok=True)
+
+    async def _fill_the_services_disk(self) -> None:
+        await self._fill(self._world.disks[0])
+
+    async def _fill_an_engines_disk(self) -> None:
+        await self._fill(self._world.disks[1 + self._engine()])
+
+    async def _fill(self, disk: Disk) -> None:
+        disk.fill()
+        await self._last(FULL_S, LONG_FULL_S)
+        disk.free()
+
+    async def _freeze_engine(self) -> None:
+        await self._freeze(self._engine())
+
+    async def _freeze_engine_and_kill_service(self) -> None:
+        number = self._engine()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._freeze(number))
+            tasks.create_task(self._kill_service())
+
+    async def _freeze(self, number: int) -> None:
+        """An engine keeps its connections, takes new ones, and answers nothing for a while."""
+        engine, proxy = self._world.engines[number], self._world.proxies[number]
+        proxy.freeze()
+        os.kill(engine.pid, signal.SIGSTOP)
+        await self._last(FROZEN_S, LONG_FROZEN_S)
+        os.kill(engine.pid, signal.SIGCONT)
+        proxy.thaw()
+
+    async def _last(self, short_s: tuple[float, float], long_s: tuple[float, float]) -> None:
+        is_long = self._long and self._rng.random() < LONG_SHARE
+        await asyncio.sleep(self._rng.uniform(*(long_s if is_long else short_s)))
+
+    async def _jump(self) -> None:
+        """The service's clock is set: from now on it is wrong by so much."""
+        self._world.clock.write_text(str(self._rng.choice(JUMPS_S)))

@@ -1,0 +1,27 @@
+"""How tests wait: for a condition, with a bound that only a hang reaches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+WAIT_S = 120.0
+"""The longest any wait in a test may take. An idle machine needs a hundredth of it; a busy one is not in a hurry."""
+POLL_S = 0.02
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]]) -> Any:
+    """Wait until a condition holds; returns what it gave."""
+    async with asyncio.timeout(WAIT_S):
+        while not (result := await condition()):
+            await asyncio.sleep(POLL_S)
+        return result
+
+
+async def until(condition: Callable[[], Any]) -> Any:
+    """As `eventually`, for a condition that need not be awaited."""
+    async with asyncio.timeout(WAIT_S):
+        while not (result := condition()):
+            await asyncio.sleep(POLL_S)
+        return result
