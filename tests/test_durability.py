@@ -17,7 +17,7 @@ from faceswap.comfy.client import ComfyClient
 from faceswap.comfy.messages import OutputFile
 from faceswap.engine.server import ENGINE
 from faceswap.folders import Folders
-from faceswap.inputs import FileSink, new_input_folder
+from faceswap.inputs import FileSink, Room, new_input_folder
 from faceswap.media.join import join
 
 
@@ -49,7 +49,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> Synced:
 
 async def test_an_upload_is_synced_and_so_are_the_folders_that_lead_to_it(synced: Synced, tmp_path: Path) -> None:
     path = tmp_path / "inputs" / "job-1"
-    async with new_input_folder(path, min_free_bytes=0) as folder:
+    async with new_input_folder(path, Room(0)) as folder:
         sink = FileSink(folder, "video", 1000)
         await sink.write(b"bytes")
         assert (await sink.finish()).size == 5
@@ -59,8 +59,7 @@ async def test_an_upload_is_synced_and_so_are_the_folders_that_lead_to_it(synced
 
 async def test_an_output_that_was_fetched_is_synced_and_so_is_its_name(synced: Synced, tmp_path: Path) -> None:
     async with EngineRig(tmp_path / "engine") as engine, aiohttp.ClientSession() as session:
-        engine.output.mkdir(exist_ok=True)
-        (engine.output / "made.mp4").write_bytes(b"video")
+        (engine.folder / "output" / "made.mp4").write_bytes(b"video")
         client = ComfyClient(URL(engine.url), session)
         await client.download(OutputFile("made.mp4", "", "output"), tmp_path / "00000-1.mp4", 1000)
     assert any(path.name.endswith(".part") for path in synced)

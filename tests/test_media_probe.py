@@ -64,14 +64,6 @@ def test_the_name_of_a_file_does_not_matter(tmp_path: Path) -> None:
     assert probe_video(Path(shutil.copy(clip, tmp_path / "holiday.txt"))).frames == 24
 
 
-def test_more_frames_than_are_taken_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "MAX_FRAMES", 24)
-    assert probe_video(clips.make_clip(tmp_path / "just.mp4", 24)).frames == 24
-    with pytest.raises(Problem) as refused:
-        probe_video(clips.make_clip(tmp_path / "more.mp4", 25))
-    assert (refused.value.status, refused.value.code) == (422, "video_too_long")
-
-
 @pytest.mark.parametrize("rate", [Fraction(24), Fraction(30000, 1001), Fraction(50), Fraction(15, 2)])
 def test_a_constant_rate_is_told_exactly(tmp_path: Path, rate: Fraction) -> None:
     for name in ("clip.mp4", "clip.mkv"):

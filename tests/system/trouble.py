@@ -115,7 +115,7 @@ class Trouble:
 
     async def _lose_outputs(self) -> None:
         """What an engine has made and nobody fetched yet vanishes."""
-        output = self._world.engines[self._engine()].data_dir / "output"
+        output = self._world.engines[self._engine()].data_dir / "temp"
         for name in files_in(output):
             (output / name).unlink(missing_ok=True)
 
