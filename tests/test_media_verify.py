@@ -19,6 +19,7 @@ from faceswap.engine.swap import FaceSwapper, SourceFace
 from faceswap.engine.video import Encoding, SwapCount, encode
 from faceswap.errors import JobFailure
 from faceswap.media import Verdict
+from faceswap.media.compare import Reference
 from faceswap.media.timeline import read_timeline
 from faceswap.media.verify import Original, source_frames, verify
 
@@ -171,6 +172,38 @@ def test_the_share_tells_how_many_frames_were_changed(tmp_path: Path, source: Pa
 
     result = clips.make_clip(tmp_path / "r.mp4", 16, size=SIZE, draw=half)
     assert check(result, source, 0, 16).changed_share == 0.5
+
+
+@pytest.mark.parametrize(("painted_frames", "share"), [(1, None), (6, 0.1)])
+def test_an_odd_frame_among_many_does_not_count(
+    tmp_path: Path, source: Path, painted_frames: int, share: float | None
+) -> None:
+    def some(number: int, width: int, height: int) -> clips.Picture:
+        return (painted if number < painted_frames else scene)(number, width, height)
+
+    result = clips.make_clip(tmp_path / "r.mp4", 60, size=SIZE, draw=some)
+    assert check(result, source, 0, 60).changed_share == (None if share is None else pytest.approx(share, abs=0.02))
+
+
+@pytest.mark.parametrize(
+    ("light", "noise", "change", "verdict"),
+    [
+        (100, 1, 0, False),
+        (100, 1, 20, True),
+        (100, 16, 0, None),  # a swap would not be seen
+        (100, 16, 20, None),
+        (100, 16, 200, True),
+        (10, 1, 0, None),
+        (10, 1, 12, None),  # what was light a moment ago
+        (10, 1, 60, True),
+    ],
+)
+def test_where_a_swap_could_hide_nothing_is_said(light: int, noise: int, change: int, verdict: bool | None) -> None:
+    source = np.full((40, 60, 3), light, np.float32)
+    level = np.full((40, 60), noise, np.float32)
+    result = source.copy()
+    result[10:14, 20:24, 0] += change
+    assert Reference(source, level, level).changed(result) is verdict
 
 
 @pytest.mark.parametrize("rate", [Fraction(12), Fraction(30)])

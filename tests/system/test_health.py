@@ -48,6 +48,7 @@ async def test_with_an_engine_everything_is_healthy(api: Api, engine: Engine) ->
     assert document == {
         "status": "healthy",
         "comfyui_status": "healthy",
+        "outage": None,
         "workflow_status": "valid",
         "server_address": api.url.removeprefix("http://"),
         "workflow_path": "FaceSwap-Reactor-API.json",
