@@ -15,7 +15,6 @@ from .clip import Clip
 from .frames import Frame, Image
 from .video import Encoding, Frames, Swap, swapped
 
-
 HOLD_LOOK_S = 0.01
 
 
