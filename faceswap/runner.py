@@ -70,7 +70,7 @@ class Runner:
         self._tasks: asyncio.TaskGroup | None = None
         self._flights: dict[str, dict[Flight, asyncio.Task[None]]] = {}
         self._reports = reports
-        self._uploads = Uploads(folders, media)
+        self._uploads = Uploads(folders, media, reports)
         self._joins: dict[str, asyncio.Lock] = {}
         for backend in backends:
             backend.on_change = self.wake
