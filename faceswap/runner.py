@@ -87,7 +87,7 @@ class Runner:
         self._flights: dict[str, dict[Flight, asyncio.Task[None]]] = {}
         self._reports = reports
         self._watch = EngineWatch(store, backends, patience, self._end_failed)
-        self._uploads = Uploads(folders, media)
+        self._uploads = Uploads(folders, media, reports)
         self._recovery = Recovery(
             store, reports, self._uploads, workflows, patience, self._has_other_than, self._end_failed
         )

@@ -14,6 +14,7 @@ from .errors import JobFailure
 from .folders import Folders
 from .jobs import Job, Segment
 from .media import MediaWorker, PieceFacts
+from .reports import Reports
 
 WHOLE_LEAD = 2.5
 """Segments' lengths that ComfyUI may decode in vain before a segment of the whole video: the first three do not more.
@@ -44,8 +45,9 @@ class Original:
 class Uploads:
     """What was uploaded where."""
 
-    def __init__(self, folders: Folders, media: MediaWorker) -> None:
+    def __init__(self, folders: Folders, media: MediaWorker, reports: Reports) -> None:
         self._folders = folders
+        self._reports = reports
         self._media = media
         self._sent: dict[tuple[str, str, str], asyncio.Task[str]] = {}
         self._prepared: dict[str, asyncio.Task[bool]] = {}
@@ -158,6 +160,8 @@ class Uploads:
         video, prepared = self._folders.video(job.prompt_id, job.inputs), self._folders.prepared(job.prompt_id)
         if not always and await self._media.cuttable(video):
             return False
+        message = "Preparing the video…"
+        await self._reports.tell(job.prompt_id, "status", {"status": job.state, "message": message}, step=message)
         await self._media.prepare(video, prepared, job.inputs.frames, job.total_frames, job.options.rate)
         return True
 

@@ -68,6 +68,7 @@ AWKWARD: dict[str, Callable[[Path], Path]] = {
     "one group": one_group,
     "no index": lambda folder: make_clip(folder / "no-index.ts", LONGEST_GROUP + 60, gop=25),
     "uneven": lambda folder: make_clip(folder / "uneven.mkv", FRAMES, **UNEVEN),
+    "long": lambda folder: make_clip(folder / "long.mp4", LONGEST_GROUP + 60, gop=50),
 }
 
 
@@ -173,9 +174,22 @@ def test_a_prepared_copy_of_a_video_that_is_damaged_in_the_middle_is_not_kept(tm
     data[packet.pos : packet.pos + packet.size] = bytes(packet.size)
     source.write_bytes(data)
     with pytest.raises(JobFailure) as failure:
+        cut(source, tmp_path / "piece", 20, 20, None, None)
+    assert failure.value.code == "cut_inexact"
+    (tmp_path / "piece").unlink()
+    with pytest.raises(JobFailure) as failure:
         prepare(source, tmp_path / "prepared.mp4", FRAMES, None)
     assert failure.value.code == "input_damaged"
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_a_prepared_copy_has_a_key_frame_every_second_and_no_more(tmp_path: Path) -> None:
+    for gop in (1, 1000):
+        source = make_clip(tmp_path / f"{gop}.mp4", FRAMES, gop=gop, b_frames=0)
+        prepare(source, tmp_path / "prepared.mp4", FRAMES, None)
+        with av.open(str(tmp_path / "prepared.mp4")) as container:
+            keys = [packet.is_keyframe for packet in container.demux(video=0) if packet.size]
+        assert [number for number, key in enumerate(keys) if key] == [0, 24, 48]
 
 
 FULL_DISK = """

@@ -21,14 +21,16 @@ from faceswap.errors import JobFailure
 from faceswap.media.facts import CuttingFacts, PieceFacts
 from faceswap.media.frames import LEAD_FRAMES, after_seek, from_start
 from faceswap.media.join import DISK_FULL
-from faceswap.media.timeline import Timeline, decoded, open_media, packets, picture_stream, read_source
+from faceswap.media.timeline import LARGE_PIXELS, Timeline, decoded, open_media, packets, picture_stream, read_source
 from faceswap.media.worker import partial_path
 
 LONGEST_GROUP = 300
 """Frames from one key frame to the next, at most, in a video that pieces are cut from: each costs so much to reach."""
 KEY_FRAME_EVERY = 24
-ENCODER = {"crf": "12", "preset": "veryfast", "tune": "zerolatency", "g": str(KEY_FRAME_EVERY), "bf": "0"}
-"""x264 at a quality whose loss is not seen. Without looking ahead it holds few pictures in memory, however large."""
+ENCODER = {"crf": "12", "tune": "zerolatency", "g": str(KEY_FRAME_EVERY), "bf": "0"}
+"""x264 at a quality whose loss is not seen. It does not look ahead, and so holds few pictures in memory."""
+PRESET, PRESET_LARGE = "veryfast", "ultrafast"
+"""For large pictures the one that holds the least of each."""
 ENCODER_THREADS = 4
 LEAST_RATE, LARGEST_RATE = Fraction(1), Fraction(240)
 
@@ -141,7 +143,8 @@ def _encode(frames: Iterable[VideoFrame], out: Path, rate: Fraction) -> int:
 
 def _add_encoder(output: OutputContainer, frame: VideoFrame, rate: Fraction) -> VideoStream:
     """A stream that decodes to pictures like `frame`: its size, colours and rotation."""
-    target = output.add_stream("libx264", rate=rate, options=ENCODER)
+    preset = PRESET_LARGE if frame.width * frame.height > LARGE_PIXELS else PRESET
+    target = output.add_stream("libx264", rate=rate, options={**ENCODER, "preset": preset})
     context = target.codec_context
     context.thread_count = ENCODER_THREADS
     context.width, context.height, context.pix_fmt = frame.width, frame.height, _pixel_format(frame)
@@ -153,11 +156,10 @@ def _add_encoder(output: OutputContainer, frame: VideoFrame, rate: Fraction) -> 
 
 
 def _pixel_format(frame: VideoFrame) -> str:
-    """8 bits a sample, as much colour as the frame has, and its range, which OpenCV knows by the format's name."""
-    name = frame.format.name
+    """8 bits a sample, and as much colour as the frame has."""
     halved = (frame.format.chroma_width(2), frame.format.chroma_height(2)) == (1, 1)
     even = frame.width % 2 == frame.height % 2 == 0
-    return ("yuvj" if name.startswith("yuvj") else "yuv") + ("420p" if halved and even else "444p")
+    return "yuv420p" if halved and even else "yuv444p"
 
 
 def _copy_if_exact(
@@ -166,12 +168,8 @@ def _copy_if_exact(
     """Copies the packets and compares what they decode to; None where that is not what the source shows."""
     try:
         return _copy(source, out, timeline, first_frame, frame_count)
-    except av.FFmpegError as error:
-        if error.errno in DISK_FULL:
-            raise
-    except JobFailure:
-        pass
-    return None
+    except (av.FFmpegError, JobFailure):
+        return None  # a full disk is met again
 
 
 def _copy(source: Path, out: Path, timeline: Timeline, first_frame: int, frame_count: int) -> PieceFacts:

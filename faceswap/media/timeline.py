@@ -24,6 +24,7 @@ from faceswap.limits import DECODER_OPTIONS, DECODER_THREADS, OPEN_OPTIONS
 # Only containers that hold their own media: playlists and lists of files (hls, concat, image2, …) would
 # make the demuxer open whatever they name.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif"
+LARGE_PIXELS = 16_000_000
 
 
 def open_media(path: Path) -> InputContainer:
@@ -33,10 +34,11 @@ def open_media(path: Path) -> InputContainer:
 
 
 def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """The frames of `stream`, decoded by a few threads: each holds pictures of its own in memory."""
+    """The frames of `stream`. Each thread that decodes holds pictures of its own in memory: large ones have one."""
+    context = stream.codec_context
     stream.thread_type = "AUTO"
-    stream.codec_context.thread_count = DECODER_THREADS
-    stream.codec_context.options = DECODER_OPTIONS
+    context.options = DECODER_OPTIONS
+    context.thread_count = 1 if context.width * context.height > LARGE_PIXELS else DECODER_THREADS
     return container.decode(stream)
 
 

@@ -117,6 +117,15 @@ async def test_pictures_are_within_half_a_frame_of_their_time_at_a_rate_that_was
     assert abs(frame_times(result)[-1] + 1 / 24 - ends[-1]) < half
 
 
+@pytest.mark.parametrize("name", ["plain", "one group"])
+async def test_a_result_at_another_rate_is_compared_with_the_frames_it_was_made_of(name: str, tmp_path: Path) -> None:
+    """With any others an engine that swaps nothing would seem to have changed them."""
+    clip, settings = CLIPS[name](tmp_path), {"segment_frames": 100}
+    async with service_and_engines(tmp_path, settings=settings, unswapped=True) as (service, _):
+        status = await service.ended(await service.post(clip, frame_rate=15))
+    assert (status["status"], status["code"]) == ("FAILED", "no_face_detected"), status
+
+
 async def test_the_copy_for_pieces_is_made_once_and_again_when_it_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,6 +151,7 @@ async def test_the_copy_for_pieces_is_made_once_and_again_when_it_is_gone(
         status = await service.ended(prompt_id)
         assert status["status"] == "SUCCESS", status
         result = await service.download(status, tmp_path / "result.mp4")
+        assert (await service.messages(prompt_id)).count("Preparing the video…") == 2
     assert read_numbers(result) == list(range(LONG))
     assert len(made) == 2
 
