@@ -82,8 +82,6 @@ def _read(path: Path, container: InputContainer, stream: VideoStream) -> VideoFa
                 if counter.count > MAX_FRAMES:
                     detail = f"The video has more than {MAX_FRAMES} frames."
                     raise Unprocessable(detail, code="video_too_long")
-    except MemoryError as error:
-        raise TOO_MANY_TRACKS from error
     except av.FFmpegError as error:
         raise TRUNCATED from error
     if reaches_past_the_end(container, path):
