@@ -20,7 +20,7 @@ from engine_rig import FACE, Rig, workflow
 from processes import Engine
 
 from faceswap.engine.clip import Clip, MediaLimitError, Selection, open_media, probe
-from faceswap.engine.prompts import STALLED_EXIT_CODE
+from faceswap.engine.prompts import LEAKED_EXIT_CODE, STALLED_EXIT_CODE
 from faceswap.limits import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE, MAX_TRACKS, OPEN_OPTIONS
 
 
@@ -109,7 +109,6 @@ async def test_a_prompt_without_memory_fails_and_gives_back_what_it_had(
     failure = await result(rig, "large", video="large.mp4", force_rate=0)
     assert failure == ("MemoryError", "It needs more memory than the engine may take")
     assert engine.memory_mb() < resting_mb + 60
-    assert await result(rig, "small", crf=30) is None
     resource.prlimit(engine.pid, resource.RLIMIT_DATA, (allowed, allowed))
     assert await result(rig, "again", video="large.mp4", force_rate=0) is None
 
@@ -143,6 +142,15 @@ async def test_a_prompt_that_makes_no_progress_ends_the_engine(tmp_path: Path) -
         await rig.upload(make_clip(tmp_path / "clip.mp4", 3))
         await rig.submit(workflow(), "stuck")
         assert await process.wait() == STALLED_EXIT_CODE
+
+
+async def test_an_engine_that_has_lost_its_memory_ends_before_the_next_prompt(process: tuple[Engine, Rig]) -> None:
+    engine, rig = process
+    assert await result(rig, "first") is None
+    _, allowed = resource.prlimit(engine.pid, resource.RLIMIT_DATA)
+    resource.prlimit(engine.pid, resource.RLIMIT_DATA, (_data_bytes(engine.pid) * 3 // 2, allowed))
+    await rig.submit(workflow(filename_prefix="second"), "second")
+    assert await engine.ended() == LEAKED_EXIT_CODE
 
 
 async def test_a_picture_file_has_a_largest_size(process: tuple[Engine, Rig], tmp_path: Path) -> None:
