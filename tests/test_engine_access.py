@@ -20,9 +20,11 @@ from aiohttp.test_utils import TestClient, TestServer
 from engine_rig import FACE
 from yarl import URL
 
+from faceswap.backend import Backend
 from faceswap.comfy.client import ComfyClient
 from faceswap.comfy.embedded import EmbeddedEngine
 from faceswap.engine.server import ROUTES, create_app
+from faceswap.runner import EMBEDDED
 
 NOBODY = 65534
 TOKEN = "a secret"
@@ -102,6 +104,12 @@ async def test_no_route_answers_anybody_who_has_no_token(tmp_path: Path) -> None
         for method, path in PATHS:
             async with session.request(method, url.with_path(path), headers=keeper.headers) as response:
                 assert response.status not in (401, 403), path
+
+
+async def test_health_does_not_tell_where_the_embedded_engine_listens() -> None:
+    async with aiohttp.ClientSession() as session:
+        client = ComfyClient(URL("http://127.0.0.1:54321"), session)
+        assert "54321" not in json.dumps(Backend(EMBEDDED, client, "me").describe())
 
 
 async def test_files_of_the_engine_are_its_users_only(tmp_path: Path) -> None:

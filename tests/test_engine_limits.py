@@ -20,8 +20,8 @@ from engine_rig import FACE, Rig, workflow
 from processes import Engine
 
 from faceswap.engine.clip import Clip, MediaLimitError, Selection, open_media, probe
-from faceswap.engine.prompts import STALLED_EXIT_CODE
-from faceswap.limits import MAX_PIXELS, MAX_SIDE, MAX_TRACKS
+from faceswap.engine.prompts import LEAKED_EXIT_CODE, STALLED_EXIT_CODE
+from faceswap.limits import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE, MAX_TRACKS, OPEN_OPTIONS
 
 
 @pytest.mark.parametrize("size", [(MAX_SIDE + 8, 64), (7600, 7000)])
@@ -41,10 +41,16 @@ def test_a_picture_that_grows_within_the_limits_is_scaled_to_the_first(tmp_path:
 
 @pytest.mark.parametrize("container", ["mkv", "mp4", "ts", "avi", "asf"])
 def test_a_file_with_too_many_tracks_is_not_opened(tmp_path: Path, container: str) -> None:
-    with pytest.raises(MediaLimitError, match=f"more than {MAX_TRACKS} tracks"):
-        probe(many_tracks(tmp_path / f"many.{container}", MAX_TRACKS + 1))
+    for count in (MAX_TRACKS + 1, 99):  # AVI has no more
+        with pytest.raises(MediaLimitError, match=f"more than {MAX_TRACKS} tracks"):
+            probe(many_tracks(tmp_path / f"many.{container}", count))
     with open_media(many_tracks(tmp_path / f"most.{container}", MAX_TRACKS)) as media:
         assert len(media.streams) == MAX_TRACKS
+
+
+def test_a_demuxer_does_not_make_more_tracks_than_are_taken(tmp_path: Path) -> None:
+    with av.open(many_tracks(tmp_path / "many.mkv", 2 * MAX_TRACKS), options=OPEN_OPTIONS) as media:
+        assert len(media.streams) == MAX_TRACKS + 1
 
 
 async def result(rig: Rig, prompt_id: str, **inputs: Any) -> tuple[str, str] | None:
@@ -95,7 +101,7 @@ async def test_a_prompt_without_memory_fails_and_gives_back_what_it_had(
     allowed, _ = resource.prlimit(engine.pid, resource.RLIMIT_DATA)
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < allowed < physical
-    await rig.upload(make_clip(tmp_path / "large.mp4", 12, size=(3840, 2160), draw=_plain))
+    await rig.upload(make_clip(tmp_path / "large.mp4", 6, size=(3840, 2160), draw=_plain))
     assert await result(rig, "first") is None
     used = _data_bytes(engine.pid)
     resting_mb = engine.memory_mb()
@@ -103,7 +109,6 @@ async def test_a_prompt_without_memory_fails_and_gives_back_what_it_had(
     failure = await result(rig, "large", video="large.mp4", force_rate=0)
     assert failure == ("MemoryError", "It needs more memory than the engine may take")
     assert engine.memory_mb() < resting_mb + 60
-    assert await result(rig, "small", crf=30) is None
     resource.prlimit(engine.pid, resource.RLIMIT_DATA, (allowed, allowed))
     assert await result(rig, "again", video="large.mp4", force_rate=0) is None
 
@@ -137,3 +142,24 @@ async def test_a_prompt_that_makes_no_progress_ends_the_engine(tmp_path: Path) -
         await rig.upload(make_clip(tmp_path / "clip.mp4", 3))
         await rig.submit(workflow(), "stuck")
         assert await process.wait() == STALLED_EXIT_CODE
+
+
+async def test_an_engine_that_has_lost_its_memory_ends_before_the_next_prompt(process: tuple[Engine, Rig]) -> None:
+    engine, rig = process
+    assert await result(rig, "first") is None
+    _, allowed = resource.prlimit(engine.pid, resource.RLIMIT_DATA)
+    resource.prlimit(engine.pid, resource.RLIMIT_DATA, (_data_bytes(engine.pid) * 3 // 2, allowed))
+    await rig.submit(workflow(filename_prefix="second"), "second")
+    assert await engine.ended() == LEAKED_EXIT_CODE
+
+
+async def test_a_picture_file_has_a_largest_size(process: tuple[Engine, Rig], tmp_path: Path) -> None:
+    _, rig = process
+    padded = tmp_path / "padded.png"
+    padded.write_bytes(FACE.read_bytes())
+    os.truncate(padded, MAX_IMAGE_BYTES + 1)
+    form = aiohttp.FormData()
+    form.add_field("image", padded.open("rb"), filename=padded.name)
+    async with rig.client.post("/upload/image", data=form) as response:
+        assert response.status == 200
+    assert await result(rig, "p", image=padded.name) == ("ValueError", "padded.png is larger than 64 MiB")

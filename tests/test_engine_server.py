@@ -554,3 +554,18 @@ async def test_an_engine_that_stops_ends_its_prompt_and_says_goodbye(tmp_path: P
                 await mine.connection.receive()
             await closing
         assert mine.connection.close_code == aiohttp.WSCloseCode.GOING_AWAY
+
+
+async def test_a_field_of_an_upload_has_an_end(rig: Rig) -> None:
+    form = aiohttp.FormData({"subfolder": "x" * 5000, "image": "no file"})
+    form.add_field("image", b"x", filename="x.png")
+    async with rig.client.post("/upload/image", data=form) as response:
+        assert response.status == 400
+    body = b'{"prompt": {}, "extra_data": "' + b"x" * (33 << 20) + b'"}'
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for start in range(0, len(body), 1 << 20):
+            yield body[start : start + (1 << 20)]
+
+    async with rig.client.post("/prompt", data=pieces()) as response:
+        assert response.status == 413

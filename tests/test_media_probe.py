@@ -259,7 +259,8 @@ def test_a_still_that_is_shown_for_a_minute_may_be_repeated(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("container", ["mkv", "mp4", "ts"])
-def test_a_video_with_too_many_tracks_is_refused(tmp_path: Path, container: str) -> None:
+@pytest.mark.parametrize("count", [MAX_TRACKS + 1, 2 * MAX_TRACKS])
+def test_a_video_with_too_many_tracks_is_refused(tmp_path: Path, container: str, count: int) -> None:
     with pytest.raises(Problem) as refused:
-        probe_video(clips.many_tracks(tmp_path / f"many.{container}", MAX_TRACKS + 1))
+        probe_video(clips.many_tracks(tmp_path / f"many.{container}", count))
     assert refused.value.code == "video_too_many_tracks"

@@ -30,8 +30,10 @@ MAX_DATA_BYTES = 5 << 30
 MAX_DATA_SHARE = 0.75
 """Of the machine's memory, where that is less."""
 
-M_MMAP_THRESHOLD = -3
-"""A parameter of glibc's `mallopt`."""
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+"""Parameters of glibc's `mallopt`."""
+ARENAS = 4
+"""Heaps that threads share: by default a machine has eight for each core, and none gives back what it once had."""
 PICTURE_BYTES = 1 << 20
 """What is larger goes back to the system when it is freed: the C library would keep hundreds of MB of pictures."""
 
@@ -59,6 +61,7 @@ def _limit_memory() -> None:
     limit_process(min(MAX_DATA_BYTES, int(MAX_DATA_SHARE * physical)))
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries do without
         mallopt(M_MMAP_THRESHOLD, PICTURE_BYTES)
+        mallopt(M_ARENA_MAX, ARENAS)
 
 
 def _parser() -> argparse.ArgumentParser:

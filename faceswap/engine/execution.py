@@ -243,13 +243,19 @@ def _told(error: Exception) -> tuple[str, str]:
         return error.type_name, str(error)
     if isinstance(error, OSError | av.FFmpegError) and error.errno in DISK_FULL:
         return "OSError", DISK_FULL_MESSAGE
-    # x264 has no word of its own for a lack of memory; what it is given is fixed and right.
-    no_memory = isinstance(error, MemoryError | av.error.ExternalError)
-    if no_memory or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem):
+    if _lacks_memory(error):
         return "MemoryError", "It needs more memory than the engine may take"
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return name, str(error)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether memory ran out, as Python, OpenCV, ffmpeg, x264 (its only word) or the start of a thread tells it."""
+    if isinstance(error, cv2.error):
+        return bool(error.code == cv2.Error.StsNoMem)
+    without_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
+    return without_thread or isinstance(error, MemoryError | av.error.ExternalError | av.error.BlockingIOError)
 
 
 class _Bars:

@@ -6,7 +6,9 @@ import asyncio
 import bisect
 import logging
 import os
+import resource
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from .execution import Executor, Outcome, Prompt
@@ -22,6 +24,8 @@ STALL_S = 300
 LOOK_S = 1
 
 STALLED_EXIT_CODE = 87
+
+LEAKED_EXIT_CODE = 88
 
 
 class Prompts:
@@ -77,6 +81,9 @@ class Prompts:
             await self._run(self.pending.pop(0))
 
     async def _run(self, prompt: Prompt) -> None:
+        if _memory_has_leaked():
+            log.critical("more than half of the memory is lost before prompt %s: the engine ends", prompt.id)
+            os._exit(LEAKED_EXIT_CODE)
         self.running = prompt
         self._tell_status()
         if prompt.faults.stuck:
@@ -124,6 +131,16 @@ class Prompts:
         self.interrupt(None)
         await asyncio.to_thread(self._thread.shutdown, wait=True)
         self._executor.cache.keep(set())
+
+
+def _memory_has_leaked() -> bool:
+    """Whether an engine at rest holds half of what it may: libraries leak when they run out of memory, x264 the most.
+
+    Prompts would fail for want of memory ever after; an engine that is started again has all of it.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    pages = int(Path("/proc/self/statm").read_text("ascii").split()[5])
+    return limit != resource.RLIM_INFINITY and pages * resource.getpagesize() > limit / 2
 
 
 async def _unless_stalled(prompt: Prompt, work: asyncio.Future[Outcome]) -> Outcome:

@@ -81,8 +81,6 @@ def _read(path: Path, container: InputContainer, stream: VideoStream, max_frames
                 if counter.count > max_frames:
                     detail = f"The video has more than {max_frames:,} frames, the most that are taken."
                     raise Unprocessable(detail, code="video_too_long")
-    except MemoryError as error:
-        raise TOO_MANY_TRACKS from error
     except av.FFmpegError as error:
         raise TRUNCATED from error
     if reaches_past_the_end(container, path):
