@@ -239,7 +239,16 @@ class Listener:
                     self._warn(f"connections cannot be accepted: {error.strerror}")
                     await asyncio.sleep(PAUSE_S)
                 continue
-            tasks.create_task(loop.connect_accepted_socket(self._new_connection, client), name="connect")
+            tasks.create_task(self._connect(client), name="connect")
+
+    async def _connect(self, client: socket.socket) -> None:
+        """Begin a connection; one that has ended already is no reason for the service to end."""
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._new_connection, client)
+        except OSError as error:
+            self._free.release()
+            client.close()
+            log.info("a connection ended before it began: %s", error.strerror)
 
     def _new_connection(self) -> Connection:
         return Connection(self._server, self._buffer, self._free.release)
