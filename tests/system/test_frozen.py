@@ -33,8 +33,14 @@ def frozen(engine: Engine) -> Iterator[None]:
         os.kill(engine.pid, signal.SIGCONT)
 
 
-async def both_at_work(service: ServiceRig) -> bool:
-    return all(backend["running"] for backend in (await service.get("/health"))["backends"])
+async def at_work(*engines: Engine) -> bool:
+    """Whether each of them works on a prompt."""
+    async with aiohttp.ClientSession() as session:
+        for engine in engines:
+            async with session.get(f"{engine.url}/queue") as answer:
+                if not (await answer.json())["queue_running"]:
+                    return False
+    return True
 
 
 async def prompts(engine: Engine) -> dict[str, str]:
@@ -60,7 +66,7 @@ async def start_of_a_job(folder: Path, clip: Path, engines: list[Engine]) -> str
     async with running_service(folder, *(engine.url for engine in engines), segment_frames=4) as service:
         await service.ready(2)
         prompt_id = await service.post(clip)
-        await eventually(lambda: both_at_work(service))
+        await eventually(lambda: at_work(*engines))
         return prompt_id
 
 
@@ -125,7 +131,7 @@ async def test_the_only_engine_is_waited_for_however_long_it_is_frozen(clip: Pat
     ):
         await service.ready()
         prompt_id = await service.post(clip)
-        await eventually(lambda: both_at_work(service))
+        await eventually(lambda: at_work(engine))
         with frozen(engine):
 
             async def told() -> bool:
