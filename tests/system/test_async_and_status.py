@@ -185,6 +185,12 @@ async def test_waiting_with_an_older_entity_tag_answers_at_once(idle: Api) -> No
 
 async def test_waiting_ends_after_its_time(idle: Api) -> None:
     prompt_id = await idle.submit()
+
+    async def told() -> bool:
+        return "the job waits" in (await idle.status(prompt_id))["progress"]["step"]
+
+    # Until then it changes: no engine is there, and it is told.
+    await eventually(told)
     etag = (await idle.get(f"/status/{prompt_id}")).headers["ETag"]
     started = time.monotonic()
     assert (await idle.get(f"/status/{prompt_id}?wait=0.3")).status == 200
