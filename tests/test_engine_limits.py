@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import av
+import cv2
 import numpy as np
 import pytest
 from clips import growing, huge_png, make_clip, many_tracks
@@ -20,6 +21,7 @@ from engine_rig import FACE, Rig, workflow
 from processes import Engine
 
 from faceswap.engine.clip import Clip, MediaLimitError, Selection, open_media, probe
+from faceswap.engine.execution import lacks_memory
 from faceswap.engine.prompts import LEAKED_EXIT_CODE, STALLED_EXIT_CODE
 from faceswap.limits import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE, MAX_TRACKS, OPEN_OPTIONS
 
@@ -101,16 +103,16 @@ async def test_a_prompt_without_memory_fails_and_gives_back_what_it_had(
     allowed, _ = resource.prlimit(engine.pid, resource.RLIMIT_DATA)
     physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert 0 < allowed < physical
-    await rig.upload(make_clip(tmp_path / "large.mp4", 6, size=(3840, 2160), draw=_plain))
+    await rig.upload(make_clip(tmp_path / "large.mp4", 4, size=(6144, 3456), draw=_plain))
     assert await result(rig, "first") is None
     used = _data_bytes(engine.pid)
     resting_mb = engine.memory_mb()
-    resource.prlimit(engine.pid, resource.RLIMIT_DATA, (used + (200 << 20), allowed))
+    resource.prlimit(engine.pid, resource.RLIMIT_DATA, (2 * used + (20 << 20), allowed))
     failure = await result(rig, "large", video="large.mp4", force_rate=0)
     assert failure == ("MemoryError", "It needs more memory than the engine may take")
     assert engine.memory_mb() < resting_mb + 60
     resource.prlimit(engine.pid, resource.RLIMIT_DATA, (allowed, allowed))
-    assert await result(rig, "again", video="large.mp4", force_rate=0) is None
+    assert await result(rig, "again", crf=30) is None
 
 
 def _plain(number: int, width: int, height: int) -> Any:
@@ -142,6 +144,24 @@ async def test_a_prompt_that_makes_no_progress_ends_the_engine(tmp_path: Path) -
         await rig.upload(make_clip(tmp_path / "clip.mp4", 3))
         await rig.submit(workflow(), "stuck")
         assert await process.wait() == STALLED_EXIT_CODE
+
+
+def test_a_lack_of_memory_is_known_in_every_librarys_words() -> None:
+    with pytest.raises(cv2.error) as opencv:
+        cv2.imdecode(np.empty(0, np.uint8), cv2.IMREAD_COLOR)
+    assert not lacks_memory(opencv.value)
+    opencv.value.code = cv2.Error.StsNoMem
+    for error in (
+        opencv.value,
+        MemoryError(),
+        RuntimeError("can't start new thread"),
+        av.error.MemoryError(12, "Cannot allocate memory"),
+        av.error.BlockingIOError(11, "Resource temporarily unavailable"),
+        av.error.ExternalError(542398533, "Generic error in an external library"),
+    ):
+        assert lacks_memory(error), error
+    assert not lacks_memory(RuntimeError("No frames generated"))
+    assert not lacks_memory(av.error.InvalidDataError(1094995529, "Invalid data found"))
 
 
 async def test_an_engine_that_has_lost_its_memory_ends_before_the_next_prompt(process: tuple[Engine, Rig]) -> None:

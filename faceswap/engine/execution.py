@@ -243,14 +243,14 @@ def _told(error: Exception) -> tuple[str, str]:
         return error.type_name, str(error)
     if isinstance(error, OSError | av.FFmpegError) and error.errno in DISK_FULL:
         return "OSError", DISK_FULL_MESSAGE
-    if _lacks_memory(error):
+    if lacks_memory(error):
         return "MemoryError", "It needs more memory than the engine may take"
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return name, str(error)
 
 
-def _lacks_memory(error: Exception) -> bool:
+def lacks_memory(error: Exception) -> bool:
     """Whether memory ran out, as Python, OpenCV, ffmpeg, x264 (its only word) or the start of a thread tells it."""
     if isinstance(error, cv2.error):
         return bool(error.code == cv2.Error.StsNoMem)
