@@ -624,6 +624,12 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return disk
 
 
+async def test_what_is_announced_has_room_before_it_comes(door: Door, disk: SimpleNamespace) -> None:
+    disk.free = MIB + 10
+    await door.post_form(VIDEO_PART, IMAGE_PART)
+    assert (await door.refusal()).code == "disk_low"
+
+
 async def test_an_upload_ends_when_others_have_taken_its_room(
     door: Door, disk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

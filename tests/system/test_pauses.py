@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import resource
@@ -235,3 +236,29 @@ async def test_more_than_a_hundred_engines_keep_their_sockets_and_are_given_work
         assert (status["status"], status["attempts"]) == ("SUCCESS", 1)
         async with service.client.get("/readyz") as response:
             assert response.status == 200
+
+
+async def test_a_segment_that_was_planned_for_more_memory_is_cut(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "long.mp4", 100, size=(96, 64))
+    inspected = asyncio.Event()
+    less = with_memory(2 * 37 * 96 * 64 * 30)
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path.startswith("/object_info"):
+            inspected.set()
+        if request.path == "/ws":
+            await inspected.wait()  # it is given work as soon as its socket is open
+        return await less(request, handler)
+
+    async with running_service(tmp_path / "data", f"http://127.0.0.1:{free_port()}") as service:
+        prompt_id = await service.post(clip)
+        assert [frames for _, frames, _ in await service.segments(prompt_id)] == [100]
+    async with (
+        EngineRig(tmp_path / "engine", lie, paint=True) as engine,
+        running_service(tmp_path / "data", engine) as service,
+    ):
+        status = await service.ended(prompt_id)
+        assert status["status"] == "SUCCESS", status
+        lengths = [frames for _, frames, _ in await service.segments(prompt_id)]
+        assert sum(lengths) == 100 and max(lengths) <= 30
+        assert status["attempts"] == engine.submissions == len(lengths)
