@@ -247,6 +247,7 @@ async def test_a_write_that_cannot_pass_is_not_repeated() -> None:
 
     async def write() -> None:
         nonlocal tries
+        assert not tries
         tries += 1
         sqlite3.connect(":memory:").execute("SELECT no_such_column")
 

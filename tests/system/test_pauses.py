@@ -147,7 +147,10 @@ def with_memory(free_bytes: int) -> Middleware:
     return lie
 
 
-async def test_segments_are_as_long_as_half_of_an_engines_memory_allows(tmp_path: Path) -> None:
+async def test_segments_are_as_long_as_half_of_an_engines_memory_allows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "faceswap")
     pixels, rate = 96 * 64, Fraction(24)
     clip = make_clip(tmp_path / "long.mp4", 100, size=(96, 64), rate=rate)
     memory = 2 * 37 * pixels * 30
@@ -157,6 +160,7 @@ async def test_segments_are_as_long_as_half_of_an_engines_memory_allows(tmp_path
         assert status["status"] == "SUCCESS", status
         lengths = [frames for _, frames, _ in await service.segments(status["prompt_id"])]
         assert sum(lengths) == 100 and rate <= max(lengths) <= 30
+        assert any(record.getMessage().endswith("in 4 segments") for record in caplog.records)
         assert status["attempts"] == len(lengths) == engine.submissions
         assert read_numbers(await service.download(status, tmp_path / "result.mp4")) == list(range(100))
         # What stays of a segment leaves no room for the next: it is asked to let go of it.
