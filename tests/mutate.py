@@ -26,6 +26,8 @@ LIST = Path(__file__).with_name("mutations.toml")
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "demo", "shared")
 TEST_TIMEOUT_S = 60
 """A test that hangs has noticed too: none that passes takes so long."""
+WAIT_S = 30
+"""For what a test waits for: many notice by waiting in vain."""
 TIMEOUT_S = 3600.0
 PYTEST = "import os, sys, pytest; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(code)"
 """Ends at once, whatever threads a failed test has left behind."""
@@ -68,7 +70,7 @@ def run_tests(root: Path, tests: Sequence[str]) -> str | None:
     """Run tests in the tree at `root`; returns the first that fails, None when all pass."""
     options = ["-x", "-p", "no:cacheprovider", "--timeout", str(TEST_TIMEOUT_S)]
     command = [sys.executable, "-c", PYTEST, *options, *(f"tests/{test}" for test in tests)]
-    environ = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    environ = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "WAIT_S": str(WAIT_S)}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as told:  # a pipe would wait for all who inherit it
         process = subprocess.Popen(command, cwd=root, env=environ, stdout=told, stderr=told, process_group=0)
         try:
