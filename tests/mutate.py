@@ -24,9 +24,9 @@ from queue import SimpleQueue
 ROOT = Path(__file__).parent.parent
 LIST = Path(__file__).with_name("mutations.toml")
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "demo", "shared")
-TEST_TIMEOUT_S = 60
+TEST_TIMEOUT_S = 40
 """A test that hangs has noticed too: none that passes takes so long."""
-WAIT_S = 30
+WAIT_S = 20
 """For what a test waits for: many notice by waiting in vain."""
 TIMEOUT_S = 3600.0
 PYTEST = "import os, sys, pytest; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(code)"
@@ -117,7 +117,7 @@ def main() -> int:
     """Print which test notices each mutation; 1 when one survives or no longer applies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="only those whose promise or file holds one of these words")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at a time")
+    parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="how many at a time")
     arguments = parser.parse_args()
     chosen = [m for m in mutations() if not arguments.words or any(w in m.breaks + m.file for w in arguments.words)]
     survivors = 0
