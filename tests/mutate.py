@@ -16,6 +16,7 @@ import tempfile
 import tomllib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -23,9 +24,13 @@ from queue import SimpleQueue
 ROOT = Path(__file__).parent.parent
 LIST = Path(__file__).with_name("mutations.toml")
 NOT_COPIED = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "demo", "shared")
-TEST_TIMEOUT_S = 100
+TEST_TIMEOUT_S = 40
 """A test that hangs has noticed too: none that passes takes so long."""
+WAIT_S = 20
+"""For what a test waits for: many notice by waiting in vain."""
 TIMEOUT_S = 3600.0
+PYTEST = "import os, sys, pytest; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(code)"
+"""Ends at once, whatever threads a failed test has left behind."""
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
@@ -64,16 +69,20 @@ def mutations() -> list[Mutation]:
 def run_tests(root: Path, tests: Sequence[str]) -> str | None:
     """Run tests in the tree at `root`; returns the first that fails, None when all pass."""
     options = ["-x", "-p", "no:cacheprovider", "--timeout", str(TEST_TIMEOUT_S)]
-    command = [sys.executable, "-m", "pytest", *options, *(f"tests/{test}" for test in tests)]
-    environ = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
-    with subprocess.Popen(
-        command, cwd=root, env=environ, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0
-    ) as process:
+    command = [sys.executable, "-c", PYTEST, *options, *(f"tests/{test}" for test in tests)]
+    environ = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "WAIT_S": str(WAIT_S)}
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as told:  # a pipe would wait for all who inherit it
+        process = subprocess.Popen(command, cwd=root, env=environ, stdout=told, stderr=told, process_group=0)
         try:
-            output, _ = process.communicate(timeout=TIMEOUT_S)
+            process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
             return "nothing ended any more"
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        told.seek(0)
+        output = told.read()
     if process.returncode == 0:
         return None
     if process.returncode not in (1, 2):  # a failed test, a module that cannot be imported
@@ -108,7 +117,7 @@ def main() -> int:
     """Print which test notices each mutation; 1 when one survives or no longer applies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("words", nargs="*", help="only those whose promise or file holds one of these words")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at a time")
+    parser.add_argument("--jobs", type=int, default=2 * (os.cpu_count() or 1), help="how many at a time")
     arguments = parser.parse_args()
     chosen = [m for m in mutations() if not arguments.words or any(w in m.breaks + m.file for w in arguments.words)]
     survivors = 0

@@ -16,7 +16,7 @@ from aiohttp import web
 from clips import make_clip
 from service_rig import QUICK, EngineRig, Handler, Middleware
 from stored_jobs import new_job
-from waiting import until
+from waiting import eventually, until
 from yarl import URL
 
 from faceswap import samples
@@ -199,12 +199,103 @@ async def test_an_engine_that_does_not_answer_is_left_when_another_could_do_it(c
             await running
         plane.backend.client.url = URL(plane.engine.url)
         # Nobody waits for it any more: it is stopped as soon as the engine can be reached.
-        assert not plane.backend.healthy
-        gone: set[str] = set()
-        while not gone:
-            gone = await plane.backend.stop_abandoned()
+        assert await plane.backend.answers() and not plane.backend.healthy
+        await eventually(plane.backend.stop_abandoned)
         assert plane.engine.running is None
         await until(lambda: plane.backend.healthy)
+
+
+async def test_the_only_engine_is_waited_for_when_it_cannot_be_asked(clip: Path, tmp_path: Path) -> None:
+    patience = replace(QUICK, unreachable_s=0.2, reconcile_s=0.05)
+    async with pilot(tmp_path, clip, patience) as plane:
+        plane.engine.hold()
+        running = asyncio.create_task(plane.perform(flight_of()))
+        await until(lambda: plane.engine.running)
+        plane.backend.client.url = URL("http://127.0.0.1:1")
+        cut_at = time.monotonic()
+        await until(lambda: running.done() or time.monotonic() - cut_at > 5 * patience.unreachable_s)
+        assert not plane.backend.healthy
+        plane.backend.client.url = URL(plane.engine.url)
+        plane.engine.release()
+        assert (await running).state == "success" and plane.engine.submissions == 1
+
+
+async def test_a_prompt_that_cannot_be_asked_about_is_not_sent_again(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, replace(QUICK, unreachable_s=0.2)) as plane:
+        plane.backend.replaceable = lambda: True
+        plane.backend.client.url = URL("http://127.0.0.1:1")
+        flight = flight_of()
+        with pytest.raises(GivenUp):
+            await plane.perform(flight, look_first=True)
+        assert plane.backend.abandoned == {flight.prompt_id}
+
+
+async def test_a_cancelled_prompt_is_left_with_an_engine_that_cannot_be_asked(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, replace(QUICK, unreachable_s=0.2)) as plane:
+        plane.engine.hold()
+        flight = flight_of()
+        running = asyncio.create_task(plane.perform(flight))
+        await until(lambda: plane.engine.running)
+        plane.backend.client.url = URL("http://127.0.0.1:1")
+        flight.stop()
+        with pytest.raises(Stopped):
+            await running
+        assert plane.backend.abandoned == {flight.prompt_id}
+
+
+async def test_an_engine_that_does_not_answer_is_given_nothing(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip) as plane:
+        assert plane.backend.takes_a_prompt(0)
+        plane.backend.client.url = URL("http://127.0.0.1:1")
+        assert not await plane.backend.answers()
+        assert plane.backend.listener.state == "connected" and not plane.backend.takes_a_prompt(0)
+
+
+async def test_what_was_given_up_is_gone_when_it_was_missed_twice(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip) as plane:
+        plane.backend.abandoned = {"on its way"}
+        assert await plane.backend.stop_abandoned() == set()
+        assert not plane.backend.healthy
+        assert await plane.backend.stop_abandoned() == {"on its way"}
+        assert plane.backend.healthy
+
+
+async def test_an_engine_that_does_not_let_go_of_what_was_given_up_is_stuck(clip: Path, tmp_path: Path) -> None:
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return web.Response() if request.path.endswith(("/interrupt", "/cancel")) else await handler(request)
+
+    async with pilot(tmp_path, clip, replace(QUICK, stop_s=0.1), lie=lie) as plane:
+        plane.engine.hold()
+        running = asyncio.create_task(plane.perform(flight_of()))
+        await until(lambda: plane.engine.running)
+        running.cancel()
+        plane.backend.abandoned = {str(plane.engine.running)}
+
+        async def stuck() -> bool:
+            await plane.backend.stop_abandoned()
+            return plane.backend.stuck
+
+        await eventually(stuck)
+        plane.engine.release()
+        await until(lambda: not plane.engine.running)
+        await eventually(plane.backend.stop_abandoned)
+        assert not plane.backend.stuck
+
+
+async def test_nothing_runs_beside_what_engines_died_of(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip) as plane:
+        flight = flight_of()
+        plane.backend.flights[flight.prompt_id] = flight
+        assert plane.backend.takes_a_prompt(1)
+        flight.segment = replace(flight.segment, deaths=2)
+        assert not plane.backend.takes_a_prompt(1)
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_an_engine_that_streams_has_no_limit_of_memory(streams: bool, clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip, streams=streams) as plane:
+        await until(lambda: plane.backend.problems is not None)
+        assert (plane.backend.frame_limit(10**6, 24.0) is None) == streams
 
 
 async def test_what_is_told_of_anothers_prompt_is_not_taken_for_ours(clip: Path, tmp_path: Path) -> None:
@@ -234,19 +325,22 @@ async def test_what_is_told_of_anothers_prompt_is_not_taken_for_ours(clip: Path,
 
 
 async def test_a_prompt_that_is_missed_once_is_not_lost(clip: Path, tmp_path: Path) -> None:
-    missed = 0
+    to_miss = missed = 0
 
     async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
         nonlocal missed
-        if request.path == "/queue" and request.method == "GET" and not missed:
+        if request.path == "/queue" and request.method == "GET" and missed < to_miss:
             missed += 1
             return web.json_response({"queue_running": [], "queue_pending": []})
         return await handler(request)
 
     async with pilot(tmp_path, clip, lie=lie) as plane:
+        await until(lambda: plane.backend.problems is not None)  # it has been looked at, and will not be for long
         plane.engine.hold()
         performing = asyncio.create_task(plane.perform(flight_of()))
-        await until(lambda: missed and plane.engine.running)
+        await until(lambda: plane.engine.running)
+        to_miss = 1
+        await until(lambda: missed)
         looks = len(plane.engine.calls)
         await until(lambda: performing.done() or plane.engine.calls[looks:].count(("GET", "/queue")) > 1)
         plane.engine.release()

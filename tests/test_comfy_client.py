@@ -289,6 +289,19 @@ async def test_an_older_comfyui_is_asked_the_old_way_and_its_404_means_nothing()
     assert calls == ["GET /api/jobs", "GET /history/p", "GET /queue", "POST /interrupt"]
 
 
+async def test_a_prompt_that_ends_between_the_two_questions_is_found() -> None:
+    histories: list[dict[str, Any]] = [{}, {"p": {"status": {"status_str": "success"}, "outputs": {}}}]
+
+    async def history(_: web.Request) -> web.Response:
+        return web.json_response(histories.pop(0))
+
+    async def queue(_: web.Request) -> web.Response:
+        return web.json_response({"queue_running": [], "queue_pending": []})
+
+    async with client_of(answering(("GET", "/history/p", history), ("GET", "/queue", queue))) as client:
+        assert await client.look("p") == Outcome("success", {})
+
+
 async def test_after_a_crash_neither_queue_nor_history_knows_the_prompts() -> None:
     async with client_of(Replay("i_kill9").app()) as client:
         assert await client.queue() == QueueState((), ())

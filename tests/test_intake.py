@@ -624,6 +624,12 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return disk
 
 
+async def test_what_is_announced_has_room_before_it_comes(door: Door, disk: SimpleNamespace) -> None:
+    disk.free = MIB + 10
+    await door.post_form(VIDEO_PART, IMAGE_PART)
+    assert (await door.refusal()).code == "disk_low"
+
+
 async def test_an_upload_ends_when_others_have_taken_its_room(
     door: Door, disk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -676,9 +682,23 @@ async def test_an_upload_is_marked_as_such_until_it_is_refused(door: Door) -> No
     await appears(door.folder.parent, f"{door.folder.name}.upload")
     writer.close()
     await door.refusal()
+    assert not upload_mark(door.folder).exists()
+
+
+async def test_an_upload_is_marked_until_its_job_is_committed(door: Door) -> None:
     await door.post_form(VIDEO_PART, IMAGE_PART)
     await door.submission()
     assert upload_mark(door.folder).exists()
+
+
+async def test_room_is_given_back_when_an_upload_ends(door: Door, disk: SimpleNamespace) -> None:
+    disk.free = MIB + len(BODY) * 3 // 2
+    writer = await door.raw(len(BODY))
+    writer.write(BODY[:100])
+    writer.close()
+    assert (await door.refusal()).code == "incomplete_body"
+    await door.post_form(VIDEO_PART, IMAGE_PART)
+    await door.submission()
 
 
 async def test_a_disk_that_fills_up_is_told(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,14 +6,19 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp import web
 from clips import make_clip, read_numbers
 from processes import Engine, eventually
-from service_rig import ServiceRig, running_service
+from service_rig import QUICK, EngineRig, Handler, ServiceRig, running_service
+from waiting import until
+
+from faceswap.api import keys
 
 FRAMES = 16
 
@@ -145,3 +150,64 @@ async def test_the_only_engine_is_waited_for_however_long_it_is_frozen(clip: Pat
         assert sum("the job waits" in message for message in messages) == 1
         assert messages.count("ComfyUI answers again; the job goes on.") == 1
         assert not any("restarted" in message for message in messages)
+
+
+class Cut:
+    """The way to an engine, which may be cut: a proxy in front of it answers then."""
+
+    def __init__(self, at: str = "") -> None:
+        self.is_cut = False
+        self._at = at
+
+    async def __call__(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self.is_cut = self.is_cut or request.path == self._at
+        return web.Response(status=502) if self.is_cut else await handler(request)
+
+
+async def test_what_was_given_up_is_stopped_after_a_restart_too(clip: Path, tmp_path: Path) -> None:
+    way = Cut()
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await way(request, handler)
+
+    patience = replace(QUICK, unreachable_s=0.3)
+    data = tmp_path / "data"
+    async with EngineRig(tmp_path / "a", lie) as one, EngineRig(tmp_path / "b") as two:
+        one.hold()
+        two.hold()
+        async with running_service(data, one, two, patience=patience, segment_frames=8) as service:
+            prompt_id = await service.post(clip)
+            await eventually(lambda: both_at_work(service))
+            await until(lambda: one.running and two.running)
+            given_up = one.running
+            way.is_cut = True
+            two.release()
+            await ended_well(service, prompt_id, tmp_path)
+        assert one.running == given_up
+        way.is_cut = False
+        async with running_service(data, one, two, patience=patience) as service:
+            await until(lambda: one.running is None)
+            store, name = service.client.app[keys.STORE], service.client.app[keys.RUNNER].backends[0].name
+
+            async def forgotten() -> bool:
+                return not await store.abandoned(name)
+
+            await eventually(forgotten)
+
+
+async def test_an_engine_that_is_gone_before_the_upload_is_left(clip: Path, tmp_path: Path) -> None:
+    way = Cut(at="/upload/image")
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return await way(request, handler)
+
+    async with (
+        EngineRig(tmp_path / "a", lie) as one,
+        EngineRig(tmp_path / "b", paint=True) as two,
+        running_service(tmp_path / "data", one, two) as service,
+    ):
+        prompt_id = await service.post(clip)
+        status = await ended_well(service, prompt_id, tmp_path)
+        assert (status["attempts"], one.submissions, two.submissions) == (2, 0, 1)
+        told = await service.messages(prompt_id)
+        assert any("does not answer; resuming at frame 0" in message for message in told)

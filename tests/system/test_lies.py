@@ -13,6 +13,7 @@ from aiohttp import web
 from clips import Picture, make_clip, read_numbers
 from processes import Engine, eventually, free_port
 from service_rig import QUICK, EngineRig, Handler, ServiceRig, running_service, service_and_engines
+from waiting import until
 
 from faceswap import runner
 from faceswap.api import keys
@@ -380,6 +381,27 @@ async def test_what_only_a_long_prompt_kills_is_done_in_halves_and_costs_others_
         assert read_numbers(await service.download(status, tmp_path / "result.mp4")) == list(range(FRAMES))
         status = await service.ended(other)
         assert status["status"] == "SUCCESS" and status["attempts"] <= 3
+
+
+async def test_what_engines_died_of_waits_until_one_is_free(clip: Path, tmp_path: Path) -> None:
+    data, nobody = tmp_path / "data", f"http://127.0.0.1:{free_port()}"
+    async with running_service(data, nobody) as service:
+        killer = await service.post(clip)
+        store = service.client.app[keys.STORE]
+        for _ in range(2):
+            segment = await store.claim("engine")
+            assert segment is not None
+            await store.give_back(segment, died=True)
+        first, last = await service.post(clip, priority=1), await service.post(clip, priority=-1)
+    async with EngineRig(tmp_path / "engine") as engine:
+        engine.hold()
+        async with running_service(data, engine) as service:
+            # With another at work it would have its turn before the last.
+            await until(lambda: engine.running and engine.pending)
+            assert (await service.segments(killer))[0][2] == 2
+            engine.release()
+            for prompt_id in (first, last, killer):
+                assert (await service.ended(prompt_id))["status"] == "SUCCESS"
 
 
 def workflow_with(folder: Path, node_class: str, **changes: Any) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import json
 import logging
 import resource
@@ -17,7 +19,9 @@ from clips import make_clip, read_numbers
 from processes import Engine, Service, eventually, free_port
 from service_rig import QUICK, EngineRig, Handler, Middleware, running_service, service_and_engines
 
+from faceswap import runner
 from faceswap.client import FaceSwapClient
+from faceswap.comfy.client import ComfyClient
 from faceswap.engine.faults import Faults
 from faceswap.engine.server import ENGINE
 from faceswap.samples import FACE
@@ -100,6 +104,26 @@ async def test_a_service_whose_disk_is_full_while_it_works_goes_on_when_there_is
         assert (status["status"], status["attempts"], engine.submissions) == ("SUCCESS", 1, 1)
 
 
+async def test_a_result_that_finds_no_room_is_fetched_again_when_there_is_some(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "DISK_PAUSE_S", 0.1)
+    fetch, full = ComfyClient.download, 3
+
+    async def download(client: ComfyClient, *arguments: Any) -> int:
+        nonlocal full
+        full -= 1
+        if full >= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return await fetch(client, *arguments)
+
+    monkeypatch.setattr(ComfyClient, "download", download)
+    async with service_and_engines(tmp_path, paint=True) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert (status["status"], status["attempts"], engine.submissions) == ("SUCCESS", 1, 1)
+        assert runner.DISK_FULL_MESSAGE in await service.messages(status["prompt_id"])
+
+
 async def true(value: object) -> bool:
     return bool(value)
 
@@ -146,7 +170,10 @@ def with_memory(free_bytes: int) -> Middleware:
     return lie
 
 
-async def test_segments_are_as_long_as_half_of_an_engines_memory_allows(tmp_path: Path) -> None:
+async def test_segments_are_as_long_as_half_of_an_engines_memory_allows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "faceswap")
     pixels, rate = 96 * 64, Fraction(24)
     clip = make_clip(tmp_path / "long.mp4", 100, size=(96, 64), rate=rate)
     memory = 2 * 37 * pixels * 30
@@ -156,6 +183,7 @@ async def test_segments_are_as_long_as_half_of_an_engines_memory_allows(tmp_path
         assert status["status"] == "SUCCESS", status
         lengths = [frames for _, frames, _ in await service.segments(status["prompt_id"])]
         assert sum(lengths) == 100 and rate <= max(lengths) <= 30
+        assert any(record.getMessage().endswith("in 4 segments") for record in caplog.records)
         assert status["attempts"] == len(lengths) == engine.submissions
         assert read_numbers(await service.download(status, tmp_path / "result.mp4")) == list(range(100))
         # What stays of a segment leaves no room for the next: it is asked to let go of it.
@@ -235,3 +263,29 @@ async def test_more_than_a_hundred_engines_keep_their_sockets_and_are_given_work
         assert (status["status"], status["attempts"]) == ("SUCCESS", 1)
         async with service.client.get("/readyz") as response:
             assert response.status == 200
+
+
+async def test_a_segment_that_was_planned_for_more_memory_is_cut(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "long.mp4", 100, size=(96, 64))
+    inspected = asyncio.Event()
+    less = with_memory(2 * 37 * 96 * 64 * 30)
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path.startswith("/object_info"):
+            inspected.set()
+        if request.path == "/ws":
+            await inspected.wait()  # it is given work as soon as its socket is open
+        return await less(request, handler)
+
+    async with running_service(tmp_path / "data", f"http://127.0.0.1:{free_port()}") as service:
+        prompt_id = await service.post(clip)
+        assert [frames for _, frames, _ in await service.segments(prompt_id)] == [100]
+    async with (
+        EngineRig(tmp_path / "engine", lie, paint=True) as engine,
+        running_service(tmp_path / "data", engine) as service,
+    ):
+        status = await service.ended(prompt_id)
+        assert status["status"] == "SUCCESS", status
+        lengths = [frames for _, frames, _ in await service.segments(prompt_id)]
+        assert sum(lengths) == 100 and max(lengths) <= 30
+        assert status["attempts"] == engine.submissions == len(lengths)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import numpy as np
 import pytest
-from clips import frame_times, make_clip, read_numbers, sound_packets, with_edit_list
+from clips import Picture, frame_times, make_clip, read_numbers, sound_packets, with_edit_list
 from processes import eventually
 from service_rig import ServiceRig, service_and_engines
 
@@ -171,3 +172,18 @@ async def test_a_few_frames_that_last_for_years_are_refused(gap: str, tmp_path: 
             problem = await response.json()
         assert (response.status, problem["code"]) == (422, "video_too_long"), problem
         assert service.files() == []
+
+
+def noise(number: int, width: int, height: int) -> Picture:
+    return np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
+
+
+async def test_a_piece_that_is_too_large_is_done_in_two(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path / "noise.mp4", 24, draw=noise, gop=1)
+    limits = {"max_upload_size": clip.stat().st_size * 6 // 10}
+    async with service_and_engines(tmp_path, paint=True, **limits) as (service, (engine,)):
+        status = await service.ended(await service.post(clip))
+        assert status["status"] == "SUCCESS", status
+        lengths = [frames for _, frames, _ in await service.segments(status["prompt_id"])]
+        assert (sum(lengths), max(lengths)) == (24, 12)
+        assert len(engine.loads) == len(lengths)
