@@ -117,7 +117,8 @@ class Trouble:
         """What an engine has made and nobody fetched yet vanishes."""
         output = self._world.engines[self._engine()].data_dir / "temp"
         for name in files_in(output):
-            (output / name).unlink(missing_ok=True)
+            if "/" in name:  # a job's; the rest is what the engine is at work on
+                (output / name).unlink(missing_ok=True)
 
     async def _fill_the_services_disk(self) -> None:
         await self._fill(self._world.disks[0])
