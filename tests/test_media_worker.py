@@ -162,7 +162,7 @@ async def test_memory_beyond_the_limit_is_refused_not_taken(tmp_path: Path) -> N
     cv2.imwrite(str(image), np.zeros((6000, 8000, 3), np.uint8))
     call = json.dumps({"call": "probe_image", "arguments": {"path": str(image)}}) + "\n"
     answers = []
-    for limit in (child.MAX_DATA_BYTES, 350 << 20):
+    for limit in (child.MAX_DATA_BYTES, 450 << 20):
         code = f"from faceswap.media import child; child.MAX_DATA_BYTES = {limit}; child.main()"
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", code, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE

@@ -187,9 +187,10 @@ async def test_waiting_ends_after_its_time(idle: Api) -> None:
     prompt_id = await idle.submit()
 
     async def told() -> bool:
-        return "the job waits" in (await idle.status(prompt_id))["progress"]["step"]
+        status = await idle.status(prompt_id)
+        return "the job waits" in status["progress"]["step"] and bool(status["updated_at"] > status["created_at"])
 
-    # Until then it changes: no engine is there, and it is told.
+    # Until then it changes: no engine is there, and it is told so.
     await eventually(told)
     etag = (await idle.get(f"/status/{prompt_id}")).headers["ETag"]
     started = time.monotonic()
