@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 TICK_S = 0.25
 """At most four progress events a second."""
-KEEP_EVERY = 4
-"""Of these one is kept in the database: one a second."""
+PAUSE_S = 2.0
+"""After what is to be told could not be stored."""
 PREVIEW_S = 1.0
 
 
@@ -30,7 +30,6 @@ class Reporter:
     progress: JobProgress
     start: float
     """The percentage at which it was taken up."""
-    ticks: int = 0
     told: float = -1.0
     previewed_at: float = 0.0
     preview_is_new: bool = False
@@ -81,29 +80,41 @@ class Reports:
         """Report for as long as the service runs."""
         while True:
             await asyncio.sleep(TICK_S)
-            for prompt_id, reporter in list(self._reporters.items()):
-                try:
-                    await self._report(prompt_id, reporter)
-                except sqlite3.Error as error:
-                    log.warning("progress of %s: %s", prompt_id, error)
+            try:
+                await self._report_all()
+            except sqlite3.Error as error:
+                log.warning("progress cannot be stored: %s", error)
+                await asyncio.sleep(PAUSE_S)
 
-    async def _report(self, prompt_id: str, reporter: Reporter) -> None:
+    async def _report_all(self) -> None:
+        """Tell of all jobs at once: stored first, in one commit, so that no restart takes back what was told."""
         now = time.monotonic()
-        report = reporter.progress.report(now)
-        if reporter.told < 0:
-            # However fast the first frames were: a watcher sees where it starts.
-            report = replace(report, percentage=reporter.start, current=int(reporter.start / 100 * report.total))
-        if report.percentage > reporter.told and reporter.progress.moving:
-            reporter.told = report.percentage
-            if reporter.ticks % KEEP_EVERY == 0:
-                await self._store.progress(prompt_id, _progress_event(report))
-            else:
-                await self._store.announce(prompt_id, "progress", _progress_event(report))
-            reporter.ticks += 1
-        if reporter.preview_is_new and now - reporter.previewed_at >= PREVIEW_S and prompt_id in self._reporters:
-            reporter.preview_is_new, reporter.previewed_at = False, now
-            data = {"url": f"/preview/{prompt_id}", "frame": report.current}
-            await self._store.announce(prompt_id, "preview", data)
+        reports = {prompt_id: _report(reporter, now) for prompt_id, reporter in self._reporters.items()}
+        news = {
+            prompt_id: report
+            for prompt_id, report in reports.items()
+            if report.percentage > self._reporters[prompt_id].told and self._reporters[prompt_id].progress.moving
+        }
+        if news:
+            await self._store.progress({prompt_id: _progress_event(report) for prompt_id, report in news.items()})
+        for prompt_id, report in reports.items():
+            reporter = self._reporters.get(prompt_id)
+            if reporter is None:
+                continue
+            if prompt_id in news:
+                reporter.told = report.percentage
+            if reporter.preview_is_new and now - reporter.previewed_at >= PREVIEW_S:
+                reporter.preview_is_new, reporter.previewed_at = False, now
+                data = {"url": f"/preview/{prompt_id}", "frame": report.current}
+                await self._store.announce(prompt_id, "preview", data)
+
+
+def _report(reporter: Reporter, now: float) -> Report:
+    """How far a job is. The first time it is where it starts, however fast the first frames were."""
+    report = reporter.progress.report(now)
+    if reporter.told < 0:
+        report = replace(report, percentage=reporter.start, current=int(reporter.start / 100 * report.total))
+    return report
 
 
 def _progress_event(report: Report) -> dict[str, object]:

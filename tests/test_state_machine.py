@@ -160,7 +160,7 @@ class Jobs(RuleBasedStateMachine):
         before = self.job(prompt_id)
         data = {"percentage": percentage, "current": 0, "total": 1, "fps": None, "eta_seconds": None}
         if kind == "progress":
-            self.run(self.store.progress(prompt_id, data))
+            self.run(self.store.progress({prompt_id: data}))
             assert self.job(prompt_id).percentage >= before.percentage
         elif kind == "tell":
             self.run(self.store.tell(prompt_id, "status", data))

@@ -364,10 +364,10 @@ async def test_a_job_whose_segments_are_done_is_found_to_be_joined(store: Store)
 
 async def test_progress_never_falls(store: Store, published: list[Event]) -> None:
     job = await create(store)
-    await store.progress(job.prompt_id, progress(5.0))  # not yet processing
+    await store.progress({job.prompt_id: progress(5.0)})  # not yet processing
     await claim(store)
     for percentage in (10.0, 30.0, 20.0, 30.0):
-        await store.progress(job.prompt_id, progress(percentage))
+        await store.progress({job.prompt_id: progress(percentage)})
     told = [event.data["percentage"] for event in published if event.type == "progress"]
     assert told == [10.0, 30.0, 30.0]
     assert (await store.job(job.prompt_id)).percentage == 30.0
@@ -377,7 +377,7 @@ async def test_replay_holds_the_newest_progress_only(store: Store) -> None:
     job = await create(store)
     await claim(store)
     for percentage in (10.0, 20.0):
-        await store.progress(job.prompt_id, progress(percentage))
+        await store.progress({job.prompt_id: progress(percentage)})
         await store.tell(job.prompt_id, "status", {"message": str(percentage)})
     events = await store.events(job.prompt_id, 0)
     assert [event.type for event in events] == ["queued", "status", "progress", "status"]
@@ -410,7 +410,7 @@ async def test_an_end_is_final(store: Store) -> None:
     assert not await store.cancelled(job.prompt_id)
     assert not await finish(store, job)
     await store.tell(job.prompt_id, "status", {})
-    await store.progress(job.prompt_id, progress(100.0))
+    await store.progress({job.prompt_id: progress(100.0)})
     assert await store.job(job.prompt_id) == job
     assert await types_of(store, job) == ["queued", "progress", "completed"]
 
@@ -425,7 +425,7 @@ async def test_a_failure_ends_all_segments_and_is_told(store: Store) -> None:
     job = await create(store, segments=3)
     await store.finish_segment(await claim(store), "1.mp4", None)
     running = await claim(store)
-    await store.progress(job.prompt_id, progress(40.0))
+    await store.progress({job.prompt_id: progress(40.0)})
     assert await store.fail(job.prompt_id, "out_of_memory", "Too large.")
     failed = await store.job(job.prompt_id)
     assert (failed.state, failed.code, failed.error, failed.eta_s) == (
@@ -710,12 +710,12 @@ async def test_event_numbers_grow_when_progress_comes_first_after_a_crash(path: 
         segment = await claim(store)
         for _ in range(2 * SEQ_GAP):
             await store.announce(job.prompt_id, "progress", {})
-        await store.progress(job.prompt_id, progress(50.0))
+        await store.progress({job.prompt_id: progress(50.0)})
         seen = (await store.events(job.prompt_id, 0))[-1].seq
         await store.finish_segment(segment, "1.mp4", None)
     published: list[Event] = []
     async with opened(path, published) as store:
-        await (store.progress(job.prompt_id, progress(60.0)) if first == "progress" else finish(store, job))
+        await (store.progress({job.prompt_id: progress(60.0)}) if first == "progress" else finish(store, job))
         assert published[0].seq > seen
         assert await store.events(job.prompt_id, seen) == published
 
@@ -862,7 +862,7 @@ async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path)
     await store.waiting_frames()
     await store.next_due_s()
     while segment := await store.claim("one"):
-        await store.progress(job.prompt_id, progress(1.0))
+        await store.progress({job.prompt_id: progress(1.0)})
         await store.submitted()
         await store.finish_segment(segment, "x.mp4", None)
     await store.unfinished()

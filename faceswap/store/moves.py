@@ -168,22 +168,23 @@ class JobMoves(Database):
             ):
                 await self._replace(events, prompt_id, type, data)
 
-    async def progress(self, prompt_id: str, data: Mapping[str, Any]) -> None:
-        """Publish a job's progress and keep it, in place of the older one, for `/status` and for who comes later."""
+    async def progress(self, news: Mapping[str, Mapping[str, Any]]) -> None:
+        """Publish the progress of jobs, by id, and keep it, in place of the older one, for who asks or comes later."""
         async with self._transaction() as events:
-            moved = await self._one(
-                "UPDATE job SET percentage = ?, current_frame = ?, fps = ?, eta_s = ?, updated_at = ?"
-                " WHERE prompt_id = ? AND state = 'PROCESSING' AND percentage <= ? RETURNING 1",
-                data["percentage"],
-                data["current"],
-                data["fps"],
-                data["eta_seconds"],
-                now_ms(),
-                prompt_id,
-                data["percentage"],
-            )
-            if moved:
-                await self._replace(events, prompt_id, "progress", data)
+            for prompt_id, data in news.items():
+                moved = await self._one(
+                    "UPDATE job SET percentage = ?, current_frame = ?, fps = ?, eta_s = ?, updated_at = ?"
+                    " WHERE prompt_id = ? AND state = 'PROCESSING' AND percentage <= ? RETURNING 1",
+                    data["percentage"],
+                    data["current"],
+                    data["fps"],
+                    data["eta_seconds"],
+                    now_ms(),
+                    prompt_id,
+                    data["percentage"],
+                )
+                if moved:
+                    await self._replace(events, prompt_id, "progress", data)
 
     async def _replace(self, events: list[Event], prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
         """Store an event in place of the older ones of its kind."""
