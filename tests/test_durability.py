@@ -50,6 +50,7 @@ def synced(monkeypatch: pytest.MonkeyPatch) -> Synced:
 async def test_an_upload_is_synced_and_so_are_the_folders_that_lead_to_it(synced: Synced, tmp_path: Path) -> None:
     path = tmp_path / "inputs" / "job-1"
     async with new_input_folder(path, Room(0)) as folder:
+        folder.expect(1000)
         sink = FileSink(folder, "video", 1000)
         await sink.write(b"bytes")
         assert (await sink.finish()).size == 5
