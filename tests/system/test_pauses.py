@@ -134,7 +134,7 @@ async def asked(engine: EngineRig, path: str) -> bool:
 
 async def test_jobs_are_told_that_no_engine_answers_and_again_when_one_does(clip: Path, tmp_path: Path) -> None:
     port = free_port()
-    engine = Engine(tmp_path, paint=True)
+    engine = Engine(tmp_path, hold_until=str(tmp_path / "released"))
     engine._command = tuple(str(port) if part == str(engine.port) else part for part in engine._command)
     async with running_service(tmp_path / "data", f"http://127.0.0.1:{port}") as service:
         prompt_id = await service.post(clip)
@@ -150,6 +150,12 @@ async def test_jobs_are_told_that_no_engine_answers_and_again_when_one_does(clip
         async with service.client.get("/readyz") as response:
             assert response.status == 503
         async with engine:
+
+            async def told_again() -> bool:
+                return "ComfyUI answers again; the job goes on." in await service.messages(prompt_id)
+
+            await eventually(told_again)
+            engine.release()
             status = await service.ended(prompt_id)
         assert status["status"] == "SUCCESS"
         messages = await service.messages(prompt_id)
