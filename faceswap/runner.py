@@ -387,7 +387,7 @@ class Runner:
         message = "Retrieving face-swapped video…"
         if job.segments_total > 1:
             message = f"Retrieving part {segment.number + 1} of {job.segments_total}…"
-        await self._reports.tell(job.prompt_id, "status", {"status": job.state, "message": message}, step=message)
+        await self._reports.tell_status(job.prompt_id, message, message)
         if "%" in files[-1].filename:
             raise JobFailure("format_not_joinable", A_FILE_A_FRAME)
         share = outcome.swapped.get(workflow.swap)

@@ -161,7 +161,7 @@ class Uploads:
         if not always and await self._media.cuttable(video):
             return False
         message = "Preparing the video…"
-        await self._reports.tell(job.prompt_id, "status", {"status": job.state, "message": message}, step=message)
+        await self._reports.tell_status(job.prompt_id, message, message)
         await self._media.prepare(video, prepared, job.inputs.frames, job.total_frames, job.options.rate)
         return True
 

@@ -130,28 +130,25 @@ class JobMoves(Database):
     async def tell(self, prompt_id: str, type: str, data: Mapping[str, Any], step: str | None = None) -> None:
         """Store and publish an event of a job that has not ended, and the step `/status` shows."""
         async with self._transaction() as events:
-            open_job = await self._one(
-                "UPDATE job SET step = coalesce(?, step), updated_at = ?"
-                " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING') RETURNING 1",
-                step,
-                now_ms(),
-                prompt_id,
-            )
-            if open_job:
+            if await self._take_step(prompt_id, step):
                 await self._add_event(events, prompt_id, type, data)
 
     async def tell_status(self, prompt_id: str, message: str, step: str | None = None) -> None:
         """Store and publish a `status` event of a job that has not ended, with the state it is in."""
         async with self._transaction() as events:
-            row = await self._one(
-                "UPDATE job SET step = coalesce(?, step), updated_at = ?"
-                " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING') RETURNING state",
-                step,
-                now_ms(),
-                prompt_id,
-            )
-            if row:
-                await self._add_event(events, prompt_id, "status", {"status": row[0], "message": message})
+            if state := await self._take_step(prompt_id, step):
+                await self._add_event(events, prompt_id, "status", {"status": state, "message": message})
+
+    async def _take_step(self, prompt_id: str, step: str | None) -> str | None:
+        """Note what a job does now, unless that is None; returns its state, None when it has ended."""
+        row = await self._one(
+            "UPDATE job SET step = coalesce(?, step), updated_at = ?"
+            " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING') RETURNING state",
+            step,
+            now_ms(),
+            prompt_id,
+        )
+        return None if row is None else str(row[0])
 
     async def announce(self, prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
         """Publish an event that the next of its kind supersedes: numbered in order with the others, not stored.
