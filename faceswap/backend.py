@@ -156,10 +156,13 @@ class Backend:
             if free_bytes is not None and not (queue.running or queue.pending):
                 # What it has when it rests: while it works, much of that is in use by what is to be replaced.
                 self._free_bytes = max(free_bytes, self._free_bytes or 0)
-            infos = {name: await self.client.object_info(name) for name in node_classes(self._graph)}
-            self.problems = problems(self._graph, infos)
         except ComfyError as error:
             self._note(error)
+            return
+        # A node that fetches its models while it is asked may keep this answer back, and nothing else.
+        with suppress(ComfyError):
+            infos = {name: await self.client.object_info(name) for name in node_classes(self._graph)}
+            self.problems = problems(self._graph, infos)
 
     def frame_limit(self, pixels: int, frame_rate: float) -> int | None:
         """How many frames of so many pixels a segment may have for its memory, at least a second's; None for any."""

@@ -73,11 +73,13 @@ class EngineWatch:
         if self.outage is None:
             log.warning("%s", sentence)
         self.outage = sentence
-        waiting = await self._store.needing_engine(MOST_TOLD)
-        for prompt_id in waiting:
+        for prompt_id in await self._waiting():
             if prompt_id not in self._told:
                 self._told.add(prompt_id)
                 await self._tell_job(prompt_id, sentence)
+
+    async def _waiting(self) -> list[str]:
+        return await retry_writes(partial(self._store.needing_engine, MOST_TOLD))
 
     def _trouble(self) -> str:
         if len(self._backends) == 1:
@@ -99,7 +101,7 @@ class EngineWatch:
     async def _end_all(self) -> None:
         hours = self._patience.gone_s / 3600
         sentence = f"No ComfyUI could be reached for {hours:.0f} hours; start it, then retry the job."
-        while waiting := await self._store.needing_engine(MOST_TOLD):
+        while waiting := await self._waiting():
             for prompt_id in waiting:
                 await self._fail(prompt_id, JobFailure("engine_unreachable", sentence))
 

@@ -113,5 +113,6 @@ class Recovery:
 
     async def _can_split(self, segment: Segment) -> bool:
         """Whether a segment can be done in shorter ones."""
-        workflow = self._workflows.get((await self._store.job(segment.prompt_id)).workflow)
+        job = await retry_writes(partial(self._store.job, segment.prompt_id))
+        workflow = self._workflows.get(job.workflow)
         return segment.frame_count > 1 and workflow is not None and workflow.splittable
