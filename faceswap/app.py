@@ -11,21 +11,20 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from .admission import Admission
 from .api import keys, middleware
 from .api.routes import add_routes
-from .backend import EMBEDDED, Backend, frame_limit
+from .comfy.backend import EMBEDDED, Backend, frame_limit
 from .comfy.client import ComfyClient
 from .comfy.embedded import EmbeddedEngine
-from .config import ConfigError, Settings, resource_dir
-from .fetch import Fetcher
-from .flight import Patience
-from .folders import Folders
+from .config import ConfigError, Settings, Timeouts, resource_dir
+from .files import Files
 from .hub import Hub
-from .intake import Intake
+from .intake.fetch import Fetcher
+from .intake.readers import Intake
+from .intake.submit import Submitter
 from .janitor import Janitor
 from .media import MediaWorker
-from .reports import Reports
+from .progress_reporter import ProgressReporter
 from .runner import Runner
 from .store import Store
 from .workflow import Graph, Workflow, WorkflowError, load_workflows
@@ -54,36 +53,36 @@ def load_workflow(settings: Settings) -> dict[str, Workflow]:
     return workflows
 
 
-def create_app(settings: Settings, patience: Patience | None = None) -> web.Application:
+def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Application:
     """The service, ready to be run. Raises `ConfigError` for a workflow that cannot be used."""
-    patience = patience or Patience()
+    timeouts = timeouts or Timeouts()
     app = web.Application(middlewares=[middleware.problems, middleware.same_origin])
     app[keys.SETTINGS] = settings
     app[keys.HUB] = Hub()
-    app[keys.FOLDERS] = Folders(settings.data_dir)
+    app[keys.FILES] = Files(settings.data_dir)
     app[FAILED] = asyncio.Event()
     workflows = load_workflow(settings)
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
         """From the ground up; torn down in the reverse order."""
-        folders, hub = app[keys.FOLDERS], app[keys.HUB]
-        folders.create()
-        store = app[keys.STORE] = await Store.open(folders.database, resource_dir("migrations"), hub.publish)
+        files, hub = app[keys.FILES], app[keys.HUB]
+        files.create()
+        store = app[keys.STORE] = await Store.open(files.database, resource_dir("migrations"), hub.publish)
         media, fetcher = MediaWorker(), Fetcher(settings.url_allow)
         # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.
         session = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
         try:
-            engine = None if settings.comfyui_urls else _embedded_engine(settings, folders)
+            engine = None if settings.comfyui_urls else _embedded_engine(settings, files)
             app[keys.ENGINE] = engine
             graph = workflows[settings.workflow].graph
-            backends = await make_backends(settings, store, session, patience, engine, graph)
-            admission = app[keys.ADMISSION] = Admission(
+            backends = await make_backends(settings, store, session, timeouts, engine, graph)
+            submitter = app[keys.SUBMITTER] = Submitter(
                 settings, store, media, workflows, partial(frame_limit, backends)
             )
-            app[keys.INTAKE] = Intake(settings, fetcher, admission.check_options)
-            reports = app[keys.REPORTS] = Reports(store)
-            runner = app[keys.RUNNER] = Runner(store, folders, media, reports, workflows, backends, patience)
-            janitor = Janitor(settings, store, folders)
+            app[keys.INTAKE] = Intake(settings, fetcher, submitter.check_options)
+            progress_reporter = app[keys.REPORTS] = ProgressReporter(store)
+            runner = app[keys.RUNNER] = Runner(store, files, media, progress_reporter, workflows, backends, timeouts)
+            janitor = Janitor(settings, store, files)
             await janitor.clear_debris()
             background = asyncio.create_task(_background(runner, janitor, engine), name="background")
             background.add_done_callback(lambda task: _check(task, app[FAILED]))
@@ -107,7 +106,7 @@ async def make_backends(
     settings: Settings,
     store: Store,
     session: aiohttp.ClientSession,
-    patience: Patience,
+    timeouts: Timeouts,
     engine: EmbeddedEngine | None,
     graph: Graph,
 ) -> list[Backend]:
@@ -115,7 +114,7 @@ async def make_backends(
 
     async def backend(name: str, client: ComfyClient) -> Backend:
         client_id, abandoned = await store.client_id(name), await store.abandoned(name)
-        return Backend(name, client, client_id, patience, abandoned=abandoned, graph=graph)
+        return Backend(name, client, client_id, timeouts, abandoned=abandoned, graph=graph)
 
     if engine is not None:
         return [await backend(EMBEDDED, ComfyClient(URL("http://127.0.0.1:1"), session, engine.headers))]
@@ -126,9 +125,9 @@ async def make_backends(
     return backends
 
 
-def _embedded_engine(settings: Settings, folders: Folders) -> EmbeddedEngine:
+def _embedded_engine(settings: Settings, files: Files) -> EmbeddedEngine:
     limit = settings.max_upload_bytes + FORM_BYTES
-    return EmbeddedEngine(folders.engine, extra_args=("--max-upload-size", str(limit)))
+    return EmbeddedEngine(files.engine, extra_args=("--max-upload-size", str(limit)))
 
 
 async def _background(runner: Runner, janitor: Janitor, engine: EmbeddedEngine | None) -> None:

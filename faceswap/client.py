@@ -30,7 +30,7 @@ RESUMES = 10
 
 MAX_PAUSE_S = 8.0
 _CHUNK_BYTES = 1 << 18
-_PASSING = frozenset({0, 429, 502, 503, 504})
+_TRANSIENT = frozenset({0, 429, 502, 503, 504})
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
 """Of silence, not of work: an upload takes as long as it takes, and an event stream says something every 15 s."""
 
@@ -213,7 +213,7 @@ class FaceSwapClient:
                             ended = event.terminal
                             yield event
             except ClientError as error:
-                if error.status not in _PASSING:
+                if error.status not in _TRANSIENT:
                     raise
                 cause = error
             if ended:
@@ -253,7 +253,7 @@ class FaceSwapClient:
                             partial.write(chunk)
                     break
                 except ClientError as error:
-                    if error.status not in _PASSING:
+                    if error.status not in _TRANSIENT:
                         raise
                     failures = 1 if partial.size > before else failures + 1
                     await self._pause(failures, 0.5, error)

@@ -202,3 +202,33 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "log_format": _choice("text", "json"),
     "log_level": _choice("debug", "info", "warning", "error"),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """The bounds of every wait for an engine, in seconds, and of every repetition."""
+
+    reconcile_s: float = 3.0
+    """Between two looks at queue and history while a prompt is out."""
+    silence_s: float = 20.0
+    """Silence on the socket, while a prompt runs, after which the socket is distrusted."""
+    stuck_s: float = 600.0
+    """Silence after which the engine is held for stuck."""
+    stop_s: float = 60.0
+    """For an interrupted prompt to leave the queue."""
+    unreachable_s: float = 30.0
+    """Without an answer before the work is given to another ComfyUI, where there is one."""
+    confirm_s: float = 0.5
+    """Between the two looks that must both miss a prompt before it is lost."""
+    retry_s: tuple[float, ...] = (2.0, 10.0)
+    """Before the second and the third attempt at what may pass by itself; there is no fourth."""
+    gone_s: float = 24 * 3600.0
+    """Without any engine before the jobs that wait for one end."""
+    loss_limit: int = 25
+    """Times a prompt may be forgotten before its job fails."""
+    death_limit: int = 5
+    """Times in a row an engine may die while it works on a segment before its job fails: some videos kill engines."""
+    inspect_s: float = 60.0
+    """Between two looks at what a ComfyUI has: its nodes, its models, its memory."""
+    outage_s: float = 3.0
+    """Without any ComfyUI before the jobs that wait for one are told."""

@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
-from .backend import Backend
+from .comfy.backend import Backend
 from .comfy.client import ComfyError
+from .config import Timeouts
 from .errors import JobFailure
-from .flight import Patience
 from .store import Store, retry_writes
 
 log = logging.getLogger(__name__)
@@ -36,14 +36,14 @@ class EngineWatch:
         self,
         store: Store,
         backends: Sequence[Backend],
-        patience: Patience,
+        timeouts: Timeouts,
         fail: Callable[[str, JobFailure], Awaitable[None]],
     ) -> None:
         """`fail(prompt_id, failure)` ends a job."""
         self.outage: str | None = None
         self._store = store
         self._backends = backends
-        self._patience = patience
+        self._timeouts = timeouts
         self._fail = fail
         self._told: set[str] = set()
 
@@ -57,29 +57,29 @@ class EngineWatch:
     async def _watch(self) -> None:
         well_at, well_since = time.monotonic(), datetime.now(UTC)
         while True:
-            await asyncio.sleep(min(LOOK_S, self._patience.outage_s / 2, self._patience.gone_s / 4))
+            await asyncio.sleep(min(LOOK_S, self._timeouts.outage_s / 2, self._timeouts.gone_s / 4))
             if any(backend.healthy for backend in self._backends):
                 well_at, well_since = time.monotonic(), datetime.now(UTC)
                 await self._all_clear()
                 continue
             gone_s = time.monotonic() - well_at
-            if gone_s > self._patience.outage_s:
+            if gone_s > self._timeouts.outage_s:
                 await self._tell(well_since)
-            if gone_s > self._patience.gone_s:
+            if gone_s > self._timeouts.gone_s:
                 await self._end_all()
 
     async def _tell(self, since: datetime) -> None:
-        sentence = f"{self._trouble()} since {since:%Y-%m-%d %H:%M:%S} UTC; the job waits."
+        message = f"{self._trouble()} since {since:%Y-%m-%d %H:%M:%S} UTC; the job waits."
         if self.outage is None:
-            log.warning("%s", sentence)
-        self.outage = sentence
+            log.warning("%s", message)
+        self.outage = message
         for prompt_id in await self._waiting():
             if prompt_id not in self._told:
                 self._told.add(prompt_id)
-                await self._tell_job(prompt_id, sentence)
+                await self._tell_job(prompt_id, message)
 
     async def _waiting(self) -> list[str]:
-        return await retry_writes(partial(self._store.needing_engine, MOST_TOLD))
+        return await retry_writes(partial(self._store.jobs_needing_engine, MOST_TOLD))
 
     def _trouble(self) -> str:
         if len(self._backends) == 1:
@@ -96,26 +96,26 @@ class EngineWatch:
             await self._tell_job(prompt_id, "ComfyUI answers again; the job goes on.")
 
     async def _tell_job(self, prompt_id: str, message: str) -> None:
-        await retry_writes(partial(self._store.tell_status, prompt_id, message))
+        await retry_writes(partial(self._store.add_status, prompt_id, message))
 
     async def _end_all(self) -> None:
-        hours = self._patience.gone_s / 3600
-        sentence = f"No ComfyUI could be reached for {hours:.0f} hours; start it, then retry the job."
+        hours = self._timeouts.gone_s / 3600
+        message = f"No ComfyUI could be reached for {hours:.0f} hours; start it, then retry the job."
         while waiting := await self._waiting():
             for prompt_id in waiting:
-                await self._fail(prompt_id, JobFailure("engine_unreachable", sentence))
+                await self._fail(prompt_id, JobFailure("engine_unreachable", message))
 
     async def _stop_abandoned(self, backend: Backend) -> None:
-        pause_s = self._patience.confirm_s
+        pause_s = self._timeouts.confirm_s
         while True:
             await asyncio.sleep(pause_s)
-            pause_s = self._patience.reconcile_s
+            pause_s = self._timeouts.reconcile_s
             if not backend.abandoned:
                 continue
             try:
                 gone = await backend.stop_abandoned()
             except ComfyError:
                 continue
-            pause_s = self._patience.confirm_s
+            pause_s = self._timeouts.confirm_s
             if gone:
                 await retry_writes(partial(self._store.forget_abandoned, gone))

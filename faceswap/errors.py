@@ -79,13 +79,13 @@ class Unavailable(Problem):
 
 
 class JobFailure(Exception):
-    """Why a job or one attempt at a segment failed: a stable `code`, a `sentence` that says what to do.
+    """Why a job or one attempt at a segment failed: a stable `code`, a `message` that says what to do.
 
-    `passing` is true when the cause may pass by itself, so that another attempt makes sense.
+    `transient` is true when the cause may pass by itself, so that another attempt makes sense.
     """
 
-    def __init__(self, code: str, sentence: str, *, passing: bool = False) -> None:
-        super().__init__(sentence)
+    def __init__(self, code: str, message: str, *, transient: bool = False) -> None:
+        super().__init__(message)
         self.code = code
-        self.sentence = sentence
-        self.passing = passing
+        self.message = message
+        self.transient = transient

@@ -8,8 +8,8 @@ import sqlite3
 from datetime import UTC, datetime, timedelta
 
 from .config import Settings
-from .folders import ERASURE, UPLOAD, Folders
-from .inputs import accept_upload, erase_upload
+from .files import ERASURE, UPLOAD, Files
+from .intake.files import accept_upload, erase_upload
 from .store import Store, now_ms
 
 log = logging.getLogger(__name__)
@@ -21,10 +21,10 @@ BATCH = 100
 class Janitor:
     """Erases on time. What goes is marked in the database first, so that nobody is promised what is half gone."""
 
-    def __init__(self, settings: Settings, store: Store, folders: Folders) -> None:
+    def __init__(self, settings: Settings, store: Store, files: Files) -> None:
         self._settings = settings
         self._store = store
-        self._folders = folders
+        self._files = files
 
     async def run(self) -> None:
         """Sweep for as long as the service runs."""
@@ -40,14 +40,14 @@ class Janitor:
         now = now_ms()
         while due := await self._store.with_expired_inputs(now - self._settings.input_ttl_s * 1000, BATCH):
             for prompt_id in due:
-                if await self._store.inputs_erased(prompt_id):
-                    await asyncio.to_thread(self._folders.erase_inputs, prompt_id)
+                if await self._store.mark_inputs_erased(prompt_id):
+                    await asyncio.to_thread(self._files.erase_inputs, prompt_id)
         while results := await self._store.with_expired_results(now - self._settings.output_ttl_s * 1000, BATCH):
             for prompt_id, filename in results:
-                await self._store.result_erased(prompt_id)
-                await asyncio.to_thread(self._folders.erase_result, filename)
+                await self._store.mark_result_erased(prompt_id)
+                await asyncio.to_thread(self._files.erase_result, filename)
         before = datetime.now(UTC) - timedelta(seconds=self._settings.output_ttl_s)
-        await asyncio.to_thread(self._folders.erase_lost, before)
+        await asyncio.to_thread(self._files.erase_lost, before)
 
     async def clear_debris(self) -> None:
         """Put in order what a crash left. Called once, before the first request. Raises `OSError`.
@@ -61,43 +61,43 @@ class Janitor:
 
     async def _finish_erasures(self) -> None:
         """Delete the records of jobs that were being erased for good; what was left of their files is gone."""
-        marked = await asyncio.to_thread(self._folders.marked, ERASURE)
+        marked = await asyncio.to_thread(self._files.marked, ERASURE)
         for prompt_id in marked - await self._store.with_inputs(marked):  # of those that have them, none was begun
             await self._store.erase(prompt_id)
         for prompt_id in marked:
-            self._folders.erasure_mark(prompt_id).unlink(missing_ok=True)
+            self._files.erasure_mark(prompt_id).unlink(missing_ok=True)
 
     async def _clear_uploads(self) -> None:
         """Erase uploads that did not become a job; of those that did, only the mark was left."""
-        marked = await asyncio.to_thread(self._folders.marked, UPLOAD)
+        marked = await asyncio.to_thread(self._files.marked, UPLOAD)
         known = await self._store.known(marked)
         for prompt_id in marked:
-            inputs = self._folders.inputs(prompt_id)
+            inputs = self._files.inputs(prompt_id)
             await asyncio.to_thread(accept_upload if prompt_id in known else erase_upload, inputs)
 
     async def _clear_inputs(self) -> set[str]:
         """Erase the inputs that were to go; returns the ids of the jobs that the database does not know."""
-        folders = set(await asyncio.to_thread(lambda: set(self._folders.job_folders())))
+        folders = await asyncio.to_thread(lambda: set(self._files.job_folders()))
         known = await self._store.known(folders)
         for prompt_id in known - await self._store.with_inputs(folders):
-            await asyncio.to_thread(self._folders.erase_inputs, prompt_id)
+            await asyncio.to_thread(self._files.erase_inputs, prompt_id)
         return folders - known
 
     async def _clear_results(self) -> set[str]:
         """Erase results that were to go or never committed; returns those that the database does not know."""
-        files = set(await asyncio.to_thread(lambda: set(self._folders.results())))
-        known = await self._store.known_results(files)
-        for filename in known - await self._store.unexpired_results(files):
-            await asyncio.to_thread(self._folders.erase_result, filename)
-        return files - known
+        results = await asyncio.to_thread(lambda: set(self._files.results()))
+        known = await self._store.known_results(results)
+        for filename in known - await self._store.unexpired_results(results):
+            await asyncio.to_thread(self._files.erase_result, filename)
+        return results - known
 
     async def _set_aside(self, prompt_ids: set[str], filenames: set[str]) -> None:
-        moved = await asyncio.to_thread(self._folders.set_aside, prompt_ids, filenames, datetime.now(UTC))
+        moved = await asyncio.to_thread(self._files.set_aside, prompt_ids, filenames, datetime.now(UTC))
         if moved:
             log.warning(
                 "the database knows nothing of %d files and folders in the data folder; is it the right one?"
                 " They are in %s now and will be erased in %d s",
                 len(moved),
-                self._folders.lost,
+                self._files.lost,
                 self._settings.output_ttl_s,
             )

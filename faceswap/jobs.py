@@ -44,7 +44,7 @@ class SegmentState(enum.StrEnum):
     """Gave up; the job fails with it."""
 
 
-MOVES: Mapping[JobState, frozenset[JobState]] = {
+TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     JobState.QUEUED: frozenset({JobState.PROCESSING, JobState.FAILED, JobState.CANCELLED}),
     JobState.PROCESSING: frozenset({JobState.SUCCESS, JobState.FAILED, JobState.CANCELLED}),
     JobState.SUCCESS: frozenset(),

@@ -17,19 +17,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from .backend import DANGEROUS_DEATHS, EMBEDDED, MAX_PROMPTS, Backend
+from .comfy.backend import DANGEROUS_DEATHS, EMBEDDED, MAX_PROMPTS, Backend
 from .comfy.client import ComfyError, Outcome
+from .comfy.in_flight import GivenUp, InFlightPrompt, Lost, Stopped
+from .comfy.inputs import Uploads
+from .config import Timeouts
 from .engine_watch import EngineWatch
 from .errors import DISK_FULL, JobFailure, NotFound, Problem
-from .flight import Flight, GivenUp, Lost, Patience, Stopped
-from .folders import Folders
+from .files import Files
 from .jobs import TERMINAL, Job, Segment
 from .media import MediaWorker, Verdict
 from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED
+from .progress_reporter import ProgressReporter
 from .recovery import Recovery
-from .reports import Reports
-from .store import Store, may_pass, retry_writes
-from .uploads import Uploads
+from .store import Store, is_transient, retry_writes
 from .workflow import Graph, Workflow, WorkflowError, extra_data
 
 log = logging.getLogger(__name__)
@@ -69,27 +70,27 @@ class Runner:
     def __init__(
         self,
         store: Store,
-        folders: Folders,
+        files: Files,
         media: MediaWorker,
-        reports: Reports,
+        progress_reporter: ProgressReporter,
         workflows: Mapping[str, Workflow],
         backends: Sequence[Backend],
-        patience: Patience,
+        timeouts: Timeouts,
     ) -> None:
         self.backends = backends
         self._store = store
-        self._folders = folders
+        self._files = files
         self._media = media
         self._workflows = workflows
-        self._patience = patience
+        self._timeouts = timeouts
         self._wake = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
-        self._flights: dict[str, dict[Flight, asyncio.Task[None]]] = {}
-        self._reports = reports
-        self._watch = EngineWatch(store, backends, patience, self._end_failed)
-        self._uploads = Uploads(folders, media, reports)
+        self._in_flight: dict[str, dict[InFlightPrompt, asyncio.Task[None]]] = {}
+        self._progress_reporter = progress_reporter
+        self._watch = EngineWatch(store, backends, timeouts, self._end_failed)
+        self._uploads = Uploads(files, media, progress_reporter)
         self._recovery = Recovery(
-            store, reports, self._uploads, workflows, patience, self._has_other_than, self._end_failed
+            store, progress_reporter, self._uploads, workflows, timeouts, self._has_other_than, self._end_failed
         )
         self._joins: dict[str, asyncio.Lock] = {}
         for backend in backends:
@@ -107,23 +108,23 @@ class Runner:
 
     def cancel(self, prompt_id: str) -> None:
         """The store was asked for a job's end: stop what is out of it."""
-        flights = self._flights.get(prompt_id)
-        if not flights:
+        in_flight = self._in_flight.get(prompt_id)
+        if not in_flight:
             self._forget(prompt_id)
             return
-        for flight in flights:
-            flight.stop()
+        for prompt in in_flight:
+            prompt.stop()
 
     async def erase(self, job: Job) -> None:
         """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it."""
-        while tasks := list(self._flights.get(job.prompt_id, {}).values()):
+        while tasks := list(self._in_flight.get(job.prompt_id, {}).values()):
             await asyncio.wait(tasks)
-        mark = self._folders.erasure_mark(job.prompt_id)
+        mark = self._files.erasure_mark(job.prompt_id)
         mark.touch(mode=0o600)
         await self._store.begin_erasure(job.prompt_id)
         self._forget(job.prompt_id)
-        await asyncio.to_thread(self._folders.erase_inputs, job.prompt_id)
-        self._folders.erase_result(job.result_file or f"{job.output_name}.mp4")
+        await asyncio.to_thread(self._files.erase_inputs, job.prompt_id)
+        self._files.erase_result(job.result_file or f"{job.output_name}.mp4")
         await self._store.erase(job.prompt_id)
         mark.unlink(missing_ok=True)
 
@@ -133,21 +134,21 @@ class Runner:
             self._tasks = tasks
             for backend in self.backends:
                 tasks.create_task(backend.run(), name=f"listener of {backend.name}")
-            await self._take_up()
+            await self._recover()
             tasks.create_task(self._dispatch(), name="dispatcher")
-            tasks.create_task(self._reports.run(), name="reports")
+            tasks.create_task(self._progress_reporter.run(), name="reports")
             tasks.create_task(self._watch.run(), name="watch over the engines")
 
     def _has_other_than(self, backend: Backend) -> bool:
         return any(other.healthy for other in self.backends if other is not backend)
 
-    async def _take_up(self) -> None:
+    async def _recover(self) -> None:
         """Go on with what a former process left."""
         by_name = {backend.name: backend for backend in self.backends}
         for segment in await self._store.submitted():
             backend = by_name.get(segment.backend or "")
             if backend is None:
-                await self._store.give_back(segment)
+                await self._store.requeue(segment)
             else:
                 self._start(segment, backend, look_first=True)
         for job in await self._store.unfinished():
@@ -158,10 +159,10 @@ class Runner:
         while True:
             self._wake.clear()
             try:
-                await retry_writes(self._give_out)
+                await retry_writes(self._dispatch_waiting)
                 due_s = await self._store.next_due_s()
             except sqlite3.Error as error:
-                if not may_pass(error):
+                if not is_transient(error):
                     raise
                 due_s = DISK_PAUSE_S
             # A segment that is due waits for a backend, whose change wakes us.
@@ -169,7 +170,7 @@ class Runner:
                 async with asyncio.timeout(min(due_s or IDLE_S, IDLE_S)):
                     await self._wake.wait()
 
-    async def _give_out(self) -> None:
+    async def _dispatch_waiting(self) -> None:
         """Give to each backend its first segment before any its second, quick ones first.
 
         What failed at one goes to another where there is one. What engines have died of is given to one that has
@@ -177,32 +178,34 @@ class Runner:
         """
         waiting = await self._store.waiting_frames()
         for busy in range(MAX_PROMPTS):
-            for backend in sorted(self.backends, key=lambda backend: backend.pace_s or 0.0):
-                if waiting and backend.takes_a_prompt(busy) and self._gains(backend, waiting):
+            for backend in sorted(self.backends, key=lambda backend: backend.seconds_per_frame or 0.0):
+                if waiting and backend.takes_a_prompt(busy) and self._is_worth_dispatching(backend, waiting):
                     segment = await self._store.claim(
                         backend.name,
                         again=not self._has_other_than(backend),
-                        most_deaths=DANGEROUS_DEATHS - 1 if backend.flights else None,
+                        most_deaths=DANGEROUS_DEATHS - 1 if backend.in_flight else None,
                     )
                     if segment is not None:
                         self._start(segment, backend, look_first=False)
                         waiting = await self._store.waiting_frames()
 
-    def _gains(self, backend: Backend, waiting: Sequence[int]) -> bool:
+    def _is_worth_dispatching(self, backend: Backend, waiting: Sequence[int]) -> bool:
         """Whether the work is done sooner when this backend takes the next segment too.
 
         `waiting` are the frames of those that wait, the next one first. It is not when another, at work now, would be
         done with all that waits before this one is with the next; and what has not shown its pace yet gets no second
         segment while others are there.
         """
-        if backend.pace_s is None:
-            return not (backend.flights and self._has_other_than(backend))
+        if backend.seconds_per_frame is None:
+            return not (backend.in_flight and self._has_other_than(backend))
         done_in_s = backend.done_in_s(waiting[0])
-        others = [other for other in self.backends if other is not backend and other.healthy and other.flights]
-        return all(done_in_s <= other.done_in_s(sum(waiting)) for other in others if other.pace_s is not None)
+        others = [other for other in self.backends if other is not backend and other.healthy and other.in_flight]
+        return all(
+            done_in_s <= other.done_in_s(sum(waiting)) for other in others if other.seconds_per_frame is not None
+        )
 
     def _start(self, segment: Segment, backend: Backend, *, look_first: bool) -> None:
-        flight = Flight(segment)
+        prompt = InFlightPrompt(segment)
         log.info(
             "job %s: frames %d to %d %s %s, attempt %d",
             segment.prompt_id,
@@ -212,44 +215,44 @@ class Runner:
             backend.name,
             segment.attempt,
         )
-        backend.flights[flight.prompt_id] = flight
-        task = self._spawn(self._fly(flight, backend, look_first), f"segment {flight.prompt_id}")
-        self._flights.setdefault(segment.prompt_id, {})[flight] = task
+        backend.in_flight[prompt.prompt_id] = prompt
+        task = self._spawn(self._run_segment(prompt, backend, look_first), f"segment {prompt.prompt_id}")
+        self._in_flight.setdefault(segment.prompt_id, {})[prompt] = task
 
     def _spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
         assert self._tasks is not None
         return self._tasks.create_task(work, name=name)
 
-    async def _fly(self, flight: Flight, backend: Backend, look_first: bool) -> None:
+    async def _run_segment(self, prompt: InFlightPrompt, backend: Backend, look_first: bool) -> None:
         """One attempt at one segment, whatever its end."""
-        segment = flight.segment
+        segment = prompt.segment
         complete = False
         try:
-            complete = await self._attempt(flight, backend, look_first)
+            complete = await self._attempt(prompt, backend, look_first)
         except Stopped:
-            log.info("stopped %s on %s", flight.prompt_id, backend.name)
+            log.info("stopped %s on %s", prompt.prompt_id, backend.name)
         except _TooLong as error:
             await retry_writes(partial(self._store.split, segment, error.limit, unsent=True))
         except GivenUp as error:
             await self._recovery.given_up(segment, error)
         except Lost:
-            await self._recovery.lost(flight, backend)
+            await self._recovery.lost(prompt, backend)
         except JobFailure as failure:
             await self._recovery.failed(segment, backend, failure)
         except Problem:
             log.info("job %s was erased", segment.prompt_id)
         except Exception:  # the top of the task
-            log.exception("segment %s", flight.prompt_id)
-            await self._recovery.failed(segment, backend, JobFailure("internal_error", INTERNAL_ERROR, passing=True))
+            log.exception("segment %s", prompt.prompt_id)
+            await self._recovery.failed(segment, backend, JobFailure("internal_error", INTERNAL_ERROR, transient=True))
         finally:
-            backend.flights.pop(flight.prompt_id, None)
-            others = self._flights[segment.prompt_id]
-            del others[flight]
+            backend.in_flight.pop(prompt.prompt_id, None)
+            others = self._in_flight[segment.prompt_id]
+            del others[prompt]
             if not others:
-                del self._flights[segment.prompt_id]
+                del self._in_flight[segment.prompt_id]
             self.wake()
-        if flight.stopping_since is not None and not others:
-            await retry_writes(partial(self._store.cancelled, segment.prompt_id))
+        if prompt.stopping_since is not None and not others:
+            await retry_writes(partial(self._store.mark_cancelled, segment.prompt_id))
             self._forget(segment.prompt_id)
         if complete:
             await self._finish(segment.prompt_id)
@@ -258,7 +261,7 @@ class Runner:
             with suppress(ComfyError):
                 await backend.client.free()
 
-    async def _attempt(self, flight: Flight, backend: Backend, look_first: bool) -> bool:
+    async def _attempt(self, prompt: InFlightPrompt, backend: Backend, look_first: bool) -> bool:
         """One attempt, taken up again, never begun anew, when the way to the engine is cut or the disk is full.
 
         Returns whether it was the job's last segment.
@@ -267,30 +270,30 @@ class Runner:
         try:
             while True:
                 try:
-                    return await self._carry_out(flight, backend, look_first)
+                    return await self._carry_out(prompt, backend, look_first)
                 except ComfyError as error:
                     cuts += 1
-                    await self._check_way(flight, backend, error, cuts)
+                    await self._check_way(prompt, backend, error, cuts)
                 except JobFailure as failure:
                     if failure.code != "disk_full":
                         raise
-                    await self._wait_for_room(flight.segment.prompt_id)
+                    await self._wait_for_room(prompt.segment.prompt_id)
                 except (OSError, sqlite3.Error) as error:
                     if not _is_full(error):
                         raise
-                    await self._wait_for_room(flight.segment.prompt_id)
-                look_first = flight.sent
+                    await self._wait_for_room(prompt.segment.prompt_id)
+                look_first = prompt.sent
         finally:
-            if flight.prompt_id in backend.abandoned:
-                await retry_writes(partial(self._store.abandon, backend.name, flight.prompt_id))
+            if prompt.prompt_id in backend.abandoned:
+                await retry_writes(partial(self._store.abandon, backend.name, prompt.prompt_id))
 
-    async def _check_way(self, flight: Flight, backend: Backend, error: ComfyError, cuts: int) -> None:
+    async def _check_way(self, prompt: InFlightPrompt, backend: Backend, error: ComfyError, cuts: int) -> None:
         """Wait a moment where it makes sense to go on with an attempt after an error on the way; raise where not."""
-        if not error.passing or (error.answered and not flight.sent) or cuts > CUT_LIMIT:
-            raise JobFailure("engine_error", error.sentence, passing=error.passing) from error
-        if not flight.sent and not await backend.answers():
+        if not error.transient or (error.answered and not prompt.sent) or cuts > CUT_LIMIT:
+            raise JobFailure("engine_error", error.message, transient=error.transient) from error
+        if not prompt.sent and not await backend.answers():
             raise GivenUp(f"{backend.title} does not answer") from error
-        log.warning("segment %s on %s: %s; going on", flight.prompt_id, backend.name, error.sentence)
+        log.warning("segment %s on %s: %s; going on", prompt.prompt_id, backend.name, error.message)
         await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _wait_for_room(self, prompt_id: str) -> None:
@@ -298,69 +301,69 @@ class Runner:
         with suppress(sqlite3.Error):
             if (await self._store.job(prompt_id)).step != DISK_FULL_MESSAGE:
                 log.warning("job %s: the disk is full; it goes on when there is room", prompt_id)
-                await self._store.tell_status(prompt_id, DISK_FULL_MESSAGE, DISK_FULL_MESSAGE)
+                await self._store.add_status(prompt_id, DISK_FULL_MESSAGE, DISK_FULL_MESSAGE)
         await asyncio.sleep(DISK_PAUSE_S)
 
-    async def _carry_out(self, flight: Flight, backend: Backend, look_first: bool) -> bool:
+    async def _carry_out(self, prompt: InFlightPrompt, backend: Backend, look_first: bool) -> bool:
         """From upload to a checked output in the work folder; returns whether it was the job's last segment."""
-        job = await self._store.job(flight.segment.prompt_id)
+        job = await self._store.job(prompt.segment.prompt_id)
         if job.state in TERMINAL or job.cancel_requested:
-            flight.stop()
+            prompt.stop()
         workflow = self._workflow(job)
         pixels = job.inputs.width * job.inputs.height
         limit = backend.frame_limit(pixels, float(job.inputs.frame_rate))
-        if limit and flight.segment.frame_count > REPLANNED_ABOVE * limit and workflow.splittable and not look_first:
+        if limit and prompt.segment.frame_count > REPLANNED_ABOVE * limit and workflow.splittable and not look_first:
             raise _TooLong(limit)
         costs_key = _costs_key(backend, job)
         guess = FIRST_GUESS_EMBEDDED if backend.name == EMBEDDED else FIRST_GUESS
         learned = await self._store.phase_costs(costs_key)
-        progress = self._reports.progress(job)
+        progress = self._progress_reporter.progress(job)
         bars = progress.begin(
-            flight.segment.number, flight.segment.frame_count, learned or guess, time.monotonic(), guessed=not learned
+            prompt.segment.number, prompt.segment.frame_count, learned or guess, time.monotonic(), guessed=not learned
         )
 
         async def on_executing(node: str) -> None:
             title = workflow.title(node)
             data = {"node": node, "title": title, "message": f"Executing: {title}"}
-            await self._reports.tell(job.prompt_id, "executing", data, step=f"Executing: {title}")
+            await self._progress_reporter.add_event(job.prompt_id, "executing", data, step=f"Executing: {title}")
 
         def on_progress(node: str, value: float, maximum: float) -> None:
             role = workflow.role(node)
             if role is not None:
                 bars.feed(role, value, maximum, time.monotonic())
 
-        flight.on_executing, flight.on_progress = on_executing, on_progress
-        flight.on_preview = partial(self._reports.take_preview, job.prompt_id)
+        prompt.on_executing, prompt.on_progress = on_executing, on_progress
+        prompt.on_preview = partial(self._progress_reporter.take_preview, job.prompt_id)
 
         try:
             outcome = await backend.perform(
-                flight,
-                partial(self._graph, job, flight, workflow, backend),
+                prompt,
+                partial(self._graph, job, prompt, workflow, backend),
                 extra_data(),
                 output_node=workflow.output,
                 look_first=look_first,
-                on_queued=lambda queued_id: self._store.known_as(flight.segment, queued_id),
+                on_queued=lambda queued_id: self._store.set_prompt_id(prompt.segment, queued_id),
             )
             costs = bars.end(time.monotonic())
-            await backend.make_room(pixels, flight.segment.frame_count)
-            with backend.released(flight):
-                collecting = self._collect(job, flight.segment, workflow, backend, outcome)
-                path, verdict = await flight.unless_stopped(collecting)
+            await backend.free_memory_for(pixels, prompt.segment.frame_count)
+            with backend.released(prompt):
+                collecting = self._collect(job, prompt.segment, workflow, backend, outcome)
+                path, verdict = await prompt.unless_stopped(collecting)
         except BaseException:
-            progress.abandon(flight.segment.number, time.monotonic())
+            progress.abandon(prompt.segment.number, time.monotonic())
             raise
         if costs and not look_first:  # or they may be those of a part only
             await self._store.learn_phase_costs(costs_key, costs)
             progress.learn(costs)
         warnings = (*_ignored_options(backend, job), *verdict.warnings)
-        finish = partial(self._store.finish_segment, flight.segment, path.name, verdict.changed_share, warnings)
+        finish = partial(self._store.finish_segment, prompt.segment, path.name, verdict.changed_share, warnings)
         moved = await retry_writes(finish)
-        progress.finish(flight.segment.number)
+        progress.finish(prompt.segment.number)
         return moved is not None and moved.segments_done == moved.segments_total
 
-    async def _graph(self, job: Job, flight: Flight, workflow: Workflow, backend: Backend) -> Graph:
+    async def _graph(self, job: Job, prompt: InFlightPrompt, workflow: Workflow, backend: Backend) -> Graph:
         """The inputs uploaded, and the graph that names them."""
-        segment = flight.segment
+        segment = prompt.segment
         inputs = await self._uploads.provide(job, segment, backend, splittable=workflow.splittable)
         try:
             return workflow.build(
@@ -380,18 +383,18 @@ class Runner:
         """Fetch an output and check it. What does not pass is not kept."""
         files = [file for file in outcome.outputs.get(workflow.output, ()) if file.type in FETCHED]
         if not files:
-            sentence = (
+            message = (
                 "ComfyUI reported success but made no file; look into its log and at the workflow's encoder settings."
             )
-            raise JobFailure("output_missing", sentence, passing=True)
+            raise JobFailure("output_missing", message, transient=True)
         message = "Retrieving face-swapped video…"
         if job.segments_total > 1:
             message = f"Retrieving part {segment.number + 1} of {job.segments_total}…"
-        await self._reports.tell_status(job.prompt_id, message, message)
+        await self._progress_reporter.add_status(job.prompt_id, message, message)
         if "%" in files[-1].filename:
             raise JobFailure("format_not_joinable", A_FILE_A_FRAME)
         share = outcome.swapped.get(workflow.swap)
-        path = self._folders.segment(segment)
+        path = self._files.segment(segment)
         await backend.client.download(files[-1], path, OUTPUT_LIMIT_BYTES)
         original = self._uploads.original(job)
         try:
@@ -415,8 +418,8 @@ class Runner:
         return workflow
 
     async def _end_failed(self, prompt_id: str, failure: JobFailure) -> None:
-        log.warning("job %s: %s: %s", prompt_id, failure.code, failure.sentence)
-        await retry_writes(partial(self._store.fail, prompt_id, failure.code, failure.sentence))
+        log.warning("job %s: %s: %s", prompt_id, failure.code, failure.message)
+        await retry_writes(partial(self._store.fail, prompt_id, failure.code, failure.message))
         self.cancel(prompt_id)
         self._forget(prompt_id)
 
@@ -439,10 +442,10 @@ class Runner:
                     await self._wait_for_room(prompt_id)
                     continue
                 failures += 1
-                if not failure.passing or failures > len(self._patience.retry_s):
+                if not failure.transient or failures > len(self._timeouts.retry_s):
                     await self._end_failed(prompt_id, failure)
                     return
-                await asyncio.sleep(self._patience.retry_s[failures - 1])
+                await asyncio.sleep(self._timeouts.retry_s[failures - 1])
             except (OSError, sqlite3.Error) as error:
                 if not _is_full(error):
                     log.exception("joining %s", prompt_id)
@@ -453,18 +456,18 @@ class Runner:
     async def _join(self, job: Job) -> None:
         segments = await self._store.segments(job.prompt_id)
         warnings = [*_check_changed(segments), *(warning for segment in segments for warning in segment.warnings)]
-        joined = self._folders.joined(job.prompt_id)
+        joined = self._files.joined(job.prompt_id)
         facts = await self._media.join(
-            [self._folders.finished_segment(segment) for segment in segments],
-            self._folders.video(job.prompt_id, job.inputs),
+            [self._files.finished_segment(segment) for segment in segments],
+            self._files.video(job.prompt_id, job.inputs),
             joined,
             job.options.rate,
         )
         if facts.frames != job.total_frames:
             raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
         filename = f"{job.output_name}.mp4"
-        await asyncio.to_thread(self._folders.publish, joined, filename)
-        self._reports.close(job.prompt_id)
+        await asyncio.to_thread(self._files.publish, joined, filename)
+        self._progress_reporter.close(job.prompt_id)
         if await self._store.succeed(
             job,
             result_file=filename,
@@ -473,21 +476,21 @@ class Runner:
             warnings=tuple(dict.fromkeys((*warnings, *facts.warnings))),
             message=COMPLETED_MESSAGE,
         ):
-            await asyncio.to_thread(self._folders.erase_work, job.prompt_id)
+            await asyncio.to_thread(self._files.erase_work, job.prompt_id)
         else:
-            self._folders.erase_result(filename)
+            self._files.erase_result(filename)
         self._forget(job.prompt_id)
 
     def _forget(self, prompt_id: str) -> None:
         """What was kept in memory of a job that has ended."""
-        self._reports.close(prompt_id)
+        self._progress_reporter.close(prompt_id)
         self._joins.pop(prompt_id, None)
         self._uploads.forget(prompt_id)
 
 
 def _is_full(error: OSError | sqlite3.Error) -> bool:
     """Whether an error passes when there is room on the disk again."""
-    return may_pass(error) if isinstance(error, sqlite3.Error) else error.errno in DISK_FULL
+    return is_transient(error) if isinstance(error, sqlite3.Error) else error.errno in DISK_FULL
 
 
 def _ignored_options(backend: Backend, job: Job) -> tuple[str, ...]:

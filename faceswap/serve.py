@@ -18,7 +18,7 @@ from .api import keys
 from .api.connection import Listener
 from .app import FAILED, create_app
 from .config import ConfigError, Settings, is_loopback
-from .folders import Folders
+from .files import Files
 from .store import NewerDatabase
 from .systemd import feed_watchdog, notify
 
@@ -101,17 +101,17 @@ async def _serve(settings: Settings) -> int:
 def _unusable(settings: Settings, error: sqlite3.Error | OSError) -> str:
     """Why the data folder cannot be used, in a sentence."""
     if isinstance(error, sqlite3.Error):
-        return f"the database {str(Folders(settings.data_dir).database)!r} cannot be used: {error}"
+        return f"the database {str(Files(settings.data_dir).database)!r} cannot be used: {error}"
     reason = error.strerror or error
     return f"FACESWAP_DATA_DIR={str(settings.data_dir)!r} cannot be used: {reason}"
 
 
 def _lock(settings: Settings) -> IO[str]:
     """One process per data folder. Raises `OSError` with a sentence."""
-    folders = Folders(settings.data_dir)
+    files = Files(settings.data_dir)
     try:
-        folders.create()
-        lock = folders.lock.open("w")
+        files.create()
+        lock = files.lock.open("w")
     except OSError as error:
         raise OSError(_unusable(settings, error)) from error
     try:

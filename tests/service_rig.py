@@ -17,13 +17,12 @@ from yarl import URL
 from faceswap import samples
 from faceswap.api import keys
 from faceswap.app import create_app
-from faceswap.config import Settings
+from faceswap.config import Settings, Timeouts
 from faceswap.engine.faults import Faults
 from faceswap.engine.server import ENGINE
 from faceswap.engine.server import create_app as create_engine
-from faceswap.flight import Patience
 
-QUICK = Patience(
+QUICK = Timeouts(
     reconcile_s=0.2,
     silence_s=5.0,
     stuck_s=20.0,
@@ -197,11 +196,11 @@ class ServiceRig:
 
 @asynccontextmanager
 async def running_service(
-    folder: Path, *engines: EngineRig | str, patience: Patience = QUICK, **settings: Any
+    folder: Path, *engines: EngineRig | str, timeouts: Timeouts = QUICK, **settings: Any
 ) -> AsyncIterator[ServiceRig]:
     """A service in front of these engines, or addresses, ready for jobs."""
     urls = tuple(URL(engine if isinstance(engine, str) else engine.url) for engine in engines)
-    app = create_app(Settings(folder, comfyui_urls=urls, min_free_mb=0, **settings), patience)
+    app = create_app(Settings(folder, comfyui_urls=urls, min_free_mb=0, **settings), timeouts)
     async with TestClient(TestServer(app)) as client:
         rig = ServiceRig(client, folder)
         await rig.ready(sum(isinstance(engine, EngineRig) for engine in engines))
@@ -214,7 +213,7 @@ async def service_and_engines(
     count: int = 1,
     *,
     lie: Middleware | None = None,
-    patience: Patience = QUICK,
+    timeouts: Timeouts = QUICK,
     settings: dict[str, Any] | None = None,
     **faults: Any,
 ) -> AsyncIterator[tuple[ServiceRig, list[EngineRig]]]:
@@ -224,5 +223,5 @@ async def service_and_engines(
             await stack.enter_async_context(EngineRig(folder / f"engine-{number}", lie, **faults))
             for number in range(count)
         ]
-        service = running_service(folder / "data", *engines, patience=patience, **(settings or {}))
+        service = running_service(folder / "data", *engines, timeouts=timeouts, **(settings or {}))
         yield await stack.enter_async_context(service), engines

@@ -1,4 +1,4 @@
-"""The house: what stands above what. Nothing imports upward, nothing in circles, and the engine stands alone."""
+"""The architecture: what stands above what. Nothing imports upward, nothing in circles, and the engine stands alone."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "faceswap"
 
-FLOORS: tuple[tuple[str, frozenset[str]], ...] = (
+LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("the command line", frozenset({"__main__", "cli", "demo"})),
     ("the process", frozenset({"serve", "log_setup", "systemd"})),
     ("every part wired", frozenset({"app"})),
     ("handlers", frozenset({"api"})),
-    ("what moves jobs", frozenset({"runner", "janitor", "admission"})),
+    ("what moves jobs", frozenset({"runner", "janitor", "intake"})),
     ("the engines together", frozenset({"engine_watch", "recovery"})),
-    ("what they stand on", frozenset({"backend", "intake", "reports", "uploads"})),
-    ("a prompt that is out", frozenset({"flight"})),
-    ("parts of one thing each", frozenset({"comfy", "media", "store", "hub", "workflow", "fetch", "inputs", "client"})),
-    ("where things lie", frozenset({"folders", "config"})),
+    ("ComfyUI", frozenset({"comfy"})),
+    ("what is told", frozenset({"progress_reporter"})),
+    ("parts of one thing each", frozenset({"media", "store", "hub", "workflow", "client"})),
+    ("where things lie", frozenset({"files", "config"})),
     ("what a job is", frozenset({"jobs"})),
     ("ground", frozenset({"errors", "limits", "progress", "samples", ""})),
 )
-"""The floors from top to bottom. Each module or subpackage stands on one; `""` is the package itself."""
+"""The layers from top to bottom. Each module or subpackage stands in one; `""` is the package itself."""
 
 ALONE = frozenset({"engine"})
 """What no other part imports and what imports no other part: a process of its own."""
@@ -70,23 +70,23 @@ GRAPH: Mapping[str, set[str]] = {name: modules(path) - {name} for name, path in 
 
 
 def part(module: str) -> str:
-    """The part of the house that a module belongs to."""
+    """The part of the architecture that a module belongs to."""
     return module.split(".")[0]
 
 
-def floor(module: str) -> int:
+def layer(module: str) -> int:
     """How far down a module stands."""
-    return next(level for level, (_, parts) in enumerate(FLOORS) if part(module) in parts)
+    return next(level for level, (_, parts) in enumerate(LAYERS) if part(module) in parts)
 
 
-def test_every_part_has_its_one_place_in_the_house() -> None:
-    placed = [name for _, parts in FLOORS for name in parts] + list(ALONE)
+def test_every_part_has_its_one_place() -> None:
+    placed = [name for _, parts in LAYERS for name in parts] + list(ALONE)
     assert sorted(placed) == sorted({part(module) for module in FILES})
 
 
 @pytest.mark.parametrize("module", [module for module in FILES if part(module) not in ALONE])
 def test_nothing_imports_upward(module: str) -> None:
-    upward = {target for target in GRAPH[module] if part(target) not in ALONE and floor(target) < floor(module)}
+    upward = {target for target in GRAPH[module] if part(target) not in ALONE and layer(target) < layer(module)}
     assert not upward
 
 

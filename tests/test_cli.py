@@ -102,7 +102,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("words", "message"),
     [
         (["--image", "nowhere.jpg"], "The image nowhere.jpg is not there"),
         (["--video", "nowhere.mp4"], "The video nowhere.mp4 is not there"),
@@ -114,12 +114,12 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_wrong_usage_of_swap_is_told_before_anything_is_started(
-    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     children = len(psutil.Process().children())
     assert main(["swap", "--image", FACE, "--video", FACE, "-o", "out.mp4", *words]) == 2
-    assert sentence in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert len(psutil.Process().children()) == children
 
 

@@ -87,8 +87,8 @@ async def test_a_recorded_refusal_says_what_to_do(prompt_id: str) -> None:
         with pytest.raises(PromptRejected) as refused:
             await client.submit({}, "cl-bad", prompt_id)
     assert refused.value.code == code
-    assert words in refused.value.sentence
-    assert "/srv" not in refused.value.sentence and "Traceback" not in refused.value.sentence
+    assert words in refused.value.message
+    assert "/srv" not in refused.value.message and "Traceback" not in refused.value.message
 
 
 def test_every_recorded_refusal_is_expected_here() -> None:
@@ -102,7 +102,7 @@ def test_every_recorded_refusal_is_expected_here() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "sentence"),
+    ("error", "message"),
     [
         (
             {"type": "invalid_prompt", "message": "Cannot execute because node ReActorFaceSwap does not exist."},
@@ -118,11 +118,11 @@ def test_every_recorded_refusal_is_expected_here() -> None:
         ),
     ],
 )
-async def test_a_missing_node_class_names_its_package(error: dict[str, Any], sentence: str) -> None:
+async def test_a_missing_node_class_names_its_package(error: dict[str, Any], message: str) -> None:
     async with client_of(saying({"error": error, "node_errors": {}}, 400)) as client:
         with pytest.raises(PromptRejected) as refused:
             await client.submit({}, "c", "p")
-    assert (refused.value.code, refused.value.sentence) == ("node_missing", sentence)
+    assert (refused.value.code, refused.value.message) == ("node_missing", message)
 
 
 async def test_a_prompt_carries_its_ids_and_extra_data_and_keeps_the_id_that_comes_back() -> None:
@@ -171,7 +171,7 @@ async def test_a_refusal_of_any_shape_is_a_refusal(body: object) -> None:
     async with client_of(saying(json.dumps(body), 400)) as client:
         with pytest.raises(PromptRejected) as refused:
             await client.submit({}, "c", "p")
-    assert refused.value.sentence.startswith("ComfyUI ")
+    assert refused.value.message.startswith("ComfyUI ")
 
 
 async def test_the_recorded_queue_shrinks_as_prompts_are_deleted() -> None:
@@ -397,7 +397,7 @@ async def test_a_file_above_the_limit_is_refused_before_it_is_sent(tmp_path: Pat
         with pytest.raises(JobFailure) as refused:
             await client.upload(clip, "clip2.mp4", "")
     assert refused.value.code == "upload_too_large"
-    assert "its limit is 2 MB" in refused.value.sentence and "--max-upload-size 4" in refused.value.sentence
+    assert "its limit is 2 MB" in refused.value.message and "--max-upload-size 4" in refused.value.message
     assert not (tmp_path / "clip2.mp4").exists()
 
 
@@ -407,7 +407,7 @@ async def test_a_413_is_told_as_too_large(tmp_path: Path) -> None:
     async with client_of(saying("Request Entity Too Large", 413)) as client:
         with pytest.raises(JobFailure) as refused:
             await client.upload(clip, "clip.mp4", "")
-    assert refused.value.code == "upload_too_large" and "--max-upload-size" in refused.value.sentence
+    assert refused.value.code == "upload_too_large" and "--max-upload-size" in refused.value.message
 
 
 async def test_a_413_is_heard_while_the_bytes_still_flow(tmp_path: Path) -> None:
@@ -465,7 +465,7 @@ async def test_a_download_cut_short_leaves_nothing_and_may_be_tried_again(tmp_pa
     async with client_of(serving(view)) as client:
         with pytest.raises(ComfyError) as broken:
             await client.download(RESULT, tmp_path / "result.mp4", 10**6)
-    assert broken.value.passing
+    assert broken.value.transient
     assert names(tmp_path) == []
 
 
@@ -510,16 +510,16 @@ async def test_credentials_in_the_address_are_sent_and_never_shown() -> None:
         with pytest.raises(ComfyError) as refused:
             await client.queue()
     assert seen == ["Basic am86aHVzaA=="]
-    assert "hush" not in f"{client.url} {refused.value} {refused.value.sentence}"
-    assert "FACESWAP_COMFYUI_HEADERS" in refused.value.sentence and not refused.value.passing
+    assert "hush" not in f"{client.url} {refused.value} {refused.value.message}"
+    assert "FACESWAP_COMFYUI_HEADERS" in refused.value.message and not refused.value.transient
 
 
-@pytest.mark.parametrize(("status", "passing"), [(500, True), (503, True), (429, True), (404, False), (302, False)])
-async def test_only_a_servers_own_trouble_may_pass(status: int, passing: bool) -> None:
+@pytest.mark.parametrize(("status", "transient"), [(500, True), (503, True), (429, True), (404, False), (302, False)])
+async def test_only_a_servers_own_trouble_may_pass(status: int, transient: bool) -> None:
     async with client_of(saying("500 Internal Server Error", status)) as client:
         with pytest.raises(ComfyError) as error:
             await client.submit({}, "c", "p")
-    assert error.value.passing is passing
+    assert error.value.transient is transient
 
 
 async def test_an_unreachable_server_may_pass(unused_tcp_port: int) -> None:
@@ -527,7 +527,7 @@ async def test_an_unreachable_server_may_pass(unused_tcp_port: int) -> None:
         client = ComfyClient(URL(f"http://127.0.0.1:{unused_tcp_port}"), session)
         with pytest.raises(ComfyError) as error:
             await client.queue()
-        assert error.value.passing and str(unused_tcp_port) not in error.value.sentence
+        assert error.value.transient and str(unused_tcp_port) not in error.value.message
 
 
 async def test_a_redirect_is_not_followed_for_our_headers_are_not_for_others() -> None:
@@ -558,7 +558,7 @@ async def test_a_server_that_never_answers_times_out(monkeypatch: pytest.MonkeyP
     async with client_of(answering(("*", "/{path:.*}", hang))) as client:
         with pytest.raises(ComfyError, match="in time") as error:
             await client.queue()
-    assert error.value.passing
+    assert error.value.transient
 
 
 @pytest.mark.parametrize(

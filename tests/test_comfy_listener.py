@@ -322,7 +322,7 @@ async def test_a_greeting_that_cannot_ask_counts_as_a_lost_connection() -> None:
     async def greet() -> None:
         heard.connected()
         if heard.connects == 1:
-            raise ComfyError("ComfyUI cannot be reached.", passing=True)
+            raise ComfyError("ComfyUI cannot be reached.", transient=True)
 
     async with listening(table.app(), heard, on_connect=greet) as listener:
         await until(lambda: heard.connects == 2)

@@ -184,13 +184,13 @@ RECORDED_FAILURES = [
 
 def test_recorded_errors_keep_their_meaning_and_lose_the_server() -> None:
     failures = {kind: failure_from_error(f.node_type, f.exception_type, f.message) for kind, f in RECORDED_FAILURES}
-    assert {kind: (failure.code, failure.passing) for kind, failure in failures.items()} == {
+    assert {kind: (failure.code, failure.transient) for kind, failure in failures.items()} == {
         "RuntimeError": ("engine_error", False),
         "torch.OutOfMemoryError": ("out_of_memory", True),
         "urllib.error.URLError": ("model_missing", False),
     }
-    assert failures["RuntimeError"].sentence == "ReActorFaceSwap failed in ComfyUI: rig: stand-in failure at frame 20"
-    assert all("/srv" not in failure.sentence and "\n" not in failure.sentence for failure in failures.values())
+    assert failures["RuntimeError"].message == "ReActorFaceSwap failed in ComfyUI: rig: stand-in failure at frame 20"
+    assert all("/srv" not in failure.message and "\n" not in failure.message for failure in failures.values())
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ def test_errors_are_told_apart(exception_type: str, message: str, code: str) -> 
     ],
 )
 def test_a_sentence_shows_one_line_without_server_paths(message: str, shown: str) -> None:
-    assert failure_from_error("N", "E", message).sentence == f"N failed in ComfyUI: {shown}"
+    assert failure_from_error("N", "E", message).message == f"N failed in ComfyUI: {shown}"
 
 
 def test_a_sentence_is_bounded() -> None:
-    assert len(failure_from_error("N" * 10_000, "E", "/a" * 100_000 + "x " * 10_000).sentence) < 700
+    assert len(failure_from_error("N" * 10_000, "E", "/a" * 100_000 + "x " * 10_000).message) < 700

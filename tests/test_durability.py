@@ -16,8 +16,8 @@ from yarl import URL
 from faceswap.comfy.client import ComfyClient
 from faceswap.comfy.messages import OutputFile
 from faceswap.engine.server import ENGINE
-from faceswap.folders import Folders
-from faceswap.inputs import FileSink, Room, new_input_folder
+from faceswap.files import Files
+from faceswap.intake.files import FileSink, Room, new_input_folder
 from faceswap.media.join import join
 
 
@@ -75,10 +75,10 @@ def test_a_joined_video_is_synced_and_so_is_its_name(synced: Synced, tmp_path: P
 
 
 def test_a_published_result_is_synced_under_its_public_name(synced: Synced, tmp_path: Path) -> None:
-    folders = Folders(tmp_path)
-    folders.create()
+    files = Files(tmp_path)
+    files.create()
     (tmp_path / "joined.mp4").write_bytes(b"video")
-    folders.publish(tmp_path / "joined.mp4", "clip.mp4")
+    files.publish(tmp_path / "joined.mp4", "clip.mp4")
     assert synced.holding(tmp_path / "outputs", "clip.mp4")
 
 

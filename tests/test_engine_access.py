@@ -20,7 +20,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from engine_rig import FACE
 from yarl import URL
 
-from faceswap.backend import Backend
+from faceswap.comfy.backend import Backend
 from faceswap.comfy.client import ComfyClient
 from faceswap.comfy.embedded import EmbeddedEngine
 from faceswap.engine.server import ROUTES, create_app

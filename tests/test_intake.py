@@ -21,15 +21,15 @@ import pytest
 from aiohttp import web
 from waiting import WAIT_S
 
-from faceswap import inputs as inputs_module
-from faceswap import intake as intake_module
 from faceswap.api.middleware import known_failures
 from faceswap.config import Settings
 from faceswap.errors import BadRequest, Problem, TooLarge, Unavailable
-from faceswap.fetch import Fetcher
-from faceswap.folders import upload_mark
-from faceswap.inputs import InputFolder, Room, extension
-from faceswap.intake import MAX_TEXT_BYTES, Intake, Submission, parse_object
+from faceswap.files import upload_mark
+from faceswap.intake import files as inputs_module
+from faceswap.intake import readers as intake_module
+from faceswap.intake.fetch import Fetcher
+from faceswap.intake.files import InputFolder, Room, extension
+from faceswap.intake.readers import MAX_TEXT_BYTES, Intake, Submission, parse_object
 from faceswap.jobs import Options
 
 VIDEO = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 40

@@ -12,14 +12,13 @@ from pathlib import Path
 import pytest
 from stored_jobs import MIGRATIONS, claim, create, opened, sql
 
-from faceswap.config import Settings
+from faceswap.config import Settings, Timeouts
 from faceswap.errors import Gone, NotFound
-from faceswap.flight import Patience
-from faceswap.folders import Folders, upload_mark
+from faceswap.files import Files, upload_mark
 from faceswap.janitor import BATCH, Janitor
 from faceswap.jobs import Job, JobState
 from faceswap.media import MediaWorker
-from faceswap.reports import Reports
+from faceswap.progress_reporter import ProgressReporter
 from faceswap.runner import Runner
 from faceswap.store import Store, now_ms
 
@@ -31,25 +30,25 @@ class House:
     """A data folder with its janitor."""
 
     settings: Settings
-    folders: Folders
+    files: Files
     store: Store
 
     @property
     def janitor(self) -> Janitor:
-        return Janitor(self.settings, self.store, self.folders)
+        return Janitor(self.settings, self.store, self.files)
 
     def furnish(self, job: Job) -> None:
         """Everything that a job has on disk."""
         for folder in (
-            self.folders.inputs(job.prompt_id),
-            self.folders.joined(job.prompt_id).parent,
-            self.folders.engine / "input" / job.prompt_id,
-            self.folders.engine / "temp" / job.prompt_id,
-            self.folders.engine / "output" / job.prompt_id,
+            self.files.inputs(job.prompt_id),
+            self.files.joined(job.prompt_id).parent,
+            self.files.engine / "input" / job.prompt_id,
+            self.files.engine / "temp" / job.prompt_id,
+            self.files.engine / "output" / job.prompt_id,
         ):
             folder.mkdir(parents=True)
             (folder / "file").write_bytes(b"a face")
-        self.folders.result(f"{job.output_name}.mp4").write_bytes(b"a video")
+        self.files.result(f"{job.output_name}.mp4").write_bytes(b"a video")
 
     async def job(self, state: JobState, age_s: float = 0) -> Job:
         """A furnished job in a state, ended so many seconds ago."""
@@ -70,25 +69,25 @@ class House:
         """As if it had been made, and had ended if it has, so many seconds ago."""
         then = now_ms() - int(age_s * 1000)
         statement = "UPDATE job SET created_at = ?1, finished_at = iif(finished_at IS NULL, NULL, ?1)"
-        sql(self.folders.database, f"{statement} WHERE prompt_id = ?2", then, job.prompt_id)
+        sql(self.files.database, f"{statement} WHERE prompt_id = ?2", then, job.prompt_id)
 
     def has_inputs(self, job: Job) -> bool:
         """Whether anything of the inputs is left, here or in the engine; all of it must be, then."""
-        there = [folder for folder in self.folders.job_folders() if folder == job.prompt_id]
+        there = [folder for folder in self.files.job_folders() if folder == job.prompt_id]
         assert len(there) in (0, 5)
         return bool(there)
 
     def has_result(self, job: Job) -> bool:
-        return self.folders.result(f"{job.output_name}.mp4").exists()
+        return self.files.result(f"{job.output_name}.mp4").exists()
 
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
-    folders = Folders(tmp_path / "data")
-    folders.create()
-    settings = Settings(data_dir=folders.root, input_ttl_s=INPUT_TTL_S, output_ttl_s=OUTPUT_TTL_S)
-    async with opened(folders.database) as store:
-        yield House(settings, folders, store)
+    files = Files(tmp_path / "data")
+    files.create()
+    settings = Settings(data_dir=files.root, input_ttl_s=INPUT_TTL_S, output_ttl_s=OUTPUT_TTL_S)
+    async with opened(files.database) as store:
+        yield House(settings, files, store)
 
 
 @pytest.mark.parametrize("state", [JobState.SUCCESS, JobState.FAILED])
@@ -117,7 +116,7 @@ async def test_a_job_that_has_not_ended_keeps_everything_however_old_it_is(house
     assert house.has_inputs(job)
 
 
-class BrokenDisk(Folders):
+class BrokenDisk(Files):
     """Folders from which nothing can be erased."""
 
     def erase_inputs(self, prompt_id: str) -> None:
@@ -130,7 +129,7 @@ class BrokenDisk(Folders):
 async def test_what_goes_is_marked_first(house: House) -> None:
     job = await house.job(JobState.FAILED, INPUT_TTL_S + 1)
     with pytest.raises(OSError, match="gone"):
-        await Janitor(house.settings, house.store, BrokenDisk(house.folders.root)).sweep()
+        await Janitor(house.settings, house.store, BrokenDisk(house.files.root)).sweep()
     assert house.has_inputs(job)
     with pytest.raises(Gone):
         await house.store.retry(job.prompt_id, None)
@@ -138,9 +137,9 @@ async def test_what_goes_is_marked_first(house: House) -> None:
 
 async def test_a_result_that_goes_is_marked_first(house: House) -> None:
     job = await house.job(JobState.SUCCESS, OUTPUT_TTL_S + 1)
-    await Janitor(replace(house.settings, output_ttl_s=2 * OUTPUT_TTL_S), house.store, house.folders).sweep()
+    await Janitor(replace(house.settings, output_ttl_s=2 * OUTPUT_TTL_S), house.store, house.files).sweep()
     with pytest.raises(OSError, match="gone"):
-        await Janitor(house.settings, house.store, BrokenDisk(house.folders.root)).sweep()
+        await Janitor(house.settings, house.store, BrokenDisk(house.files.root)).sweep()
     assert house.has_result(job)
     with pytest.raises(Gone):
         await house.store.result(f"{job.output_name}.mp4", None)
@@ -158,9 +157,9 @@ class RacingStore(Store):
 
 async def test_a_job_that_is_retried_in_the_last_moment_keeps_its_inputs(house: House) -> None:
     job = await house.job(JobState.FAILED, INPUT_TTL_S + 1)
-    store = await RacingStore.open(house.folders.database, MIGRATIONS, lambda event: None)
+    store = await RacingStore.open(house.files.database, MIGRATIONS, lambda event: None)
     try:
-        await Janitor(house.settings, store, house.folders).sweep()
+        await Janitor(house.settings, store, house.files).sweep()
     finally:
         await store.close()
     assert house.has_inputs(job)
@@ -169,21 +168,21 @@ async def test_a_job_that_is_retried_in_the_last_moment_keeps_its_inputs(house: 
 
 async def test_more_than_a_batch_goes_in_one_sweep(house: House) -> None:
     template = await house.job(JobState.FAILED, INPUT_TTL_S + 1)
-    [columns] = sql(house.folders.database, "SELECT group_concat(name) FROM pragma_table_info('job')")
+    [columns] = sql(house.files.database, "SELECT group_concat(name) FROM pragma_table_info('job')")
     copied = columns[0].replace("prompt_id", "'copy-' || i", 1).replace("output_name", "'copy-' || i")
     sql(
-        house.folders.database,
+        house.files.database,
         f"WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {2 * BATCH})"
         f" INSERT INTO job ({columns[0]}) SELECT {copied} FROM job, n",
     )
     await house.janitor.sweep()
-    assert sql(house.folders.database, "SELECT count(*) FROM job WHERE inputs_erased = 0") == [(0,)]
+    assert sql(house.files.database, "SELECT count(*) FROM job WHERE inputs_erased = 0") == [(0,)]
     assert not house.has_inputs(template)
 
 
-def everything(folders: Folders) -> set[str]:
+def everything(files: Files) -> set[str]:
     """All files of jobs in the data folder, relative, with their marks."""
-    found = (path.relative_to(folders.root) for path in folders.root.rglob("*") if path.is_file())
+    found = (path.relative_to(files.root) for path in files.root.rglob("*") if path.is_file())
     return {str(path) for path in found if not path.name.startswith("faceswap.db")}
 
 
@@ -191,12 +190,12 @@ async def test_what_an_older_database_does_not_know_is_set_aside_and_told_in_one
     house: House, caplog: pytest.LogCaptureFixture
 ) -> None:
     kept, newer = await house.job(JobState.SUCCESS), await house.job(JobState.SUCCESS)
-    before = everything(house.folders)
-    sql(house.folders.database, "DELETE FROM job WHERE prompt_id = ?", newer.prompt_id)
+    before = everything(house.files)
+    sql(house.files.database, "DELETE FROM job WHERE prompt_id = ?", newer.prompt_id)
     await house.janitor.clear_debris()
     assert (house.has_inputs(kept), house.has_result(kept)) == (True, True)
     assert (house.has_inputs(newer), house.has_result(newer)) == (False, False)
-    [lost] = house.folders.lost.iterdir()
+    [lost] = house.files.lost.iterdir()
     aside = {str(path.relative_to(lost)) for path in lost.rglob("*") if path.is_file()}
     assert aside == {name for name in before if newer.prompt_id in name or newer.output_name + "." in name}
     assert [record.levelname for record in caplog.records] == ["WARNING"]
@@ -207,23 +206,23 @@ async def test_what_an_older_database_does_not_know_is_set_aside_and_told_in_one
 
 async def test_an_empty_database_erases_nothing(house: House) -> None:
     await house.job(JobState.SUCCESS)
-    before = everything(house.folders)
-    sql(house.folders.database, "DELETE FROM job")
+    before = everything(house.files)
+    sql(house.files.database, "DELETE FROM job")
     await house.janitor.clear_debris()
     await house.janitor.clear_debris()
     await house.janitor.sweep()
-    assert {name.split("/", 2)[2] for name in everything(house.folders)} == before
+    assert {name.split("/", 2)[2] for name in everything(house.files)} == before
 
 
 async def test_what_was_set_aside_goes_when_it_has_lain_there_long_enough(house: House) -> None:
     now = datetime.now(UTC)
     for number, age_s in enumerate((OUTPUT_TTL_S - 30, OUTPUT_TTL_S + 1)):
-        house.folders.inputs(f"job {number}").mkdir()
-        (house.folders.inputs(f"job {number}") / "video.mp4").touch()
-        assert house.folders.set_aside([f"job {number}"], [], now - timedelta(seconds=age_s))
-    (house.folders.lost / "#1234").touch()  # of a file system check
+        house.files.inputs(f"job {number}").mkdir()
+        (house.files.inputs(f"job {number}") / "video.mp4").touch()
+        assert house.files.set_aside([f"job {number}"], [], now - timedelta(seconds=age_s))
+    (house.files.lost / "#1234").touch()  # of a file system check
     await house.janitor.sweep()
-    assert {path.name for path in house.folders.lost.rglob("*") if not path.name.startswith("2")} == {
+    assert {path.name for path in house.files.lost.rglob("*") if not path.name.startswith("2")} == {
         "#1234",
         "inputs",
         "job 0",
@@ -232,10 +231,10 @@ async def test_what_was_set_aside_goes_when_it_has_lain_there_long_enough(house:
 
 
 async def test_empty_folders_are_not_kept(house: House) -> None:
-    house.folders.inputs("unknown").mkdir()
+    house.files.inputs("unknown").mkdir()
     await house.janitor.clear_debris()
-    assert not house.folders.inputs("unknown").exists()
-    assert not house.folders.lost.exists()
+    assert not house.files.inputs("unknown").exists()
+    assert not house.files.lost.exists()
 
 
 # Crash points of an upload, of a refusal, and of a DELETE: what is found at the next start
@@ -243,24 +242,24 @@ async def test_empty_folders_are_not_kept(house: House) -> None:
 
 @pytest.mark.parametrize("files", [None, [], ["video.part"], ["video.mp4", "image.png"], ["image.png"]])
 async def test_an_upload_that_became_no_job_is_erased(house: House, files: list[str] | None) -> None:
-    folder = house.folders.inputs("cut-off")
+    folder = house.files.inputs("cut-off")
     upload_mark(folder).touch()
     if files is not None:
         folder.mkdir()
         for name in files:
             (folder / name).touch()
     await house.janitor.clear_debris()
-    assert everything(house.folders) == set()
+    assert everything(house.files) == set()
     assert not folder.exists()
-    assert not house.folders.lost.exists()
+    assert not house.files.lost.exists()
 
 
 async def test_a_job_that_was_committed_just_before_the_crash_keeps_its_inputs(house: House) -> None:
     job = await house.job(JobState.QUEUED)
-    upload_mark(house.folders.inputs(job.prompt_id)).touch()
+    upload_mark(house.files.inputs(job.prompt_id)).touch()
     await house.janitor.clear_debris()
     assert house.has_inputs(job)
-    assert not upload_mark(house.folders.inputs(job.prompt_id)).exists()
+    assert not upload_mark(house.files.inputs(job.prompt_id)).exists()
 
 
 class KilledError(BaseException):
@@ -271,33 +270,33 @@ def dying(*_: object) -> None:
     raise KilledError
 
 
-def runner_of(store: Store, folders: Folders) -> Runner:
+def runner_of(store: Store, files: Files) -> Runner:
     """One that has no engine."""
-    reports = Reports(store)
-    return Runner(store, folders, MediaWorker(), reports, {}, [], Patience())
+    progress_reporter = ProgressReporter(store)
+    return Runner(store, files, MediaWorker(), progress_reporter, {}, [], Timeouts())
 
 
 @pytest.mark.parametrize("state", [JobState.SUCCESS, JobState.FAILED])
 @pytest.mark.parametrize(
     ("part", "step"),
-    [("folders", "erase_inputs"), ("folders", "erase_result"), ("store", "erase"), ("folders", "one of the inputs")],
+    [("files", "erase_inputs"), ("files", "erase_result"), ("store", "erase"), ("files", "one of the inputs")],
 )
 async def test_a_delete_that_was_cut_off_is_carried_out_at_the_next_start(
     house: House, state: JobState, part: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await house.job(state)
-    runner = runner_of(house.store, house.folders)
+    runner = runner_of(house.store, house.files)
     with monkeypatch.context() as crash:
         if step == "one of the inputs":
-            folder = house.folders.inputs(job.prompt_id)
-            crash.setattr(house.folders, "erase_inputs", lambda _: (shutil.rmtree(folder), dying()))
+            folder = house.files.inputs(job.prompt_id)
+            crash.setattr(house.files, "erase_inputs", lambda _: (shutil.rmtree(folder), dying()))
         else:
             crash.setattr(getattr(house, part), step, dying)
         with suppress(KilledError):
             await runner.erase(job)
     await house.janitor.clear_debris()
-    assert everything(house.folders) == set()
-    assert not house.folders.lost.exists()
+    assert everything(house.files) == set()
+    assert not house.files.lost.exists()
     with pytest.raises(NotFound):
         await house.store.job(job.prompt_id)
 
@@ -309,27 +308,27 @@ async def test_a_delete_that_had_not_begun_takes_nothing_at_the_next_start(
     with monkeypatch.context() as crash:
         crash.setattr(house.store, "begin_erasure", dying)
         with pytest.raises(KilledError):
-            await runner_of(house.store, house.folders).erase(job)
+            await runner_of(house.store, house.files).erase(job)
     await house.janitor.clear_debris()
     assert (house.has_inputs(job), house.has_result(job)) == (True, True)
-    assert not house.folders.erasure_mark(job.prompt_id).exists()
+    assert not house.files.erasure_mark(job.prompt_id).exists()
 
 
 async def test_a_job_whose_erasure_has_begun_cannot_be_retried_or_fetched(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await house.job(JobState.FAILED)
-    monkeypatch.setattr(house.folders, "erase_inputs", dying)
+    monkeypatch.setattr(house.files, "erase_inputs", dying)
     with pytest.raises(KilledError):
-        await runner_of(house.store, house.folders).erase(job)
+        await runner_of(house.store, house.files).erase(job)
     with pytest.raises(Gone):
         await house.store.retry(job.prompt_id, None)
 
 
 async def test_an_erased_job_leaves_nothing_at_all(house: House) -> None:
     job = await house.job(JobState.SUCCESS)
-    await runner_of(house.store, house.folders).erase(job)
-    assert everything(house.folders) == set()
+    await runner_of(house.store, house.files).erase(job)
+    assert everything(house.files) == set()
     with pytest.raises(NotFound):
         await house.store.job(job.prompt_id)
 
@@ -342,30 +341,30 @@ async def test_a_result_that_a_crash_kept_from_being_committed_is_cleared(house:
 
 async def test_an_erasure_that_a_crash_cut_off_is_carried_out_at_the_next_start(house: House) -> None:
     job = await house.job(JobState.SUCCESS, OUTPUT_TTL_S + 1)
-    await house.store.inputs_erased(job.prompt_id)
-    await house.store.result_erased(job.prompt_id)
+    await house.store.mark_inputs_erased(job.prompt_id)
+    await house.store.mark_result_erased(job.prompt_id)
     await house.janitor.clear_debris()
     assert (house.has_inputs(job), house.has_result(job)) == (False, False)
 
 
 def test_folders_are_their_owners_alone(tmp_path: Path) -> None:
-    folders = Folders(tmp_path / "data")
-    folders.create()
-    folders.create()
-    for folder in (folders.root, folders.engine, folders.inputs("x").parent, folders.result("x").parent):
+    files = Files(tmp_path / "data")
+    files.create()
+    files.create()
+    for folder in (files.root, files.engine, files.inputs("x").parent, files.result("x").parent):
         assert folder.stat().st_mode & 0o777 == 0o700
-    assert folders.free_bytes() > 0
+    assert files.free_bytes() > 0
 
 
 def test_a_published_result_takes_its_public_name_whole(tmp_path: Path) -> None:
-    folders = Folders(tmp_path / "data")
-    folders.create()
-    folders.joined("job").parent.mkdir()
-    folders.joined("job").write_bytes(b"a video")
-    folders.publish(folders.joined("job"), "clip.mp4")
-    assert folders.result("clip.mp4").read_bytes() == b"a video"
-    assert not folders.joined("job").exists()
-    assert list(folders.results()) == ["clip.mp4"]
-    folders.erase_result("clip.mp4")
-    folders.erase_result("clip.mp4")
-    assert not list(folders.results())
+    files = Files(tmp_path / "data")
+    files.create()
+    files.joined("job").parent.mkdir()
+    files.joined("job").write_bytes(b"a video")
+    files.publish(files.joined("job"), "clip.mp4")
+    assert files.result("clip.mp4").read_bytes() == b"a video"
+    assert not files.joined("job").exists()
+    assert list(files.results()) == ["clip.mp4"]
+    files.erase_result("clip.mp4")
+    files.erase_result("clip.mp4")
+    assert not list(files.results())

@@ -16,8 +16,8 @@ from stored_jobs import create, opened
 
 from faceswap.errors import BadRequest
 from faceswap.jobs import (
-    MOVES,
     TERMINAL,
+    TRANSITIONS,
     Event,
     JobState,
     Options,
@@ -193,16 +193,16 @@ def test_times_lose_nothing(milliseconds: int) -> None:
 
 
 def test_the_moves_cover_all_states_and_only_a_retry_leaves_an_end() -> None:
-    assert set(MOVES) == set(JobState)
+    assert set(TRANSITIONS) == set(JobState)
     for state in TERMINAL:
-        assert MOVES[state] <= {JobState.QUEUED}
-    assert not MOVES[JobState.SUCCESS]
+        assert TRANSITIONS[state] <= {JobState.QUEUED}
+    assert not TRANSITIONS[JobState.SUCCESS]
     reachable = {JobState.QUEUED}
-    while more := {target for state in reachable for target in MOVES[state]} - reachable:
+    while more := {target for state in reachable for target in TRANSITIONS[state]} - reachable:
         reachable |= more
     assert reachable == set(JobState)
     for state in set(JobState) - TERMINAL:
-        assert MOVES[state] & TERMINAL
+        assert TRANSITIONS[state] & TERMINAL
 
 
 def test_the_id_of_an_attempt_is_the_same_in_every_process_and_its_own() -> None:

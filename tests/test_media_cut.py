@@ -208,7 +208,7 @@ for work in (
     try:
         work()
     except JobFailure as failure:
-        print(failure.code, failure.passing)
+        print(failure.code, failure.transient)
 """
 
 

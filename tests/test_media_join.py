@@ -257,7 +257,7 @@ def test_sound_that_does_not_arrive_in_the_result_is_a_failure(
     folder.mkdir()
     with pytest.raises(JobFailure) as caught:
         join(make_segments(tmp_path, [40]), source, folder / "out.mp4", None)
-    assert (caught.value.code, caught.value.passing) == ("sound_missing", True)
+    assert (caught.value.code, caught.value.transient) == ("sound_missing", True)
     assert not list(folder.iterdir())
 
 
@@ -319,7 +319,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), int(sys.argv[4])))
 try:
     join([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]), None)
 except JobFailure as failure:
-    print(failure.code, failure.passing)
+    print(failure.code, failure.transient)
 """
 
 
@@ -355,5 +355,5 @@ def test_a_frame_that_does_not_get_into_the_joined_file_is_missed(
     clip = clips.make_clip(tmp_path / "clip.mp4", 24)
     with pytest.raises(JobFailure) as failed:
         join([clip], clip, tmp_path / "out.mp4", None)
-    assert (failed.value.code, failed.value.passing) == ("output_damaged", True)
+    assert (failed.value.code, failed.value.transient) == ("output_damaged", True)
     assert not (tmp_path / "out.mp4").exists()

@@ -10,9 +10,9 @@ import clips
 import cv2
 import pytest
 
-from faceswap.admission import check_length
 from faceswap.config import Settings
 from faceswap.errors import Problem
+from faceswap.intake.submit import check_length
 from faceswap.limits import MAX_TRACKS
 from faceswap.media import output_frames, plan_segments, probe
 from faceswap.media.facts import VideoFacts

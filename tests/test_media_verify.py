@@ -62,7 +62,7 @@ def check(result: Path, source: Path, first: int = 0, count: int = 24, **setting
 def failure(result: Path, source: Path, first: int = 0, count: int = 24, **settings: Any) -> JobFailure:
     with pytest.raises(JobFailure) as caught:
         check(result, source, first, count, **settings)
-    assert str(result.parent) not in caught.value.sentence
+    assert str(result.parent) not in caught.value.message
     return caught.value
 
 
@@ -290,11 +290,11 @@ def test_a_video_that_is_black_itself_is_not_taken_for_filtered(tmp_path: Path) 
     assert check(result, original, 0, 8).changed_share is None
 
 
-@pytest.mark.parametrize(("made", "passing"), [(23, True), (25, False)])
-def test_a_wrong_number_of_frames_is_recognised(tmp_path: Path, source: Path, made: int, passing: bool) -> None:
+@pytest.mark.parametrize(("made", "transient"), [(23, True), (25, False)])
+def test_a_wrong_number_of_frames_is_recognised(tmp_path: Path, source: Path, made: int, transient: bool) -> None:
     result = clips.make_clip(tmp_path / "r.mp4", made, size=SIZE, draw=scene)
     found = failure(result, source)
-    assert (found.code, found.passing) == ("frames_missing", passing)
+    assert (found.code, found.transient) == ("frames_missing", transient)
 
 
 def test_without_a_comparison_size_and_blackness_are_still_looked_at(tmp_path: Path, source: Path) -> None:
@@ -317,8 +317,8 @@ def test_pictures_that_an_mp4_cannot_hold_are_refused_by_name(
 ) -> None:
     result = clips.make_clip(tmp_path / name, 24, size=SIZE, draw=scene, codec=codec, pix_fmt=pix_fmt)
     found = failure(result, source)
-    assert (found.code, found.passing) == ("format_not_joinable", False)
-    assert f"result is {codec.split('_')[0].removeprefix('lib').replace('vpx', 'vp8')}," in found.sentence
+    assert (found.code, found.transient) == ("format_not_joinable", False)
+    assert f"result is {codec.split('_')[0].removeprefix('lib').replace('vpx', 'vp8')}," in found.message
 
 
 def test_a_damaged_or_absent_result_is_recognised(tmp_path: Path, source: Path) -> None:

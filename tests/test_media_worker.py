@@ -73,7 +73,7 @@ async def test_errors_come_through_with_class_code_and_sentence(tmp_path: Path, 
     clip = clips.make_clip(tmp_path / "clip.mp4", 5)
     with pytest.raises(JobFailure) as failure:
         await media.verify(clip, clip, first_frame=0, frame_count=9, frame_rate=None, crf=20)
-    assert (failure.value.code, failure.value.passing) == ("frames_missing", True)
+    assert (failure.value.code, failure.value.transient) == ("frames_missing", True)
 
 
 async def test_an_image_that_declares_giant_sides_is_refused(tmp_path: Path, media: MediaWorker) -> None:
@@ -112,7 +112,7 @@ async def test_a_worker_that_is_killed_is_one_error_and_is_replaced(tmp_path: Pa
     children()[0].kill()
     with pytest.raises(JobFailure) as failure:
         await check
-    assert (failure.value.code, failure.value.passing) == ("check_failed", True)
+    assert (failure.value.code, failure.value.transient) == ("check_failed", True)
     assert (await media.probe_video(clip, 1000)).frames == 60
 
 

@@ -17,12 +17,12 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from stored_jobs import MIGRATIONS, QUEUE_LIMIT, finish, new_job, sql
 
 from faceswap.errors import Conflict
-from faceswap.jobs import MOVES, TERMINAL, Event, Job, JobState, Segment, SegmentState
+from faceswap.jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, Segment, SegmentState
 from faceswap.store import Store
 
 T = TypeVar("T")
 
-RETRYABLE = frozenset(state for state in TERMINAL if JobState.QUEUED in MOVES[state])
+RETRYABLE = frozenset(state for state in TERMINAL if JobState.QUEUED in TRANSITIONS[state])
 
 
 class Jobs(RuleBasedStateMachine):
@@ -69,7 +69,7 @@ class Jobs(RuleBasedStateMachine):
     def lead_to_an_end(self, prompt_id: str) -> None:
         """What a runner does after its start, with engines that know nothing any more, ends every job."""
         for segment in self.run(self.store.submitted()):
-            self.run(self.store.give_back(segment))
+            self.run(self.store.requeue(segment))
         sql(self.path, "UPDATE segment SET not_before = 0")
         while segment := self.run(self.store.claim("last")):
             self.run(self.store.finish_segment(segment, "x.mp4", None))
@@ -128,9 +128,9 @@ class Jobs(RuleBasedStateMachine):
             self.run(self.store.finish_segment(attempt, "x.mp4", 1.0))
 
     @rule(attempt=consumes(attempts), failed=st.booleans(), pause_s=st.sampled_from([0, 0, 1000]))
-    def give_back(self, attempt: Segment | None, failed: bool, pause_s: int) -> None:
+    def requeue(self, attempt: Segment | None, failed: bool, pause_s: int) -> None:
         if attempt is not None:
-            self.run(self.store.give_back(attempt, failed=failed, lost=not failed, pause_s=pause_s))
+            self.run(self.store.requeue(attempt, failed=failed, lost=not failed, pause_s=pause_s))
 
     @rule(attempt=consumes(attempts))
     def shorten(self, attempt: Segment | None) -> None:
@@ -153,20 +153,20 @@ class Jobs(RuleBasedStateMachine):
     def engines_stopped(self, prompt_id: str) -> None:
         job = self.job(prompt_id)
         expected = job.cancel_requested and job.state not in TERMINAL
-        assert self.run(self.store.cancelled(prompt_id)) == expected
+        assert self.run(self.store.mark_cancelled(prompt_id)) == expected
 
     @rule(prompt_id=jobs, percentage=st.floats(0, 99.99), kind=st.sampled_from(["progress", "tell", "announce"]))
     def event(self, prompt_id: str, percentage: float, kind: str) -> None:
         before = self.job(prompt_id)
         data = {"percentage": percentage, "current": 0, "total": 1, "fps": None, "eta_seconds": None}
         if kind == "progress":
-            self.run(self.store.progress({prompt_id: data}))
+            self.run(self.store.record_progress({prompt_id: data}))
             assert self.job(prompt_id).percentage >= before.percentage
         elif kind == "tell":
-            self.run(self.store.tell(prompt_id, "status", data))
+            self.run(self.store.add_event(prompt_id, "status", data))
         elif before.state not in TERMINAL:
             for _ in range(20):
-                self.run(self.store.announce(prompt_id, "preview", data))
+                self.run(self.store.publish_transient(prompt_id, "preview", data))
 
     # What happens to the service.
 
@@ -195,7 +195,7 @@ class Jobs(RuleBasedStateMachine):
     def an_end_changes_by_retry_only_and_other_states_by_their_moves(self) -> None:
         for prompt_id, before in self.states.items():
             after = self.job(prompt_id).state
-            assert after == before or (before not in TERMINAL and after in MOVES[before])
+            assert after == before or (before not in TERMINAL and after in TRANSITIONS[before])
             self.states[prompt_id] = after
 
     @invariant()

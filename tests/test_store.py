@@ -186,7 +186,7 @@ async def test_the_first_claim_starts_the_job(store: Store) -> None:
     started = await store.job(job.prompt_id)
     assert (started.state, started.step, started.attempts) == (JobState.PROCESSING, "Preparing", 1)
     assert started.started_at is not None
-    await store.tell(job.prompt_id, "executing", {}, step="Executing: x")
+    await store.add_event(job.prompt_id, "executing", {}, step="Executing: x")
     await claim(store)
     second = await store.job(job.prompt_id)
     assert (second.step, second.attempts, second.started_at) == ("Executing: x", 2, started.started_at)
@@ -195,18 +195,18 @@ async def test_the_first_claim_starts_the_job(store: Store) -> None:
 async def test_a_segment_given_back_is_claimed_again_under_a_new_id(store: Store) -> None:
     await create(store)
     first = await claim(store)
-    await store.give_back(first, failed=True)
+    await store.requeue(first, failed=True)
     second = await claim(store, "two")
     assert (second.attempt, second.failures, second.losses, second.backend) == (2, 1, 0, "two")
     assert second.comfy_prompt_id != first.comfy_prompt_id
-    await store.give_back(second, lost=True)
+    await store.requeue(second, lost=True)
     third = await claim(store)
     assert (third.attempt, third.failures, third.losses) == (3, 1, 1)
 
 
 async def test_a_pausing_segment_is_not_claimed_before_its_time(store: Store, path: Path) -> None:
     await create(store)
-    await store.give_back(await claim(store), pause_s=50)
+    await store.requeue(await claim(store), pause_s=50)
     assert await store.claim("one") is None
     due_s = await store.next_due_s()
     assert due_s is not None
@@ -221,12 +221,12 @@ async def test_a_pause_that_a_jumping_clock_made_hours_long_is_not_believed(
     store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await create(store)
-    await store.give_back(await claim(store), pause_s=10)
+    await store.requeue(await claim(store), pause_s=10)
     # As an earlier process left it, whose clock was three hours ahead.
     sql(path, "UPDATE segment SET not_before = not_before + 3 * 3600 * 1000")
     assert len(await store.waiting_frames()) == 1
     # Within a process no clock that jumps is looked at.
-    await store.give_back(await claim(store), pause_s=10)
+    await store.requeue(await claim(store), pause_s=10)
     for hours in (-3, 3):
         jumped = time.time_ns() + hours * 3600 * 10**9
         monkeypatch.setattr(time, "time_ns", lambda: jumped)  # noqa: B023 - it is asked before the next jump
@@ -236,7 +236,7 @@ async def test_a_pause_that_a_jumping_clock_made_hours_long_is_not_believed(
 async def test_what_engines_died_of_is_claimed_only_where_nothing_else_is_at_work(store: Store) -> None:
     await create(store)
     for _ in range(2):
-        await store.give_back(await claim(store), died=True)
+        await store.requeue(await claim(store), died=True)
     assert await store.claim("one", most_deaths=1) is None
     dangerous = await store.claim("one")
     assert dangerous is not None and dangerous.deaths == 2
@@ -282,10 +282,10 @@ async def test_the_places_of_a_page_are_those_that_each_job_is_told(store: Store
 async def test_only_the_attempt_under_way_can_finish_or_give_back_a_segment(store: Store) -> None:
     job = await create(store)
     old = await claim(store)
-    await store.give_back(old)
+    await store.requeue(old)
     current = await claim(store)
     assert await store.finish_segment(old, "old.mp4", None) is None
-    await store.give_back(old)
+    await store.requeue(old)
     assert await store.segments(job.prompt_id) == [current]
     moved = await store.finish_segment(current, "new.mp4", 0.5)
     assert moved is not None
@@ -340,11 +340,11 @@ async def test_what_a_segment_warned_of_is_kept(store: Store) -> None:
 async def test_an_id_the_engine_chose_is_kept_for_that_attempt_only(store: Store) -> None:
     job = await create(store)
     old = await claim(store)
-    renamed = await store.known_as(old, "its-own")
+    renamed = await store.set_prompt_id(old, "its-own")
     assert await store.segments(job.prompt_id) == [renamed]
-    await store.give_back(renamed)
+    await store.requeue(renamed)
     current = await claim(store)
-    await store.known_as(old, "too-late")
+    await store.set_prompt_id(old, "too-late")
     assert await store.segments(job.prompt_id) == [current]
 
 
@@ -364,10 +364,10 @@ async def test_a_job_whose_segments_are_done_is_found_to_be_joined(store: Store)
 
 async def test_progress_never_falls(store: Store, published: list[Event]) -> None:
     job = await create(store)
-    await store.progress({job.prompt_id: progress(5.0)})  # not yet processing
+    await store.record_progress({job.prompt_id: progress(5.0)})  # not yet processing
     await claim(store)
     for percentage in (10.0, 30.0, 20.0, 30.0):
-        await store.progress({job.prompt_id: progress(percentage)})
+        await store.record_progress({job.prompt_id: progress(percentage)})
     told = [event.data["percentage"] for event in published if event.type == "progress"]
     assert told == [10.0, 30.0, 30.0]
     assert (await store.job(job.prompt_id)).percentage == 30.0
@@ -377,8 +377,8 @@ async def test_replay_holds_the_newest_progress_only(store: Store) -> None:
     job = await create(store)
     await claim(store)
     for percentage in (10.0, 20.0):
-        await store.progress({job.prompt_id: progress(percentage)})
-        await store.tell(job.prompt_id, "status", {"message": str(percentage)})
+        await store.record_progress({job.prompt_id: progress(percentage)})
+        await store.add_event(job.prompt_id, "status", {"message": str(percentage)})
     events = await store.events(job.prompt_id, 0)
     assert [event.type for event in events] == ["queued", "status", "progress", "status"]
     assert events[2].data["percentage"] == 20.0
@@ -407,10 +407,10 @@ async def test_success_tells_the_result_and_ends_at_100(store: Store) -> None:
 async def test_an_end_is_final(store: Store) -> None:
     job = await run_to_success(store)
     assert not await store.fail(job.prompt_id, "code", "sentence")
-    assert not await store.cancelled(job.prompt_id)
+    assert not await store.mark_cancelled(job.prompt_id)
     assert not await finish(store, job)
-    await store.tell(job.prompt_id, "status", {})
-    await store.progress({job.prompt_id: progress(100.0)})
+    await store.add_event(job.prompt_id, "status", {})
+    await store.record_progress({job.prompt_id: progress(100.0)})
     assert await store.job(job.prompt_id) == job
     assert await types_of(store, job) == ["queued", "progress", "completed"]
 
@@ -425,7 +425,7 @@ async def test_a_failure_ends_all_segments_and_is_told(store: Store) -> None:
     job = await create(store, segments=3)
     await store.finish_segment(await claim(store), "1.mp4", None)
     running = await claim(store)
-    await store.progress({job.prompt_id: progress(40.0)})
+    await store.record_progress({job.prompt_id: progress(40.0)})
     assert await store.fail(job.prompt_id, "out_of_memory", "Too large.")
     failed = await store.job(job.prompt_id)
     assert (failed.state, failed.code, failed.error, failed.eta_s) == (
@@ -457,14 +457,14 @@ async def test_a_running_job_is_cancelled_when_the_engine_has_stopped(store: Sto
     asked = await store.request_cancel(job.prompt_id, None)
     assert (asked.state, asked.step, asked.cancel_requested) == (JobState.PROCESSING, "Cancelling", True)
     assert await store.claim("one") is None
-    assert await store.cancelled(job.prompt_id)
+    assert await store.mark_cancelled(job.prompt_id)
     assert await state_of(store, job) == JobState.CANCELLED
-    assert not await store.cancelled(job.prompt_id)
+    assert not await store.mark_cancelled(job.prompt_id)
 
 
 async def test_a_job_between_two_attempts_is_cancelled_at_once(store: Store) -> None:
     job = await create(store)
-    await store.give_back(await claim(store), pause_s=50)
+    await store.requeue(await claim(store), pause_s=50)
     assert (await store.request_cancel(job.prompt_id, None)).state == JobState.CANCELLED
 
 
@@ -476,13 +476,13 @@ async def test_a_cancelled_job_ends_with_its_last_segment_even_if_nobody_is_left
         job = await create(store, segments=3)
         first, second = await claim(store), await claim(store)
         await store.request_cancel(job.prompt_id, None)
-        await store.give_back(first)
+        await store.requeue(first)
         assert await state_of(store, job) == JobState.PROCESSING
         assert await store.claim("one") is None
         if end == "finished":
             assert await store.finish_segment(second, "2.mp4", None) is None
         else:
-            await store.give_back(second, lost=True)
+            await store.requeue(second, lost=True)
     async with opened(path) as store:
         assert await state_of(store, job) == JobState.CANCELLED
         assert await types_of(store, job) == ["queued", "cancelled"]
@@ -491,7 +491,7 @@ async def test_a_cancelled_job_ends_with_its_last_segment_even_if_nobody_is_left
 async def test_nobody_asked_nothing_is_cancelled(store: Store) -> None:
     job = await create(store)
     await claim(store)
-    assert not await store.cancelled(job.prompt_id)
+    assert not await store.mark_cancelled(job.prompt_id)
     assert await state_of(store, job) == JobState.PROCESSING
 
 
@@ -514,7 +514,7 @@ async def ended_job(store: Store, end: JobState) -> Job:
         await store.fail(job.prompt_id, "code", "sentence")
     else:
         await store.request_cancel(job.prompt_id, None)
-        await store.cancelled(job.prompt_id)
+        await store.mark_cancelled(job.prompt_id)
     return await store.job(job.prompt_id)
 
 
@@ -536,7 +536,7 @@ async def test_a_retry_queues_the_job_again_with_no_trace_of_its_end(store: Stor
 async def test_a_retry_keeps_finished_segments(store: Store) -> None:
     job = await create(store, segments=3)
     await store.finish_segment(await claim(store), "1.mp4", None)
-    await store.give_back(await claim(store), failed=True, pause_s=50)
+    await store.requeue(await claim(store), failed=True, pause_s=50)
     await store.fail(job.prompt_id, "code", "sentence")
     queued = await store.retry(job.prompt_id, None)
     assert queued.segments_done == 1
@@ -571,7 +571,7 @@ async def test_a_job_that_did_not_fail_cannot_be_retried(store: Store, state: Jo
 
 async def test_a_job_without_its_inputs_cannot_be_retried(store: Store) -> None:
     job = await ended_job(store, JobState.FAILED)
-    assert await store.inputs_erased(job.prompt_id)
+    assert await store.mark_inputs_erased(job.prompt_id)
     with pytest.raises(Gone) as refused:
         await store.retry(job.prompt_id, None)
     assert refused.value.code == "inputs_erased"
@@ -582,7 +582,7 @@ async def test_the_inputs_of_a_job_that_was_retried_are_not_given_up(store: Stor
     job = await ended_job(store, JobState.FAILED)
     assert await store.with_expired_inputs(now_ms(), 9) == [job.prompt_id]
     await store.retry(job.prompt_id, None)
-    assert not await store.inputs_erased(job.prompt_id)
+    assert not await store.mark_inputs_erased(job.prompt_id)
     assert await store.with_expired_inputs(now_ms(), 9) == []
 
 
@@ -608,7 +608,7 @@ async def test_a_result_is_found_by_its_name_until_it_expires(store: Store) -> N
         with pytest.raises(NotFound):
             await store.result(filename, owner)
     assert await store.with_expired_results(now_ms(), 9) == [(job.prompt_id, "clip.mp4")]
-    await store.result_erased(job.prompt_id)
+    await store.mark_result_erased(job.prompt_id)
     assert await store.with_expired_results(now_ms(), 9) == []
     with pytest.raises(Gone) as gone:
         await store.result("clip.mp4", "ann")
@@ -676,10 +676,10 @@ async def test_event_numbers_never_repeat_over_a_crash(path: Path) -> None:
         job = await create(store)
         await claim(store)
         for _ in range(SEQ_GAP - 10):  # told, and swallowed by the crash
-            await store.announce(job.prompt_id, "progress", {})
+            await store.publish_transient(job.prompt_id, "progress", {})
     published: list[Event] = []
     async with opened(path, published) as store:
-        await store.announce(job.prompt_id, "preview", {})
+        await store.publish_transient(job.prompt_id, "preview", {})
         assert published[-1].seq > SEQ_GAP
 
 
@@ -690,7 +690,7 @@ async def test_event_numbers_never_repeat_over_crashes_between_which_nothing_was
     for _ in range(3):
         async with opened(path, published) as store:
             for _ in range(5):
-                await store.announce(job.prompt_id, "preview", {})
+                await store.publish_transient(job.prompt_id, "preview", {})
     numbers = [event.seq for event in published]
     assert numbers == sorted(set(numbers))
     assert len(numbers) == 16
@@ -698,7 +698,7 @@ async def test_event_numbers_never_repeat_over_crashes_between_which_nothing_was
 
 async def test_nothing_is_announced_after_the_end(store: Store, published: list[Event]) -> None:
     job = await run_to_success(store)
-    await store.announce(job.prompt_id, "preview", {})
+    await store.publish_transient(job.prompt_id, "preview", {})
     assert published[-1].terminal
     assert await store.events(job.prompt_id, 0) == [published[0], *published[-2:]]
 
@@ -709,13 +709,13 @@ async def test_event_numbers_grow_when_progress_comes_first_after_a_crash(path: 
         job = await create(store)
         segment = await claim(store)
         for _ in range(2 * SEQ_GAP):
-            await store.announce(job.prompt_id, "progress", {})
-        await store.progress({job.prompt_id: progress(50.0)})
+            await store.publish_transient(job.prompt_id, "progress", {})
+        await store.record_progress({job.prompt_id: progress(50.0)})
         seen = (await store.events(job.prompt_id, 0))[-1].seq
         await store.finish_segment(segment, "1.mp4", None)
     published: list[Event] = []
     async with opened(path, published) as store:
-        await (store.progress({job.prompt_id: progress(60.0)}) if first == "progress" else finish(store, job))
+        await (store.record_progress({job.prompt_id: progress(60.0)}) if first == "progress" else finish(store, job))
         assert published[0].seq > seen
         assert await store.events(job.prompt_id, seen) == published
 
@@ -737,12 +737,12 @@ async def test_events_are_published_after_their_commit_and_in_the_order_of_their
 
         async def watch_over(job: Job, worker: int) -> None:
             for step in range(8):
-                await store.tell(job.prompt_id, "status", {"message": f"{worker} {step}"})
-                await store.announce(job.prompt_id, "preview", {"stored": False})
+                await store.add_event(job.prompt_id, "status", {"message": f"{worker} {step}"})
+                await store.publish_transient(job.prompt_id, "preview", {"stored": False})
 
         async def interrupted(job: Job, delay: int) -> None:
             """Give up in the middle, at ever another place."""
-            task = asyncio.create_task(store.tell(job.prompt_id, "status", {"message": "cut off"}))
+            task = asyncio.create_task(store.add_event(job.prompt_id, "status", {"message": "cut off"}))
             for _ in range(delay):
                 await asyncio.sleep(0)
             task.cancel()
@@ -776,11 +776,11 @@ async def test_a_method_that_is_cancelled_while_it_commits_lets_nobody_in_before
             go_on.wait(WAIT_S)
 
     await store._writer.set_trace_callback(hold_commit)
-    first = asyncio.create_task(store.tell(job.prompt_id, "status", {"message": "first"}))
+    first = asyncio.create_task(store.add_event(job.prompt_id, "status", {"message": "first"}))
     assert await asyncio.to_thread(committing.wait, WAIT_S)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    second = asyncio.create_task(store.announce(job.prompt_id, "preview", {}))
+    second = asyncio.create_task(store.publish_transient(job.prompt_id, "preview", {}))
     await asyncio.sleep(0)
     go_on.set()
     await second
@@ -822,7 +822,7 @@ async def test_a_full_disk_is_an_operational_error_that_leaves_nothing_half(
     assert accepted == len(published)
     assert sql(path, "SELECT count(*) FROM segment") == [(1 + 200 * (accepted - 1),)]
     with pytest.raises(sqlite3.OperationalError, match="full"):
-        await store.tell(job.prompt_id, "status", {"message": "x" * 100_000})
+        await store.add_event(job.prompt_id, "status", {"message": "x" * 100_000})
     assert len(published) == accepted
 
     await store._writer.execute("PRAGMA max_page_count = 1000000")
@@ -855,14 +855,14 @@ async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path)
     job = await create(store, segments=3, idempotency_key="k", request_digest="d", owner="ann")
     await create(store, idempotency_key="k", request_digest="d", owner="ann")
     await store.split(await claim(store), 1)
-    await store.needing_engine(1)
+    await store.jobs_needing_engine(1)
     await store.abandon("one", "lost")
     assert await store.abandoned("one") == {"lost"}
     await store.forget_abandoned(["lost"])
     await store.waiting_frames()
     await store.next_due_s()
     while segment := await store.claim("one"):
-        await store.progress({job.prompt_id: progress(1.0)})
+        await store.record_progress({job.prompt_id: progress(1.0)})
         await store.submitted()
         await store.finish_segment(segment, "x.mp4", None)
     await store.unfinished()

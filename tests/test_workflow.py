@@ -257,7 +257,7 @@ def second_output(graph: Graph) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "message"),
     [
         (without("9"), "needs one VHS_VideoCombine after the swap and has no"),
         (setting("9", images=["8", 0]), "needs one VHS_VideoCombine after the swap and has no"),
@@ -286,16 +286,16 @@ def second_output(graph: Graph) -> None:
         (lambda graph: graph.update(version=0.4), "Node version of the workflow w needs a class_type and inputs"),  # type: ignore[call-overload]
     ],
 )
-def test_a_workflow_that_cannot_be_used_is_refused_by_name(change: Callable[[Graph], object], sentence: str) -> None:
+def test_a_workflow_that_cannot_be_used_is_refused_by_name(change: Callable[[Graph], object], message: str) -> None:
     graph = seed()
     change(graph)
     with pytest.raises(WorkflowError) as refused:
         Workflow.from_graph("w", graph)
-    assert sentence in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "message"),
     [
         ("", "is not JSON"),
         ("{", "is not JSON"),
@@ -306,12 +306,12 @@ def test_a_workflow_that_cannot_be_used_is_refused_by_name(change: Callable[[Gra
         ('{"nodes": [], "links": [], "version": 0.4}', "use Workflow → Export (API)"),
     ],
 )
-def test_a_file_that_is_no_workflow_is_refused(text: str, sentence: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_workflow_is_refused(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "broken.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(WorkflowError, match="broken") as refused:
         Workflow.load(path)
-    assert sentence in str(refused.value)
+    assert message in str(refused.value)
     assert str(tmp_path) not in str(refused.value)
 
 

@@ -16,7 +16,7 @@ from aiohttp import WSMsgType, hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 
 from ..errors import BadRequest, HeadersTooLarge, Problem
-from ..intake import MAX_TEXT_BYTES
+from ..intake.readers import MAX_TEXT_BYTES
 from .middleware import SERVER_NAME, problem_response
 
 log = logging.getLogger(__name__)

@@ -6,13 +6,13 @@ from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
 from ..errors import Gone
-from .keys import FOLDERS, STORE, owner
+from .keys import FILES, STORE, owner
 
 
 async def download(request: web.Request) -> web.StreamResponse:
     """A result: whole, in ranges, or its headers only."""
     job = await request.app[STORE].result(request.match_info["filename"], owner(request))
-    path = request.app[FOLDERS].result(job.result_file or "")
+    path = request.app[FILES].result(job.result_file or "")
     if not path.is_file():
         raise Gone("This result was removed from the server's disk.", code="result_expired", prompt_id=job.prompt_id)
     disposition = "inline" if request.query.get("inline") == "1" else "attachment"

@@ -6,13 +6,13 @@ import asyncio
 
 from aiohttp import web
 
-from ..admission import Admission
 from ..comfy.embedded import EmbeddedEngine
 from ..config import Settings
-from ..folders import Folders
+from ..files import Files
 from ..hub import Hub
-from ..intake import Intake
-from ..reports import Reports
+from ..intake.readers import Intake
+from ..intake.submit import Submitter
+from ..progress_reporter import ProgressReporter
 from ..runner import Runner
 from ..store import Store
 
@@ -20,10 +20,10 @@ SETTINGS = web.AppKey("settings", Settings)
 STORE = web.AppKey("store", Store)
 HUB = web.AppKey("hub", Hub)
 RUNNER = web.AppKey("runner", Runner)
-REPORTS = web.AppKey("reports", Reports)
+REPORTS = web.AppKey("reports", ProgressReporter)
 INTAKE = web.AppKey("intake", Intake)
-ADMISSION = web.AppKey("admission", Admission)
-FOLDERS = web.AppKey("folders", Folders)
+SUBMITTER = web.AppKey("admission", Submitter)
+FILES = web.AppKey("folders", Files)
 
 STOPPING = web.AppKey("stopping", asyncio.Event)
 """Set when the service begins to stop."""

@@ -6,7 +6,7 @@ import asyncio
 
 from aiohttp import web
 
-from ..intake import leave_waiting
+from ..intake.readers import leave_waiting
 from . import files, jobs, service, swap
 from .keys import STOPPING
 

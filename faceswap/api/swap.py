@@ -11,10 +11,10 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from ..errors import BadRequest, Conflict, Problem, RequestTimeout, TooLarge
 from ..hub import Closing, Lagging
-from ..intake import parse_object
+from ..intake.readers import parse_object
 from ..jobs import Job, new_prompt_id
 from .jobs import cancel_job, parse_event_id
-from .keys import ADMISSION, FOLDERS, INTAKE, RUNNER, STOPPING, STORE, owner
+from .keys import FILES, INTAKE, RUNNER, STOPPING, STORE, SUBMITTER, owner
 from .middleware import known_failures, problem_document
 from .stream import send_events, stream_events
 
@@ -31,10 +31,10 @@ QUEUED_MESSAGE = "Face swap workflow queued successfully. Use /status/{prompt_id
 async def post_face_swap(request: web.Request) -> web.StreamResponse:
     """Take a job in, and answer with its events, or with its id at once."""
     key = request.headers.get("Idempotency-Key")
-    await request.app[ADMISSION].check(key)
+    await request.app[SUBMITTER].check(key)
     prompt_id = new_prompt_id()
-    submission = await request.app[INTAKE].from_request(request, request.app[FOLDERS].inputs(prompt_id))
-    job, _ = await request.app[ADMISSION].admit(submission, prompt_id, owner=owner(request), idempotency_key=key)
+    submission = await request.app[INTAKE].from_request(request, request.app[FILES].inputs(prompt_id))
+    job, _ = await request.app[SUBMITTER].submit_job(submission, prompt_id, owner=owner(request), idempotency_key=key)
     request.app[RUNNER].wake()
     if submission.respond_async or submission.id_only:
         return _accepted(job, 202 if submission.respond_async else 200)
@@ -93,10 +93,10 @@ async def _begin(request: web.Request, socket: web.WebSocketResponse) -> tuple[s
         prompt_id = str(first.get("prompt_id")).encode("ascii", "replace").decode()
         job = await request.app[STORE].job(prompt_id, owner(request))
         return job.prompt_id, parse_event_id(first.get("last_event_id"))
-    await request.app[ADMISSION].check(None)
+    await request.app[SUBMITTER].check(None)
     prompt_id = new_prompt_id()
-    submission = await request.app[INTAKE].from_websocket(first, socket, request.app[FOLDERS].inputs(prompt_id))
-    job, _ = await request.app[ADMISSION].admit(submission, prompt_id, owner=owner(request), idempotency_key=None)
+    submission = await request.app[INTAKE].from_websocket(first, socket, request.app[FILES].inputs(prompt_id))
+    job, _ = await request.app[SUBMITTER].submit_job(submission, prompt_id, owner=owner(request), idempotency_key=None)
     request.app[RUNNER].wake()
     return job.prompt_id, 0
 

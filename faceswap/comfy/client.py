@@ -51,14 +51,14 @@ _GRAPH_NAME = re.compile(r"[\w ()+@,=-][\w .()+@,=-]*(?:/[\w ()+@,=-][\w .()+@,=
 class ComfyError(Exception):
     """ComfyUI cannot be reached or answers what it should not.
 
-    `sentence` is for a person and names no URL, header or path. `passing` is true when asking again may help,
+    `message` is for a person and names no URL, header or path. `transient` is true when asking again may help,
     `answered` when ComfyUI itself answered with an error, rather than nothing or a proxy in front of it.
     """
 
-    def __init__(self, sentence: str, *, passing: bool, answered: bool = False) -> None:
-        super().__init__(sentence)
-        self.sentence = sentence
-        self.passing = passing
+    def __init__(self, message: str, *, transient: bool, answered: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.transient = transient
         self.answered = answered
 
 
@@ -152,7 +152,7 @@ class ComfyClient:
                 graph_name = f"{folder}/{name}" if folder else name
                 if _GRAPH_NAME.fullmatch(graph_name):
                     return graph_name
-        raise ComfyError("ComfyUI stored the upload under a name that cannot be used.", passing=False)
+        raise ComfyError("ComfyUI stored the upload under a name that cannot be used.", transient=False)
 
     async def submit(
         self,
@@ -182,7 +182,7 @@ class ComfyClient:
                         await self.interrupt(queued_id)
                     raise PromptRejected.from_body(answer)
                 return queued_id
-        raise ComfyError("ComfyUI took the prompt without naming its id.", passing=True)
+        raise ComfyError("ComfyUI took the prompt without naming its id.", transient=True)
 
     async def queue(self) -> QueueState:
         """What runs and what waits."""
@@ -272,7 +272,7 @@ class ComfyClient:
         try:
             async with self._call("GET", "view", params=query, timeout=TRANSFER_TIMEOUT) as response:
                 if response.status == 404:
-                    raise JobFailure("output_missing", "ComfyUI no longer has the result.", passing=True)
+                    raise JobFailure("output_missing", "ComfyUI no longer has the result.", transient=True)
                 _check_status(response)
                 size = await _store(response, partial, max_bytes)
             await asyncio.to_thread(_publish, partial, destination)
@@ -366,15 +366,15 @@ def _transport_errors() -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise ComfyError("ComfyUI did not answer in time.", passing=True) from error
+        raise ComfyError("ComfyUI did not answer in time.", transient=True) from error
     except aiohttp.ClientResponseError as error:
         raise _answered(error.status) from error
     except aiohttp.InvalidURL as error:
-        raise ComfyError("ComfyUI's address is not a valid URL.", passing=False) from error
+        raise ComfyError("ComfyUI's address is not a valid URL.", transient=False) from error
     except aiohttp.ClientPayloadError as error:
-        raise ComfyError("ComfyUI broke off in the middle of its answer.", passing=True) from error
+        raise ComfyError("ComfyUI broke off in the middle of its answer.", transient=True) from error
     except aiohttp.ClientError as error:
-        raise ComfyError("ComfyUI cannot be reached.", passing=True) from error
+        raise ComfyError("ComfyUI cannot be reached.", transient=True) from error
 
 
 def _check_status(response: aiohttp.ClientResponse, expected: int = 200) -> None:
@@ -384,10 +384,10 @@ def _check_status(response: aiohttp.ClientResponse, expected: int = 200) -> None
 
 def _answered(status: int) -> ComfyError:
     if status in (401, 403):
-        return ComfyError(f"ComfyUI refused the call ({status}); check FACESWAP_COMFYUI_HEADERS.", passing=False)
+        return ComfyError(f"ComfyUI refused the call ({status}); check FACESWAP_COMFYUI_HEADERS.", transient=False)
     return ComfyError(
         f"ComfyUI answered {status}; its log may say why.",
-        passing=status >= 500 or status in BUSY,
+        transient=status >= 500 or status in BUSY,
         answered=status not in GATEWAY,
     )
 
@@ -399,12 +399,12 @@ async def _document(response: aiohttp.ClientResponse, expected: int = 200) -> An
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > ANSWER_LIMIT:
-            raise ComfyError("ComfyUI's answer is too long.", passing=False)
+            raise ComfyError("ComfyUI's answer is too long.", transient=False)
     try:
         return decode_json(bytes(body))
     except ValueError as error:
-        sentence = "What answers in ComfyUI's place sends no JSON; check the address in FACESWAP_COMFYUI_URLS."
-        raise ComfyError(sentence, passing=False) from error
+        message = "What answers in ComfyUI's place sends no JSON; check the address in FACESWAP_COMFYUI_URLS."
+        raise ComfyError(message, transient=False) from error
 
 
 async def _store(response: aiohttp.ClientResponse, partial: Path, max_bytes: int) -> int:
@@ -510,4 +510,4 @@ def _too_large(size: int, limit: int | None) -> JobFailure:
 
 
 def _unexpected(what: str) -> ComfyError:
-    return ComfyError(f"ComfyUI described {what} in a way that is not understood.", passing=False)
+    return ComfyError(f"ComfyUI described {what} in a way that is not understood.", transient=False)

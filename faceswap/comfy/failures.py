@@ -84,7 +84,7 @@ class PromptRejected(JobFailure):
             return cls(
                 "input_missing",
                 f"ComfyUI no longer has the uploaded file ({where}); it has to be uploaded again.",
-                passing=True,
+                transient=True,
             )
         reason = shown(f"{error.message}: {error.details}" if error.details else error.message)
         return cls("workflow_invalid", f"ComfyUI refused {where}: {reason}")
@@ -99,8 +99,8 @@ def node_missing(node_class: str) -> str:
 
 def disk_full() -> JobFailure:
     """Return the failure of an upload or a prompt that ComfyUI has no room for: it waits until there is some."""
-    sentence = "ComfyUI's disk is full; the job goes on when there is room."
-    return JobFailure("engine_disk_full", sentence, passing=True)
+    message = "ComfyUI's disk is full; the job goes on when there is room."
+    return JobFailure("engine_disk_full", message, transient=True)
 
 
 def failure_from_error(node_type: str, exception_type: str, message: str) -> JobFailure:
@@ -114,7 +114,7 @@ def failure_from_error(node_type: str, exception_type: str, message: str) -> Job
     reason = text or shown(name) or "it gave no reason."
     if name.endswith(("OutOfMemoryError", "MemoryError")) or _OUT_OF_MEMORY.search(message):
         remedy = "take a smaller video or a lower FACESWAP_SEGMENT_FRAMES"
-        return JobFailure("out_of_memory", f"{node} ran out of memory in ComfyUI; {remedy}: {reason}", passing=True)
+        return JobFailure("out_of_memory", f"{node} ran out of memory in ComfyUI; {remedy}: {reason}", transient=True)
     if name in _DOWNLOAD_ERRORS or (name == "FileNotFoundError" and MODEL_FILE.search(text.strip("'\""))):
         return JobFailure(
             "model_missing",

@@ -70,7 +70,7 @@ class Listener:
                 await self._listen()
                 reason = "closed"
             except ComfyError as error:
-                reason = error.sentence
+                reason = error.message
             finally:
                 self.state = "disconnected"
             if time.monotonic() - started >= STABLE_AFTER:

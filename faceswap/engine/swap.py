@@ -68,7 +68,7 @@ class FaceSwapper:
         self._sources = list(sources)
         self._strength = strength
         self._tracker = Tracker(min(max(target_indices, default=-1) + 1, _MAX_FACES), frame_rate)
-        self._targets = _Targets(target_indices, patience=round(frame_rate / 2))
+        self._targets = _Targets(target_indices, timeouts=round(frame_rate / 2))
         self._painters: dict[int, _Painter] = {}
 
     def track(self, bgr: Image) -> list[Track]:
@@ -92,12 +92,12 @@ class FaceSwapper:
 class _Targets:
     """Decides which of the tracked faces are replaced.
 
-    A place whose face is lost goes to a face that has just come into view, or after `patience` frames to any.
+    A place whose face is lost goes to a face that has just come into view, or after `timeouts` frames to any.
     """
 
-    def __init__(self, indices: Sequence[int], patience: int) -> None:
+    def __init__(self, indices: Sequence[int], timeouts: int) -> None:
         self._indices = indices
-        self._patience = patience
+        self._timeouts = timeouts
         self._holders: dict[int, int] = {}
         self._missing: dict[int, int] = {}
         self._known: set[int] = set()
@@ -124,7 +124,7 @@ class _Targets:
         if identity in self._holders.values():
             return False
         is_new = identity not in self._known
-        return target not in self._holders or is_new or self._missing[target] > self._patience
+        return target not in self._holders or is_new or self._missing[target] > self._timeouts
 
 
 @dataclass(frozen=True)

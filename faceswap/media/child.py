@@ -60,7 +60,7 @@ def _answer(message: dict[str, Any]) -> dict[str, Any]:
     except Problem as problem:
         return {"problem": {"kind": type(problem).__name__, "code": problem.code, "detail": problem.detail}}
     except JobFailure as failure:
-        return {"failure": {"code": failure.code, "sentence": failure.sentence, "passing": failure.passing}}
+        return {"failure": {"code": failure.code, "message": failure.message, "transient": failure.transient}}
     except Exception:  # noqa: BLE001 - the top of the task: the parent logs it and ends the call
         return {"crash": traceback.format_exc()}
 

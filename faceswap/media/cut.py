@@ -59,8 +59,8 @@ def prepare(source: Path, out: Path, frame_count: int, frame_rate: Fraction | No
             shown = timeline.shown(frame_rate, 0, frame_count)
             made = _encode(_until_damaged(from_start(source, shown)), partial, frame_rate or timeline.rate()[0])
             if made != frame_count:
-                sentence = f"The video is damaged: it cannot be decoded after frame {made} of {frame_count}."
-                raise JobFailure("input_damaged", sentence)
+                message = f"The video is damaged: it cannot be decoded after frame {made} of {frame_count}."
+                raise JobFailure("input_damaged", message)
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
             partial.replace(out)
@@ -100,7 +100,7 @@ def _disk_full_is_told() -> Iterator[None]:
     except (OSError, av.FFmpegError) as error:
         if error.errno not in DISK_FULL:
             raise
-        raise JobFailure("disk_full", "The disk is full: free some space.", passing=True) from error
+        raise JobFailure("disk_full", "The disk is full: free some space.", transient=True) from error
 
 
 def _until_damaged(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:

@@ -35,7 +35,7 @@ CLOCK_HZ = 90_000
 INTERLEAVE_US = 200_000
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-SILENT = JobFailure("sound_missing", "The result does not have all of the video's sound in time.", passing=True)
+SILENT = JobFailure("sound_missing", "The result does not have all of the video's sound in time.", transient=True)
 
 # Seconds, and the packet to write then.
 Timed: TypeAlias = "tuple[float, av.Packet[Any]]"
@@ -67,11 +67,11 @@ def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction
         return facts
     except (OSError, av.FFmpegError) as error:
         if error.errno in DISK_FULL:
-            raise JobFailure("disk_full", "The disk is full: free some space.", passing=True) from error
+            raise JobFailure("disk_full", "The disk is full: free some space.", transient=True) from error
         if not isinstance(error, av.FFmpegError):
             raise
-        sentence = "The result cannot be joined: a segment of it is damaged."
-        raise JobFailure("output_damaged", sentence, passing=True) from error
+        message = "The result cannot be joined: a segment of it is damaged."
+        raise JobFailure("output_damaged", message, transient=True) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -113,10 +113,10 @@ def _survey(path: Path) -> _Run:
     with open_media(path) as container:
         stream = picture_stream(container)
         if stream is None:
-            raise JobFailure("output_damaged", "A segment of the result holds no video.", passing=True)
+            raise JobFailure("output_damaged", "A segment of the result holds no video.", transient=True)
         times = [packet.pts for packet in packets(container, "video") if packet.stream_index == stream.index]
         if not times or None in times:
-            raise JobFailure("output_damaged", "A segment of the result holds no timed frame.", passing=True)
+            raise JobFailure("output_damaged", "A segment of the result holds no timed frame.", transient=True)
         context = stream.codec_context
         ranks = np.argsort(np.argsort(np.array(times, np.int64), kind="stable"))
         size = context.width, context.height
@@ -128,13 +128,13 @@ def _headers_differ(runs: Sequence[_Run]) -> bool:
     one another at all."""
     first = runs[0]
     if any((run.codec, run.size) != (first.codec, first.size) for run in runs):
-        sentence = "The segments of the result differ in size or codec; give all engines the same workflow."
-        raise JobFailure("segments_differ", sentence)
+        message = "The segments of the result differ in size or codec; give all engines the same workflow."
+        raise JobFailure("segments_differ", message)
     if first.codec in SELF_CONTAINED or all(run.header == first.header for run in runs):
         return False
     if first.codec != "h264" or any(run.header[4:5] != first.header[4:5] for run in runs):
-        sentence = "The segments of the result were encoded with settings that cannot follow one another."
-        raise JobFailure("segments_differ", sentence)
+        message = "The segments of the result were encoded with settings that cannot follow one another."
+        raise JobFailure("segments_differ", message)
     return True
 
 
@@ -283,7 +283,7 @@ def _seal(path: Path, source: Timeline, clock: _Clock, sound: _Sound) -> JoinFac
     """Make the file durable and read it back: all frames there, all sound, and its digest."""
     timeline = read_timeline(path)
     if len(timeline.times) != len(clock.times):
-        raise JobFailure("output_damaged", "The joined result lost frames.", passing=True)
+        raise JobFailure("output_damaged", "The joined result lost frames.", transient=True)
     _check_sound(list(listen(path).values()), timeline, sound.heard, source)
     with path.open("rb") as file:
         os.fsync(file.fileno())

@@ -198,5 +198,5 @@ def read_source(path: Path) -> Timeline:
     try:
         return read_timeline(path)
     except av.FFmpegError as error:
-        sentence = "The stored video can no longer be read; send it again as a new job."
-        raise JobFailure("input_damaged", sentence) from error
+        message = "The stored video can no longer be read; send it again as a new job."
+        raise JobFailure("input_damaged", message) from error

@@ -32,8 +32,8 @@ BLACK_LEVEL, NOT_BLACK_LEVEL = 16, 48
 SHAPE_TOLERANCE = 0.03
 STAND_IN_SIZE = (512, 512)
 
-MISSING = JobFailure("output_missing", "The engine gave no result; check its encoder settings and log.", passing=True)
-DAMAGED = JobFailure("output_damaged", "The engine's result cannot be decoded to its end.", passing=True)
+MISSING = JobFailure("output_missing", "The engine gave no result; check its encoder settings and log.", transient=True)
+DAMAGED = JobFailure("output_damaged", "The engine's result cannot be decoded to its end.", transient=True)
 FILTERED = JobFailure(
     "content_filtered",
     "The engine's content filter blacked out the result; use other material or turn the filter off.",
@@ -204,5 +204,5 @@ def _level(frame: VideoFrame) -> int:
 def _frames_missing(found: int, asked: int) -> JobFailure:
     if found > asked:
         return JobFailure("frames_missing", f"The engine returned more than the {asked} frames it was asked for.")
-    sentence = f"The engine returned {found} of {asked} frames; its content filter may have taken the others."
-    return JobFailure("frames_missing", sentence, passing=True)
+    message = f"The engine returned {found} of {asked} frames; its content filter may have taken the others."
+    return JobFailure("frames_missing", message, transient=True)

@@ -286,8 +286,8 @@ class MediaWorker:
                 return await self._ask(call, arguments, timeout)
             except ChildError as error:
                 log.warning("a worker failed: %s", error)
-                sentence = f"{WORK[call]} took more time or memory than allowed."
-                raise errors.JobFailure("check_failed", sentence, passing=True) from error
+                message = f"{WORK[call]} took more time or memory than allowed."
+                raise errors.JobFailure("check_failed", message, transient=True) from error
 
     async def _ask(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
         """One call in a child of its own.
@@ -354,6 +354,6 @@ def _unwrap(call: str, answer: dict[str, Any]) -> dict[str, Any]:
             raise errors.UnsupportedMedia(detail, code=code)
         case {"problem": {"code": str(code), "detail": str(detail)}}:
             raise errors.Unprocessable(detail, code=code)
-        case {"failure": {"code": str(code), "sentence": str(sentence), "passing": bool(passing)}}:
-            raise errors.JobFailure(code, sentence, passing=passing)
+        case {"failure": {"code": str(code), "message": str(message), "transient": bool(transient)}}:
+            raise errors.JobFailure(code, message, transient=transient)
     raise ChildError(f"{call}: {answer.get('crash', 'an answer of another kind')}")

@@ -3,14 +3,14 @@
 What a method changed is committed before its events are published, so that nobody is told what a crash could undo.
 """
 
-from .database import SEQ_GAP, NewerDatabase, may_pass, migrate, now_ms, retry_writes
-from .moves import IDEMPOTENCY_MS
-from .reading import Reading
-from .segments import SegmentMoves
+from .database import SEQ_GAP, NewerDatabase, is_transient, migrate, now_ms, retry_writes
+from .jobs import IDEMPOTENCY_MS
+from .queries import Queries
+from .segments import Segments
 from .upkeep import Upkeep
 
-__all__ = ["IDEMPOTENCY_MS", "SEQ_GAP", "NewerDatabase", "Store", "may_pass", "migrate", "now_ms", "retry_writes"]
+__all__ = ["IDEMPOTENCY_MS", "SEQ_GAP", "NewerDatabase", "Store", "is_transient", "migrate", "now_ms", "retry_writes"]
 
 
-class Store(SegmentMoves, Reading, Upkeep):
+class Store(Segments, Queries, Upkeep):
     """The job records."""

@@ -29,10 +29,10 @@ RETRY_S = 2.0
 """Between two tries at a write that may pass."""
 TOLD_EVERY_S = 60.0
 
-_PASSING = frozenset(
+_TRANSIENT = frozenset(
     {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN}
 )
-_MONOTONE_EPOCH_MS = time.time_ns() // 1_000_000 - time.monotonic_ns() // 1_000_000
+_MONOTONIC_EPOCH_MS = time.time_ns() // 1_000_000 - time.monotonic_ns() // 1_000_000
 
 
 class NewerDatabase(Exception):
@@ -44,14 +44,14 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def monotone_ms() -> int:
+def monotonic_ms() -> int:
     """Unix time in milliseconds as it was when the process started, plus the time that has passed: it never jumps."""
-    return _MONOTONE_EPOCH_MS + time.monotonic_ns() // 1_000_000
+    return _MONOTONIC_EPOCH_MS + time.monotonic_ns() // 1_000_000
 
 
-def may_pass(error: sqlite3.Error) -> bool:
+def is_transient(error: sqlite3.Error) -> bool:
     """Whether an error of the database may pass by itself: a full or failing disk, a lock. A missing column never."""
-    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _PASSING
+    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _TRANSIENT
 
 
 class Database:
@@ -152,7 +152,7 @@ async def retry_writes(action: Callable[[], Awaitable[T]]) -> T:
         try:
             return await action()
         except sqlite3.Error as error:
-            if not may_pass(error):
+            if not is_transient(error):
                 raise
             if time.monotonic() - told_at >= TOLD_EVERY_S:
                 told_at = time.monotonic()

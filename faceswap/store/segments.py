@@ -13,8 +13,8 @@ from ..jobs import (
     Segment,
     comfy_prompt_id,
 )
-from .database import monotone_ms, now_ms
-from .moves import JobMoves
+from .database import monotonic_ms, now_ms
+from .jobs import Jobs
 from .rows import JOB_COLUMNS, SEGMENT_COLUMNS, job_of, segment_of
 
 LOOK_AHEAD = 64
@@ -27,11 +27,11 @@ _DUE = "state = 'waiting' AND (not_before <= ? OR not_before > ?)"
 
 def _due_now() -> tuple[int, int]:
     """The parameters of `_DUE`."""
-    now = monotone_ms()
+    now = monotonic_ms()
     return now, now + LONGEST_PAUSE_MS
 
 
-class SegmentMoves(JobMoves):
+class Segments(Jobs):
     """What happens to a segment: one method a move."""
 
     async def claim(self, backend: str, *, again: bool = True, most_deaths: int | None = None) -> Segment | None:
@@ -71,7 +71,7 @@ class SegmentMoves(JobMoves):
             )
         return segment_of(claimed) if claimed else None
 
-    async def known_as(self, segment: Segment, comfy_prompt_id: str) -> Segment:
+    async def set_prompt_id(self, segment: Segment, comfy_prompt_id: str) -> Segment:
         """An older ComfyUI gave the prompt an id of its own."""
         async with self._transaction():
             await self._writer.execute(
@@ -80,7 +80,7 @@ class SegmentMoves(JobMoves):
             )
         return replace(segment, comfy_prompt_id=comfy_prompt_id)
 
-    async def give_back(
+    async def requeue(
         self, segment: Segment, *, pause_s: float = 0, failed: bool = False, lost: bool = False, died: bool = False
     ) -> None:
         """A submitted segment waits again, not before `pause_s` from now; the failure, loss or death is counted.
@@ -88,15 +88,15 @@ class SegmentMoves(JobMoves):
         That of a job whose end was asked for does not: the job ends with the last of them.
         """
         async with self._transaction() as events:
-            await self._give_back(segment, pause_s, failed, lost, died)
+            await self._requeue(segment, pause_s, failed, lost, died)
             await self._settle_cancel(events, segment.prompt_id)
 
-    async def _give_back(self, segment: Segment, pause_s: float, failed: bool, lost: bool, died: bool) -> None:
+    async def _requeue(self, segment: Segment, pause_s: float, failed: bool, lost: bool, died: bool) -> None:
         await self._writer.execute(
             "UPDATE segment SET state = 'waiting', not_before = ?, failures = failures + ?, losses = losses + ?,"
             " deaths = deaths + ? WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted'",
             (
-                monotone_ms() + min(int(pause_s * 1000), LONGEST_PAUSE_MS),
+                monotonic_ms() + min(int(pause_s * 1000), LONGEST_PAUSE_MS),
                 failed,
                 lost,
                 died,
@@ -123,7 +123,7 @@ class SegmentMoves(JobMoves):
         segments of their own. An attempt that was `unsent` does not count.
         """
         async with self._transaction() as events:
-            await self._give_back(segment, pause_s, failed, lost=died, died=died)
+            await self._requeue(segment, pause_s, failed, lost=died, died=died)
             if unsent:
                 await self._writer.execute(
                     "UPDATE job SET attempts = attempts - 1 WHERE prompt_id = ?", (segment.prompt_id,)
@@ -228,12 +228,12 @@ class SegmentMoves(JobMoves):
 
     async def next_due_s(self) -> float | None:
         """Seconds until the next pausing segment may be claimed; None when none pauses."""
-        now = monotone_ms()
+        now = monotonic_ms()
         sql = "SELECT min(not_before) FROM segment WHERE state = 'waiting' AND not_before > ?"
         rows = list(await self._reader.execute_fetchall(sql, (now,)))
         return None if rows[0][0] is None else (rows[0][0] - now) / 1000
 
-    async def needing_engine(self, limit: int) -> list[str]:
+    async def jobs_needing_engine(self, limit: int) -> list[str]:
         """The ids of jobs that still need an engine, those that are due first, at most `limit`."""
         begun = "SELECT prompt_id FROM job WHERE state = 'PROCESSING' AND segments_done < segments_total LIMIT ?"
         queued = (

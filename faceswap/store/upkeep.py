@@ -25,7 +25,7 @@ class Upkeep(Database):
         )
         return [(row[0], row[1]) for row in await self._reader.execute_fetchall(sql, (before, limit))]
 
-    async def inputs_erased(self, prompt_id: str) -> bool:
+    async def mark_inputs_erased(self, prompt_id: str) -> bool:
         """The inputs of an ended job are about to go: it cannot be retried any more. False when it was retried."""
         async with self._transaction():
             row = await self._one(
@@ -34,7 +34,7 @@ class Upkeep(Database):
             )
         return row is not None
 
-    async def result_erased(self, prompt_id: str) -> None:
+    async def mark_result_erased(self, prompt_id: str) -> None:
         """The result of an ended job is about to go."""
         async with self._transaction():
             await self._writer.execute("UPDATE job SET result_erased = 1 WHERE prompt_id = ?", (prompt_id,))

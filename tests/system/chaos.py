@@ -63,8 +63,8 @@ class Chaos:
         clock.write_text("0")
         path = os.pathsep.join([str(SHIFTED_CLOCK), *filter(None, [os.environ.get("PYTHONPATH")])])
         async with AsyncExitStack() as stack:
-            folders = [self._folder / "data", *(engine.data_dir for engine in self._engines)]
-            has_disks = stack.enter_context(mounted(*folders))
+            files = [self._folder / "data", *(engine.data_dir for engine in self._engines)]
+            has_disks = stack.enter_context(mounted(*files))
             for process in (*self._engines, *self._proxies):
                 await stack.enter_async_context(process if isinstance(process, Engine) else process.running())
             service = Service(
@@ -77,7 +77,7 @@ class Chaos:
             )
             await stack.enter_async_context(service)
             disks: list[Disk] = (
-                [Tmpfs(folder) for folder in folders]
+                [Tmpfs(folder) for folder in files]
                 if has_disks
                 else [FileSizeLimit(lambda child=child: child.pid) for child in (service, *self._engines)]  # type: ignore[misc]
             )

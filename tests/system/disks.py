@@ -62,17 +62,17 @@ class FileSizeLimit:
 
 
 @contextlib.contextmanager
-def mounted(*folders: Path) -> Iterator[bool]:
+def mounted(*files: Path) -> Iterator[bool]:
     """Make the folders, each with a tmpfs on it; tells whether that is allowed here, else they are plain folders."""
     done: list[Path] = []
     try:
-        for folder in folders:
+        for folder in files:
             folder.mkdir(parents=True)
             command = ["mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m,mode=700", "faceswap-chaos", str(folder)]
             with contextlib.suppress(FileNotFoundError):
                 if subprocess.run(command, capture_output=True).returncode == 0:
                     done.append(folder)
-        yield len(done) == len(folders)
+        yield len(done) == len(files)
     finally:
         for folder in done:
             subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -170,12 +170,12 @@ async def test_what_was_given_up_is_stopped_after_a_restart_too(clip: Path, tmp_
     async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await way(request, handler)
 
-    patience = replace(QUICK, unreachable_s=0.3)
+    timeouts = replace(QUICK, unreachable_s=0.3)
     data = tmp_path / "data"
     async with EngineRig(tmp_path / "a", lie) as one, EngineRig(tmp_path / "b") as two:
         one.hold()
         two.hold()
-        async with running_service(data, one, two, patience=patience, segment_frames=8) as service:
+        async with running_service(data, one, two, timeouts=timeouts, segment_frames=8) as service:
             prompt_id = await service.post(clip)
             await until(lambda: one.running and two.running)
             given_up = one.running
@@ -184,7 +184,7 @@ async def test_what_was_given_up_is_stopped_after_a_restart_too(clip: Path, tmp_
             await ended_well(service, prompt_id, tmp_path)
         assert one.running == given_up
         way.is_cut = False
-        async with running_service(data, one, two, patience=patience) as service:
+        async with running_service(data, one, two, timeouts=timeouts) as service:
             await until(lambda: one.running is None)
             store, name = service.client.app[keys.STORE], service.client.app[keys.RUNNER].backends[0].name
 

@@ -315,10 +315,10 @@ async def test_a_job_that_is_interrupted_again_and_again_ends_and_says_so(clip: 
 
 
 async def test_a_stuck_engine_is_noticed_reported_and_used_again_after_its_restart(clip: Path, tmp_path: Path) -> None:
-    patience = replace(QUICK, silence_s=0.5, stuck_s=STUCK_S)
+    timeouts = replace(QUICK, silence_s=0.5, stuck_s=STUCK_S)
     async with (
         Engine(tmp_path, stuck=True) as engine,
-        running_service(tmp_path / "data", engine.url, patience=patience) as service,
+        running_service(tmp_path / "data", engine.url, timeouts=timeouts) as service,
     ):
         stuck = await service.post(clip)
         behind = await service.post(clip)
@@ -337,8 +337,8 @@ async def test_a_stuck_engine_is_noticed_reported_and_used_again_after_its_resta
 
 async def test_jobs_end_when_no_engine_has_been_there_for_too_long(clip: Path, tmp_path: Path) -> None:
     nobody = f"http://127.0.0.1:{free_port()}"
-    patience = replace(QUICK, gone_s=0.4)
-    async with running_service(tmp_path / "data", nobody, patience=patience) as service:
+    timeouts = replace(QUICK, gone_s=0.4)
+    async with running_service(tmp_path / "data", nobody, timeouts=timeouts) as service:
         prompt_id = await service.post(clip)
         status = await service.ended(prompt_id)
         assert (status["status"], status["code"]) == ("FAILED", "engine_unreachable")
@@ -391,7 +391,7 @@ async def test_what_engines_died_of_waits_until_one_is_free(clip: Path, tmp_path
         for _ in range(2):
             segment = await store.claim("engine")
             assert segment is not None
-            await store.give_back(segment, died=True)
+            await store.requeue(segment, died=True)
         first, last = await service.post(clip, priority=1), await service.post(clip, priority=-1)
     async with EngineRig(tmp_path / "engine") as engine:
         engine.hold()

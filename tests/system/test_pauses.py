@@ -263,8 +263,8 @@ async def test_more_than_a_hundred_engines_keep_their_sockets_and_are_given_work
             await stack.enter_async_context(EngineRig(tmp_path / f"engine-{number}", paint=True))
             for number in range(110)
         ]
-        patience = replace(QUICK, unreachable_s=20.0)
-        service = await stack.enter_async_context(running_service(tmp_path / "data", *engines, patience=patience))
+        timeouts = replace(QUICK, unreachable_s=20.0)
+        service = await stack.enter_async_context(running_service(tmp_path / "data", *engines, timeouts=timeouts))
         status = await service.ended(await service.post(clip))
         assert (status["status"], status["attempts"]) == ("SUCCESS", 1)
         async with service.client.get("/readyz") as response:

@@ -24,8 +24,8 @@ from clips import (
 from processes import Engine, Service, eventually
 from service_rig import ServiceRig, service_and_engines
 
-from faceswap.backend import MAX_COLLECTING, MAX_PROMPTS
 from faceswap.client import FaceSwapClient
+from faceswap.comfy.backend import MAX_COLLECTING, MAX_PROMPTS
 from faceswap.media.timeline import read_timeline
 from faceswap.samples import FACE
 

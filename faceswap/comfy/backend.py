@@ -14,14 +14,15 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, 
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from .comfy.client import ComfyClient, ComfyError, Features, Outcome, Place
-from .comfy.inspection import node_classes, problems
-from .comfy.listener import Listener
-from .comfy.messages import Executing, Message, Preview, Progress, QueueRemaining
-from .errors import JobFailure
-from .flight import Flight, GivenUp, Lost, Patience, Stopped
-from .jobs import Segment
-from .workflow import Graph
+from ..config import Timeouts
+from ..errors import JobFailure
+from ..jobs import Segment
+from ..workflow import Graph
+from .client import ComfyClient, ComfyError, Features, Outcome, Place
+from .in_flight import GivenUp, InFlightPrompt, Lost, Stopped
+from .inspection import node_classes, problems
+from .listener import Listener
+from .messages import Executing, Message, Preview, Progress, QueueRemaining
 
 T = TypeVar("T")
 
@@ -34,9 +35,9 @@ MAX_PROMPTS = 2
 """Prompts given to one ComfyUI at a time: one running and one ready."""
 MAX_COLLECTING = 4
 """Outputs of one ComfyUI that may be fetched and checked at a time before it is given more to do."""
-PACE_WEIGHT = 0.5
+SPEED_WEIGHT = 0.5
 """Of the newest prompt in what is known of an engine's pace."""
-BYTES_A_PIXEL = 37
+BYTES_PER_PIXEL = 37
 """Memory of ComfyUI for each pixel of each frame of a segment, as measured at its peak."""
 MEMORY_SHARE = 0.5
 """Of ComfyUI's free memory that one segment may take."""
@@ -52,7 +53,7 @@ class Backend:
         name: str,
         client: ComfyClient,
         client_id: str,
-        patience: Patience | None = None,
+        timeouts: Timeouts | None = None,
         *,
         abandoned: Iterable[str] = (),
         graph: Graph | None = None,
@@ -62,8 +63,8 @@ class Backend:
         self.name = name
         self.client = client
         self.client_id = client_id
-        self.patience = patience or Patience()
-        self.flights: dict[str, Flight] = {}
+        self.timeouts = timeouts or Timeouts()
+        self.in_flight: dict[str, InFlightPrompt] = {}
         self.abandoned = set(abandoned)
         self.stuck = False
         self.features: Features | None = None
@@ -80,7 +81,7 @@ class Backend:
         self.listener = Listener(client, client_id, self._heard, self._connected)
         self.address_known = asyncio.Event()
         self._collecting = 0
-        self._pace_s: float | None = None
+        self._seconds_per_frame: float | None = None
         self._ended_at = 0.0
 
     @property
@@ -96,17 +97,17 @@ class Backend:
     @property
     def idle(self) -> bool:
         """Whether nothing of ours is with it, or on its way back."""
-        return not self.flights and not self._collecting
+        return not self.in_flight and not self._collecting
 
     def takes_a_prompt(self, busy: int) -> bool:
         """Whether it may be given one more when it has at most `busy` prompts now."""
-        alone = any(flight.segment.deaths >= DANGEROUS_DEATHS for flight in self.flights.values())
-        return self.healthy and not alone and len(self.flights) <= busy and self._collecting < MAX_COLLECTING
+        alone = any(prompt.segment.deaths >= DANGEROUS_DEATHS for prompt in self.in_flight.values())
+        return self.healthy and not alone and len(self.in_flight) <= busy and self._collecting < MAX_COLLECTING
 
     @contextmanager
-    def released(self, flight: Flight) -> Iterator[None]:
+    def released(self, prompt: InFlightPrompt) -> Iterator[None]:
         """The prompt has ended: while its output is fetched and checked, there is room for another."""
-        self.flights.pop(flight.prompt_id, None)
+        self.in_flight.pop(prompt.prompt_id, None)
         self._collecting += 1
         self.on_change()
         try:
@@ -116,18 +117,18 @@ class Backend:
             self.on_change()
 
     @property
-    def pace_s(self) -> float | None:
+    def seconds_per_frame(self) -> float | None:
         """Seconds a frame, as last measured, or more when the prompt in hand takes longer; None when never measured."""
-        if self._pace_s is None or not self.flights:
-            return self._pace_s
-        oldest = next(iter(self.flights.values()))
+        if self._seconds_per_frame is None or not self.in_flight:
+            return self._seconds_per_frame
+        oldest = next(iter(self.in_flight.values()))
         elapsed_s = time.monotonic() - max(oldest.started_at, self._ended_at)
-        return max(self._pace_s, elapsed_s / oldest.segment.frame_count)
+        return max(self._seconds_per_frame, elapsed_s / oldest.segment.frame_count)
 
     def done_in_s(self, frames: int) -> float:
         """Seconds until it would be done with what it has and with `frames` more; 0 when its pace is unknown."""
-        frames += sum(flight.segment.frame_count for flight in self.flights.values())
-        return (self.pace_s or 0.0) * frames
+        frames += sum(prompt.segment.frame_count for prompt in self.in_flight.values())
+        return (self.seconds_per_frame or 0.0) * frames
 
     async def run(self) -> None:
         """Listen, for as long as the service runs."""
@@ -141,7 +142,7 @@ class Backend:
         while True:
             self._look_again.clear()
             await self._inspect()
-            pause_s = self.patience.reconcile_s if self._unanswered else self.patience.inspect_s
+            pause_s = self.timeouts.reconcile_s if self._unanswered else self.timeouts.inspect_s
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._look_again.wait()
@@ -168,24 +169,24 @@ class Backend:
         """How many frames of so many pixels a segment may have for its memory, at least a second's; None for any."""
         if self.features is None or self.features.streams or self._free_bytes is None:
             return None
-        return max(int(self._free_bytes * MEMORY_SHARE / (BYTES_A_PIXEL * pixels)), math.ceil(frame_rate), 1)
+        return max(int(self._free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * pixels)), math.ceil(frame_rate), 1)
 
-    async def make_room(self, pixels: int, frames: int) -> None:
+    async def free_memory_for(self, pixels: int, frames: int) -> None:
         """Have it let go of what it keeps of its last prompts when the next of so many frames would not fit."""
         if self.features is None or self.features.streams:
             return
         with suppress(ComfyError):
             free_bytes = await self.client.free_memory()
-            if free_bytes is not None and free_bytes < BYTES_A_PIXEL * pixels * frames:
+            if free_bytes is not None and free_bytes < BYTES_PER_PIXEL * pixels * frames:
                 await self.client.free(models=False)
 
     async def _ask(self, question: Coroutine[Any, Any, T]) -> T:
         """The answer to a question; one that takes too long cannot be had. Raises `ComfyError`."""
         try:
-            async with asyncio.timeout(self.patience.unreachable_s):
+            async with asyncio.timeout(self.timeouts.unreachable_s):
                 return await question
         except TimeoutError:
-            raise ComfyError("ComfyUI did not answer in time.", passing=True) from None
+            raise ComfyError("ComfyUI did not answer in time.", transient=True) from None
 
     async def answers(self) -> bool:
         """Whether it can be asked now."""
@@ -213,7 +214,7 @@ class Backend:
 
     def _note(self, error: ComfyError) -> None:
         """Take note of a question that came to nothing. An error that ComfyUI answers is an answer too."""
-        if error.passing and not error.answered:
+        if error.transient and not error.answered:
             if not self._unanswered:
                 self._unanswered = True
                 self._look_again.set()
@@ -230,14 +231,14 @@ class Backend:
             "stuck": self.stuck,
             "abandoned": len(self.abandoned),
             "problems": list(self.problems or ()),
-            "running": len(self.flights),
+            "running": len(self.in_flight),
             "last_event_age_s": None if last is None else round(time.monotonic() - last, 3),
             "reconnects": self.listener.reconnects,
         }
 
     async def perform(
         self,
-        flight: Flight,
+        prompt: InFlightPrompt,
         make_graph: Callable[[], Coroutine[Any, Any, Mapping[str, Any]]],
         extra_data: Mapping[str, Any],
         *,
@@ -249,168 +250,172 @@ class Backend:
 
         With `look_first` it is looked for before it is sent, as after a crash; `on_queued` is told of the id when
         ComfyUI chose one itself. Raises `JobFailure` when ComfyUI says why it failed, `Lost` when it knows the prompt
-        no more, `GivenUp` when it cannot be asked and another can do the work, `Stopped` after `flight.stop()`.
+        no more, `GivenUp` when it cannot be asked and another can do the work, `Stopped` after `prompt.stop()`.
         """
-        self.flights[flight.prompt_id] = flight
+        self.in_flight[prompt.prompt_id] = prompt
         if look_first:
-            flight.sent = True
-            flight.nudge()
+            prompt.sent = True
+            prompt.nudge()
             try:
-                return await self._follow(flight)
+                return await self._follow(prompt)
             except Lost:
-                if flight.running:
+                if prompt.running:
                     raise
-                log.info("%s does not know %s: sending it", self.name, flight.prompt_id)
-        graph = await flight.unless_stopped(make_graph())
-        refusal = await self._submit(flight, graph, extra_data, output_node, on_queued)
+                log.info("%s does not know %s: sending it", self.name, prompt.prompt_id)
+        graph = await prompt.unless_stopped(make_graph())
+        refusal = await self._submit(prompt, graph, extra_data, output_node, on_queued)
         try:
-            outcome = await self._follow(flight)
+            outcome = await self._follow(prompt)
         except Lost:
             if refusal is None:
                 raise
-            raise JobFailure("engine_error", refusal.sentence, passing=True) from refusal
-        self._learn_pace(flight)
+            raise JobFailure("engine_error", refusal.message, transient=True) from refusal
+        self._learn_speed(prompt)
         return outcome
 
-    def _learn_pace(self, flight: Flight) -> None:
+    def _learn_speed(self, prompt: InFlightPrompt) -> None:
         """Take the time of a prompt that ended well, from its start or from the end of the one before."""
         now = time.monotonic()
-        pace_s = (now - max(flight.started_at, self._ended_at)) / flight.segment.frame_count
+        seconds_per_frame = (now - max(prompt.started_at, self._ended_at)) / prompt.segment.frame_count
         self._ended_at = now
-        self._pace_s = pace_s if self._pace_s is None else self._pace_s + PACE_WEIGHT * (pace_s - self._pace_s)
+        self._seconds_per_frame = (
+            seconds_per_frame
+            if self._seconds_per_frame is None
+            else self._seconds_per_frame + SPEED_WEIGHT * (seconds_per_frame - self._seconds_per_frame)
+        )
 
     async def _submit(
         self,
-        flight: Flight,
+        prompt: InFlightPrompt,
         graph: Mapping[str, Any],
         extra_data: Mapping[str, Any],
         output_node: str,
         on_queued: Callable[[str], Awaitable[Segment]],
     ) -> ComfyError | None:
         """Send the prompt; returns the error ComfyUI answered when the prompt may have been queued all the same."""
-        flight.sent = True
+        prompt.sent = True
         try:
             queued_id = await self.client.submit(
-                graph, self.client_id, flight.prompt_id, extra_data, output_node=output_node
+                graph, self.client_id, prompt.prompt_id, extra_data, output_node=output_node
             )
         except ComfyError as error:
-            if not error.passing:
-                raise JobFailure("engine_error", error.sentence) from error
+            if not error.transient:
+                raise JobFailure("engine_error", error.message) from error
             # _follow looks for it, and calls it lost when it is not there.
-            log.warning("%s: submitting %s: %s", self.name, flight.prompt_id, error.sentence)
-            flight.nudge()
+            log.warning("%s: submitting %s: %s", self.name, prompt.prompt_id, error.message)
+            prompt.nudge()
             return error if error.answered else None
-        if queued_id != flight.prompt_id:
-            sent_as = flight.prompt_id
-            flight.segment = await on_queued(queued_id)
-            self.flights[queued_id] = self.flights.pop(sent_as)
+        if queued_id != prompt.prompt_id:
+            sent_as = prompt.prompt_id
+            prompt.segment = await on_queued(queued_id)
+            self.in_flight[queued_id] = self.in_flight.pop(sent_as)
         return None
 
-    async def _follow(self, flight: Flight) -> Outcome:
+    async def _follow(self, prompt: InFlightPrompt) -> Outcome:
         """Wait for the end, whatever the socket says or does not say."""
         misses = 0
         answered_at = time.monotonic()
         while True:
-            hurry = misses or flight.stopping_since is not None
-            await self._listen(flight, self.patience.confirm_s if hurry else self.patience.reconcile_s)
+            hurry = misses or prompt.stopping_since is not None
+            await self._listen(prompt, self.timeouts.confirm_s if hurry else self.timeouts.reconcile_s)
             try:
-                found = await self._ask(self.client.look(flight.prompt_id))
-                if flight.stopping_since is not None and isinstance(found, Place):
-                    await self.client.stop(flight.prompt_id, found)
+                found = await self._ask(self.client.look(prompt.prompt_id))
+                if prompt.stopping_since is not None and isinstance(found, Place):
+                    await self.client.stop(prompt.prompt_id, found)
             except ComfyError as error:
-                if not error.passing:
-                    raise JobFailure("engine_error", error.sentence) from error
+                if not error.transient:
+                    raise JobFailure("engine_error", error.message) from error
                 self._note(error)
-                self._check_patience(flight, error, time.monotonic() - answered_at)
+                self._check_unanswered(prompt, error, time.monotonic() - answered_at)
                 continue
             answered_at = time.monotonic()
             self._answered()
             if isinstance(found, Outcome):
-                return _judge(found, flight)
+                return _judge(found, prompt)
             if found is not None:
                 misses = 0
-                await self._check_silence(flight, found)
+                await self._check_silence(prompt, found)
             else:
                 misses += 1
             if misses > 1:
-                raise Stopped if flight.stopping_since is not None else Lost
+                raise Stopped if prompt.stopping_since is not None else Lost
 
-    async def _listen(self, flight: Flight, timeout: float) -> None:
+    async def _listen(self, prompt: InFlightPrompt, timeout: float) -> None:
         """Take what the socket brings until it tells of an end, of a reconnect, or `timeout` seconds have passed."""
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             try:
                 async with asyncio.timeout(left):
-                    message = await flight.inbox.get()
+                    message = await prompt.inbox.get()
             except TimeoutError:
                 return
             match message:
-                case Executing(node=str(node)) if node != flight.node:
-                    flight.node = node
-                    await flight.on_executing(node)
+                case Executing(node=str(node)) if node != prompt.node:
+                    prompt.node = node
+                    await prompt.on_executing(node)
                 case Executing(node=None) | None:
                     return
 
-    def _check_patience(self, flight: Flight, error: ComfyError, unanswered_s: float) -> None:
+    def _check_unanswered(self, prompt: InFlightPrompt, error: ComfyError, unanswered_s: float) -> None:
         """Leave an engine that cannot be asked, when somebody waits for a cancel or another could do the work."""
-        if error.answered and unanswered_s > self.patience.stuck_s:
-            self.abandoned.add(flight.prompt_id)
-            raise JobFailure("engine_error", error.sentence, passing=self.replaceable())
-        if unanswered_s < self.patience.unreachable_s:
+        if error.answered and unanswered_s > self.timeouts.stuck_s:
+            self.abandoned.add(prompt.prompt_id)
+            raise JobFailure("engine_error", error.message, transient=self.replaceable())
+        if unanswered_s < self.timeouts.unreachable_s:
             return
-        if flight.stopping_since is not None:
-            self.abandoned.add(flight.prompt_id)
+        if prompt.stopping_since is not None:
+            self.abandoned.add(prompt.prompt_id)
             raise Stopped
         if self.replaceable():
-            self.abandoned.add(flight.prompt_id)
+            self.abandoned.add(prompt.prompt_id)
             raise GivenUp(f"{self.title} does not answer")
 
-    async def _check_silence(self, flight: Flight, place: Place) -> None:
+    async def _check_silence(self, prompt: InFlightPrompt, place: Place) -> None:
         """Distrust a socket that says nothing of a prompt that runs; then the engine, for its thread may be dead."""
         now = time.monotonic()
-        if flight.stopping_since is not None and now - flight.stopping_since > self.patience.stop_s:
-            self._hold_for_stuck(flight)
+        if prompt.stopping_since is not None and now - prompt.stopping_since > self.timeouts.stop_s:
+            self._hold_for_stuck(prompt)
             raise Stopped
         if place is Place.PENDING:
-            flight.heard_at = now
+            prompt.heard_at = now
             if self.stuck:
-                self.abandoned.add(flight.prompt_id)
+                self.abandoned.add(prompt.prompt_id)
                 raise GivenUp(f"{self.title} is stuck")
             return
-        flight.running = True
-        if now - flight.heard_at > self.patience.stuck_s:
-            self._hold_for_stuck(flight)
+        prompt.running = True
+        if now - prompt.heard_at > self.timeouts.stuck_s:
+            self._hold_for_stuck(prompt)
             raise JobFailure(
                 "engine_stuck",
                 "ComfyUI has the prompt in its queue but does not work on it any more; restart ComfyUI and retry.",
-                passing=self.replaceable(),
+                transient=self.replaceable(),
             )
-        if now - max(flight.heard_at, flight.distrusted_at) > self.patience.silence_s:
-            flight.distrusted_at = now
-            log.warning("%s: silence for %.0f s; opening the socket anew", self.name, now - flight.heard_at)
+        if now - max(prompt.heard_at, prompt.distrusted_at) > self.timeouts.silence_s:
+            prompt.distrusted_at = now
+            log.warning("%s: silence for %.0f s; opening the socket anew", self.name, now - prompt.heard_at)
             await self.listener.reconnect()
 
-    def _hold_for_stuck(self, flight: Flight) -> None:
-        log.error("%s is stuck: it has %s and does not move", self.name, flight.prompt_id)
+    def _hold_for_stuck(self, prompt: InFlightPrompt) -> None:
+        log.error("%s is stuck: it has %s and does not move", self.name, prompt.prompt_id)
         self.stuck = True
-        self.abandoned.add(flight.prompt_id)
+        self.abandoned.add(prompt.prompt_id)
 
     def _heard(self, message: Message) -> None:
         """Hand what the socket brings to the prompt it is about."""
         if isinstance(message, QueueRemaining):
             return
-        flight = self.flights.get(message.prompt_id or "")
-        if flight is None:
+        prompt = self.in_flight.get(message.prompt_id or "")
+        if prompt is None:
             return
-        flight.heard_at = time.monotonic()
-        flight.running = True
+        prompt.heard_at = time.monotonic()
+        prompt.running = True
         match message:
             case Progress(node=node, value=value, maximum=maximum):
-                flight.on_progress(node, value, maximum)
+                prompt.on_progress(node, value, maximum)
             case Preview(image=image):
-                flight.on_preview(image)
+                prompt.on_preview(image)
             case _:
-                flight.nudge(message)
+                prompt.nudge(message)
 
     async def stop_abandoned(self) -> set[str]:
         """Ask once more for the end of the prompts that were given up; returns those that are gone for good.
@@ -426,7 +431,7 @@ class Backend:
             place = Place.RUNNING if prompt_id in queue.running else Place.PENDING
             await self.client.stop(prompt_id, place)
             asked_at = self._stop_asked_at.setdefault(prompt_id, time.monotonic())
-            if time.monotonic() - asked_at > self.patience.stop_s and not self.stuck:
+            if time.monotonic() - asked_at > self.timeouts.stop_s and not self.stuck:
                 log.error("%s is stuck: it does not let go of %s", self.name, prompt_id)
                 self.stuck = True
         for prompt_id in gone:
@@ -440,8 +445,8 @@ class Backend:
 
     def _connected(self) -> None:
         """The socket is open (again): nothing is replayed, so everything that is out is looked at."""
-        for flight in self.flights.values():
-            flight.nudge()
+        for prompt in self.in_flight.values():
+            prompt.nudge()
         self._unanswered = False
         self.client.has_jobs = False  # it may be another version than before
         self._look_again.set()
@@ -454,13 +459,13 @@ def frame_limit(backends: Iterable[Backend], pixels: int, frame_rate: float) -> 
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _judge(outcome: Outcome, flight: Flight) -> Outcome:
+def _judge(outcome: Outcome, prompt: InFlightPrompt) -> Outcome:
     """Success goes on; everything else is raised."""
-    if flight.stopping_since is not None:
+    if prompt.stopping_since is not None:
         raise Stopped
     if outcome.failure is not None:
         raise outcome.failure
     if outcome.state == "interrupted":
-        sentence = "Somebody interrupted the prompt in ComfyUI; retry the job to run it again."
-        raise JobFailure("interrupted", sentence, passing=True)
+        message = "Somebody interrupted the prompt in ComfyUI; retry the job to run it again."
+        raise JobFailure("interrupted", message, transient=True)
     return outcome

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..errors import Conflict, Gone, Unavailable, Unprocessable
 from ..jobs import (
-    MOVES,
     TERMINAL,
+    TRANSITIONS,
     Event,
     Job,
     JobState,
@@ -27,7 +27,7 @@ IDEMPOTENCY_MS = 24 * 3600 * 1000
 QUEUED_MESSAGE = "Face swap workflow queued successfully!"
 
 
-class JobMoves(Database):
+class Jobs(Database):
     """What happens to a job: one method a move."""
 
     async def create(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
@@ -127,13 +127,13 @@ class JobMoves(Database):
         self._seq[new.prompt_id] = 0
         return job_of(row)
 
-    async def tell(self, prompt_id: str, type: str, data: Mapping[str, Any], step: str | None = None) -> None:
+    async def add_event(self, prompt_id: str, type: str, data: Mapping[str, Any], step: str | None = None) -> None:
         """Store and publish an event of a job that has not ended, and the step `/status` shows."""
         async with self._transaction() as events:
             if await self._take_step(prompt_id, step):
                 await self._add_event(events, prompt_id, type, data)
 
-    async def tell_status(self, prompt_id: str, message: str, step: str | None = None) -> None:
+    async def add_status(self, prompt_id: str, message: str, step: str | None = None) -> None:
         """Store and publish a `status` event of a job that has not ended, with the state it is in."""
         async with self._transaction() as events:
             if state := await self._take_step(prompt_id, step):
@@ -150,7 +150,7 @@ class JobMoves(Database):
         )
         return None if row is None else str(row[0])
 
-    async def announce(self, prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
+    async def publish_transient(self, prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
         """Publish an event that the next of its kind supersedes: numbered in order with the others, not stored.
 
         The first after a start is stored: the numbers that the next start leaves out are counted from it.
@@ -165,7 +165,7 @@ class JobMoves(Database):
             ):
                 await self._replace(events, prompt_id, type, data)
 
-    async def progress(self, news: Mapping[str, Mapping[str, Any]]) -> None:
+    async def record_progress(self, news: Mapping[str, Mapping[str, Any]]) -> None:
         """Publish the progress of jobs, by id, and keep it, in place of the older one, for who asks or comes later."""
         async with self._transaction() as events:
             for prompt_id, data in news.items():
@@ -235,16 +235,16 @@ class JobMoves(Database):
                 )
         return ended
 
-    async def fail(self, prompt_id: str, code: str, sentence: str) -> bool:
+    async def fail(self, prompt_id: str, code: str, message: str) -> bool:
         """→ FAILED; False when the job had ended otherwise."""
         async with self._transaction() as events:
-            ended = await self._end(prompt_id, JobState.FAILED, step="Failed", error=sentence, code=code)
+            ended = await self._end(prompt_id, JobState.FAILED, step="Failed", error=message, code=code)
             if ended:
-                data = {"detail": sentence, "code": code, "prompt_id": prompt_id}
+                data = {"detail": message, "code": code, "prompt_id": prompt_id}
                 await self._add_event(events, prompt_id, "error", data)
         return ended
 
-    async def cancelled(self, prompt_id: str) -> bool:
+    async def mark_cancelled(self, prompt_id: str) -> bool:
         """→ CANCELLED, once no engine works on the job any more; False when nobody asked, or it had ended otherwise."""
         async with self._transaction() as events:
             if not await self._one("SELECT 1 FROM job WHERE prompt_id = ? AND cancel_requested", prompt_id):
@@ -259,7 +259,7 @@ class JobMoves(Database):
         return ended
 
     async def _end(self, prompt_id: str, state: JobState, **columns: Any) -> bool:
-        sources = [source for source, targets in MOVES.items() if state in targets]
+        sources = [source for source, targets in TRANSITIONS.items() if state in targets]
         now = now_ms()
         values = {"state": state, "finished_at": now, "updated_at": now, "eta_s": None, **columns}
         assignments = ", ".join(f"{name} = ?" for name in values)
@@ -312,7 +312,7 @@ class JobMoves(Database):
         """
         async with self._transaction() as events:
             job = await self._owned(prompt_id, owner)
-            if JobState.QUEUED not in MOVES[job.state]:
+            if JobState.QUEUED not in TRANSITIONS[job.state]:
                 raise Conflict(
                     f"Only a failed or cancelled job can be retried; this one is {job.state}.",
                     code="not_retryable",

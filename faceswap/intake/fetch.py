@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 import aiohttp
 from yarl import URL
 
-from . import __version__
-from .config import Network
-from .errors import BadRequest, TooLarge, Unprocessable
+from .. import __version__
+from ..config import Network
+from ..errors import BadRequest, TooLarge, Unprocessable
 
 MAX_URL_LENGTH = 4096
 MAX_REDIRECTS = 5

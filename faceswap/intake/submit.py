@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
 
-from .config import Settings
-from .errors import BadRequest, Unavailable, Unprocessable
-from .inputs import accept_upload, erase_upload
-from .intake import Submission
-from .jobs import Inputs, Job, JobState, NewJob, Options, default_output_name
-from .media import MediaWorker, VideoFacts, output_frames, plan_segments
-from .store import Store
-from .workflow import Workflow, WorkflowError
+from ..config import Settings
+from ..errors import BadRequest, Unavailable, Unprocessable
+from ..jobs import Inputs, Job, JobState, NewJob, Options, default_output_name
+from ..media import MediaWorker, VideoFacts, output_frames, plan_segments
+from ..store import Store
+from ..workflow import Workflow, WorkflowError
+from .files import accept_upload, erase_upload
+from .readers import Submission
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ FEW_FRAMES = 10_000
 IDEMPOTENCY_KEY_PATTERN = re.compile(r"[ -~]{1,255}")
 
 
-class Admission:
+class Submitter:
     """Decides which submissions become jobs."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Admission:
         if counts[JobState.QUEUED] >= self._settings.queue_limit:
             raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
 
-    async def admit(
+    async def submit_job(
         self, submission: Submission, prompt_id: str, *, owner: str | None, idempotency_key: str | None
     ) -> tuple[Job, bool]:
         """Make a job of a submission, or find the one its idempotency key made before; tell whether it is new.

@@ -8,13 +8,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from ..errors import JobFailure
+from ..files import Files
+from ..jobs import Job, Segment
+from ..media import MediaWorker, PieceFacts
+from ..progress_reporter import ProgressReporter
 from .backend import Backend
-from .comfy.client import FORM_BYTES, ComfyError, Features
-from .errors import JobFailure
-from .folders import Folders
-from .jobs import Job, Segment
-from .media import MediaWorker, PieceFacts
-from .reports import Reports
+from .client import FORM_BYTES, ComfyError, Features
 
 WHOLE_LEAD = 2.5
 """Segments' lengths that ComfyUI may decode in vain before a segment of the whole video: the first three do not more.
@@ -45,9 +45,9 @@ class Original:
 class Uploads:
     """What was uploaded where."""
 
-    def __init__(self, folders: Folders, media: MediaWorker, reports: Reports) -> None:
-        self._folders = folders
-        self._reports = reports
+    def __init__(self, files: Files, media: MediaWorker, progress_reporter: ProgressReporter) -> None:
+        self._files = files
+        self._progress_reporter = progress_reporter
         self._media = media
         self._sent: dict[tuple[str, str, str], asyncio.Task[str]] = {}
         self._prepared: dict[str, asyncio.Task[bool]] = {}
@@ -59,11 +59,11 @@ class Uploads:
         does not look at the clock), where the whole is too large, and where ComfyUI would decode long before it comes
         to the segment. Raises `JobFailure`, `ComfyError`, `OSError`.
         """
-        video = self._folders.video(job.prompt_id, job.inputs)
-        image = self._folders.image(job.prompt_id, job.inputs)
+        video = self._files.video(job.prompt_id, job.inputs)
+        image = self._files.image(job.prompt_id, job.inputs)
         if not (video.is_file() and image.is_file()):
-            sentence = "The video or the picture is no longer on the service's disk; post them again."
-            raise JobFailure("inputs_missing", sentence)
+            message = "The video or the picture is no longer on the service's disk; post them again."
+            raise JobFailure("inputs_missing", message)
         face = await self._send_face(job, backend, image)
         if job.options.rate is None and (not splittable or await self._takes_whole(job, segment, backend)):
             try:
@@ -75,10 +75,10 @@ class Uploads:
 
     def original(self, job: Job) -> Original:
         """The video that a job's results are made of: the copy for pieces, which is quicker to search, where it is."""
-        prepared = self._folders.prepared(job.prompt_id)
+        prepared = self._files.prepared(job.prompt_id)
         if prepared.is_file():
             return Original(prepared, None)
-        return Original(self._folders.video(job.prompt_id, job.inputs), job.options.rate)
+        return Original(self._files.video(job.prompt_id, job.inputs), job.options.rate)
 
     def repeat(self, prompt_id: str, backend: Backend) -> None:
         """What failed may have failed for its inputs: upload them again for the next attempt."""
@@ -117,12 +117,12 @@ class Uploads:
             if failure.code != "upload_too_large":
                 raise
             # Not the same code: of the video less can be sent at a time, which would not help here.
-            sentence = "The picture is larger than ComfyUI takes; use a smaller one, or raise its --max-upload-size."
-            raise JobFailure("image_too_large", sentence) from failure
+            message = "The picture is larger than ComfyUI takes; use a smaller one, or raise its --max-upload-size."
+            raise JobFailure("image_too_large", message) from failure
 
     async def _send_piece(self, job: Job, segment: Segment, backend: Backend, face: str) -> Provided:
         limit = (await _features(backend)).max_upload_size or DEFAULT_UPLOAD_LIMIT
-        piece = self._folders.piece(segment)
+        piece = self._files.piece(segment)
         await self._prepare(job)
         try:
             try:
@@ -148,7 +148,7 @@ class Uploads:
 
         Tells whether there is one; where there is none, pieces can be cut out of the video as it is.
         """
-        if self._folders.prepared(job.prompt_id).is_file():
+        if self._files.prepared(job.prompt_id).is_file():
             return True
         task = self._prepared.get(job.prompt_id)
         if task is None or (task.done() and (always or _is_worth_repeating(task) or task.result())):
@@ -157,11 +157,11 @@ class Uploads:
         return await asyncio.shield(task)
 
     async def _make_copy(self, job: Job, always: bool) -> bool:
-        video, prepared = self._folders.video(job.prompt_id, job.inputs), self._folders.prepared(job.prompt_id)
+        video, prepared = self._files.video(job.prompt_id, job.inputs), self._files.prepared(job.prompt_id)
         if not always and await self._media.cuttable(video):
             return False
         message = "Preparing the video…"
-        await self._reports.tell_status(job.prompt_id, message, message)
+        await self._progress_reporter.add_status(job.prompt_id, message, message)
         await self._media.prepare(video, prepared, job.inputs.frames, job.total_frames, job.options.rate)
         return True
 

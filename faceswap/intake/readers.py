@@ -21,11 +21,11 @@ from multipart import (  # type: ignore[import-untyped]  # it ships no types
     parse_options_header,
 )
 
-from .config import Settings
-from .errors import BadRequest, RequestTimeout, TooLarge, UnsupportedMedia
+from ..config import Settings
+from ..errors import BadRequest, RequestTimeout, TooLarge, UnsupportedMedia
+from ..jobs import Options, check_output_name
 from .fetch import Fetcher, check_url
-from .inputs import FileSink, InputFolder, Room, StoredFile, check_size, new_input_folder
-from .jobs import Options, check_output_name
+from .files import FileSink, InputFolder, Room, StoredFile, check_size, new_input_folder
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_TEXT_BYTES = 64 * 1024

@@ -20,11 +20,11 @@ from waiting import eventually, until
 from yarl import URL
 
 from faceswap import samples
-from faceswap.backend import Backend
+from faceswap.comfy.backend import Backend
 from faceswap.comfy.client import ComfyClient, Outcome
-from faceswap.config import resource_dir
+from faceswap.comfy.in_flight import GivenUp, InFlightPrompt, Lost, Stopped
+from faceswap.config import Timeouts, resource_dir
 from faceswap.errors import JobFailure
-from faceswap.flight import Flight, GivenUp, Lost, Patience, Stopped
 from faceswap.jobs import Segment, SegmentState, comfy_prompt_id
 from faceswap.workflow import Workflow, extra_data
 
@@ -37,10 +37,10 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", FRAMES, size=(96, 64))
 
 
-def flight_of(attempt: int = 1) -> Flight:
+def flight_of(attempt: int = 1) -> InFlightPrompt:
     prompt_id = new_job().prompt_id
     queued_as = comfy_prompt_id(prompt_id, 0, attempt)
-    return Flight(
+    return InFlightPrompt(
         Segment(prompt_id, 0, 0, FRAMES, SegmentState.SUBMITTED, attempt, 0, 0, queued_as, "engine", None, None)
     )
 
@@ -53,19 +53,19 @@ class Pilot:
         self.backend = backend
         self.clip = clip
 
-    async def perform(self, flight: Flight, *, look_first: bool = False) -> Outcome:
+    async def perform(self, prompt: InFlightPrompt, *, look_first: bool = False) -> Outcome:
         async def make_graph() -> Mapping[str, Any]:
-            video = await self.backend.client.upload(self.clip, "clip.mp4", flight.segment.prompt_id)
-            image = await self.backend.client.upload(samples.FACE, "face.png", flight.segment.prompt_id)
-            return WORKFLOW.build(video=video, image=image, output_prefix=flight.prompt_id, options={})
+            video = await self.backend.client.upload(self.clip, "clip.mp4", prompt.segment.prompt_id)
+            image = await self.backend.client.upload(samples.FACE, "face.png", prompt.segment.prompt_id)
+            return WORKFLOW.build(video=video, image=image, output_prefix=prompt.prompt_id, options={})
 
         async def on_queued(queued_id: str) -> Segment:
-            return replace(flight.segment, comfy_prompt_id=queued_id)
+            return replace(prompt.segment, comfy_prompt_id=queued_id)
 
-        self.backend.flights[flight.prompt_id] = flight
+        self.backend.in_flight[prompt.prompt_id] = prompt
         try:
             return await self.backend.perform(
-                flight,
+                prompt,
                 make_graph,
                 extra_data(),
                 output_node=WORKFLOW.output,
@@ -73,15 +73,15 @@ class Pilot:
                 on_queued=on_queued,
             )
         finally:
-            self.backend.flights.pop(flight.prompt_id)
+            self.backend.in_flight.pop(prompt.prompt_id)
 
 
 @asynccontextmanager
 async def pilot(
-    folder: Path, clip: Path, patience: Patience = QUICK, lie: Middleware | None = None, **faults: Any
+    folder: Path, clip: Path, timeouts: Timeouts = QUICK, lie: Middleware | None = None, **faults: Any
 ) -> AsyncIterator[Pilot]:
     async with EngineRig(folder, lie, **faults) as engine, aiohttp.ClientSession() as session:
-        backend = Backend("engine", ComfyClient(URL(engine.url), session), "client", patience)
+        backend = Backend("engine", ComfyClient(URL(engine.url), session), "client", timeouts)
         backend.address_known.set()
         listening = asyncio.create_task(backend.run())
         try:
@@ -95,16 +95,16 @@ async def pilot(
 
 async def test_a_prompt_goes_through_and_tells_of_its_nodes_and_progress(clip: Path, tmp_path: Path) -> None:
     async with pilot(tmp_path, clip, paint=True) as plane:
-        flight = flight_of()
+        prompt = flight_of()
         nodes: list[str] = []
         bars: list[tuple[str, float, float]] = []
 
         async def on_executing(node: str) -> None:
             nodes.append(node)
 
-        flight.on_executing = on_executing
-        flight.on_progress = lambda *bar: bars.append(bar)
-        outcome = await plane.perform(flight)
+        prompt.on_executing = on_executing
+        prompt.on_progress = lambda *bar: bars.append(bar)
+        outcome = await plane.perform(prompt)
         assert outcome.state == "success" and outcome.outputs[WORKFLOW.output]
         assert nodes[-1] == WORKFLOW.output and WORKFLOW.swap in nodes
         assert (WORKFLOW.swap, float(FRAMES), float(FRAMES)) in bars
@@ -118,8 +118,8 @@ async def test_the_end_is_found_whatever_the_socket_does(fault: dict[str, Any], 
 
 
 async def test_silence_while_a_prompt_runs_has_the_socket_opened_anew(clip: Path, tmp_path: Path) -> None:
-    patience = replace(QUICK, silence_s=0.3, reconcile_s=0.1)
-    async with pilot(tmp_path, clip, patience, wait_per_frame_s=0.1, ws_deaf=True) as plane:
+    timeouts = replace(QUICK, silence_s=0.3, reconcile_s=0.1)
+    async with pilot(tmp_path, clip, timeouts, wait_per_frame_s=0.1, ws_deaf=True) as plane:
         assert (await plane.perform(flight_of())).state == "success"
         assert plane.backend.listener.reconnects >= 1
         assert not plane.backend.stuck
@@ -127,9 +127,9 @@ async def test_silence_while_a_prompt_runs_has_the_socket_opened_anew(clip: Path
 
 async def test_a_prompt_that_was_sent_before_a_crash_is_not_sent_again(clip: Path, tmp_path: Path) -> None:
     async with pilot(tmp_path, clip, paint=True) as plane:
-        flight = flight_of()
-        await plane.perform(flight)
-        assert (await plane.perform(flight, look_first=True)).state == "success"
+        prompt = flight_of()
+        await plane.perform(prompt)
+        assert (await plane.perform(prompt, look_first=True)).state == "success"
         assert plane.engine.submissions == 1
 
 
@@ -146,20 +146,20 @@ async def test_a_prompt_the_engine_has_forgotten_is_lost_and_not_done(clip: Path
 
 
 async def test_a_prompt_that_waits_behind_another_is_not_taken_for_stuck(clip: Path, tmp_path: Path) -> None:
-    patience = replace(QUICK, stuck_s=1.5, silence_s=0.5)
-    async with pilot(tmp_path, clip, patience, wait_per_frame_s=0.2) as plane:
+    timeouts = replace(QUICK, stuck_s=1.5, silence_s=0.5)
+    async with pilot(tmp_path, clip, timeouts, wait_per_frame_s=0.2) as plane:
         first = asyncio.create_task(plane.perform(flight_of()))
         await until(lambda: plane.engine.running)
         second = asyncio.create_task(plane.perform(flight_of()))
-        assert [(await flight).state for flight in (first, second)] == ["success", "success"]
+        assert [(await prompt).state for prompt in (first, second)] == ["success", "success"]
 
 
 async def test_a_stuck_prompt_is_held_against_its_engine(clip: Path, tmp_path: Path) -> None:
-    patience = replace(QUICK, stuck_s=0.5, silence_s=0.2)
-    async with pilot(tmp_path, clip, patience, stuck=True) as plane:
+    timeouts = replace(QUICK, stuck_s=0.5, silence_s=0.2)
+    async with pilot(tmp_path, clip, timeouts, stuck=True) as plane:
         with pytest.raises(JobFailure) as failed:
             await plane.perform(flight_of())
-        assert (failed.value.code, failed.value.passing) == ("engine_stuck", False)
+        assert (failed.value.code, failed.value.transient) == ("engine_stuck", False)
         assert plane.backend.describe()["stuck"] and not plane.backend.healthy
         with pytest.raises(GivenUp):
             await plane.perform(flight_of())
@@ -168,10 +168,10 @@ async def test_a_stuck_prompt_is_held_against_its_engine(clip: Path, tmp_path: P
 async def test_stop_ends_a_running_prompt_and_the_engine_goes_on_with_the_next(clip: Path, tmp_path: Path) -> None:
     async with pilot(tmp_path, clip) as plane:
         plane.engine.hold()
-        flight = flight_of()
-        running = asyncio.create_task(plane.perform(flight))
+        prompt = flight_of()
+        running = asyncio.create_task(plane.perform(prompt))
         await until(lambda: plane.engine.running)
-        flight.stop()
+        prompt.stop()
         with pytest.raises(Stopped):
             await running
         assert plane.engine.running is None
@@ -181,10 +181,10 @@ async def test_stop_ends_a_running_prompt_and_the_engine_goes_on_with_the_next(c
 
 async def test_stop_before_the_prompt_is_sent_sends_nothing(clip: Path, tmp_path: Path) -> None:
     async with pilot(tmp_path, clip, paint=True) as plane:
-        flight = flight_of()
-        flight.stop()
+        prompt = flight_of()
+        prompt.stop()
         with pytest.raises(Stopped):
-            await plane.perform(flight)
+            await plane.perform(prompt)
         assert plane.engine.submissions == 0
 
 
@@ -206,14 +206,14 @@ async def test_an_engine_that_does_not_answer_is_left_when_another_could_do_it(c
 
 
 async def test_the_only_engine_is_waited_for_when_it_cannot_be_asked(clip: Path, tmp_path: Path) -> None:
-    patience = replace(QUICK, unreachable_s=0.2, reconcile_s=0.05)
-    async with pilot(tmp_path, clip, patience) as plane:
+    timeouts = replace(QUICK, unreachable_s=0.2, reconcile_s=0.05)
+    async with pilot(tmp_path, clip, timeouts) as plane:
         plane.engine.hold()
         running = asyncio.create_task(plane.perform(flight_of()))
         await until(lambda: plane.engine.running)
         plane.backend.client.url = URL("http://127.0.0.1:1")
         cut_at = time.monotonic()
-        await until(lambda: running.done() or time.monotonic() - cut_at > 5 * patience.unreachable_s)
+        await until(lambda: running.done() or time.monotonic() - cut_at > 5 * timeouts.unreachable_s)
         assert not plane.backend.healthy
         plane.backend.client.url = URL(plane.engine.url)
         plane.engine.release()
@@ -224,23 +224,23 @@ async def test_a_prompt_that_cannot_be_asked_about_is_not_sent_again(clip: Path,
     async with pilot(tmp_path, clip, replace(QUICK, unreachable_s=0.2)) as plane:
         plane.backend.replaceable = lambda: True
         plane.backend.client.url = URL("http://127.0.0.1:1")
-        flight = flight_of()
+        prompt = flight_of()
         with pytest.raises(GivenUp):
-            await plane.perform(flight, look_first=True)
-        assert plane.backend.abandoned == {flight.prompt_id}
+            await plane.perform(prompt, look_first=True)
+        assert plane.backend.abandoned == {prompt.prompt_id}
 
 
 async def test_a_cancelled_prompt_is_left_with_an_engine_that_cannot_be_asked(clip: Path, tmp_path: Path) -> None:
     async with pilot(tmp_path, clip, replace(QUICK, unreachable_s=0.2)) as plane:
         plane.engine.hold()
-        flight = flight_of()
-        running = asyncio.create_task(plane.perform(flight))
+        prompt = flight_of()
+        running = asyncio.create_task(plane.perform(prompt))
         await until(lambda: plane.engine.running)
         plane.backend.client.url = URL("http://127.0.0.1:1")
-        flight.stop()
+        prompt.stop()
         with pytest.raises(Stopped):
             await running
-        assert plane.backend.abandoned == {flight.prompt_id}
+        assert plane.backend.abandoned == {prompt.prompt_id}
 
 
 async def test_an_engine_that_does_not_answer_is_given_nothing(clip: Path, tmp_path: Path) -> None:
@@ -284,10 +284,10 @@ async def test_an_engine_that_does_not_let_go_of_what_was_given_up_is_stuck(clip
 
 async def test_nothing_runs_beside_what_engines_died_of(clip: Path, tmp_path: Path) -> None:
     async with pilot(tmp_path, clip) as plane:
-        flight = flight_of()
-        plane.backend.flights[flight.prompt_id] = flight
+        prompt = flight_of()
+        plane.backend.in_flight[prompt.prompt_id] = prompt
         assert plane.backend.takes_a_prompt(1)
-        flight.segment = replace(flight.segment, deaths=2)
+        prompt.segment = replace(prompt.segment, deaths=2)
         assert not plane.backend.takes_a_prompt(1)
 
 
@@ -350,13 +350,13 @@ async def test_a_prompt_that_is_missed_once_is_not_lost(clip: Path, tmp_path: Pa
 async def test_the_pace_is_that_of_the_last_prompts_and_slows_while_one_takes_long(clip: Path, tmp_path: Path) -> None:
     async with pilot(tmp_path, clip, wait_per_frame_s=0.05) as plane:
         backend = plane.backend
-        assert backend.pace_s is None and backend.done_in_s(10) == 0
+        assert backend.seconds_per_frame is None and backend.done_in_s(10) == 0
         await plane.perform(flight_of())
-        pace_s = backend.pace_s
-        assert pace_s is not None and pace_s >= 0.05
-        assert backend.done_in_s(10) == pytest.approx(10 * pace_s)
+        seconds_per_frame = backend.seconds_per_frame
+        assert seconds_per_frame is not None and seconds_per_frame >= 0.05
+        assert backend.done_in_s(10) == pytest.approx(10 * seconds_per_frame)
         slow = flight_of()
         slow.started_at = time.monotonic() - 100
         backend._ended_at = slow.started_at
-        backend.flights[slow.prompt_id] = slow
-        assert backend.pace_s >= 100 / FRAMES
+        backend.in_flight[slow.prompt_id] = slow
+        assert backend.seconds_per_frame >= 100 / FRAMES

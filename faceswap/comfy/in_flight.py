@@ -1,4 +1,4 @@
-"""One prompt that is out, and how long it is waited for."""
+"""A prompt that is in flight, and the ways in which following it ends."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from .comfy.messages import Message
-from .jobs import Segment
+from ..jobs import Segment
+from .messages import Message
 
 T = TypeVar("T")
 
@@ -33,42 +33,12 @@ class Stopped(Exception):
     """The prompt was stopped because we asked for it; ComfyUI no longer works on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """The bounds of every wait for an engine, in seconds, and of every repetition."""
-
-    reconcile_s: float = 3.0
-    """Between two looks at queue and history while a prompt is out."""
-    silence_s: float = 20.0
-    """Silence on the socket, while a prompt runs, after which the socket is distrusted."""
-    stuck_s: float = 600.0
-    """Silence after which the engine is held for stuck."""
-    stop_s: float = 60.0
-    """For an interrupted prompt to leave the queue."""
-    unreachable_s: float = 30.0
-    """Without an answer before the work is given to another ComfyUI, where there is one."""
-    confirm_s: float = 0.5
-    """Between the two looks that must both miss a prompt before it is lost."""
-    retry_s: tuple[float, ...] = (2.0, 10.0)
-    """Before the second and the third attempt at what may pass by itself; there is no fourth."""
-    gone_s: float = 24 * 3600.0
-    """Without any engine before the jobs that wait for one end."""
-    loss_limit: int = 25
-    """Times a prompt may be forgotten before its job fails."""
-    death_limit: int = 5
-    """Times in a row an engine may die while it works on a segment before its job fails: some videos kill engines."""
-    inspect_s: float = 60.0
-    """Between two looks at what a ComfyUI has: its nodes, its models, its memory."""
-    outage_s: float = 3.0
-    """Without any ComfyUI before the jobs that wait for one are told."""
-
-
 async def _ignore_executing(node: str) -> None:
     """Until somebody wants to know."""
 
 
 @dataclass(eq=False)
-class Flight:
+class InFlightPrompt:
     """One prompt that is out, and what was heard of it."""
 
     segment: Segment

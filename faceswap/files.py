@@ -23,7 +23,7 @@ def upload_mark(inputs: Path) -> Path:
     return inputs.with_name(inputs.name + UPLOAD)
 
 
-class Folders:
+class Files:
     """The folders of one data directory, all readable by their owner only."""
 
     def __init__(self, data_dir: Path) -> None:

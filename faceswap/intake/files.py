@@ -15,8 +15,8 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import BadRequest, TooLarge, Unavailable
-from .folders import upload_mark
+from ..errors import BadRequest, TooLarge, Unavailable
+from ..files import upload_mark
 
 SYNC_BYTES = 64 * 1024 * 1024
 """After so many bytes a file goes to the disk, and the room left there is looked at again."""

@@ -35,7 +35,7 @@ class Reporter:
     preview_is_new: bool = False
 
 
-class Reports:
+class ProgressReporter:
     """Tells the watchers of every running job."""
 
     def __init__(self, store: Store) -> None:
@@ -68,13 +68,13 @@ class Reports:
         self._reporters.pop(prompt_id, None)
         self._previews.pop(prompt_id, None)
 
-    async def tell(self, prompt_id: str, type: str, data: Mapping[str, object], step: str | None = None) -> None:
+    async def add_event(self, prompt_id: str, type: str, data: Mapping[str, object], step: str | None = None) -> None:
         """Store and publish an event, as often as it takes a full disk to be freed."""
-        await retry_writes(partial(self._store.tell, prompt_id, type, data, step))
+        await retry_writes(partial(self._store.add_event, prompt_id, type, data, step))
 
-    async def tell_status(self, prompt_id: str, message: str, step: str | None = None) -> None:
+    async def add_status(self, prompt_id: str, message: str, step: str | None = None) -> None:
         """Store and publish a `status` event, as often as it takes a full disk to be freed."""
-        await retry_writes(partial(self._store.tell_status, prompt_id, message, step))
+        await retry_writes(partial(self._store.add_status, prompt_id, message, step))
 
     async def run(self) -> None:
         """Report for as long as the service runs."""
@@ -96,7 +96,9 @@ class Reports:
             if report.percentage > self._reporters[prompt_id].told and self._reporters[prompt_id].progress.moving
         }
         if news:
-            await self._store.progress({prompt_id: _progress_event(report) for prompt_id, report in news.items()})
+            await self._store.record_progress(
+                {prompt_id: _progress_event(report) for prompt_id, report in news.items()}
+            )
         for prompt_id, report in reports.items():
             reporter = self._reporters.get(prompt_id)
             if reporter is None:
@@ -106,7 +108,7 @@ class Reports:
             if reporter.preview_is_new and now - reporter.previewed_at >= PREVIEW_S:
                 reporter.preview_is_new, reporter.previewed_at = False, now
                 data = {"url": f"/preview/{prompt_id}", "frame": report.current}
-                await self._store.announce(prompt_id, "preview", data)
+                await self._store.publish_transient(prompt_id, "preview", data)
 
 
 def _report(reporter: Reporter, now: float) -> Report:

@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from faceswap import fetch as fetch_module
 from faceswap.errors import BadRequest, Problem, TooLarge
-from faceswap.fetch import Fetcher, check_url, effective_address, is_public
+from faceswap.intake import fetch as fetch_module
+from faceswap.intake.fetch import Fetcher, check_url, effective_address, is_public
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 BODY = bytes(range(256)) * 4000

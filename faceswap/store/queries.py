@@ -16,7 +16,7 @@ from .database import Database
 from .rows import JOB_COLUMNS, checked, job_of, parse_cursor
 
 
-class Reading(Database):
+class Queries(Database):
     """Questions that change nothing."""
 
     async def job(self, prompt_id: str, owner: str | None = None) -> Job:
