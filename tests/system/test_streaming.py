@@ -223,7 +223,7 @@ async def test_a_watcher_that_takes_nothing_is_dropped_and_the_others_miss_nothi
             while app[HUB].watchers == 2:
                 number += 1
                 assert number < MOST_EVENTS
-                await app[STORE].tell(prompt_id, "status", {"number": number, "message": "." * EVENT_BYTES})
+                await app[STORE].add_event(prompt_id, "status", {"number": number, "message": "." * EVENT_BYTES})
                 # That no engine is there is told meanwhile, too.
                 while "number" not in (event := await anext(events)).data:
                     assert event.type == "status"
