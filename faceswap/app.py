@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from functools import partial
 
 import aiohttp
 from aiohttp import web
@@ -13,7 +12,7 @@ from yarl import URL
 
 from .api import keys, middleware
 from .api.routes import add_routes
-from .comfy.backend import EMBEDDED, Backend, frame_limit
+from .comfy.backend import EMBEDDED, Backend, BackendPool
 from .comfy.client import ComfyClient
 from .comfy.embedded import EmbeddedEngine
 from .config import ConfigError, Settings, Timeouts, resource_dir
@@ -25,7 +24,7 @@ from .intake.submit import Submitter
 from .janitor import Janitor
 from .media import MediaWorker
 from .progress_reporter import ProgressReporter
-from .runner import Runner
+from .scheduler import Scheduler
 from .store import Store
 from .workflow import Graph, Workflow, WorkflowError, load_workflows
 
@@ -75,16 +74,16 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
             engine = None if settings.comfyui_urls else _embedded_engine(settings, files)
             app[keys.ENGINE] = engine
             graph = workflows[settings.workflow].graph
-            backends = await make_backends(settings, store, session, timeouts, engine, graph)
-            submitter = app[keys.SUBMITTER] = Submitter(
-                settings, store, media, workflows, partial(frame_limit, backends)
-            )
+            pool = await make_backends(settings, store, session, timeouts, engine, graph)
+            submitter = app[keys.SUBMITTER] = Submitter(settings, store, media, workflows, pool.frame_limit)
             app[keys.INTAKE] = Intake(settings, fetcher, submitter.check_options)
             progress_reporter = app[keys.REPORTS] = ProgressReporter(store)
-            runner = app[keys.RUNNER] = Runner(store, files, media, progress_reporter, workflows, backends, timeouts)
+            scheduler = app[keys.SCHEDULER] = Scheduler(
+                store, files, media, progress_reporter, workflows, pool, timeouts
+            )
             janitor = Janitor(settings, store, files)
             await janitor.clear_debris()
-            background = asyncio.create_task(_background(runner, janitor, engine), name="background")
+            background = asyncio.create_task(_background(scheduler, janitor, engine), name="background")
             background.add_done_callback(lambda task: _check(task, app[FAILED]))
             yield
             background.cancel()
@@ -109,20 +108,21 @@ async def make_backends(
     timeouts: Timeouts,
     engine: EmbeddedEngine | None,
     graph: Graph,
-) -> list[Backend]:
-    """One for each ComfyUI that was named, or one for the embedded engine, whose address comes when it listens."""
+) -> BackendPool:
+    """Make one for each ComfyUI that was named, or one for the embedded engine, whose address comes when it listens."""
+    pool = BackendPool()
 
-    async def backend(name: str, client: ComfyClient) -> Backend:
+    async def add(name: str, client: ComfyClient) -> Backend:
         client_id, abandoned = await store.client_id(name), await store.abandoned(name)
-        return Backend(name, client, client_id, timeouts, abandoned=abandoned, graph=graph)
+        return Backend(pool, name, client, client_id, timeouts, abandoned=abandoned, graph=graph)
 
     if engine is not None:
-        return [await backend(EMBEDDED, ComfyClient(URL("http://127.0.0.1:1"), session, engine.headers))]
-    clients = [ComfyClient(url, session, settings.comfyui_headers) for url in settings.comfyui_urls]
-    backends = [await backend(str(client.url), client) for client in clients]
-    for each in backends:
-        each.address_known.set()
-    return backends
+        await add(EMBEDDED, ComfyClient(URL("http://127.0.0.1:1"), session, engine.headers))
+    for url in settings.comfyui_urls:
+        client = ComfyClient(url, session, settings.comfyui_headers)
+        backend = await add(str(client.url), client)
+        backend.address_known.set()
+    return pool
 
 
 def _embedded_engine(settings: Settings, files: Files) -> EmbeddedEngine:
@@ -130,12 +130,12 @@ def _embedded_engine(settings: Settings, files: Files) -> EmbeddedEngine:
     return EmbeddedEngine(files.engine, extra_args=("--max-upload-size", str(limit)))
 
 
-async def _background(runner: Runner, janitor: Janitor, engine: EmbeddedEngine | None) -> None:
+async def _background(scheduler: Scheduler, janitor: Janitor, engine: EmbeddedEngine | None) -> None:
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(runner.run(), name="runner")
+        tasks.create_task(scheduler.run(), name="scheduler")
         tasks.create_task(janitor.run(), name="janitor")
         if engine is not None:
-            backend = runner.backends[0]
+            backend = scheduler.backends[0]
 
             async def on_ready(url: URL) -> None:
                 backend.client.url = url

@@ -6,6 +6,7 @@ import errno
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 """The errors of a disk, a quota or a file that can take no more: they pass when there is room again."""
+INTERNAL_ERROR = "Something went wrong inside the service; its log says what."
 
 
 class Problem(Exception):

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Mapping
+import sqlite3
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 from .comfy.backend import DANGEROUS_DEATHS, Backend
 from .comfy.client import ComfyError
-from .comfy.in_flight import GivenUp, InFlightPrompt
-from .comfy.inputs import Uploads
+from .comfy.in_flight import GivenUp, InFlightPrompt, Lost
+from .comfy.inputs import EngineInputs
 from .config import Timeouts
-from .errors import JobFailure
+from .errors import DISK_FULL, JobFailure
 from .jobs import Segment
 from .progress_reporter import ProgressReporter
-from .store import Store, retry_writes
+from .store import Store, is_transient, retry_writes
 from .workflow import Workflow
 
 log = logging.getLogger(__name__)
@@ -24,6 +27,117 @@ log = logging.getLogger(__name__)
 ELSEWHERE = frozenset({"node_missing", "model_missing", "model_broken", "upload_too_large", "image_too_large"})
 """Failures that are one ComfyUI's own: another may well do it."""
 FIRST_LOSS_PAUSE_S = 0.1
+DISK_PAUSE_S = 2.0
+"""Between two tries while the disk is full."""
+DISK_FULL_MESSAGE = "The disk is full; the job goes on when there is room."
+
+
+class TooLong(Exception):
+    """A segment has more frames than its engine has memory for; nothing was sent."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """The segment waits and is done again, at any backend."""
+
+    message: str | None = None
+    """For those who watch the job."""
+    is_step: bool = False
+    """Whether the message is also what `/status` shows."""
+    pause_s: float = 0.0
+    failed: bool = False
+    lost: bool = False
+    died: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InParts:
+    """The segment waits and is done again in parts of at most `limit` frames."""
+
+    limit: int
+    message: str | None = None
+    pause_s: float = 0.0
+    failed: bool = False
+    died: bool = False
+    unsent: bool = False
+    alone: bool = False
+    """Whether the rest of the job keeps its length."""
+    free_memory: bool = False
+    """Whether the engine is asked to let go of what it keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfJob:
+    """The job ends with a failure."""
+
+    failure: JobFailure
+
+
+Decision = Again | InParts | EndOfJob
+Cause = GivenUp | Lost | TooLong | JobFailure
+
+
+def decide(
+    segment: Segment, cause: Cause, timeouts: Timeouts, *, died: bool, splittable: bool, replaceable: bool
+) -> Decision:
+    """Decide what becomes of a segment. Pure but for the jitter of the pause before another attempt.
+
+    died         its engine was seen at work on it before it was lost
+    splittable   it can be done in shorter parts
+    replaceable  another engine could do it
+    """
+    match cause:
+        case TooLong(limit=limit):
+            return InParts(limit, unsent=True)
+        case GivenUp(message=reason):
+            message = f"{reason}; resuming at frame {segment.first_frame} as soon as a ComfyUI can take it."
+            return Again(message, pause_s=FIRST_LOSS_PAUSE_S)
+        case Lost():
+            return _after_loss(segment, timeouts, died=died, splittable=splittable)
+    return _after_failure(segment, cause, timeouts.retry_s, splittable=splittable, replaceable=replaceable)
+
+
+def _after_loss(segment: Segment, timeouts: Timeouts, *, died: bool, splittable: bool) -> Decision:
+    """Do again what the engine has forgotten. When it died at work on it, that may be the video."""
+    deaths = segment.deaths + died
+    if deaths >= timeouts.death_limit or segment.losses + 1 >= timeouts.loss_limit:
+        message = "ComfyUI forgot the prompt again and again; look into its log, then retry the job."
+        if died:
+            count = "a frame" if segment.frame_count == 1 else f"{segment.frame_count} frames"
+            message = (
+                f"ComfyUI died {deaths} times in a row while it worked on {count} of this video from frame"
+                f" {segment.first_frame} on; look into its log, then retry the job."
+            )
+        return EndOfJob(JobFailure("engine_crashed", message))
+    message = f"ComfyUI restarted, resuming at frame {segment.first_frame}"
+    pause_s = min(FIRST_LOSS_PAUSE_S * 2**segment.losses, timeouts.retry_s[-1])
+    if died and deaths >= DANGEROUS_DEATHS and splittable:
+        return InParts(-(-segment.frame_count // 2), message, pause_s, died=True, alone=True)
+    return Again(message, pause_s=pause_s, lost=True, died=died)
+
+
+def _after_failure(
+    segment: Segment, failure: JobFailure, pauses_s: tuple[float, ...], *, splittable: bool, replaceable: bool
+) -> Decision:
+    """Try again what may pass by itself; end the job otherwise."""
+    if failure.code == "engine_disk_full":
+        return Again(failure.message, is_step=True, pause_s=pauses_s[-1])
+    elsewhere = failure.code in ELSEWHERE and replaceable
+    if failure.code == "upload_too_large" and not (elsewhere and segment.failures == 0):
+        if splittable:
+            return InParts(-(-segment.frame_count // 2))
+        elsewhere = False
+    if not (failure.transient or elsewhere) or segment.failures >= len(pauses_s):
+        return EndOfJob(failure)
+    message = f"{failure.message} Attempt {segment.failures + 2} of {len(pauses_s) + 1} follows."
+    pause_s = pauses_s[segment.failures] * random.uniform(0.8, 1.2)
+    if failure.code == "out_of_memory" and splittable:
+        return InParts(segment.frame_count // 2 + 1, message, pause_s, failed=True, free_memory=True)
+    return Again(message, pause_s=pause_s, failed=True)
 
 
 class Recovery:
@@ -33,87 +147,88 @@ class Recovery:
         self,
         store: Store,
         progress_reporter: ProgressReporter,
-        uploads: Uploads,
+        inputs: EngineInputs,
         workflows: Mapping[str, Workflow],
         timeouts: Timeouts,
-        has_other_than: Callable[[Backend], bool],
-        fail: Callable[[str, JobFailure], Awaitable[None]],
     ) -> None:
-        """`has_other_than(backend)` tells whether another engine can be given work, `fail(prompt_id, failure)` ends a
-        job."""
         self._store = store
         self._progress_reporter = progress_reporter
-        self._uploads = uploads
+        self._inputs = inputs
         self._workflows = workflows
         self._timeouts = timeouts
-        self._has_other_than = has_other_than
-        self._fail = fail
 
-    async def given_up(self, segment: Segment, error: GivenUp) -> None:
-        """Have a segment done under a new id, by another engine or by the same when it answers again."""
-        log.warning("job %s: %s; frame %d on anew", segment.prompt_id, error.message, segment.first_frame)
-        message = f"{error.message}; resuming at frame {segment.first_frame} as soon as a ComfyUI can take it."
-        await self._progress_reporter.add_status(segment.prompt_id, message)
-        await retry_writes(partial(self._store.requeue, segment, pause_s=FIRST_LOSS_PAUSE_S))
-
-    async def lost(self, prompt: InFlightPrompt, backend: Backend) -> None:
-        """The engine has forgotten a prompt: it is done again. When it died at work on it, that may be the video."""
-        segment, died = prompt.segment, prompt.running
-        deaths = segment.deaths + died
-        timeouts = self._timeouts
-        if deaths >= timeouts.death_limit or segment.losses + 1 >= timeouts.loss_limit:
-            message = "ComfyUI forgot the prompt again and again; look into its log, then retry the job."
-            if died:
-                count = "a frame" if segment.frame_count == 1 else f"{segment.frame_count} frames"
-                message = (
-                    f"ComfyUI died {deaths} times in a row while it worked on {count} of this video from frame"
-                    f" {segment.first_frame} on; look into its log, then retry the job."
-                )
-            await self.failed(segment, backend, JobFailure("engine_crashed", message))
-            return
-        log.warning("job %s: %s restarted, frame %d on anew", segment.prompt_id, backend.name, segment.first_frame)
-        await self._progress_reporter.add_status(
-            segment.prompt_id, f"ComfyUI restarted, resuming at frame {segment.first_frame}"
+    async def recover(self, prompt: InFlightPrompt, backend: Backend, cause: Cause) -> JobFailure | None:
+        """Put back the segment of an attempt that came to nothing; return the failure when its job has to end."""
+        segment = prompt.segment
+        log.warning(
+            "job %s, frame %d on, at %s: %s", segment.prompt_id, segment.first_frame, backend.name, _said(cause)
         )
-        pause_s = min(FIRST_LOSS_PAUSE_S * 2**segment.losses, timeouts.retry_s[-1])
-        if died and deaths >= DANGEROUS_DEATHS and await self._can_split(segment):
-            half = -(-segment.frame_count // 2)
-            split = partial(self._store.split, segment, half, pause_s=pause_s, died=True, alone=True)
-            await retry_writes(split)
-        else:
-            await retry_writes(partial(self._store.requeue, segment, pause_s=pause_s, lost=True, died=died))
-
-    async def failed(self, segment: Segment, backend: Backend, failure: JobFailure) -> None:
-        """Try again what may pass by itself; end the job otherwise."""
-        self._uploads.repeat(segment.prompt_id, backend)
-        pauses_s = self._timeouts.retry_s
-        if failure.code == "engine_disk_full":
-            await self._progress_reporter.add_status(segment.prompt_id, failure.message, failure.message)
-            await retry_writes(partial(self._store.requeue, segment, pause_s=pauses_s[-1]))
-            return
-        elsewhere = failure.code in ELSEWHERE and self._has_other_than(backend)
-        if failure.code == "upload_too_large" and not (elsewhere and segment.failures == 0):
-            if await self._can_split(segment):
-                await retry_writes(partial(self._store.split, segment, -(-segment.frame_count // 2)))
-                return
-            elsewhere = False
-        if not (failure.transient or elsewhere) or segment.failures >= len(pauses_s):
-            await self._fail(segment.prompt_id, failure)
-            return
-        log.warning("job %s on %s: %s: %s", segment.prompt_id, backend.name, failure.code, failure.message)
-        message = f"{failure.message} Attempt {segment.failures + 2} of {len(pauses_s) + 1} follows."
-        await self._progress_reporter.add_status(segment.prompt_id, message)
-        pause_s = pauses_s[segment.failures] * random.uniform(0.8, 1.2)
-        if failure.code == "out_of_memory" and await self._can_split(segment):
+        if isinstance(cause, JobFailure):
+            self._inputs.send_again(segment.prompt_id, backend)
+        decision = decide(
+            segment,
+            cause,
+            self._timeouts,
+            died=prompt.running,
+            splittable=await self._can_split(segment),
+            replaceable=backend.replaceable,
+        )
+        if isinstance(decision, EndOfJob):
+            return decision.failure
+        if isinstance(decision, InParts) and decision.free_memory:
             with suppress(ComfyError):
                 await backend.client.free()
-            half = segment.frame_count // 2 + 1
-            await retry_writes(partial(self._store.split, segment, half, pause_s=pause_s, failed=True))
-        else:
-            await retry_writes(partial(self._store.requeue, segment, failed=True, pause_s=pause_s))
+        if decision.message is not None:
+            step = decision.message if isinstance(decision, Again) and decision.is_step else None
+            await self._progress_reporter.add_status(segment.prompt_id, decision.message, step)
+        await self._carry_out(segment, decision)
+        return None
+
+    async def _carry_out(self, segment: Segment, decision: Again | InParts) -> None:
+        match decision:
+            case Again(pause_s=pause_s, failed=failed, lost=lost, died=died):
+                move = partial(self._store.requeue, segment, pause_s=pause_s, failed=failed, lost=lost, died=died)
+            case InParts(limit=limit, pause_s=pause_s, failed=failed, died=died, unsent=unsent, alone=alone):
+                move = partial(
+                    self._store.split,
+                    segment,
+                    limit,
+                    pause_s=pause_s,
+                    failed=failed,
+                    died=died,
+                    unsent=unsent,
+                    alone=alone,
+                )
+        await retry_writes(move)
 
     async def _can_split(self, segment: Segment) -> bool:
-        """Whether a segment can be done in shorter ones."""
+        """Return whether a segment can be done in shorter ones."""
         job = await retry_writes(partial(self._store.job, segment.prompt_id))
         workflow = self._workflows.get(job.workflow)
         return segment.frame_count > 1 and workflow is not None and workflow.splittable
+
+
+def _said(cause: Cause) -> str:
+    """Return what the log says of a cause."""
+    match cause:
+        case JobFailure(code=code, message=message):
+            return f"{code}: {message}"
+        case GivenUp(message=message):
+            return message
+        case TooLong(limit=limit):
+            return f"more than the {limit} frames there is memory for"
+    return "it is not known any more"
+
+
+def is_full(error: OSError | sqlite3.Error) -> bool:
+    """Return whether an error passes when there is room on the disk again."""
+    return is_transient(error) if isinstance(error, sqlite3.Error) else error.errno in DISK_FULL
+
+
+async def wait_for_room(store: Store, prompt_id: str) -> None:
+    """Pause a job on a full disk, which its step says where that can be written."""
+    with suppress(sqlite3.Error):
+        if (await store.job(prompt_id)).step != DISK_FULL_MESSAGE:
+            log.warning("job %s: the disk is full; it goes on when there is room", prompt_id)
+            await store.add_status(prompt_id, DISK_FULL_MESSAGE, DISK_FULL_MESSAGE)
+    await asyncio.sleep(DISK_PAUSE_S)

@@ -1,8 +1,4 @@
-"""A job's life: claim a segment, give it to a backend, follow it, collect, join, check, finish; cancel, retry.
-
-The database says what is to be done and what was done; this only carries it out, so that it can stop anywhere and go
-on after a restart.
-"""
+"""One attempt at one segment: upload its inputs, submit its prompt, follow it, collect and verify its output."""
 
 from __future__ import annotations
 
@@ -10,45 +6,40 @@ import asyncio
 import logging
 import math
 import sqlite3
-import time
-from collections.abc import Coroutine, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from .comfy.backend import DANGEROUS_DEATHS, EMBEDDED, MAX_PROMPTS, Backend
-from .comfy.client import ComfyError, Outcome
-from .comfy.in_flight import GivenUp, InFlightPrompt, Lost, Stopped
-from .comfy.inputs import Uploads
-from .config import Timeouts
-from .engine_watch import EngineWatch
-from .errors import DISK_FULL, JobFailure, NotFound, Problem
+from .clock import monotonic
+from .comfy.backend import EMBEDDED, Backend
+from .comfy.client import ComfyError
+from .comfy.in_flight import GivenUp, InFlightPrompt, Lost, News
+from .comfy.inputs import EngineInputs
+from .comfy.messages import Executing, OutputFile, Preview, Progress
+from .errors import JobFailure
 from .files import Files
 from .jobs import TERMINAL, Job, Segment
 from .media import MediaWorker, Verdict
-from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED
+from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED, SegmentProgress
 from .progress_reporter import ProgressReporter
-from .recovery import Recovery
-from .store import Store, is_transient, retry_writes
+from .recovery import TooLong, is_full, wait_for_room
+from .store import Store, retry_writes
 from .workflow import Graph, Workflow, WorkflowError, extra_data
 
 log = logging.getLogger(__name__)
 
-COMPLETED_MESSAGE = "🎉 Face swap completed successfully!"
-INTERNAL_ERROR = "Something went wrong inside the service; its log says what."
-DISK_FULL_MESSAGE = "The disk is full; the job goes on when there is room."
 IGNORED_BY_EMBEDDED = ("swap_model", "face_restore_model", "face_restore_visibility", "face_boost", "detect_gender")
 """Options that mean something to ReActor only."""
-DISK_PAUSE_S = 2.0
 LOOK_AGAIN_S = 0.5
 CUT_LIMIT = 20
 """Times the way to an engine or back may be cut before that counts as a failure."""
 REPLANNED_ABOVE = 1.25
 """How much longer than its engine's memory wants it a segment may be: it was planned for other memory then."""
-IDLE_S = 5.0
 FETCHED = frozenset({"temp", "output"})
 """ComfyUI's folders that results are fetched from: the first is asked for, an older node may know the second only."""
+NO_FILE = "ComfyUI reported success but made no file; look into its log and at the workflow's encoder settings."
 A_FILE_A_FRAME = (
     "ComfyUI made a file for each frame, which cannot be joined into an mp4; choose the format video/h264-mp4,"
     " video/h265-mp4, video/webm or video/av1-webm in the workflow's VHS_VideoCombine."
@@ -56,16 +47,23 @@ A_FILE_A_FRAME = (
 OUTPUT_LIMIT_BYTES = 64 * 2**30
 
 
-class _TooLong(Exception):
-    """A segment has more frames than its engine has memory for."""
+@dataclass(frozen=True)
+class _Attempt:
+    """A prompt, with what it takes to carry it out."""
 
-    def __init__(self, limit: int) -> None:
-        super().__init__(limit)
-        self.limit = limit
+    job: Job
+    workflow: Workflow
+    prompt: InFlightPrompt
+    backend: Backend
+    bars: SegmentProgress
+
+    @property
+    def segment(self) -> Segment:
+        return self.prompt.segment
 
 
 class Runner:
-    """Moves every accepted job to its end."""
+    """Carries out attempts at segments."""
 
     def __init__(
         self,
@@ -74,197 +72,21 @@ class Runner:
         media: MediaWorker,
         progress_reporter: ProgressReporter,
         workflows: Mapping[str, Workflow],
-        backends: Sequence[Backend],
-        timeouts: Timeouts,
+        inputs: EngineInputs,
     ) -> None:
-        self.backends = backends
         self._store = store
         self._files = files
         self._media = media
-        self._workflows = workflows
-        self._timeouts = timeouts
-        self._wake = asyncio.Event()
-        self._tasks: asyncio.TaskGroup | None = None
-        self._in_flight: dict[str, dict[InFlightPrompt, asyncio.Task[None]]] = {}
         self._progress_reporter = progress_reporter
-        self._watch = EngineWatch(store, backends, timeouts, self._end_failed)
-        self._uploads = Uploads(files, media, progress_reporter)
-        self._recovery = Recovery(
-            store, progress_reporter, self._uploads, workflows, timeouts, self._has_other_than, self._end_failed
-        )
-        self._joins: dict[str, asyncio.Lock] = {}
-        for backend in backends:
-            backend.on_change = self.wake
-            backend.replaceable = partial(self._has_other_than, backend)
+        self._workflows = workflows
+        self._inputs = inputs
 
-    @property
-    def outage(self) -> str | None:
-        """A sentence while no engine can be given work."""
-        return self._watch.outage
+    async def run(self, prompt: InFlightPrompt, backend: Backend, *, look_first: bool) -> bool:
+        """Carry out an attempt; return whether it was at the job's last segment.
 
-    def wake(self) -> None:
-        """There may be something to do."""
-        self._wake.set()
-
-    def cancel(self, prompt_id: str) -> None:
-        """The store was asked for a job's end: stop what is out of it."""
-        in_flight = self._in_flight.get(prompt_id)
-        if not in_flight:
-            self._forget(prompt_id)
-            return
-        for prompt in in_flight:
-            prompt.stop()
-
-    async def erase(self, job: Job) -> None:
-        """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it."""
-        while tasks := list(self._in_flight.get(job.prompt_id, {}).values()):
-            await asyncio.wait(tasks)
-        mark = self._files.erasure_mark(job.prompt_id)
-        mark.touch(mode=0o600)
-        await self._store.begin_erasure(job.prompt_id)
-        self._forget(job.prompt_id)
-        await asyncio.to_thread(self._files.erase_inputs, job.prompt_id)
-        self._files.erase_result(job.result_file or f"{job.output_name}.mp4")
-        await self._store.erase(job.prompt_id)
-        mark.unlink(missing_ok=True)
-
-    async def run(self) -> None:
-        """Take up what was left, then work until cancelled. Prompts that are out stay with ComfyUI."""
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
-            for backend in self.backends:
-                tasks.create_task(backend.run(), name=f"listener of {backend.name}")
-            await self._recover()
-            tasks.create_task(self._dispatch(), name="dispatcher")
-            tasks.create_task(self._progress_reporter.run(), name="reports")
-            tasks.create_task(self._watch.run(), name="watch over the engines")
-
-    def _has_other_than(self, backend: Backend) -> bool:
-        return any(other.healthy for other in self.backends if other is not backend)
-
-    async def _recover(self) -> None:
-        """Go on with what a former process left."""
-        by_name = {backend.name: backend for backend in self.backends}
-        for segment in await self._store.submitted():
-            backend = by_name.get(segment.backend or "")
-            if backend is None:
-                await self._store.requeue(segment)
-            else:
-                self._start(segment, backend, look_first=True)
-        for job in await self._store.unfinished():
-            self._spawn(self._finish(job.prompt_id), f"finish {job.prompt_id}")
-
-    async def _dispatch(self) -> None:
-        """Give waiting segments to backends that have room, whenever something changes."""
-        while True:
-            self._wake.clear()
-            try:
-                await retry_writes(self._dispatch_waiting)
-                due_s = await self._store.next_due_s()
-            except sqlite3.Error as error:
-                if not is_transient(error):
-                    raise
-                due_s = DISK_PAUSE_S
-            # A segment that is due waits for a backend, whose change wakes us.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min(due_s or IDLE_S, IDLE_S)):
-                    await self._wake.wait()
-
-    async def _dispatch_waiting(self) -> None:
-        """Give to each backend its first segment before any its second, quick ones first.
-
-        What failed at one goes to another where there is one. What engines have died of is given to one that has
-        nothing else to do.
-        """
-        waiting = await self._store.waiting_frames()
-        for busy in range(MAX_PROMPTS):
-            for backend in sorted(self.backends, key=lambda backend: backend.seconds_per_frame or 0.0):
-                if waiting and backend.takes_a_prompt(busy) and self._is_worth_dispatching(backend, waiting):
-                    segment = await self._store.claim(
-                        backend.name,
-                        again=not self._has_other_than(backend),
-                        most_deaths=DANGEROUS_DEATHS - 1 if backend.in_flight else None,
-                    )
-                    if segment is not None:
-                        self._start(segment, backend, look_first=False)
-                        waiting = await self._store.waiting_frames()
-
-    def _is_worth_dispatching(self, backend: Backend, waiting: Sequence[int]) -> bool:
-        """Whether the work is done sooner when this backend takes the next segment too.
-
-        `waiting` are the frames of those that wait, the next one first. It is not when another, at work now, would be
-        done with all that waits before this one is with the next; and what has not shown its pace yet gets no second
-        segment while others are there.
-        """
-        if backend.seconds_per_frame is None:
-            return not (backend.in_flight and self._has_other_than(backend))
-        done_in_s = backend.done_in_s(waiting[0])
-        others = [other for other in self.backends if other is not backend and other.healthy and other.in_flight]
-        return all(
-            done_in_s <= other.done_in_s(sum(waiting)) for other in others if other.seconds_per_frame is not None
-        )
-
-    def _start(self, segment: Segment, backend: Backend, *, look_first: bool) -> None:
-        prompt = InFlightPrompt(segment)
-        log.info(
-            "job %s: frames %d to %d %s %s, attempt %d",
-            segment.prompt_id,
-            segment.first_frame,
-            segment.first_frame + segment.frame_count - 1,
-            "looked for at" if look_first else "given to",
-            backend.name,
-            segment.attempt,
-        )
-        backend.in_flight[prompt.prompt_id] = prompt
-        task = self._spawn(self._run_segment(prompt, backend, look_first), f"segment {prompt.prompt_id}")
-        self._in_flight.setdefault(segment.prompt_id, {})[prompt] = task
-
-    def _spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-        assert self._tasks is not None
-        return self._tasks.create_task(work, name=name)
-
-    async def _run_segment(self, prompt: InFlightPrompt, backend: Backend, look_first: bool) -> None:
-        """One attempt at one segment, whatever its end."""
-        segment = prompt.segment
-        complete = False
-        try:
-            complete = await self._attempt(prompt, backend, look_first)
-        except Stopped:
-            log.info("stopped %s on %s", prompt.prompt_id, backend.name)
-        except _TooLong as error:
-            await retry_writes(partial(self._store.split, segment, error.limit, unsent=True))
-        except GivenUp as error:
-            await self._recovery.given_up(segment, error)
-        except Lost:
-            await self._recovery.lost(prompt, backend)
-        except JobFailure as failure:
-            await self._recovery.failed(segment, backend, failure)
-        except Problem:
-            log.info("job %s was erased", segment.prompt_id)
-        except Exception:  # the top of the task
-            log.exception("segment %s", prompt.prompt_id)
-            await self._recovery.failed(segment, backend, JobFailure("internal_error", INTERNAL_ERROR, transient=True))
-        finally:
-            backend.in_flight.pop(prompt.prompt_id, None)
-            others = self._in_flight[segment.prompt_id]
-            del others[prompt]
-            if not others:
-                del self._in_flight[segment.prompt_id]
-            self.wake()
-        if prompt.stopping_since is not None and not others:
-            await retry_writes(partial(self._store.mark_cancelled, segment.prompt_id))
-            self._forget(segment.prompt_id)
-        if complete:
-            await self._finish(segment.prompt_id)
-        if backend.name == EMBEDDED and backend.idle:
-            # It keeps the last video until the next one comes; faces are to be erased on time.
-            with suppress(ComfyError):
-                await backend.client.free()
-
-    async def _attempt(self, prompt: InFlightPrompt, backend: Backend, look_first: bool) -> bool:
-        """One attempt, taken up again, never begun anew, when the way to the engine is cut or the disk is full.
-
-        Returns whether it was the job's last segment.
+        It is taken up again, never begun anew, when the way to the engine is cut or the disk is full. With `look_first`
+        the prompt is looked for before it is sent, as after a crash. Raises `Stopped`, `Lost`, `GivenUp`, `TooLong` and
+        `JobFailure`.
         """
         cuts = 0
         try:
@@ -277,11 +99,11 @@ class Runner:
                 except JobFailure as failure:
                     if failure.code != "disk_full":
                         raise
-                    await self._wait_for_room(prompt.segment.prompt_id)
+                    await wait_for_room(self._store, prompt.segment.prompt_id)
                 except (OSError, sqlite3.Error) as error:
-                    if not _is_full(error):
+                    if not is_full(error):
                         raise
-                    await self._wait_for_room(prompt.segment.prompt_id)
+                    await wait_for_room(self._store, prompt.segment.prompt_id)
                 look_first = prompt.sent
         finally:
             if prompt.prompt_id in backend.abandoned:
@@ -296,61 +118,29 @@ class Runner:
         log.warning("segment %s on %s: %s; going on", prompt.prompt_id, backend.name, error.message)
         await asyncio.sleep(LOOK_AGAIN_S)
 
-    async def _wait_for_room(self, prompt_id: str) -> None:
-        """Pause a job on a full disk, which its step says where that can be written."""
-        with suppress(sqlite3.Error):
-            if (await self._store.job(prompt_id)).step != DISK_FULL_MESSAGE:
-                log.warning("job %s: the disk is full; it goes on when there is room", prompt_id)
-                await self._store.add_status(prompt_id, DISK_FULL_MESSAGE, DISK_FULL_MESSAGE)
-        await asyncio.sleep(DISK_PAUSE_S)
-
     async def _carry_out(self, prompt: InFlightPrompt, backend: Backend, look_first: bool) -> bool:
-        """From upload to a checked output in the work folder; returns whether it was the job's last segment."""
-        job = await self._store.job(prompt.segment.prompt_id)
+        """From upload to a checked output in the work folder; return whether it was the job's last segment."""
+        segment, job = prompt.segment, await self._store.job(prompt.segment.prompt_id)
         if job.state in TERMINAL or job.cancel_requested:
             prompt.stop()
         workflow = self._workflow(job)
-        pixels = job.inputs.width * job.inputs.height
-        limit = backend.frame_limit(pixels, float(job.inputs.frame_rate))
-        if limit and prompt.segment.frame_count > REPLANNED_ABOVE * limit and workflow.splittable and not look_first:
-            raise _TooLong(limit)
+        if not look_first and workflow.splittable:
+            _check_length(segment, job, backend)
         costs_key = _costs_key(backend, job)
-        guess = FIRST_GUESS_EMBEDDED if backend.name == EMBEDDED else FIRST_GUESS
         learned = await self._store.phase_costs(costs_key)
+        expected = learned or (FIRST_GUESS_EMBEDDED if backend.name == EMBEDDED else FIRST_GUESS)
         progress = self._progress_reporter.progress(job)
-        bars = progress.begin(
-            prompt.segment.number, prompt.segment.frame_count, learned or guess, time.monotonic(), guessed=not learned
-        )
-
-        async def on_executing(node: str) -> None:
-            title = workflow.title(node)
-            data = {"node": node, "title": title, "message": f"Executing: {title}"}
-            await self._progress_reporter.add_event(job.prompt_id, "executing", data, step=f"Executing: {title}")
-
-        def on_progress(node: str, value: float, maximum: float) -> None:
-            role = workflow.role(node)
-            if role is not None:
-                bars.feed(role, value, maximum, time.monotonic())
-
-        prompt.on_executing, prompt.on_progress = on_executing, on_progress
-        prompt.on_preview = partial(self._progress_reporter.take_preview, job.prompt_id)
-
+        bars = progress.begin(segment.number, segment.frame_count, expected, monotonic(), guessed=not learned)
+        attempt = _Attempt(job, workflow, prompt, backend, bars)
         try:
-            outcome = await backend.perform(
-                prompt,
-                partial(self._graph, job, prompt, workflow, backend),
-                extra_data(),
-                output_node=workflow.output,
-                look_first=look_first,
-                on_queued=lambda queued_id: self._store.set_prompt_id(prompt.segment, queued_id),
-            )
-            costs = bars.end(time.monotonic())
-            await backend.free_memory_for(pixels, prompt.segment.frame_count)
-            with backend.released(prompt):
-                collecting = self._collect(job, prompt.segment, workflow, backend, outcome)
-                path, verdict = await prompt.unless_stopped(collecting)
+            await self._swap(attempt, look_first)
+            costs = bars.end(monotonic())
+            await backend.free_memory_for(job.inputs.width * job.inputs.height, segment.frame_count)
+            with backend.collecting(prompt):
+                async with prompt.stoppable():
+                    path, verdict = await self._collect(attempt)
         except BaseException:
-            progress.abandon(prompt.segment.number, time.monotonic())
+            progress.abandon(segment.number, monotonic())
             raise
         if costs and not look_first:  # or they may be those of a part only
             await self._store.learn_phase_costs(costs_key, costs)
@@ -358,13 +148,38 @@ class Runner:
         warnings = (*_ignored_options(backend, job), *verdict.warnings)
         finish = partial(self._store.finish_segment, prompt.segment, path.name, verdict.changed_share, warnings)
         moved = await retry_writes(finish)
-        progress.finish(prompt.segment.number)
+        progress.finish(segment.number)
         return moved is not None and moved.segments_done == moved.segments_total
 
-    async def _graph(self, job: Job, prompt: InFlightPrompt, workflow: Workflow, backend: Backend) -> Graph:
-        """The inputs uploaded, and the graph that names them."""
-        segment = prompt.segment
-        inputs = await self._uploads.provide(job, segment, backend, splittable=workflow.splittable)
+    async def _swap(self, attempt: _Attempt, look_first: bool) -> None:
+        """Have the engine do the prompt, which it may know already; `prompt.outcome` tells what came of it."""
+        if look_first and await self._resume(attempt):
+            return
+        prompt = attempt.prompt
+        async with prompt.stoppable():
+            graph = await self._upload(attempt)
+        await attempt.backend.submit(prompt, graph, extra_data(), output_node=attempt.workflow.output)
+        if prompt.prompt_id != prompt.segment.comfy_prompt_id:
+            prompt.segment = await self._store.set_prompt_id(prompt.segment, prompt.prompt_id)
+        await self._follow(attempt)
+
+    async def _resume(self, attempt: _Attempt) -> bool:
+        """Follow a prompt that may have been sent before; return False when the engine never got it."""
+        prompt = attempt.prompt
+        prompt.look_soon()
+        try:
+            await self._follow(attempt)
+        except Lost:
+            if prompt.running:
+                raise
+            log.info("%s does not know %s: sending it", attempt.backend.name, prompt.prompt_id)
+            return False
+        return True
+
+    async def _upload(self, attempt: _Attempt) -> Graph:
+        """Upload the inputs; return the graph that names them."""
+        job, segment, workflow = attempt.job, attempt.segment, attempt.workflow
+        inputs = await self._inputs.provide(job, segment, attempt.backend, splittable=workflow.splittable)
         try:
             return workflow.build(
                 video=inputs.video,
@@ -377,26 +192,39 @@ class Runner:
         except WorkflowError as error:
             raise JobFailure("workflow_invalid", str(error)) from error
 
-    async def _collect(
-        self, job: Job, segment: Segment, workflow: Workflow, backend: Backend, outcome: Outcome
-    ) -> tuple[Path, Verdict]:
+    async def _follow(self, attempt: _Attempt) -> None:
+        async with aclosing(attempt.backend.follow(attempt.prompt)) as messages:
+            async for message in messages:
+                await self._report(attempt, message)
+
+    async def _report(self, attempt: _Attempt, message: News) -> None:
+        """Tell the job's watchers of what its engine does."""
+        prompt_id, workflow = attempt.job.prompt_id, attempt.workflow
+        match message:
+            case Executing(node=str(node)):
+                title = workflow.title(node)
+                data = {"node": node, "title": title, "message": f"Executing: {title}"}
+                await self._progress_reporter.add_event(prompt_id, "executing", data, step=f"Executing: {title}")
+            case Progress(node=node, value=value, maximum=maximum):
+                role = workflow.role(node)
+                if role is not None:
+                    attempt.bars.feed(role, value, maximum, monotonic())
+            case Preview(image=image):
+                self._progress_reporter.take_preview(prompt_id, image)
+
+    async def _collect(self, attempt: _Attempt) -> tuple[Path, Verdict]:
         """Fetch an output and check it. What does not pass is not kept."""
-        files = [file for file in outcome.outputs.get(workflow.output, ()) if file.type in FETCHED]
-        if not files:
-            message = (
-                "ComfyUI reported success but made no file; look into its log and at the workflow's encoder settings."
-            )
-            raise JobFailure("output_missing", message, transient=True)
+        job, segment, outcome = attempt.job, attempt.segment, attempt.prompt.outcome
+        assert outcome is not None
+        output = _output_file(outcome.outputs.get(attempt.workflow.output, ()))
         message = "Retrieving face-swapped video…"
         if job.segments_total > 1:
             message = f"Retrieving part {segment.number + 1} of {job.segments_total}…"
         await self._progress_reporter.add_status(job.prompt_id, message, message)
-        if "%" in files[-1].filename:
-            raise JobFailure("format_not_joinable", A_FILE_A_FRAME)
-        share = outcome.swapped.get(workflow.swap)
+        share = outcome.swapped.get(attempt.workflow.swap)
         path = self._files.segment(segment)
-        await backend.client.download(files[-1], path, OUTPUT_LIMIT_BYTES)
-        original = self._uploads.original(job)
+        await attempt.backend.client.download(output, path, OUTPUT_LIMIT_BYTES)
+        original = self._inputs.original(job)
         try:
             verdict = await self._media.verify(
                 path,
@@ -417,84 +245,26 @@ class Runner:
             raise JobFailure("workflow_missing", f"The workflow {job.workflow} is no longer in the workflow folder.")
         return workflow
 
-    async def _end_failed(self, prompt_id: str, failure: JobFailure) -> None:
-        log.warning("job %s: %s: %s", prompt_id, failure.code, failure.message)
-        await retry_writes(partial(self._store.fail, prompt_id, failure.code, failure.message))
-        self.cancel(prompt_id)
-        self._forget(prompt_id)
 
-    async def _finish(self, prompt_id: str) -> None:
-        """All segments are done: join them, put the sound on, check the whole, end the job."""
-        failures = 0
-        while True:
-            try:
-                job = await self._store.job(prompt_id)
-                if job.state not in TERMINAL:
-                    # A job that was cancelled while it was joined, and is joined again, may have two at a time.
-                    async with self._joins.setdefault(prompt_id, asyncio.Lock()):
-                        await self._join(job)
-                return
-            except NotFound:
-                log.info("job %s was erased", prompt_id)
-                return
-            except JobFailure as failure:
-                if failure.code == "disk_full":
-                    await self._wait_for_room(prompt_id)
-                    continue
-                failures += 1
-                if not failure.transient or failures > len(self._timeouts.retry_s):
-                    await self._end_failed(prompt_id, failure)
-                    return
-                await asyncio.sleep(self._timeouts.retry_s[failures - 1])
-            except (OSError, sqlite3.Error) as error:
-                if not _is_full(error):
-                    log.exception("joining %s", prompt_id)
-                    await self._end_failed(prompt_id, JobFailure("internal_error", INTERNAL_ERROR))
-                    return
-                await self._wait_for_room(prompt_id)
-
-    async def _join(self, job: Job) -> None:
-        segments = await self._store.segments(job.prompt_id)
-        warnings = [*_check_changed(segments), *(warning for segment in segments for warning in segment.warnings)]
-        joined = self._files.joined(job.prompt_id)
-        facts = await self._media.join(
-            [self._files.finished_segment(segment) for segment in segments],
-            self._files.video(job.prompt_id, job.inputs),
-            joined,
-            job.options.rate,
-        )
-        if facts.frames != job.total_frames:
-            raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
-        filename = f"{job.output_name}.mp4"
-        await asyncio.to_thread(self._files.publish, joined, filename)
-        self._progress_reporter.close(job.prompt_id)
-        if await self._store.succeed(
-            job,
-            result_file=filename,
-            size=facts.bytes,
-            sha256=facts.sha256,
-            warnings=tuple(dict.fromkeys((*warnings, *facts.warnings))),
-            message=COMPLETED_MESSAGE,
-        ):
-            await asyncio.to_thread(self._files.erase_work, job.prompt_id)
-        else:
-            self._files.erase_result(filename)
-        self._forget(job.prompt_id)
-
-    def _forget(self, prompt_id: str) -> None:
-        """What was kept in memory of a job that has ended."""
-        self._progress_reporter.close(prompt_id)
-        self._joins.pop(prompt_id, None)
-        self._uploads.forget(prompt_id)
+def _check_length(segment: Segment, job: Job, backend: Backend) -> None:
+    """Refuse a segment that its engine has no memory for. Raises `TooLong`."""
+    limit = backend.frame_limit(job.inputs.width * job.inputs.height, float(job.inputs.frame_rate))
+    if limit and segment.frame_count > REPLANNED_ABOVE * limit:
+        raise TooLong(limit)
 
 
-def _is_full(error: OSError | sqlite3.Error) -> bool:
-    """Whether an error passes when there is room on the disk again."""
-    return is_transient(error) if isinstance(error, sqlite3.Error) else error.errno in DISK_FULL
+def _output_file(files: tuple[OutputFile, ...]) -> OutputFile:
+    """Return the file to fetch of those the output node made. Raises `JobFailure`."""
+    fetched = [file for file in files if file.type in FETCHED]
+    if not fetched:
+        raise JobFailure("output_missing", NO_FILE, transient=True)
+    if "%" in fetched[-1].filename:
+        raise JobFailure("format_not_joinable", A_FILE_A_FRAME)
+    return fetched[-1]
 
 
 def _ignored_options(backend: Backend, job: Job) -> tuple[str, ...]:
-    """A warning that names the options the embedded engine has no use for."""
+    """Return a warning that names the options the embedded engine has no use for."""
     if backend.features is None or not backend.features.streams:
         return ()
     given = job.options.to_dict()
@@ -503,30 +273,9 @@ def _ignored_options(backend: Backend, job: Job) -> tuple[str, ...]:
 
 
 def _costs_key(backend: Backend, job: Job) -> str:
-    """What the costs of a job's phases depend on: engine, workflow, model options and, roughly, the picture's size."""
+    """Return what the costs of a job's phases depend on: engine, workflow, model options and, roughly, picture size."""
     size = round(math.log2(job.inputs.width * job.inputs.height))
     options = job.options
     return (
         f"{backend.name}|{job.workflow}|{options.swap_model}|{options.face_restore_model}|{options.face_boost}|{size}"
     )
-
-
-def _check_changed(segments: Sequence[Segment]) -> tuple[str, ...]:
-    """A swap that surely changed nothing is a failure; one that changed some frames only, or may have, is told."""
-    known = [(segment.changed_share, segment.frame_count) for segment in segments if segment.changed_share is not None]
-    share = sum(share * frames for share, frames in known) / sum(frames for _, frames in known) if known else 0.0
-    if share == 0 and len(known) < len(segments):
-        return (
-            "Whether a face was swapped cannot be told: the picture is too dark, too restless or encoded too coarsely.",
-        )
-    if share == 0:
-        raise JobFailure(
-            "no_face_detected",
-            "No face was swapped in any frame; check that both the video and the picture show a face clearly.",
-        )
-    if share < 1:
-        return (
-            f"A face was swapped in about {min(max(share * 100, 1), 99):.0f}% of the frames;"
-            " no face was found in the rest.",
-        )
-    return ()

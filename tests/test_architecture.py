@@ -15,14 +15,15 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("the process", frozenset({"serve", "log_setup", "systemd"})),
     ("every part wired", frozenset({"app"})),
     ("handlers", frozenset({"api"})),
-    ("what moves jobs", frozenset({"runner", "janitor", "intake"})),
+    ("what moves jobs", frozenset({"scheduler", "janitor", "intake"})),
+    ("one segment, one result", frozenset({"runner", "assembly"})),
     ("the engines together", frozenset({"engine_watch", "recovery"})),
     ("ComfyUI", frozenset({"comfy"})),
     ("what is told", frozenset({"progress_reporter"})),
     ("parts of one thing each", frozenset({"media", "store", "hub", "workflow", "client"})),
     ("where things lie", frozenset({"files", "config"})),
     ("what a job is", frozenset({"jobs"})),
-    ("ground", frozenset({"errors", "limits", "progress", "samples", ""})),
+    ("ground", frozenset({"clock", "errors", "limits", "progress", "samples", ""})),
 )
 """The layers from top to bottom. Each module or subpackage stands in one; `""` is the package itself."""
 

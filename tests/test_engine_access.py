@@ -20,11 +20,10 @@ from aiohttp.test_utils import TestClient, TestServer
 from engine_rig import FACE
 from yarl import URL
 
-from faceswap.comfy.backend import Backend
+from faceswap.comfy.backend import EMBEDDED, Backend, BackendPool
 from faceswap.comfy.client import ComfyClient
 from faceswap.comfy.embedded import EmbeddedEngine
 from faceswap.engine.server import ROUTES, create_app
-from faceswap.runner import EMBEDDED
 
 NOBODY = 65534
 TOKEN = "a secret"
@@ -109,7 +108,7 @@ async def test_no_route_answers_anybody_who_has_no_token(tmp_path: Path) -> None
 async def test_health_does_not_tell_where_the_embedded_engine_listens() -> None:
     async with aiohttp.ClientSession() as session:
         client = ComfyClient(URL("http://127.0.0.1:54321"), session)
-        assert "54321" not in json.dumps(Backend(EMBEDDED, client, "me").describe())
+        assert "54321" not in json.dumps(Backend(BackendPool(), EMBEDDED, client, "me").describe())
 
 
 async def test_files_of_the_engine_are_its_users_only(tmp_path: Path) -> None:

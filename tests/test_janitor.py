@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from stored_jobs import MIGRATIONS, claim, create, opened, sql
 
+from faceswap.comfy.backend import BackendPool
 from faceswap.config import Settings, Timeouts
 from faceswap.errors import Gone, NotFound
 from faceswap.files import Files, upload_mark
@@ -19,7 +20,7 @@ from faceswap.janitor import BATCH, Janitor
 from faceswap.jobs import Job, JobState
 from faceswap.media import MediaWorker
 from faceswap.progress_reporter import ProgressReporter
-from faceswap.runner import Runner
+from faceswap.scheduler import Scheduler
 from faceswap.store import Store, now_ms
 
 INPUT_TTL_S, OUTPUT_TTL_S = 100, 1000
@@ -270,10 +271,10 @@ def dying(*_: object) -> None:
     raise KilledError
 
 
-def runner_of(store: Store, files: Files) -> Runner:
+def scheduler_of(store: Store, files: Files) -> Scheduler:
     """One that has no engine."""
     progress_reporter = ProgressReporter(store)
-    return Runner(store, files, MediaWorker(), progress_reporter, {}, [], Timeouts())
+    return Scheduler(store, files, MediaWorker(), progress_reporter, {}, BackendPool(), Timeouts())
 
 
 @pytest.mark.parametrize("state", [JobState.SUCCESS, JobState.FAILED])
@@ -285,7 +286,7 @@ async def test_a_delete_that_was_cut_off_is_carried_out_at_the_next_start(
     house: House, state: JobState, part: str, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await house.job(state)
-    runner = runner_of(house.store, house.files)
+    scheduler = scheduler_of(house.store, house.files)
     with monkeypatch.context() as crash:
         if step == "one of the inputs":
             folder = house.files.inputs(job.prompt_id)
@@ -293,7 +294,7 @@ async def test_a_delete_that_was_cut_off_is_carried_out_at_the_next_start(
         else:
             crash.setattr(getattr(house, part), step, dying)
         with suppress(KilledError):
-            await runner.erase(job)
+            await scheduler.erase(job)
     await house.janitor.clear_debris()
     assert everything(house.files) == set()
     assert not house.files.lost.exists()
@@ -308,7 +309,7 @@ async def test_a_delete_that_had_not_begun_takes_nothing_at_the_next_start(
     with monkeypatch.context() as crash:
         crash.setattr(house.store, "begin_erasure", dying)
         with pytest.raises(KilledError):
-            await runner_of(house.store, house.files).erase(job)
+            await scheduler_of(house.store, house.files).erase(job)
     await house.janitor.clear_debris()
     assert (house.has_inputs(job), house.has_result(job)) == (True, True)
     assert not house.files.erasure_mark(job.prompt_id).exists()
@@ -320,14 +321,14 @@ async def test_a_job_whose_erasure_has_begun_cannot_be_retried_or_fetched(
     job = await house.job(JobState.FAILED)
     monkeypatch.setattr(house.files, "erase_inputs", dying)
     with pytest.raises(KilledError):
-        await runner_of(house.store, house.files).erase(job)
+        await scheduler_of(house.store, house.files).erase(job)
     with pytest.raises(Gone):
         await house.store.retry(job.prompt_id, None)
 
 
 async def test_an_erased_job_leaves_nothing_at_all(house: House) -> None:
     job = await house.job(JobState.SUCCESS)
-    await runner_of(house.store, house.files).erase(job)
+    await scheduler_of(house.store, house.files).erase(job)
     assert everything(house.files) == set()
     with pytest.raises(NotFound):
         await house.store.job(job.prompt_id)

@@ -11,7 +11,7 @@ from aiohttp import web
 from ..errors import BadRequest, Conflict, NotFound
 from ..hub import Closing, Lagging
 from ..jobs import TERMINAL, Job, JobState
-from .keys import HUB, REPORTS, RUNNER, STORE, owner
+from .keys import HUB, REPORTS, SCHEDULER, STORE, owner
 from .stream import stream_events
 
 MAX_WAIT_S = 60.0
@@ -48,7 +48,7 @@ def _known_etags(request: web.Request) -> set[str]:
 
 async def _status(app: web.Application, job: Job) -> tuple[bytes, str]:
     """The document, and the entity tag it has."""
-    document = job.status(await app[STORE].queue_position(job), app[RUNNER].outage)
+    document = job.status(await app[STORE].queue_position(job), app[SCHEDULER].outage)
     body = json.dumps(document, ensure_ascii=False).encode()
     return body, hashlib.blake2b(body, digest_size=12).hexdigest()
 
@@ -99,7 +99,7 @@ async def get_jobs(request: web.Request) -> web.Response:
         owner=owner(request),
     )
     places = await store.queue_positions(jobs)
-    outage = request.app[RUNNER].outage
+    outage = request.app[SCHEDULER].outage
     documents = [job.status(places.get(job.prompt_id), outage) for job in jobs]
     return web.json_response({"jobs": documents, "next_cursor": next_cursor})
 
@@ -130,14 +130,14 @@ async def post_cancel(request: web.Request) -> web.Response:
 async def cancel_job(request: web.Request, prompt_id: str) -> Job:
     """Store the wish, then stop what is out."""
     job = await request.app[STORE].request_cancel(prompt_id, owner(request))
-    request.app[RUNNER].cancel(prompt_id)
+    request.app[SCHEDULER].cancel(prompt_id)
     return job
 
 
 async def post_retry(request: web.Request) -> web.Response:
     """A failed or cancelled job again, from its last finished segment."""
     job = await request.app[STORE].retry(request.match_info["prompt_id"], owner(request))
-    request.app[RUNNER].wake()
+    request.app[SCHEDULER].wake()
     return web.json_response(job.status(await request.app[STORE].queue_position(job)), status=202)
 
 
@@ -148,5 +148,5 @@ async def delete_job(request: web.Request) -> web.Response:
         job = await cancel_job(request, prompt_id)
     except Conflict:  # it had ended
         job = await request.app[STORE].job(prompt_id, owner(request))
-    await request.app[RUNNER].erase(job)
+    await request.app[SCHEDULER].erase(job)
     return web.Response(status=204)

@@ -13,13 +13,13 @@ from ..hub import Hub
 from ..intake.readers import Intake
 from ..intake.submit import Submitter
 from ..progress_reporter import ProgressReporter
-from ..runner import Runner
+from ..scheduler import Scheduler
 from ..store import Store
 
 SETTINGS = web.AppKey("settings", Settings)
 STORE = web.AppKey("store", Store)
 HUB = web.AppKey("hub", Hub)
-RUNNER = web.AppKey("runner", Runner)
+SCHEDULER = web.AppKey("scheduler", Scheduler)
 REPORTS = web.AppKey("reports", ProgressReporter)
 INTAKE = web.AppKey("intake", Intake)
 SUBMITTER = web.AppKey("admission", Submitter)

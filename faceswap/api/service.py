@@ -13,7 +13,7 @@ from aiohttp import web
 from .. import __version__
 from ..jobs import JobState
 from ..store import Store
-from .keys import ENGINE, FILES, HUB, RUNNER, SETTINGS, STORE
+from .keys import ENGINE, FILES, HUB, SCHEDULER, SETTINGS, STORE
 
 WEB = Path(__file__).parent.parent / "web"
 WEB_FILES: Mapping[str, str] = {"app.js": "text/javascript", "style.css": "text/css"}
@@ -43,12 +43,12 @@ async def get_health(request: web.Request) -> web.Response:
     app = request.app
     counts = await app[STORE].counts()
     checks = await _checks(app, counts)
-    settings, runner = app[SETTINGS], app[RUNNER]
+    settings, scheduler = app[SETTINGS], app[SCHEDULER]
     return web.json_response(
         {
             "status": "healthy" if all(checks.values()) else "degraded",
             "comfyui_status": _comfyui_status(app),
-            "outage": runner.outage,
+            "outage": scheduler.outage,
             "workflow_status": _workflow_status(app),
             # Not `request.host`: without a `Host` it asks the name server for our name, on the event loop.
             "server_address": request.headers.get("Host", f"{settings.host}:{settings.port}"),
@@ -57,7 +57,7 @@ async def get_health(request: web.Request) -> web.Response:
             "version": __version__,
             "database": "writable" if checks["database"] else "unwritable",
             "queue": {state.lower(): count for state, count in counts.items()},
-            "backends": [backend.describe() for backend in runner.backends],
+            "backends": [backend.describe() for backend in scheduler.backends],
             "disk_free_mb": app[FILES].free_bytes() // 2**20,
             "watchers": app[HUB].watchers,
         }
@@ -65,7 +65,7 @@ async def get_health(request: web.Request) -> web.Response:
 
 
 def _comfyui_status(app: web.Application) -> str:
-    if any(backend.healthy for backend in app[RUNNER].backends):
+    if any(backend.healthy for backend in app[SCHEDULER].backends):
         return "healthy"
     engine = app[ENGINE]
     return "starting" if engine is not None and engine.state in ("starting", "restarting") else "unreachable"
@@ -73,7 +73,7 @@ def _comfyui_status(app: web.Application) -> str:
 
 def _workflow_status(app: web.Application) -> str:
     """`invalid` when every ComfyUI that has told what it has lacks something; `backends` names what."""
-    told = [backend.problems for backend in app[RUNNER].backends if backend.problems is not None]
+    told = [backend.problems for backend in app[SCHEDULER].backends if backend.problems is not None]
     return "invalid" if told and all(told) else "valid"
 
 
@@ -108,7 +108,7 @@ async def _checks(app: web.Application, counts: Mapping[str, int]) -> dict[str, 
         "database": await app[WRITE_CHECK].passes(app[STORE]),
         "disk": app[FILES].free_bytes() >= settings.min_free_mb * 2**20,
         "queue": counts[JobState.QUEUED] < settings.queue_limit,
-        "engine": any(backend.healthy and not backend.problems for backend in app[RUNNER].backends),
+        "engine": any(backend.healthy and not backend.problems for backend in app[SCHEDULER].backends),
     }
 
 

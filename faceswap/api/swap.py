@@ -14,7 +14,7 @@ from ..hub import Closing, Lagging
 from ..intake.readers import parse_object
 from ..jobs import Job, new_prompt_id
 from .jobs import cancel_job, parse_event_id
-from .keys import FILES, INTAKE, RUNNER, STOPPING, STORE, SUBMITTER, owner
+from .keys import FILES, INTAKE, SCHEDULER, STOPPING, STORE, SUBMITTER, owner
 from .middleware import known_failures, problem_document
 from .stream import send_events, stream_events
 
@@ -35,7 +35,7 @@ async def post_face_swap(request: web.Request) -> web.StreamResponse:
     prompt_id = new_prompt_id()
     submission = await request.app[INTAKE].from_request(request, request.app[FILES].inputs(prompt_id))
     job, _ = await request.app[SUBMITTER].submit_job(submission, prompt_id, owner=owner(request), idempotency_key=key)
-    request.app[RUNNER].wake()
+    request.app[SCHEDULER].wake()
     if submission.respond_async or submission.id_only:
         return _accepted(job, 202 if submission.respond_async else 200)
     return await stream_events(request, job, after=0)
@@ -97,7 +97,7 @@ async def _begin(request: web.Request, socket: web.WebSocketResponse) -> tuple[s
     prompt_id = new_prompt_id()
     submission = await request.app[INTAKE].from_websocket(first, socket, request.app[FILES].inputs(prompt_id))
     job, _ = await request.app[SUBMITTER].submit_job(submission, prompt_id, owner=owner(request), idempotency_key=None)
-    request.app[RUNNER].wake()
+    request.app[SCHEDULER].wake()
     return job.prompt_id, 0
 
 

@@ -1,7 +1,7 @@
-"""One ComfyUI: what it is busy with, how it is doing, and the way of a prompt through it.
+"""One ComfyUI: the prompts it was given, how it is doing, and all that is ever asked of it.
 
-The socket makes it lively; `/history` and `/queue` decide. They are asked every few seconds while a prompt is out, at
-once after every (re)connect, and whenever the socket tells of an end.
+The socket makes it lively; `/history` and `/queue` decide. They are asked every few seconds while a prompt is in
+flight, at once after every (re)connect, and whenever the socket tells of an end.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from ..clock import monotonic
 from ..config import Timeouts
 from ..errors import JobFailure
 from ..jobs import Segment
 from ..workflow import Graph
 from .client import ComfyClient, ComfyError, Features, Outcome, Place
-from .in_flight import GivenUp, InFlightPrompt, Lost, Stopped
+from .in_flight import GivenUp, InFlightPrompt, Lost, News, Stopped
 from .inspection import node_classes, problems
 from .listener import Listener
 from .messages import Executing, Message, Preview, Progress, QueueRemaining
@@ -36,13 +36,33 @@ MAX_PROMPTS = 2
 MAX_COLLECTING = 4
 """Outputs of one ComfyUI that may be fetched and checked at a time before it is given more to do."""
 SPEED_WEIGHT = 0.5
-"""Of the newest prompt in what is known of an engine's pace."""
+"""Weight of the newest prompt in an engine's measured speed."""
 BYTES_PER_PIXEL = 37
 """Memory of ComfyUI for each pixel of each frame of a segment, as measured at its peak."""
 MEMORY_SHARE = 0.5
-"""Of ComfyUI's free memory that one segment may take."""
+"""Share of ComfyUI's free memory that one segment may take."""
 DANGEROUS_DEATHS = 2
 """An engine that died so often in a row with a segment is given nothing else together with it."""
+
+MakeListener = Callable[[ComfyClient, str, Callable[[Message], None], Callable[[], None]], Listener]
+"""A listener for a client, its client id, what takes each message and what is called after each (re)connect."""
+
+
+class BackendPool:
+    """The backends that work goes to. `changed` is set whenever one of them can do more or less than before."""
+
+    def __init__(self) -> None:
+        self.backends: list[Backend] = []
+        self.changed = asyncio.Event()
+
+    def has_other_than(self, backend: Backend) -> bool:
+        """Return whether another backend can be given work."""
+        return any(other.healthy for other in self.backends if other is not backend)
+
+    def frame_limit(self, pixels: int, frame_rate: float) -> int | None:
+        """Return how many frames of so many pixels a segment may have at any of the backends; None for any number."""
+        limits = [backend.frame_limit(pixels, frame_rate) for backend in self.backends]
+        return min((limit for limit in limits if limit is not None), default=None)
 
 
 class Backend:
@@ -50,6 +70,7 @@ class Backend:
 
     def __init__(
         self,
+        pool: BackendPool,
         name: str,
         client: ComfyClient,
         client_id: str,
@@ -57,9 +78,10 @@ class Backend:
         *,
         abandoned: Iterable[str] = (),
         graph: Graph | None = None,
+        make_listener: MakeListener = Listener,
     ) -> None:
-        """`abandoned` are the prompt ids that were given up and that it may still know; `graph` is the workflow that
-        is looked for in what it has."""
+        """Join a pool. `abandoned` are prompt ids that were given up and that it may still know; `graph` is the
+        workflow that is looked for in what it has."""
         self.name = name
         self.client = client
         self.client_id = client_id
@@ -70,24 +92,29 @@ class Backend:
         self.features: Features | None = None
         self.problems: tuple[str, ...] | None = None
         """What it lacks for the workflow, a sentence each; None until it has told."""
+        self.listener = make_listener(client, client_id, self._take, self._connected)
+        self.address_known = asyncio.Event()
+        self._pool = pool
         self._graph = graph or {}
         self._free_bytes: int | None = None
         self._unanswered = False
         self._missed: set[str] = set()
         self._stop_asked_at: dict[str, float] = {}
-        self._look_again = asyncio.Event()
-        self.on_change: Callable[[], None] = lambda: None
-        self.replaceable: Callable[[], bool] = lambda: False
-        self.listener = Listener(client, client_id, self._heard, self._connected)
-        self.address_known = asyncio.Event()
+        self._inspection_due = asyncio.Event()
         self._collecting = 0
         self._seconds_per_frame: float | None = None
         self._ended_at = 0.0
+        pool.backends.append(self)
 
     @property
     def healthy(self) -> bool:
         """Whether it may be given work: it is heard, it answers, and it is done with what was given up."""
-        return self.listener.state == "connected" and not self._unanswered and not self.abandoned and not self.stuck
+        return self.listener.state == "connected" and not self._unanswered and not self.abandoned
+
+    @property
+    def replaceable(self) -> bool:
+        """Whether another one could do its work."""
+        return self._pool.has_other_than(self)
 
     @property
     def title(self) -> str:
@@ -99,22 +126,29 @@ class Backend:
         """Whether nothing of ours is with it, or on its way back."""
         return not self.in_flight and not self._collecting
 
-    def takes_a_prompt(self, busy: int) -> bool:
-        """Whether it may be given one more when it has at most `busy` prompts now."""
-        alone = any(prompt.segment.deaths >= DANGEROUS_DEATHS for prompt in self.in_flight.values())
-        return self.healthy and not alone and len(self.in_flight) <= busy and self._collecting < MAX_COLLECTING
+    @property
+    def trouble(self) -> str:
+        """Why it is given no work, as what follows its title."""
+        if self.stuck:
+            return "is stuck"
+        if self.listener.state == "connected" and not self._unanswered:
+            return "still has prompts that were given up"
+        return "is not running" if self.name == EMBEDDED else "does not answer"
 
-    @contextmanager
-    def released(self, prompt: InFlightPrompt) -> Iterator[None]:
-        """The prompt has ended: while its output is fetched and checked, there is room for another."""
-        self.in_flight.pop(prompt.prompt_id, None)
-        self._collecting += 1
-        self.on_change()
-        try:
-            yield
-        finally:
-            self._collecting -= 1
-            self.on_change()
+    def describe(self) -> dict[str, Any]:
+        """Return what `/health` tells of it."""
+        last = self.listener.last_frame_at
+        return {
+            "url": self.name,
+            "listener": self.listener.state,
+            "answers": self.listener.state == "connected" and not self._unanswered,
+            "stuck": self.stuck,
+            "abandoned": len(self.abandoned),
+            "problems": list(self.problems or ()),
+            "running": len(self.in_flight),
+            "last_event_age_s": None if last is None else round(monotonic() - last, 3),
+            "reconnects": self.listener.reconnects,
+        }
 
     @property
     def seconds_per_frame(self) -> float | None:
@@ -122,13 +156,41 @@ class Backend:
         if self._seconds_per_frame is None or not self.in_flight:
             return self._seconds_per_frame
         oldest = next(iter(self.in_flight.values()))
-        elapsed_s = time.monotonic() - max(oldest.started_at, self._ended_at)
+        elapsed_s = monotonic() - max(oldest.started_at, self._ended_at)
         return max(self._seconds_per_frame, elapsed_s / oldest.segment.frame_count)
 
     def done_in_s(self, frames: int) -> float:
-        """Seconds until it would be done with what it has and with `frames` more; 0 when its pace is unknown."""
+        """Return the seconds until it would be done with what it has and `frames` more; 0 when its speed is unknown."""
         frames += sum(prompt.segment.frame_count for prompt in self.in_flight.values())
         return (self.seconds_per_frame or 0.0) * frames
+
+    def _learn_speed(self, prompt: InFlightPrompt) -> None:
+        """Take the time of a prompt that ended well, from its start or from the end of the one before."""
+        now = monotonic()
+        seconds_per_frame = (now - max(prompt.started_at, self._ended_at)) / prompt.segment.frame_count
+        self._ended_at = now
+        if self._seconds_per_frame is None:
+            self._seconds_per_frame = seconds_per_frame
+        else:
+            self._seconds_per_frame += SPEED_WEIGHT * (seconds_per_frame - self._seconds_per_frame)
+
+    def frame_limit(self, pixels: int, frame_rate: float) -> int | None:
+        """Return how many frames of so many pixels a segment may have for its memory, at least a second's.
+
+        None is for any number.
+        """
+        if self.features is None or self.features.streams or self._free_bytes is None:
+            return None
+        return max(int(self._free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * pixels)), math.ceil(frame_rate), 1)
+
+    async def free_memory_for(self, pixels: int, frames: int) -> None:
+        """Have it let go of what it keeps of its last prompts when the next of so many frames would not fit."""
+        if self.features is None or self.features.streams:
+            return
+        with suppress(ComfyError):
+            free_bytes = await self.client.free_memory()
+            if free_bytes is not None and free_bytes < BYTES_PER_PIXEL * pixels * frames:
+                await self.client.free(models=False)
 
     async def run(self) -> None:
         """Listen, for as long as the service runs."""
@@ -137,15 +199,34 @@ class Backend:
             tasks.create_task(self.listener.run(), name=f"socket of {self.name}")
             tasks.create_task(self._inspect_regularly(), name=f"inspection of {self.name}")
 
+    async def answers(self) -> bool:
+        """Ask it something; return whether an answer came."""
+        try:
+            await self._ask(self.client.queue())
+        except ComfyError as error:
+            self._note(error)
+            return error.answered
+        self._answered()
+        return True
+
+    def _connected(self) -> None:
+        """Look at everything in flight, for the socket is open (again) and nothing is replayed."""
+        for prompt in self.in_flight.values():
+            prompt.look_soon()
+        self._unanswered = False
+        self.client.has_jobs = False  # it may be another version than before
+        self._inspection_due.set()
+        self._pool.changed.set()
+
     async def _inspect_regularly(self) -> None:
         """Look at what it has: after every connect, every minute, and every few seconds while it does not answer."""
         while True:
-            self._look_again.clear()
+            self._inspection_due.clear()
             await self._inspect()
             pause_s = self.timeouts.reconcile_s if self._unanswered else self.timeouts.inspect_s
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
-                    await self._look_again.wait()
+                    await self._inspection_due.wait()
 
     async def _inspect(self) -> None:
         try:
@@ -165,135 +246,63 @@ class Backend:
             infos = {name: await self.client.object_info(name) for name in node_classes(self._graph)}
             self.problems = problems(self._graph, infos)
 
-    def frame_limit(self, pixels: int, frame_rate: float) -> int | None:
-        """How many frames of so many pixels a segment may have for its memory, at least a second's; None for any."""
-        if self.features is None or self.features.streams or self._free_bytes is None:
-            return None
-        return max(int(self._free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * pixels)), math.ceil(frame_rate), 1)
-
-    async def free_memory_for(self, pixels: int, frames: int) -> None:
-        """Have it let go of what it keeps of its last prompts when the next of so many frames would not fit."""
-        if self.features is None or self.features.streams:
-            return
-        with suppress(ComfyError):
-            free_bytes = await self.client.free_memory()
-            if free_bytes is not None and free_bytes < BYTES_PER_PIXEL * pixels * frames:
-                await self.client.free(models=False)
-
     async def _ask(self, question: Coroutine[Any, Any, T]) -> T:
-        """The answer to a question; one that takes too long cannot be had. Raises `ComfyError`."""
+        """Return the answer to a question; one that takes too long cannot be had. Raises `ComfyError`."""
         try:
             async with asyncio.timeout(self.timeouts.unreachable_s):
                 return await question
         except TimeoutError:
             raise ComfyError("ComfyUI did not answer in time.", transient=True) from None
 
-    async def answers(self) -> bool:
-        """Whether it can be asked now."""
-        try:
-            await self._ask(self.client.queue())
-        except ComfyError as error:
-            self._note(error)
-            return error.answered
-        self._answered()
-        return True
-
-    @property
-    def trouble(self) -> str:
-        """Why it is given no work, as what follows its title."""
-        if self.stuck:
-            return "is stuck"
-        if self.listener.state == "connected" and not self._unanswered:
-            return "still has prompts that were given up"
-        return "is not running" if self.name == EMBEDDED else "does not answer"
-
     def _answered(self) -> None:
         if self._unanswered:
             self._unanswered = False
-            self.on_change()
+            self._pool.changed.set()
 
     def _note(self, error: ComfyError) -> None:
         """Take note of a question that came to nothing. An error that ComfyUI answers is an answer too."""
         if error.transient and not error.answered:
             if not self._unanswered:
                 self._unanswered = True
-                self._look_again.set()
+                self._inspection_due.set()
         else:
             self._answered()
 
-    def describe(self) -> dict[str, Any]:
-        """What `/health` tells of it."""
-        last = self.listener.last_frame_at
-        return {
-            "url": self.name,
-            "listener": self.listener.state,
-            "answers": self.listener.state == "connected" and not self._unanswered,
-            "stuck": self.stuck,
-            "abandoned": len(self.abandoned),
-            "problems": list(self.problems or ()),
-            "running": len(self.in_flight),
-            "last_event_age_s": None if last is None else round(time.monotonic() - last, 3),
-            "reconnects": self.listener.reconnects,
-        }
+    def takes_a_prompt(self, busy: int) -> bool:
+        """Return whether it may be given one more when it has at most `busy` prompts now."""
+        alone = any(prompt.segment.deaths >= DANGEROUS_DEATHS for prompt in self.in_flight.values())
+        return self.healthy and not alone and len(self.in_flight) <= busy and self._collecting < MAX_COLLECTING
 
-    async def perform(
-        self,
-        prompt: InFlightPrompt,
-        make_graph: Callable[[], Coroutine[Any, Any, Mapping[str, Any]]],
-        extra_data: Mapping[str, Any],
-        *,
-        output_node: str,
-        look_first: bool,
-        on_queued: Callable[[str], Awaitable[Segment]],
-    ) -> Outcome:
-        """Take a prompt from submission to success. `make_graph` uploads what the graph names.
-
-        With `look_first` it is looked for before it is sent, as after a crash; `on_queued` is told of the id when
-        ComfyUI chose one itself. Raises `JobFailure` when ComfyUI says why it failed, `Lost` when it knows the prompt
-        no more, `GivenUp` when it cannot be asked and another can do the work, `Stopped` after `prompt.stop()`.
-        """
+    def begin(self, segment: Segment) -> InFlightPrompt:
+        """Take a place for a segment's prompt, until `end`."""
+        prompt = InFlightPrompt(segment)
         self.in_flight[prompt.prompt_id] = prompt
-        if look_first:
-            prompt.sent = True
-            prompt.nudge()
-            try:
-                return await self._follow(prompt)
-            except Lost:
-                if prompt.running:
-                    raise
-                log.info("%s does not know %s: sending it", self.name, prompt.prompt_id)
-        graph = await prompt.unless_stopped(make_graph())
-        refusal = await self._submit(prompt, graph, extra_data, output_node, on_queued)
+        return prompt
+
+    def end(self, prompt: InFlightPrompt) -> None:
+        """Give the place of a prompt back, whatever became of it."""
+        self.in_flight.pop(prompt.prompt_id, None)
+        self._pool.changed.set()
+
+    @contextmanager
+    def collecting(self, prompt: InFlightPrompt) -> Iterator[None]:
+        """Make room for another prompt while the output of this one, which has ended, is fetched and checked."""
+        self.end(prompt)
+        self._collecting += 1
         try:
-            outcome = await self._follow(prompt)
-        except Lost:
-            if refusal is None:
-                raise
-            raise JobFailure("engine_error", refusal.message, transient=True) from refusal
-        self._learn_speed(prompt)
-        return outcome
+            yield
+        finally:
+            self._collecting -= 1
+            self._pool.changed.set()
 
-    def _learn_speed(self, prompt: InFlightPrompt) -> None:
-        """Take the time of a prompt that ended well, from its start or from the end of the one before."""
-        now = time.monotonic()
-        seconds_per_frame = (now - max(prompt.started_at, self._ended_at)) / prompt.segment.frame_count
-        self._ended_at = now
-        self._seconds_per_frame = (
-            seconds_per_frame
-            if self._seconds_per_frame is None
-            else self._seconds_per_frame + SPEED_WEIGHT * (seconds_per_frame - self._seconds_per_frame)
-        )
+    async def submit(
+        self, prompt: InFlightPrompt, graph: Mapping[str, Any], extra_data: Mapping[str, Any], *, output_node: str
+    ) -> None:
+        """Send a prompt. Its `prompt_id` is another afterwards when ComfyUI chose one itself.
 
-    async def _submit(
-        self,
-        prompt: InFlightPrompt,
-        graph: Mapping[str, Any],
-        extra_data: Mapping[str, Any],
-        output_node: str,
-        on_queued: Callable[[str], Awaitable[Segment]],
-    ) -> ComfyError | None:
-        """Send the prompt; returns the error ComfyUI answered when the prompt may have been queued all the same."""
-        prompt.sent = True
+        Where nothing or an error was answered, `follow` finds out whether it arrived. Raises `JobFailure`.
+        """
+        prompt.sent = prompt.timed = True
         try:
             queued_id = await self.client.submit(
                 graph, self.client_id, prompt.prompt_id, extra_data, output_node=output_node
@@ -301,78 +310,119 @@ class Backend:
         except ComfyError as error:
             if not error.transient:
                 raise JobFailure("engine_error", error.message) from error
-            # _follow looks for it, and calls it lost when it is not there.
             log.warning("%s: submitting %s: %s", self.name, prompt.prompt_id, error.message)
-            prompt.nudge()
-            return error if error.answered else None
-        if queued_id != prompt.prompt_id:
-            sent_as = prompt.prompt_id
-            prompt.segment = await on_queued(queued_id)
-            self.in_flight[queued_id] = self.in_flight.pop(sent_as)
-        return None
+            prompt.refusal = error if error.answered else None
+            prompt.look_soon()
+            return
+        del self.in_flight[prompt.prompt_id]
+        prompt.prompt_id = queued_id
+        self.in_flight[queued_id] = prompt
 
-    async def _follow(self, prompt: InFlightPrompt) -> Outcome:
-        """Wait for the end, whatever the socket says or does not say."""
+    async def follow(self, prompt: InFlightPrompt) -> AsyncGenerator[News]:
+        """Yield what the socket tells of a prompt, until history tells of its success: see `prompt.outcome` then.
+
+        ComfyUI is asked meanwhile, however slowly the messages are read. Raises `JobFailure` when ComfyUI says why it
+        failed, `Lost` when it knows the prompt no more, `GivenUp` when it cannot be asked and another can do the work,
+        `Stopped` after `prompt.stop()`. Close it (`contextlib.aclosing`) when it is left early.
+        """
+        prompt.sent = True
+        self.in_flight[prompt.prompt_id] = prompt
+        end = asyncio.create_task(self._end_of(prompt), name=f"end of {prompt.prompt_id}")
+        end.add_done_callback(lambda _: prompt.inbox.wake())
+        try:
+            while True:
+                while (message := prompt.inbox.take()) is not None:
+                    yield message
+                if end.done():
+                    break
+                await prompt.inbox.wait()
+            prompt.outcome = end.result()
+        finally:
+            end.cancel()
+            await asyncio.gather(end, return_exceptions=True)
+
+    def _take(self, message: Message) -> None:
+        """Hand what the socket brings to the prompt it is about."""
+        if isinstance(message, QueueRemaining):
+            return
+        prompt = self.in_flight.get(message.prompt_id or "")
+        if prompt is None:
+            return
+        prompt.heard_at = monotonic()
+        prompt.running = True
+        match message:
+            case Executing(node=None):
+                prompt.look_soon()
+            case Executing(node=node) if node != prompt.node:
+                prompt.node = node
+                prompt.inbox.put(message)
+            case Progress() | Preview():
+                prompt.inbox.put(message)
+
+    async def _end_of(self, prompt: InFlightPrompt) -> Outcome:
+        """Ask until history tells of a prompt's end, whatever the socket says or does not say."""
         misses = 0
-        answered_at = time.monotonic()
+        answered_at = monotonic()
         while True:
-            hurry = misses or prompt.stopping_since is not None
-            await self._listen(prompt, self.timeouts.confirm_s if hurry else self.timeouts.reconcile_s)
+            if misses:
+                await asyncio.sleep(self.timeouts.confirm_s)
+            else:
+                hurry = prompt.stopping_since is not None
+                await prompt.until_due(self.timeouts.confirm_s if hurry else self.timeouts.reconcile_s)
             try:
                 found = await self._ask(self.client.look(prompt.prompt_id))
                 if prompt.stopping_since is not None and isinstance(found, Place):
-                    await self.client.stop(prompt.prompt_id, found)
+                    await self._ask(self.client.stop(prompt.prompt_id, found))
             except ComfyError as error:
                 if not error.transient:
                     raise JobFailure("engine_error", error.message) from error
                 self._note(error)
-                self._check_unanswered(prompt, error, time.monotonic() - answered_at)
+                self._check_unanswered(prompt, error, monotonic() - answered_at)
                 continue
-            answered_at = time.monotonic()
+            answered_at = monotonic()
             self._answered()
             if isinstance(found, Outcome):
-                return _judge(found, prompt)
+                return self._judge(found, prompt)
             if found is not None:
                 misses = 0
+                prompt.refusal = None
                 await self._check_silence(prompt, found)
             else:
                 misses += 1
             if misses > 1:
-                raise Stopped if prompt.stopping_since is not None else Lost
+                raise _missing(prompt)
 
-    async def _listen(self, prompt: InFlightPrompt, timeout: float) -> None:
-        """Take what the socket brings until it tells of an end, of a reconnect, or `timeout` seconds have passed."""
-        deadline = time.monotonic() + timeout
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                async with asyncio.timeout(left):
-                    message = await prompt.inbox.get()
-            except TimeoutError:
-                return
-            match message:
-                case Executing(node=str(node)) if node != prompt.node:
-                    prompt.node = node
-                    await prompt.on_executing(node)
-                case Executing(node=None) | None:
-                    return
+    def _judge(self, outcome: Outcome, prompt: InFlightPrompt) -> Outcome:
+        """Return a success; everything else is raised."""
+        if prompt.stopping_since is not None:
+            raise Stopped
+        if outcome.failure is not None:
+            raise outcome.failure
+        if outcome.state == "interrupted":
+            message = "Somebody interrupted the prompt in ComfyUI; retry the job to run it again."
+            raise JobFailure("interrupted", message, transient=True)
+        if prompt.timed:
+            prompt.timed = False
+            self._learn_speed(prompt)
+        return outcome
 
     def _check_unanswered(self, prompt: InFlightPrompt, error: ComfyError, unanswered_s: float) -> None:
         """Leave an engine that cannot be asked, when somebody waits for a cancel or another could do the work."""
         if error.answered and unanswered_s > self.timeouts.stuck_s:
             self.abandoned.add(prompt.prompt_id)
-            raise JobFailure("engine_error", error.message, transient=self.replaceable())
+            raise JobFailure("engine_error", error.message, transient=self.replaceable)
         if unanswered_s < self.timeouts.unreachable_s:
             return
         if prompt.stopping_since is not None:
             self.abandoned.add(prompt.prompt_id)
             raise Stopped
-        if self.replaceable():
+        if self.replaceable:
             self.abandoned.add(prompt.prompt_id)
             raise GivenUp(f"{self.title} does not answer")
 
     async def _check_silence(self, prompt: InFlightPrompt, place: Place) -> None:
         """Distrust a socket that says nothing of a prompt that runs; then the engine, for its thread may be dead."""
-        now = time.monotonic()
+        now = monotonic()
         if prompt.stopping_since is not None and now - prompt.stopping_since > self.timeouts.stop_s:
             self._hold_for_stuck(prompt)
             raise Stopped
@@ -388,7 +438,7 @@ class Backend:
             raise JobFailure(
                 "engine_stuck",
                 "ComfyUI has the prompt in its queue but does not work on it any more; restart ComfyUI and retry.",
-                transient=self.replaceable(),
+                transient=self.replaceable,
             )
         if now - max(prompt.heard_at, prompt.distrusted_at) > self.timeouts.silence_s:
             prompt.distrusted_at = now
@@ -400,25 +450,8 @@ class Backend:
         self.stuck = True
         self.abandoned.add(prompt.prompt_id)
 
-    def _heard(self, message: Message) -> None:
-        """Hand what the socket brings to the prompt it is about."""
-        if isinstance(message, QueueRemaining):
-            return
-        prompt = self.in_flight.get(message.prompt_id or "")
-        if prompt is None:
-            return
-        prompt.heard_at = time.monotonic()
-        prompt.running = True
-        match message:
-            case Progress(node=node, value=value, maximum=maximum):
-                prompt.on_progress(node, value, maximum)
-            case Preview(image=image):
-                prompt.on_preview(image)
-            case _:
-                prompt.nudge(message)
-
     async def stop_abandoned(self) -> set[str]:
-        """Ask once more for the end of the prompts that were given up; returns those that are gone for good.
+        """Ask once more for the end of the prompts that were given up; return those that are gone for good.
 
         One that is not in the queue is looked for twice: a request that was on its way may still arrive. One that
         stays for long shows that the engine is stuck, which ends with the last of them. Raises `ComfyError`.
@@ -429,9 +462,9 @@ class Backend:
         gone, self._missed = absent & self._missed, absent
         for prompt_id in self.abandoned & known:
             place = Place.RUNNING if prompt_id in queue.running else Place.PENDING
-            await self.client.stop(prompt_id, place)
-            asked_at = self._stop_asked_at.setdefault(prompt_id, time.monotonic())
-            if time.monotonic() - asked_at > self.timeouts.stop_s and not self.stuck:
+            await self._ask(self.client.stop(prompt_id, place))
+            asked_at = self._stop_asked_at.setdefault(prompt_id, monotonic())
+            if monotonic() - asked_at > self.timeouts.stop_s and not self.stuck:
                 log.error("%s is stuck: it does not let go of %s", self.name, prompt_id)
                 self.stuck = True
         for prompt_id in gone:
@@ -440,32 +473,14 @@ class Backend:
         self._answered()
         if not self.abandoned:
             self.stuck = False
-            self.on_change()
+            self._pool.changed.set()
         return gone
 
-    def _connected(self) -> None:
-        """The socket is open (again): nothing is replayed, so everything that is out is looked at."""
-        for prompt in self.in_flight.values():
-            prompt.nudge()
-        self._unanswered = False
-        self.client.has_jobs = False  # it may be another version than before
-        self._look_again.set()
-        self.on_change()
 
-
-def frame_limit(backends: Iterable[Backend], pixels: int, frame_rate: float) -> int | None:
-    """How many frames of so many pixels a segment may have at any of the backends; None for any number."""
-    limits = [backend.frame_limit(pixels, frame_rate) for backend in backends]
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _judge(outcome: Outcome, prompt: InFlightPrompt) -> Outcome:
-    """Success goes on; everything else is raised."""
+def _missing(prompt: InFlightPrompt) -> Exception:
+    """Return what it means that ComfyUI, asked twice, does not know a prompt."""
     if prompt.stopping_since is not None:
-        raise Stopped
-    if outcome.failure is not None:
-        raise outcome.failure
-    if outcome.state == "interrupted":
-        message = "Somebody interrupted the prompt in ComfyUI; retry the job to run it again."
-        raise JobFailure("interrupted", message, transient=True)
-    return outcome
+        return Stopped()
+    if prompt.refusal is not None:
+        return JobFailure("engine_error", prompt.refusal.message, transient=True)
+    return Lost()

@@ -1,17 +1,23 @@
-"""A prompt that is in flight, and the ways in which following it ends."""
+"""A prompt that is in flight, what was heard of it, and the ways in which following it ends."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
 
+from ..clock import monotonic
 from ..jobs import Segment
-from .messages import Message
+from .client import ComfyError, Outcome
+from .messages import Executing, Preview, Progress
 
-T = TypeVar("T")
+INBOX_LIMIT = 1024
+"""Messages that may wait to be read; a ComfyUI that changes nodes more often is not believed."""
+
+News = Executing | Progress | Preview
+"""The messages that whoever follows a prompt gets to read."""
 
 
 class Lost(Exception):
@@ -33,57 +39,112 @@ class Stopped(Exception):
     """The prompt was stopped because we asked for it; ComfyUI no longer works on it."""
 
 
-async def _ignore_executing(node: str) -> None:
-    """Until somebody wants to know."""
+class Inbox:
+    """Messages about one prompt that were not read yet.
+
+    It is bounded: a bar that moves on takes the place of its older value, a picture that of the one before.
+    """
+
+    def __init__(self) -> None:
+        self._messages: deque[Executing | Progress] = deque()
+        self._preview: Preview | None = None
+        self._wake = asyncio.Event()
+
+    def put(self, message: News) -> None:
+        """Add a message. Never waits."""
+        match message:
+            case Preview():
+                self._preview = message
+            case Progress() if self._messages and _supersedes(message, self._messages[-1]):
+                self._messages[-1] = message
+            case _ if len(self._messages) < INBOX_LIMIT:
+                self._messages.append(message)
+        self.wake()
+
+    def take(self) -> News | None:
+        """Remove and return the oldest message; None when all were read."""
+        if self._messages:
+            return self._messages.popleft()
+        preview, self._preview = self._preview, None
+        return preview
+
+    async def wait(self) -> None:
+        """Wait for a message, or for `wake`."""
+        await self._wake.wait()
+        self._wake.clear()
+
+    def wake(self) -> None:
+        """End the wait: there is something to look at."""
+        self._wake.set()
+
+
+def _supersedes(newer: Progress, older: Executing | Progress) -> bool:
+    """Return whether nothing is lost with the older one. A bar that falls back begins another pass."""
+    return isinstance(older, Progress) and older.node == newer.node and older.value <= newer.value
 
 
 @dataclass(eq=False)
 class InFlightPrompt:
-    """One prompt that is out, and what was heard of it."""
+    """One attempt at a segment, from its claim until its result was collected."""
 
     segment: Segment
-    on_executing: Callable[[str], Awaitable[None]] = _ignore_executing
-    on_progress: Callable[[str, float, float], None] = lambda node, value, maximum: None
-    on_preview: Callable[[bytes], None] = lambda image: None
-    inbox: asyncio.Queue[Message | None] = field(default_factory=lambda: asyncio.Queue(maxsize=1024))
-    stopping_since: float | None = None
-    stopped: asyncio.Event = field(default_factory=asyncio.Event)
-    started_at: float = field(default_factory=time.monotonic)
-    heard_at: float = field(default_factory=time.monotonic)
-    distrusted_at: float = 0.0
+    prompt_id: str = field(init=False)
+    """The id ComfyUI knows it by: the segment's, unless ComfyUI chose one itself."""
     sent: bool = False
     """Whether ComfyUI may know the prompt."""
+    timed: bool = False
+    """Whether its time tells how quick the engine is: it was sent by this process, and has not ended."""
     running: bool = False
     """Whether ComfyUI was seen at work on it: an engine that dies then may have died of it."""
+    outcome: Outcome | None = None
+    """The success that history told of."""
+    refusal: ComfyError | None = None
+    """The error that ComfyUI answered the submission with; it may have queued the prompt all the same."""
     node: str | None = None
+    """The node that runs."""
+    inbox: Inbox = field(default_factory=Inbox)
+    stopping_since: float | None = None
+    started_at: float = field(default_factory=monotonic)
+    heard_at: float = field(default_factory=monotonic)
+    distrusted_at: float = 0.0
+    _due: asyncio.Event = field(default_factory=asyncio.Event)
+    _stoppable: asyncio.Timeout | None = None
 
-    @property
-    def prompt_id(self) -> str:
-        """The id ComfyUI knows it by."""
+    def __post_init__(self) -> None:
         assert self.segment.comfy_prompt_id is not None
-        return self.segment.comfy_prompt_id
+        self.prompt_id = self.segment.comfy_prompt_id
 
-    def nudge(self, message: Message | None = None) -> None:
-        """Put something into the inbox; when that is full the regular look will find out."""
-        if not self.inbox.full():
-            self.inbox.put_nowait(message)
+    def look_soon(self) -> None:
+        """Have ComfyUI asked about the prompt at once."""
+        self._due.set()
+
+    async def until_due(self, timeout: float) -> None:
+        """Wait until ComfyUI is to be asked about the prompt, after `timeout` seconds at the latest."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout):
+                await self._due.wait()
+        self._due.clear()
 
     def stop(self) -> None:
         """Ask for the prompt's end."""
         if self.stopping_since is None:
-            self.stopping_since = time.monotonic()
-            self.stopped.set()
-            self.nudge()
+            self.stopping_since = monotonic()
+            self.look_soon()
+            if self._stoppable is not None:
+                self._stoppable.reschedule(self.stopping_since)
 
-    async def unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
-        """Do what may be given up at any moment; raises `Stopped` as soon as the prompt is to be stopped."""
-        doing, stop = asyncio.ensure_future(work), asyncio.create_task(self.stopped.wait())
+    @asynccontextmanager
+    async def stoppable(self) -> AsyncIterator[None]:
+        """Do work that may be given up at any moment: `stop` cancels it and raises `Stopped`."""
+        if self.stopping_since is not None:
+            raise Stopped
         try:
-            await asyncio.wait((doing, stop), return_when=asyncio.FIRST_COMPLETED)
-            if self.stopping_since is not None:
-                raise Stopped
-            return doing.result()
+            async with asyncio.timeout(None) as self._stoppable:
+                yield
+        except TimeoutError:
+            if self.stopping_since is None:
+                raise
         finally:
-            doing.cancel()
-            stop.cancel()
-            await asyncio.gather(doing, stop, return_exceptions=True)
+            self._stoppable = None
+        if self.stopping_since is not None:
+            raise Stopped

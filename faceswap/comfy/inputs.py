@@ -22,12 +22,12 @@ WHOLE_LEAD = 2.5
 It decodes all that comes before a segment, so the work for a job would grow with the square of its length.
 """
 DEFAULT_UPLOAD_LIMIT = 100 * 1024 * 1024
-"""What a ComfyUI takes that does not tell its limit."""
+"""The upload limit of a ComfyUI that does not tell its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Provided:
-    """What an engine knows a segment's inputs by, and at which frame of that video the segment begins."""
+    """The names an engine knows a segment's inputs by, and the frame of that video at which the segment begins."""
 
     video: str
     image: str
@@ -42,8 +42,8 @@ class Original:
     frame_rate: Fraction | None
 
 
-class Uploads:
-    """What was uploaded where."""
+class EngineInputs:
+    """The videos and faces that engines have, and what has to be sent to them."""
 
     def __init__(self, files: Files, media: MediaWorker, progress_reporter: ProgressReporter) -> None:
         self._files = files
@@ -53,7 +53,7 @@ class Uploads:
         self._prepared: dict[str, asyncio.Task[bool]] = {}
 
     async def provide(self, job: Job, segment: Segment, backend: Backend, *, splittable: bool) -> Provided:
-        """A segment's inputs at a backend. What segments share is uploaded once, however many ask.
+        """Upload a segment's inputs to a backend. What segments share is uploaded once, however many ask.
 
         A piece of the video takes the place of the whole where the frame rate is changed (ComfyUI's own way of that
         does not look at the clock), where the whole is too large, and where ComfyUI would decode long before it comes
@@ -74,26 +74,26 @@ class Uploads:
         return await self._send_piece(job, segment, backend, face)
 
     def original(self, job: Job) -> Original:
-        """The video that a job's results are made of: the copy for pieces, which is quicker to search, where it is."""
+        """Return the video that a job's results are made of: the copy for pieces, which is quicker to search, or it."""
         prepared = self._files.prepared(job.prompt_id)
         if prepared.is_file():
             return Original(prepared, None)
         return Original(self._files.video(job.prompt_id, job.inputs), job.options.rate)
 
-    def repeat(self, prompt_id: str, backend: Backend) -> None:
-        """What failed may have failed for its inputs: upload them again for the next attempt."""
+    def send_again(self, prompt_id: str, backend: Backend) -> None:
+        """Upload a job's inputs again for the next attempt: what failed may have failed for them."""
         for key in [key for key in self._sent if key[:2] == (backend.name, prompt_id)]:
             del self._sent[key]
 
     def forget(self, prompt_id: str) -> None:
-        """The job has ended."""
+        """Drop what was kept of a job that has ended."""
         for key in [key for key in self._sent if key[1] == prompt_id]:
             self._sent.pop(key).cancel()
         if task := self._prepared.pop(prompt_id, None):
             task.cancel()
 
     async def _takes_whole(self, job: Job, segment: Segment, backend: Backend) -> bool:
-        """Whether this segment costs little to reach in the whole video."""
+        """Return whether this segment costs little to reach in the whole video."""
         if segment.first_frame < WHOLE_LEAD * segment.frame_count:
             return True
         if not (await _features(backend)).streams:
@@ -146,7 +146,7 @@ class Uploads:
     async def _prepare(self, job: Job, *, always: bool = False) -> bool:
         """Have the copy made that pieces are cut from, where one is needed: once, and again only when it is gone.
 
-        Tells whether there is one; where there is none, pieces can be cut out of the video as it is.
+        Return whether there is one; where there is none, pieces can be cut out of the video as it is.
         """
         if self._files.prepared(job.prompt_id).is_file():
             return True
@@ -167,7 +167,7 @@ class Uploads:
 
 
 async def _features(backend: Backend) -> Features:
-    """What a backend tells of itself: nothing, where something in front of it does not let the question through."""
+    """Ask a backend for its features: none, where something in front of it does not let the question through."""
     try:
         return await backend.client.features()
     except ComfyError:
@@ -175,7 +175,7 @@ async def _features(backend: Backend) -> Features:
 
 
 def _is_worth_repeating(task: asyncio.Task[Any]) -> bool:
-    """Whether a task that has ended did not succeed, and may another time."""
+    """Return whether a task that has ended did not succeed, and may another time."""
     if task.cancelled():
         return True
     error = task.exception()

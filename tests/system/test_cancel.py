@@ -138,15 +138,15 @@ async def test_while_its_segments_run_on_several_engines(clip: Path, tmp_path: P
 
 async def test_while_it_is_joined(clip: Path, tmp_path: Path) -> None:
     async with service_and_engines(tmp_path, paint=True) as (service, _):
-        runner = service.client.app[keys.RUNNER]
-        join, reached, may_join = runner._media.join, asyncio.Event(), asyncio.Event()
+        media = service.client.app[keys.SCHEDULER]._assembly._media
+        join, reached, may_join = media.join, asyncio.Event(), asyncio.Event()
 
         async def slow_join(*arguments: object) -> JoinFacts:
             reached.set()
             await may_join.wait()
             return await join(*arguments)
 
-        runner._media.join = slow_join
+        media.join = slow_join
         prompt_id = await service.post(clip)
         await reached.wait()
         await cancel(service, prompt_id)

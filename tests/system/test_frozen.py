@@ -186,12 +186,35 @@ async def test_what_was_given_up_is_stopped_after_a_restart_too(clip: Path, tmp_
         way.is_cut = False
         async with running_service(data, one, two, timeouts=timeouts) as service:
             await until(lambda: one.running is None)
-            store, name = service.client.app[keys.STORE], service.client.app[keys.RUNNER].backends[0].name
+            store, name = service.client.app[keys.STORE], service.client.app[keys.SCHEDULER].backends[0].name
 
             async def forgotten() -> bool:
                 return not await store.abandoned(name)
 
             await eventually(forgotten)
+
+
+async def test_a_prompt_that_cannot_be_asked_about_after_a_restart_is_not_sent_again(
+    clip: Path, tmp_path: Path
+) -> None:
+    way = Cut()
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path == "/upload/image":
+            return await handler(request)
+        return await way(request, handler)
+
+    data = tmp_path / "data"
+    async with EngineRig(tmp_path / "a", lie) as one, EngineRig(tmp_path / "b", paint=True) as two:
+        one.hold()
+        async with running_service(data, one) as service:
+            prompt_id = await service.post(clip)
+            await until(lambda: one.running)
+        way.is_cut = True
+        async with running_service(data, one.url, two, timeouts=replace(QUICK, unreachable_s=0.3)) as service:
+            status = await ended_well(service, prompt_id, tmp_path)
+        assert (status["attempts"], one.submissions, two.submissions) == (2, 1, 1)
+        assert one.calls.count(("POST", "/upload/image")) == 2  # the video and the face, before the restart
 
 
 async def test_an_engine_that_is_gone_before_the_upload_is_left(clip: Path, tmp_path: Path) -> None:

@@ -276,7 +276,7 @@ async def test_a_prompt_that_was_out_when_the_service_stopped_is_looked_up_and_n
 
 async def test_a_result_with_fewer_frames_than_the_clip_is_not_a_success(clip: Path, tmp_path: Path) -> None:
     async with service_and_engines(tmp_path, paint=True, settings={"segment_frames": 6}) as (service, _):
-        media = service.client.app[keys.RUNNER]._media
+        media = service.client.app[keys.SCHEDULER]._assembly._media
         join = media.join
 
         async def join_some(segments: list[Path], *arguments: Any) -> JoinFacts:

@@ -19,7 +19,7 @@ from clips import make_clip, read_numbers
 from processes import Engine, Service, eventually, free_port
 from service_rig import QUICK, EngineRig, Handler, Middleware, running_service, service_and_engines
 
-from faceswap import runner
+from faceswap import recovery
 from faceswap.client import FaceSwapClient
 from faceswap.comfy.client import ComfyClient
 from faceswap.engine.faults import Faults
@@ -107,7 +107,7 @@ async def test_a_service_whose_disk_is_full_while_it_works_goes_on_when_there_is
 async def test_a_result_that_finds_no_room_is_fetched_again_when_there_is_some(
     clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "DISK_PAUSE_S", 0.1)
+    monkeypatch.setattr(recovery, "DISK_PAUSE_S", 0.1)
     fetch, full = ComfyClient.download, 3
 
     async def download(client: ComfyClient, *arguments: Any) -> int:
@@ -121,7 +121,7 @@ async def test_a_result_that_finds_no_room_is_fetched_again_when_there_is_some(
     async with service_and_engines(tmp_path, paint=True) as (service, (engine,)):
         status = await service.ended(await service.post(clip))
         assert (status["status"], status["attempts"], engine.submissions) == ("SUCCESS", 1, 1)
-        assert runner.DISK_FULL_MESSAGE in await service.messages(status["prompt_id"])
+        assert recovery.DISK_FULL_MESSAGE in await service.messages(status["prompt_id"])
 
 
 async def true(value: object) -> bool:

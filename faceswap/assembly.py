@@ -1,0 +1,110 @@
+"""The end of a job: its segments joined, the whole checked, the result published, the job finished."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Sequence
+
+from .config import Timeouts
+from .errors import INTERNAL_ERROR, JobFailure, NotFound
+from .files import Files
+from .jobs import TERMINAL, Job, Segment
+from .media import MediaWorker
+from .progress_reporter import ProgressReporter
+from .recovery import is_full, wait_for_room
+from .store import Store
+
+log = logging.getLogger(__name__)
+
+COMPLETED_MESSAGE = "🎉 Face swap completed successfully!"
+NOT_KNOWN = "Whether a face was swapped cannot be told: the picture is too dark, too restless or encoded too coarsely."
+
+
+class Assembly:
+    """Makes results of finished segments."""
+
+    def __init__(
+        self, store: Store, files: Files, media: MediaWorker, progress_reporter: ProgressReporter, timeouts: Timeouts
+    ) -> None:
+        self._store = store
+        self._files = files
+        self._media = media
+        self._progress_reporter = progress_reporter
+        self._timeouts = timeouts
+
+    async def finish(self, prompt_id: str) -> None:
+        """Join a job's segments, check the whole and end the job; try again what may pass by itself.
+
+        Raises `JobFailure` when the job has to end without a result.
+        """
+        failures = 0
+        while True:
+            try:
+                job = await self._store.job(prompt_id)
+                if job.state not in TERMINAL:
+                    await self._join(job)
+                return
+            except NotFound:
+                log.info("job %s was erased", prompt_id)
+                return
+            except JobFailure as failure:
+                if failure.code == "disk_full":
+                    await wait_for_room(self._store, prompt_id)
+                    continue
+                failures += 1
+                if not failure.transient or failures > len(self._timeouts.retry_s):
+                    raise
+                await asyncio.sleep(self._timeouts.retry_s[failures - 1])
+            except (OSError, sqlite3.Error) as error:
+                if not is_full(error):
+                    log.exception("joining %s", prompt_id)
+                    raise JobFailure("internal_error", INTERNAL_ERROR) from error
+                await wait_for_room(self._store, prompt_id)
+
+    async def _join(self, job: Job) -> None:
+        segments = await self._store.segments(job.prompt_id)
+        warnings = [*_check_changed(segments), *(warning for segment in segments for warning in segment.warnings)]
+        joined = self._files.joined(job.prompt_id)
+        facts = await self._media.join(
+            [self._files.finished_segment(segment) for segment in segments],
+            self._files.video(job.prompt_id, job.inputs),
+            joined,
+            job.options.rate,
+        )
+        if facts.frames != job.total_frames:
+            raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
+        filename = f"{job.output_name}.mp4"
+        await asyncio.to_thread(self._files.publish, joined, filename)
+        self._progress_reporter.close(job.prompt_id)
+        if await self._store.succeed(
+            job,
+            result_file=filename,
+            size=facts.bytes,
+            sha256=facts.sha256,
+            warnings=tuple(dict.fromkeys((*warnings, *facts.warnings))),
+            message=COMPLETED_MESSAGE,
+        ):
+            await asyncio.to_thread(self._files.erase_work, job.prompt_id)
+        else:
+            self._files.erase_result(filename)
+
+
+def _check_changed(segments: Sequence[Segment]) -> tuple[str, ...]:
+    """Fail a swap that surely changed nothing; return a warning for one that changed some frames only, or may have."""
+    known = [(segment.changed_share, segment.frame_count) for segment in segments if segment.changed_share is not None]
+    share = sum(share * frames for share, frames in known) / sum(frames for _, frames in known) if known else 0.0
+    if share == 0 and len(known) < len(segments):
+        return (NOT_KNOWN,)
+    if share == 0:
+        raise JobFailure(
+            "no_face_detected",
+            "No face was swapped in any frame; check that both the video and the picture show a face clearly.",
+        )
+    if share < 1:
+        return (
+            f"A face was swapped in about {min(max(share * 100, 1), 99):.0f}% of the frames;"
+            " no face was found in the rest.",
+        )
+    return ()
