@@ -113,8 +113,7 @@ async def make_backends(
     pool = BackendPool()
 
     async def add(name: str, client: ComfyClient) -> Backend:
-        client_id, abandoned = await store.client_id(name), await store.abandoned(name)
-        return Backend(pool, name, client, client_id, timeouts, abandoned=abandoned, graph=graph)
+        return Backend(pool, name, client, await store.client_id(name), timeouts, graph=graph)
 
     if engine is not None:
         await add(EMBEDDED, ComfyClient(URL("http://127.0.0.1:1"), session, engine.headers))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import Sequence
 
 from .config import Timeouts
@@ -14,11 +13,10 @@ from .jobs import TERMINAL, Job, Segment
 from .media import MediaWorker
 from .progress_reporter import ProgressReporter
 from .recovery import is_full, wait_for_room
-from .store import Store
+from .store import Lease, Store, StoreError
 
 log = logging.getLogger(__name__)
 
-COMPLETED_MESSAGE = "🎉 Face swap completed successfully!"
 NOT_KNOWN = "Whether a face was swapped cannot be told: the picture is too dark, too restless or encoded too coarsely."
 
 
@@ -34,17 +32,17 @@ class Assembly:
         self._progress_reporter = progress_reporter
         self._timeouts = timeouts
 
-    async def finish(self, prompt_id: str) -> None:
+    async def finish(self, prompt_id: str, lease: Lease) -> None:
         """Join a job's segments, check the whole and end the job; try again what may pass by itself.
 
-        Raises `JobFailure` when the job has to end without a result.
+        Raises `JobFailure` when the job has to end without a result, `LeaseLost` when another joins it by now.
         """
         failures = 0
         while True:
             try:
                 job = await self._store.job(prompt_id)
                 if job.state not in TERMINAL:
-                    await self._join(job)
+                    await self._join(job, lease)
                 return
             except NotFound:
                 log.info("job %s was erased", prompt_id)
@@ -57,13 +55,13 @@ class Assembly:
                 if not failure.transient or failures > len(self._timeouts.retry_s):
                     raise
                 await asyncio.sleep(self._timeouts.retry_s[failures - 1])
-            except (OSError, sqlite3.Error) as error:
+            except (OSError, StoreError) as error:
                 if not is_full(error):
                     log.exception("joining %s", prompt_id)
                     raise JobFailure("internal_error", INTERNAL_ERROR) from error
                 await wait_for_room(self._store, prompt_id)
 
-    async def _join(self, job: Job) -> None:
+    async def _join(self, job: Job, lease: Lease) -> None:
         segments = await self._store.segments(job.prompt_id)
         warnings = [*_check_changed(segments), *(warning for segment in segments for warning in segment.warnings)]
         joined = self._files.joined(job.prompt_id)
@@ -80,11 +78,11 @@ class Assembly:
         self._progress_reporter.close(job.prompt_id)
         if await self._store.succeed(
             job,
+            lease,
             result_file=filename,
             size=facts.bytes,
             sha256=facts.sha256,
             warnings=tuple(dict.fromkeys((*warnings, *facts.warnings))),
-            message=COMPLETED_MESSAGE,
         ):
             await asyncio.to_thread(self._files.erase_work, job.prompt_id)
         else:

@@ -230,5 +230,7 @@ class Timeouts:
     """Times in a row an engine may die while it works on a segment before its job fails: some videos kill engines."""
     inspect_s: float = 60.0
     """Between two looks at what a ComfyUI has: its nodes, its models, its memory."""
+    lease_s: float = 3600.0
+    """Without a renewal before another node may take over what a node does."""
     outage_s: float = 3.0
     """Without any ComfyUI before the jobs that wait for one are told."""

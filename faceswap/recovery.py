@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import sqlite3
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from .config import Timeouts
 from .errors import DISK_FULL, JobFailure
 from .jobs import Segment
 from .progress_reporter import ProgressReporter
-from .store import Store, is_transient, retry_writes
+from .store import Store, StoreError, retry_writes
 from .workflow import Workflow
 
 log = logging.getLogger(__name__)
@@ -220,14 +219,14 @@ def _said(cause: Cause) -> str:
     return "it is not known any more"
 
 
-def is_full(error: OSError | sqlite3.Error) -> bool:
+def is_full(error: OSError | StoreError) -> bool:
     """Return whether an error passes when there is room on the disk again."""
-    return is_transient(error) if isinstance(error, sqlite3.Error) else error.errno in DISK_FULL
+    return error.transient if isinstance(error, StoreError) else error.errno in DISK_FULL
 
 
 async def wait_for_room(store: Store, prompt_id: str) -> None:
     """Pause a job on a full disk, which its step says where that can be written."""
-    with suppress(sqlite3.Error):
+    with suppress(StoreError):
         if (await store.job(prompt_id)).step != DISK_FULL_MESSAGE:
             log.warning("job %s: the disk is full; it goes on when there is room", prompt_id)
             await store.add_status(prompt_id, DISK_FULL_MESSAGE, DISK_FULL_MESSAGE)

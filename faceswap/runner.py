@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import sqlite3
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from . import events
 from .clock import monotonic
 from .comfy.backend import EMBEDDED, Backend
 from .comfy.client import ComfyError
@@ -25,7 +25,7 @@ from .media import MediaWorker, Verdict
 from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED, SegmentProgress
 from .progress_reporter import ProgressReporter
 from .recovery import TooLong, is_full, wait_for_room
-from .store import Store, retry_writes
+from .store import Store, StoreError, retry_writes
 from .workflow import Graph, Workflow, WorkflowError, extra_data
 
 log = logging.getLogger(__name__)
@@ -85,8 +85,8 @@ class Runner:
         """Carry out an attempt; return whether it was at the job's last segment.
 
         It is taken up again, never begun anew, when the way to the engine is cut or the disk is full. With `look_first`
-        the prompt is looked for before it is sent, as after a crash. Raises `Stopped`, `Lost`, `GivenUp`, `TooLong` and
-        `JobFailure`.
+        the prompt is looked for before it is sent, as after a crash. Raises `Stopped`, `Lost`, `GivenUp`, `TooLong`,
+        `JobFailure` and `LeaseLost`.
         """
         cuts = 0
         try:
@@ -100,7 +100,7 @@ class Runner:
                     if failure.code != "disk_full":
                         raise
                     await wait_for_room(self._store, prompt.segment.prompt_id)
-                except (OSError, sqlite3.Error) as error:
+                except (OSError, StoreError) as error:
                     if not is_full(error):
                         raise
                     await wait_for_room(self._store, prompt.segment.prompt_id)
@@ -203,8 +203,8 @@ class Runner:
         match message:
             case Executing(node=str(node)):
                 title = workflow.title(node)
-                data = {"node": node, "title": title, "message": f"Executing: {title}"}
-                await self._progress_reporter.add_event(prompt_id, "executing", data, step=f"Executing: {title}")
+                step = f"Executing: {title}"
+                await self._progress_reporter.add_event(prompt_id, events.executing(node, title), step)
             case Progress(node=node, value=value, maximum=maximum):
                 role = workflow.role(node)
                 if role is not None:

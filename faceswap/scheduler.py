@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 from .assembly import Assembly
@@ -23,17 +23,26 @@ from .engine_watch import EngineWatch, stop_abandoned_prompts
 from .errors import INTERNAL_ERROR, JobFailure, NotFound
 from .files import Files
 from .jobs import Job, Segment
+from .leaseholder import Held, Leaseholder
 from .media import MediaWorker
 from .progress_reporter import ProgressReporter
 from .recovery import DISK_PAUSE_S, Recovery, TooLong
 from .runner import Runner
-from .store import Store, is_transient, retry_writes
+from .store import LOCAL_HOLDER, Lease, LeaseLost, Store, StoreError, backend_lease, join_lease, retry_writes
 from .workflow import Workflow
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 5.0
 """Between two looks for work when nothing tells of any."""
+
+
+@dataclass(frozen=True)
+class _HeldBackend:
+    """A backend's lease, and the tasks that are done under it."""
+
+    held: Held
+    tasks: asyncio.TaskGroup
 
 
 class Scheduler:
@@ -48,7 +57,9 @@ class Scheduler:
         workflows: Mapping[str, Workflow],
         pool: BackendPool,
         timeouts: Timeouts,
+        node: str = LOCAL_HOLDER,
     ) -> None:
+        """`node` is the name under which this process holds leases."""
         self.backends = pool.backends
         self._pool = pool
         self._store = store
@@ -59,9 +70,11 @@ class Scheduler:
         self._assembly = Assembly(store, files, media, progress_reporter, timeouts)
         self._recovery = Recovery(store, progress_reporter, self._inputs, workflows, timeouts)
         self._watch = EngineWatch(store, self.backends, timeouts)
-        self._tasks: asyncio.TaskGroup | None = None
+        self._leases = Leaseholder(store, node, timeouts.lease_s)
+        self._held: dict[Backend, _HeldBackend] = {}
+        self._tasks = asyncio.TaskGroup()
         self._attempts: dict[str, dict[InFlightPrompt, asyncio.Task[None]]] = {}
-        self._joins: dict[str, asyncio.Lock] = {}
+        self._joins: dict[str, asyncio.Task[None]] = {}
 
     @property
     def outage(self) -> str | None:
@@ -96,29 +109,50 @@ class Scheduler:
 
     async def run(self) -> None:
         """Take up what was left, then work until cancelled. Prompts in flight stay with ComfyUI."""
-        async with asyncio.TaskGroup() as tasks:
-            self._tasks = tasks
+        async with self._tasks as tasks:
             for backend in self.backends:
-                tasks.create_task(backend.run(), name=f"listener of {backend.name}")
-                tasks.create_task(
-                    stop_abandoned_prompts(self._store, backend), name=f"abandoned prompts of {backend.name}"
-                )
-            await self._recover()
+                tasks.create_task(self._run_backend(backend), name=backend.name)
+            for name in await self._unnamed():
+                tasks.create_task(self._requeue_orphans(name), name=f"orphans of {name}")
             tasks.create_task(self._dispatch(), name="dispatcher")
             tasks.create_task(self._progress_reporter.run(), name="reports")
             tasks.create_task(self._watch_engines(), name="watch over the engines")
 
-    async def _recover(self) -> None:
-        """Go on with what a former process left."""
-        by_name = {backend.name: backend for backend in self.backends}
-        for segment in await self._store.submitted():
-            backend = by_name.get(segment.backend or "")
-            if backend is None:
-                await self._store.requeue(segment)
-            else:
-                self._start(segment, backend, look_first=True)
-        for job in await self._store.unfinished():
-            self._spawn(self._finish(job.prompt_id), f"finish {job.prompt_id}")
+    async def _unnamed(self) -> set[str]:
+        """Return the backends that something was submitted to and that are no longer named."""
+        submitted = await retry_writes(self._store.submitted)
+        return {segment.backend or "" for segment in submitted} - {backend.name for backend in self.backends}
+
+    async def _requeue_orphans(self, name: str) -> None:
+        """Put back what was submitted to a backend that is no longer named, unless another node has it."""
+        with suppress(LeaseLost):
+            async with self._leases.hold(backend_lease(name)) as held:
+                for segment in await retry_writes(partial(self._store.adopt, held.lease)):
+                    await retry_writes(partial(self._store.requeue, segment))
+
+    async def _run_backend(self, backend: Backend) -> None:
+        """Run a backend whenever this node holds its lease, for as long as the service runs."""
+        while True:
+            with suppress(LeaseLost):
+                async with self._leases.hold(backend_lease(backend.name)) as held:
+                    await self._recover(backend, held)
+
+    async def _recover(self, backend: Backend, held: Held) -> None:
+        """Take up what was left with a backend, then listen to it; attempts are cancelled together with this."""
+        backend.abandoned = await retry_writes(partial(self._store.abandoned, backend.name))
+        submitted = await retry_writes(partial(self._store.adopt, held.lease))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._held[backend] = _HeldBackend(held, tasks)
+                for segment in submitted:
+                    self._start(segment, backend, look_first=True)
+                tasks.create_task(backend.run(), name=f"listener of {backend.name}")
+                tasks.create_task(stop_abandoned_prompts(self._store, backend), name=f"abandoned at {backend.name}")
+                for job in await retry_writes(self._store.unfinished):
+                    if job.prompt_id not in self._joins:
+                        self._finish_soon(job.prompt_id)
+        finally:
+            self._held.pop(backend, None)
 
     async def _dispatch(self) -> None:
         """Give waiting segments to backends that have room, whenever something changes."""
@@ -128,8 +162,8 @@ class Scheduler:
             try:
                 await retry_writes(self._dispatch_waiting)
                 due_s = await self._store.next_due_s()
-            except sqlite3.Error as error:
-                if not is_transient(error):
+            except StoreError as error:
+                if not error.transient:
                     raise
                 due_s = DISK_PAUSE_S
             # A segment that is due waits for a backend, whose change wakes us.
@@ -147,14 +181,25 @@ class Scheduler:
         for busy in range(MAX_PROMPTS):
             for backend in sorted(self.backends, key=lambda backend: backend.seconds_per_frame or 0.0):
                 if waiting and backend.takes_a_prompt(busy) and self._is_worth_dispatching(backend, waiting):
-                    segment = await self._store.claim(
-                        backend.name,
-                        again=not backend.replaceable,
-                        most_deaths=DANGEROUS_DEATHS - 1 if backend.in_flight else None,
-                    )
-                    if segment is not None:
-                        self._start(segment, backend, look_first=False)
-                        waiting = await self._store.waiting_frames()
+                    await self._claim(backend)
+                    waiting = await self._store.waiting_frames()
+
+    async def _claim(self, backend: Backend) -> None:
+        """Give the next waiting segment to a backend."""
+        ours = self._held.get(backend)
+        if ours is None:
+            return
+        try:
+            segment = await self._store.claim(
+                ours.held.lease,
+                again=not backend.replaceable,
+                most_deaths=DANGEROUS_DEATHS - 1 if backend.in_flight else None,
+            )
+        except LeaseLost:
+            ours.held.lose()
+            return
+        if segment is not None and not ours.held.lost:  # who holds it next looks it up
+            self._start(segment, backend, look_first=False)
 
     def _is_worth_dispatching(self, backend: Backend, waiting: Sequence[int]) -> bool:
         """Return whether the work is done sooner when this backend takes the next segment too.
@@ -182,20 +227,21 @@ class Scheduler:
             backend.name,
             segment.attempt,
         )
-        prompt = backend.begin(segment)
-        task = self._spawn(self._run_segment(prompt, backend, look_first), f"segment {prompt.prompt_id}")
+        prompt, ours = backend.begin(segment), self._held[backend]
+        work = self._run_segment(prompt, backend, ours.held, look_first)
+        task = ours.tasks.create_task(work, name=f"segment {prompt.prompt_id}")
         self._attempts.setdefault(segment.prompt_id, {})[prompt] = task
 
-    def _spawn(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
-        assert self._tasks is not None
-        return self._tasks.create_task(work, name=name)
-
-    async def _run_segment(self, prompt: InFlightPrompt, backend: Backend, look_first: bool) -> None:
+    async def _run_segment(self, prompt: InFlightPrompt, backend: Backend, held: Held, look_first: bool) -> None:
         """See one attempt at a segment to its end, and what follows from it."""
         prompt_id = prompt.segment.prompt_id
         complete = False
         try:
             complete = await self._attempt(prompt, backend, look_first)
+            if prompt.stopping_since is not None:
+                await retry_writes(partial(self._store.mark_stopped, prompt.segment))
+        except LeaseLost:
+            held.lose()
         finally:
             backend.end(prompt)
             others = self._attempts[prompt_id]
@@ -203,10 +249,9 @@ class Scheduler:
             if not others:
                 del self._attempts[prompt_id]
         if prompt.stopping_since is not None and not others:
-            await retry_writes(partial(self._store.mark_cancelled, prompt_id))
             self._forget(prompt_id)
         if complete:
-            await self._finish(prompt_id)
+            self._finish_soon(prompt_id)
         if backend.name == EMBEDDED and backend.idle:
             # It keeps the last video until the next one comes; faces are to be erased on time.
             with suppress(ComfyError):
@@ -218,6 +263,8 @@ class Scheduler:
         cause: GivenUp | Lost | TooLong | JobFailure
         try:
             return await self._runner.run(prompt, backend, look_first=look_first)
+        except LeaseLost:
+            raise
         except Stopped:
             log.info("stopped %s on %s", prompt.prompt_id, backend.name)
             return False
@@ -231,18 +278,33 @@ class Scheduler:
             cause = JobFailure("internal_error", INTERNAL_ERROR, transient=True)
         failure = await self._recovery.recover(prompt, backend, cause)
         if failure is not None:
-            await self._end_failed(prompt_id, failure)
+            await self._end_failed(prompt_id, failure, prompt.segment)
         return False
 
-    async def _finish(self, prompt_id: str) -> None:
+    def _finish_soon(self, prompt_id: str) -> None:
         """Have a job's finished segments made its result."""
-        # A job that was cancelled while it was joined, and is joined again, may have two at a time.
-        async with self._joins.setdefault(prompt_id, asyncio.Lock()):
-            try:
-                await self._assembly.finish(prompt_id)
-            except JobFailure as failure:
-                await self._end_failed(prompt_id, failure)
+        work = self._finish(prompt_id, after=self._joins.get(prompt_id))
+        self._joins[prompt_id] = self._tasks.create_task(work, name=f"finish {prompt_id}")
+
+    async def _finish(self, prompt_id: str, after: asyncio.Task[None] | None) -> None:
+        """End a job whose segments are done; begin again when the lease on that is lost meanwhile."""
+        if after is not None:  # it was cancelled while it was joined, and is joined again
+            await asyncio.wait({after})
+        finished = False
+        while not finished:
+            with suppress(LeaseLost):
+                async with self._leases.hold(join_lease(prompt_id)) as held:
+                    await self._assemble(prompt_id, held.lease)
+                    finished = True
+        if self._joins[prompt_id] is asyncio.current_task():
+            del self._joins[prompt_id]
         self._forget(prompt_id)
+
+    async def _assemble(self, prompt_id: str, lease: Lease) -> None:
+        try:
+            await self._assembly.finish(prompt_id, lease)
+        except JobFailure as failure:
+            await self._end_failed(prompt_id, failure, lease)
 
     async def _watch_engines(self) -> None:
         """End the jobs that wait for an engine when none has been there for too long."""
@@ -253,14 +315,14 @@ class Scheduler:
                 for prompt_id in waiting:
                     await self._end_failed(prompt_id, failure)
 
-    async def _end_failed(self, prompt_id: str, failure: JobFailure) -> None:
+    async def _end_failed(self, prompt_id: str, failure: JobFailure, cause: Segment | Lease | None = None) -> None:
+        """End a job. `cause` is what failed, which is to be still ours. Raises `LeaseLost`."""
         log.warning("job %s: %s: %s", prompt_id, failure.code, failure.message)
-        await retry_writes(partial(self._store.fail, prompt_id, failure.code, failure.message))
+        await retry_writes(partial(self._store.fail, prompt_id, failure.code, failure.message, cause))
         self.cancel(prompt_id)
         self._forget(prompt_id)
 
     def _forget(self, prompt_id: str) -> None:
         """Drop what was kept in memory of a job that has ended."""
         self._progress_reporter.close(prompt_id)
-        self._joins.pop(prompt_id, None)
         self._inputs.forget(prompt_id)

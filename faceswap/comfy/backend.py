@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
@@ -76,18 +76,17 @@ class Backend:
         client_id: str,
         timeouts: Timeouts | None = None,
         *,
-        abandoned: Iterable[str] = (),
         graph: Graph | None = None,
         make_listener: MakeListener = Listener,
     ) -> None:
-        """Join a pool. `abandoned` are prompt ids that were given up and that it may still know; `graph` is the
-        workflow that is looked for in what it has."""
+        """Join a pool. `graph` is the workflow that is looked for in what it has."""
         self.name = name
         self.client = client
         self.client_id = client_id
         self.timeouts = timeouts or Timeouts()
         self.in_flight: dict[str, InFlightPrompt] = {}
-        self.abandoned = set(abandoned)
+        self.abandoned = set[str]()
+        """The prompt ids that were given up and that it may still know."""
         self.stuck = False
         self.features: Features | None = None
         self.problems: tuple[str, ...] | None = None
