@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import psutil
+
 
 def peak_memory_mb(pid: int) -> float:
     """The most memory a process held since its start or the last reset, MiB (Linux)."""
@@ -19,6 +21,16 @@ def reset_peak_memory(pid: int) -> float:
     """Forget the peak so far; returns what the process holds now, MiB (proc(5), clear_refs)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
     return peak_memory_mb(pid)
+
+
+def cpu_s(pid: int, *, children: bool = True) -> float:
+    """CPU seconds of a process and, unless not wanted, of its children, those that have ended as well."""
+    process = psutil.Process(pid)
+    times = process.cpu_times()
+    if not children:
+        return float(times.user + times.system)
+    alive = [child.cpu_times() for child in process.children(recursive=True)]
+    return float(sum(times) + sum(each.user + each.system for each in alive))
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -13,9 +13,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import psutil
 from clips import make_clip
-from common import print_table
+from common import cpu_s, print_table
 from processes import Engine, Service
 
 from faceswap.client import FaceSwapClient
@@ -35,14 +34,6 @@ async def engine(folder: Path) -> AsyncIterator[tuple[str, int]]:
         return
     async with Engine(folder, paint=True, streams=False) as started:
         yield started.url, started.pid
-
-
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process and of its children, those that have ended as well."""
-    process = psutil.Process(pid)
-    times = process.cpu_times()
-    alive = [child.cpu_times() for child in process.children(recursive=True)]
-    return sum(times) + sum(each.user + each.system for each in alive)
 
 
 async def cost(clip: Path, folder: Path) -> tuple[float, float]:

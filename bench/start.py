@@ -24,7 +24,7 @@ FAR_FUTURE_MS = 4_000_000_000_000
 STARTS, REQUESTS = 5, 2_000
 
 
-def fill(database: Path, prompt_id: str) -> None:
+def fill(database: Path, prompt_id: str, ended: int, waiting: int) -> None:
     """Copy one ended job as often as it takes."""
     connection = sqlite3.connect(database)
     columns = [row[1] for row in connection.execute("PRAGMA table_info(job)")]
@@ -32,10 +32,10 @@ def fill(database: Path, prompt_id: str) -> None:
     job = dict(zip(columns, values, strict=True))
     marks = ", ".join("?" * len(columns))
     with connection:
-        for number in range(ENDED + WAITING):
+        for number in range(ended + waiting):
             copy = {**job, "prompt_id": str(uuid.uuid4()), "output_name": f"copy {number}"}
             copy |= {"created_at": job["created_at"] - 1000 * number, "idempotency_key": None}
-            if number < ENDED:
+            if number < ended:
                 # Ended, and its files are erased: what a year leaves.
                 copy |= {"inputs_erased": 1, "result_erased": 1, "result_file": f"copy {number}.mp4"}
             else:
@@ -45,7 +45,7 @@ def fill(database: Path, prompt_id: str) -> None:
                 "INSERT INTO segment"
                 " (prompt_id, number, first_frame, frame_count, state, priority, created_at, not_before)"
                 " VALUES (?, 0, 0, 24, ?, 0, ?, ?)",
-                (copy["prompt_id"], "done" if number < ENDED else "waiting", copy["created_at"], FAR_FUTURE_MS),
+                (copy["prompt_id"], "done" if number < ended else "waiting", copy["created_at"], FAR_FUTURE_MS),
             )
             for seq in range(1, 9):
                 connection.execute(
@@ -84,7 +84,7 @@ async def measure(folder: Path, fill_it: bool) -> list[object]:
                 pass
             await service.stop()
             if fill_it:
-                fill(service.data_dir / "faceswap.db", prompt_id)
+                fill(service.data_dir / "faceswap.db", prompt_id, ENDED, WAITING)
             starts, speeds = [], []
             for _ in range(STARTS):
                 starts.append(await seconds_to_ready(service))
