@@ -64,7 +64,7 @@ async def long_queue(folder: Path, jobs: int) -> list[object]:
     data.mkdir()
     store = await Store.open(data / "faceswap.db", resource_dir("migrations"), lambda event: None)
     # What is due is not this benchmark's: nothing of it may be claimed, or the inputs would be missed.
-    await store._writer.execute("PRAGMA synchronous = OFF")
+    await store._run("PRAGMA synchronous = OFF")
     for number in range(jobs):
         job, _ = await store.create(new_job(output_name=f"job {number}"), jobs + 1)
     await store.close()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from datetime import UTC, datetime, timedelta
 
 from .config import Settings
 from .files import ERASURE, UPLOAD, Files
 from .intake.files import accept_upload, erase_upload
-from .store import Store, now_ms
+from .store import Store, StoreError, now_ms
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ class Janitor:
         while True:
             try:
                 await self.sweep()
-            except (OSError, sqlite3.Error) as error:
+            except (OSError, StoreError) as error:
                 log.warning("sweeping: %s", error)
             await asyncio.sleep(SWEEP_S)
 

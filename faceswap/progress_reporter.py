@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+from . import events
+from .events import Payload
 from .jobs import Job
 from .progress import JobProgress, Report
-from .store import Store, retry_writes
+from .store import Store, StoreError, retry_writes
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +68,9 @@ class ProgressReporter:
         self._reporters.pop(prompt_id, None)
         self._previews.pop(prompt_id, None)
 
-    async def add_event(self, prompt_id: str, type: str, data: Mapping[str, object], step: str | None = None) -> None:
+    async def add_event(self, prompt_id: str, payload: Payload, step: str | None = None) -> None:
         """Store and publish an event, as often as it takes a full disk to be freed."""
-        await retry_writes(partial(self._store.add_event, prompt_id, type, data, step))
+        await retry_writes(partial(self._store.add_event, prompt_id, payload, step))
 
     async def add_status(self, prompt_id: str, message: str, step: str | None = None) -> None:
         """Store and publish a `status` event, as often as it takes a full disk to be freed."""
@@ -82,7 +82,7 @@ class ProgressReporter:
             await asyncio.sleep(TICK_S)
             try:
                 await self._report_all()
-            except sqlite3.Error as error:
+            except StoreError as error:
                 log.warning("progress cannot be stored: %s", error)
                 await asyncio.sleep(PAUSE_S)
 
@@ -96,9 +96,7 @@ class ProgressReporter:
             if report.percentage > self._reporters[prompt_id].told and self._reporters[prompt_id].progress.moving
         }
         if news:
-            await self._store.record_progress(
-                {prompt_id: _progress_event(report) for prompt_id, report in news.items()}
-            )
+            await self._store.record_progress(news)
         for prompt_id, report in reports.items():
             reporter = self._reporters.get(prompt_id)
             if reporter is None:
@@ -107,8 +105,7 @@ class ProgressReporter:
                 reporter.told = report.percentage
             if reporter.preview_is_new and now - reporter.previewed_at >= PREVIEW_S:
                 reporter.preview_is_new, reporter.previewed_at = False, now
-                data = {"url": f"/preview/{prompt_id}", "frame": report.current}
-                await self._store.publish_transient(prompt_id, "preview", data)
+                await self._store.publish_transient(prompt_id, events.preview(prompt_id, report.current))
 
 
 def _report(reporter: Reporter, now: float) -> Report:
@@ -117,14 +114,3 @@ def _report(reporter: Reporter, now: float) -> Report:
     if reporter.told < 0:
         report = replace(report, percentage=reporter.start, current=int(reporter.start / 100 * report.total))
     return report
-
-
-def _progress_event(report: Report) -> dict[str, object]:
-    return {
-        "percentage": report.percentage,
-        "current": report.current,
-        "total": report.total,
-        "message": f"Face swap progress: {report.percentage:.2f}%",
-        "eta_seconds": report.eta_s,
-        "fps": report.fps,
-    }

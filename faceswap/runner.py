@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import sqlite3
 import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from . import events
 from .comfy.backend import DANGEROUS_DEATHS, EMBEDDED, MAX_PROMPTS, Backend
 from .comfy.client import ComfyError, Outcome
 from .comfy.in_flight import GivenUp, InFlightPrompt, Lost, Stopped
@@ -30,12 +30,11 @@ from .media import MediaWorker, Verdict
 from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED
 from .progress_reporter import ProgressReporter
 from .recovery import Recovery
-from .store import Store, is_transient, retry_writes
+from .store import Store, StoreError, retry_writes
 from .workflow import Graph, Workflow, WorkflowError, extra_data
 
 log = logging.getLogger(__name__)
 
-COMPLETED_MESSAGE = "🎉 Face swap completed successfully!"
 INTERNAL_ERROR = "Something went wrong inside the service; its log says what."
 DISK_FULL_MESSAGE = "The disk is full; the job goes on when there is room."
 IGNORED_BY_EMBEDDED = ("swap_model", "face_restore_model", "face_restore_visibility", "face_boost", "detect_gender")
@@ -161,8 +160,8 @@ class Runner:
             try:
                 await retry_writes(self._dispatch_waiting)
                 due_s = await self._store.next_due_s()
-            except sqlite3.Error as error:
-                if not is_transient(error):
+            except StoreError as error:
+                if not error.transient:
                     raise
                 due_s = DISK_PAUSE_S
             # A segment that is due waits for a backend, whose change wakes us.
@@ -278,7 +277,7 @@ class Runner:
                     if failure.code != "disk_full":
                         raise
                     await self._wait_for_room(prompt.segment.prompt_id)
-                except (OSError, sqlite3.Error) as error:
+                except (OSError, StoreError) as error:
                     if not _is_full(error):
                         raise
                     await self._wait_for_room(prompt.segment.prompt_id)
@@ -298,7 +297,7 @@ class Runner:
 
     async def _wait_for_room(self, prompt_id: str) -> None:
         """Pause a job on a full disk, which its step says where that can be written."""
-        with suppress(sqlite3.Error):
+        with suppress(StoreError):
             if (await self._store.job(prompt_id)).step != DISK_FULL_MESSAGE:
                 log.warning("job %s: the disk is full; it goes on when there is room", prompt_id)
                 await self._store.add_status(prompt_id, DISK_FULL_MESSAGE, DISK_FULL_MESSAGE)
@@ -324,8 +323,8 @@ class Runner:
 
         async def on_executing(node: str) -> None:
             title = workflow.title(node)
-            data = {"node": node, "title": title, "message": f"Executing: {title}"}
-            await self._progress_reporter.add_event(job.prompt_id, "executing", data, step=f"Executing: {title}")
+            executing = events.executing(node, title)
+            await self._progress_reporter.add_event(job.prompt_id, executing, step=f"Executing: {title}")
 
         def on_progress(node: str, value: float, maximum: float) -> None:
             role = workflow.role(node)
@@ -446,7 +445,7 @@ class Runner:
                     await self._end_failed(prompt_id, failure)
                     return
                 await asyncio.sleep(self._timeouts.retry_s[failures - 1])
-            except (OSError, sqlite3.Error) as error:
+            except (OSError, StoreError) as error:
                 if not _is_full(error):
                     log.exception("joining %s", prompt_id)
                     await self._end_failed(prompt_id, JobFailure("internal_error", INTERNAL_ERROR))
@@ -474,7 +473,6 @@ class Runner:
             size=facts.bytes,
             sha256=facts.sha256,
             warnings=tuple(dict.fromkeys((*warnings, *facts.warnings))),
-            message=COMPLETED_MESSAGE,
         ):
             await asyncio.to_thread(self._files.erase_work, job.prompt_id)
         else:
@@ -488,9 +486,9 @@ class Runner:
         self._uploads.forget(prompt_id)
 
 
-def _is_full(error: OSError | sqlite3.Error) -> bool:
+def _is_full(error: OSError | StoreError) -> bool:
     """Whether an error passes when there is room on the disk again."""
-    return is_transient(error) if isinstance(error, sqlite3.Error) else error.errno in DISK_FULL
+    return error.transient if isinstance(error, StoreError) else error.errno in DISK_FULL
 
 
 def _ignored_options(backend: Backend, job: Job) -> tuple[str, ...]:

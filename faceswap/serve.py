@@ -7,7 +7,6 @@ import fcntl
 import logging
 import os
 import signal
-import sqlite3
 import sys
 from typing import IO
 
@@ -19,7 +18,7 @@ from .api.connection import Listener
 from .app import FAILED, create_app
 from .config import ConfigError, Settings, is_loopback
 from .files import Files
-from .store import NewerDatabase
+from .store import NewerDatabase, StoreError
 from .systemd import feed_watchdog, notify
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ async def _serve(settings: Settings) -> int:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
     try:
         await runner.setup()
-    except (sqlite3.Error, OSError) as error:
+    except (StoreError, OSError) as error:
         print(f"faceswap: {_unusable(settings, error)}", file=sys.stderr)
         return 1
     assert runner.server is not None
@@ -98,9 +97,9 @@ async def _serve(settings: Settings) -> int:
         await runner.cleanup()
 
 
-def _unusable(settings: Settings, error: sqlite3.Error | OSError) -> str:
+def _unusable(settings: Settings, error: StoreError | OSError) -> str:
     """Why the data folder cannot be used, in a sentence."""
-    if isinstance(error, sqlite3.Error):
+    if isinstance(error, StoreError):
         return f"the database {str(Files(settings.data_dir).database)!r} cannot be used: {error}"
     reason = error.strerror or error
     return f"FACESWAP_DATA_DIR={str(settings.data_dir)!r} cannot be used: {reason}"

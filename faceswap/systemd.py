@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sqlite3
 
-from .store import Store
+from .store import Store, StoreError
 
 CHECK_TIMEOUT_S = 10.0
 
@@ -36,6 +35,6 @@ async def feed_watchdog(store: Store) -> None:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
                 await store.counts()
             notify("WATCHDOG=1")
-        except (sqlite3.Error, TimeoutError):
+        except (StoreError, TimeoutError):
             pass  # unfed, systemd starts us again
         await asyncio.sleep(int(microseconds) / 1e6 / 3)

@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("what is told", frozenset({"progress_reporter"})),
     ("parts of one thing each", frozenset({"media", "store", "hub", "workflow", "client"})),
     ("where things lie", frozenset({"files", "config"})),
-    ("what a job is", frozenset({"jobs"})),
+    ("what a job is", frozenset({"events", "jobs"})),
     ("ground", frozenset({"errors", "limits", "progress", "samples", ""})),
 )
 """The layers from top to bottom. Each module or subpackage stands in one; `""` is the package itself."""
@@ -132,14 +132,15 @@ def test_the_engine_and_the_service_know_each_other_over_the_wire_only(name: str
         assert not crossing, module
 
 
-@pytest.mark.parametrize("name", ["jobs", "progress", "errors", "workflow"])
+@pytest.mark.parametrize("name", ["jobs", "events", "progress", "errors", "workflow"])
 def test_what_is_pure_knows_of_no_loop_socket_or_database(name: str) -> None:
     roots = {full_name.split(".")[0] for full_name in imports(FILES[name])}
     assert not roots & {"asyncio", "aiohttp", "sqlite3", "aiosqlite", "socket", "subprocess", "threading"}
 
 
 def test_sql_is_spoken_in_the_store_only() -> None:
-    assert {part(module) for module, path in FILES.items() if "aiosqlite" in imports(path)} == {"store"}
+    for kind in ("sqlite3", "aiosqlite"):
+        assert {part(module) for module, path in FILES.items() if kind in imports(path)} == {"store"}
 
 
 def test_a_circle_is_found() -> None:

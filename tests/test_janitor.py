@@ -59,7 +59,7 @@ class House:
         if state == JobState.SUCCESS:
             await self.store.finish_segment(segment, "1.mp4", None)
             name = f"{job.output_name}.mp4"
-            await self.store.succeed(job, result_file=name, size=7, sha256="", warnings=(), message="")
+            await self.store.succeed(job, result_file=name, size=7, sha256="", warnings=())
         if state == JobState.FAILED:
             await self.store.fail(job.prompt_id, "code", "sentence")
         self.age(job, age_s)

@@ -16,6 +16,8 @@ from faceswap.api.keys import SETTINGS
 from faceswap.api.middleware import known_failures, same_origin
 from faceswap.config import Settings
 from faceswap.errors import Problem
+from faceswap.store import StoreError
+from faceswap.store.sqlite import store_error
 
 
 async def ok(_request: web.Request) -> web.StreamResponse:
@@ -109,7 +111,7 @@ def code_of(error: Exception) -> str:
         assert problem.status == 503
         assert problem.retry_after
         return problem.code
-    except (sqlite3.Error, OSError) as raised:
+    except (StoreError, OSError) as raised:
         return type(raised).__name__
 
 
@@ -122,7 +124,7 @@ def test_a_locked_database_will_pass(tmp_path: Path) -> None:
         holder.execute("BEGIN EXCLUSIVE")
         with pytest.raises(sqlite3.OperationalError) as locked:
             other.execute("CREATE TABLE a (b)")
-    assert code_of(locked.value) == "database_unavailable"
+    assert code_of(store_error(locked.value)) == "database_unavailable"
 
 
 def test_a_database_that_cannot_grow_is_a_full_disk(tmp_path: Path) -> None:
@@ -131,13 +133,13 @@ def test_a_database_that_cannot_grow_is_a_full_disk(tmp_path: Path) -> None:
         database.execute("CREATE TABLE a (b)")
         with pytest.raises(sqlite3.OperationalError) as full:
             database.execute("INSERT INTO a VALUES (zeroblob(100000))")
-    assert code_of(full.value) == "disk_full"
+    assert code_of(store_error(full.value)) == "disk_full"
 
 
 def test_a_statement_that_is_wrong_is_our_own_fault(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "database")) as database, pytest.raises(sqlite3.Error) as wrong:
         database.execute("SELECT nothing")
-    assert code_of(wrong.value) == "OperationalError"
+    assert code_of(store_error(wrong.value)) == "StoreError"
 
 
 @pytest.mark.parametrize(

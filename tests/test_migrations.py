@@ -12,7 +12,8 @@ from stored_jobs import MIGRATIONS, claim, finish, opened, sql
 
 from faceswap.errors import Conflict
 from faceswap.jobs import JobState
-from faceswap.store import NewerDatabase, Store, migrate
+from faceswap.store import NewerDatabase, Store, StoreError
+from faceswap.store.sqlite import migrate
 
 HISTORICAL = sorted((Path(__file__).parent / "data" / "db").glob("*.sql"))
 NEWEST = len(list(MIGRATIONS.glob("*.sql")))
@@ -91,8 +92,8 @@ def test_a_database_is_made_so_that_a_power_cut_does_not_hurt_it(tmp_path: Path)
 async def test_what_a_client_was_promised_is_synced_to_the_disk(tmp_path: Path) -> None:
     async with opened(tmp_path / "new.db") as store:
         for pragma, value in (("synchronous", 2), ("foreign_keys", 1)):
-            [(found,)] = await store._writer.execute_fetchall(f"PRAGMA {pragma}")
-            assert found == value
+            row = await store._one(f"PRAGMA {pragma}")
+            assert row is not None and row[0] == value
 
 
 def test_opening_again_changes_nothing(tmp_path: Path) -> None:
@@ -130,7 +131,7 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path, mi
     migrate(path, MIGRATIONS)
     before = dump_of(path)
     add(migrations, f"CREATE TABLE more (a TEXT); DELETE FROM event; UPDATE job SET step = 'x';\n{failing}")
-    with pytest.raises(sqlite3.Error):
+    with pytest.raises(StoreError):
         migrate(path, migrations)
     assert (dump_of(path), version(path)) == (before, NEWEST)
     migrate(path, MIGRATIONS)
@@ -139,7 +140,7 @@ def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Path, mi
 def test_a_first_migration_that_fails_leaves_an_empty_database(tmp_path: Path, migrations: Path) -> None:
     path = tmp_path / "new.db"
     add(migrations, "nonsense")
-    with pytest.raises(sqlite3.Error):
+    with pytest.raises(StoreError):
         migrate(path, migrations)
     assert (dump_of(path), version(path)) == (dump_of(tmp_path / "none.db"), 0)
 
@@ -147,7 +148,7 @@ def test_a_first_migration_that_fails_leaves_an_empty_database(tmp_path: Path, m
 async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "text.db"
     path.write_text("This is not a database, however long it may be.\n" * 99)
-    with pytest.raises(sqlite3.DatabaseError):
+    with pytest.raises(StoreError, match="not a database"):
         await Store.open(path, MIGRATIONS, lambda event: None)
 
 

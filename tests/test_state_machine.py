@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from stored_jobs import MIGRATIONS, QUEUE_LIMIT, finish, new_job, sql
 
+from faceswap import events
 from faceswap.errors import Conflict
 from faceswap.jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, Segment, SegmentState
+from faceswap.progress import Report
 from faceswap.store import Store
 
 T = TypeVar("T")
@@ -158,15 +160,15 @@ class Jobs(RuleBasedStateMachine):
     @rule(prompt_id=jobs, percentage=st.floats(0, 99.99), kind=st.sampled_from(["progress", "tell", "announce"]))
     def event(self, prompt_id: str, percentage: float, kind: str) -> None:
         before = self.job(prompt_id)
-        data = {"percentage": percentage, "current": 0, "total": 1, "fps": None, "eta_seconds": None}
+        report = Report(percentage, 0, 1, None, None)
         if kind == "progress":
-            self.run(self.store.record_progress({prompt_id: data}))
+            self.run(self.store.record_progress({prompt_id: report}))
             assert self.job(prompt_id).percentage >= before.percentage
         elif kind == "tell":
-            self.run(self.store.add_event(prompt_id, "status", data))
+            self.run(self.store.add_status(prompt_id, "told"))
         elif before.state not in TERMINAL:
             for _ in range(20):
-                self.run(self.store.publish_transient(prompt_id, "preview", data))
+                self.run(self.store.publish_transient(prompt_id, events.preview(prompt_id, 1)))
 
     # What happens to the service.
 

@@ -12,15 +12,22 @@ import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
+import aiosqlite
 import pytest
 from stored_jobs import MIGRATIONS, QUEUE_LIMIT, claim, create, finish, new_job, opened, run_to_success, sql
 from waiting import WAIT_S
 
+from faceswap import events
 from faceswap.errors import BadRequest, Conflict, Gone, NotFound, Unavailable, Unprocessable
+from faceswap.events import Payload
 from faceswap.jobs import Event, Job, JobState, SegmentPlan, SegmentState, comfy_prompt_id
-from faceswap.store import IDEMPOTENCY_MS, SEQ_GAP, Store, database, now_ms, retry_writes
+from faceswap.progress import Report
+from faceswap.store import IDEMPOTENCY_MS, SEQ_GAP, Store, StoreError, database, now_ms, retry_writes
+from faceswap.store.connection import Connection
+from faceswap.store.sqlite import ThreadedConnection, store_error
+
+PREVIEW = events.preview("id", 1)
 
 
 @pytest.fixture
@@ -39,8 +46,18 @@ async def store(path: Path, published: list[Event]) -> AsyncIterator[Store]:
         yield store
 
 
-def progress(percentage: float) -> dict[str, Any]:
-    return {"percentage": percentage, "current": 1, "total": 10, "fps": 2.0, "eta_seconds": 3.0, "message": ""}
+def progress(percentage: float) -> Report:
+    return Report(percentage, 1, 10, 2.0, 3.0)
+
+
+def message(text: str) -> Payload:
+    return events.status(JobState.PROCESSING, text)
+
+
+def raw(connection: Connection) -> aiosqlite.Connection:
+    """SQLite's own connection."""
+    assert isinstance(connection, ThreadedConnection)
+    return connection.raw
 
 
 async def state_of(store: Store, job: Job) -> JobState:
@@ -81,8 +98,9 @@ async def test_a_job_whose_segments_cannot_be_written_leaves_nothing(
 ) -> None:
     await create(store)
     twice = SegmentPlan(0, 0, 10)
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises(StoreError) as raised:
         await create(store, segments=(twice, twice))
+    assert not raised.value.transient
     assert sql(path, "SELECT (SELECT count(*) FROM job), (SELECT count(*) FROM segment)") == [(1, 1)]
     assert len(published) == sql(path, "SELECT count(*) FROM event")[0][0] == 1
 
@@ -113,7 +131,7 @@ async def test_a_name_that_thousands_had_is_found_without_comparing_each_with_ea
         nonlocal thousands
         thousands += 1
 
-    await store._writer.set_progress_handler(count, 1000)
+    await raw(store._writer).set_progress_handler(count, 1000)
     assert (await create(store, output_name="clip")).output_name == "clip-20001"
     # Instructions of SQLite's machine: some hundreds a name, not some for each pair of names.
     assert thousands < 20_000
@@ -186,7 +204,7 @@ async def test_the_first_claim_starts_the_job(store: Store) -> None:
     started = await store.job(job.prompt_id)
     assert (started.state, started.step, started.attempts) == (JobState.PROCESSING, "Preparing", 1)
     assert started.started_at is not None
-    await store.add_event(job.prompt_id, "executing", {}, step="Executing: x")
+    await store.add_event(job.prompt_id, events.executing("1", "x"), step="Executing: x")
     await claim(store)
     second = await store.job(job.prompt_id)
     assert (second.step, second.attempts, second.started_at) == ("Executing: x", 2, started.started_at)
@@ -249,9 +267,9 @@ async def test_a_write_that_cannot_pass_is_not_repeated() -> None:
         nonlocal tries
         assert not tries
         tries += 1
-        sqlite3.connect(":memory:").execute("SELECT no_such_column")
+        raise StoreError("no such column", transient=False)
 
-    with pytest.raises(sqlite3.OperationalError, match="no such column"):
+    with pytest.raises(StoreError, match="no such column"):
         await retry_writes(write)
     assert tries == 1
 
@@ -263,10 +281,21 @@ async def test_a_write_is_repeated_until_the_disk_has_room(monkeypatch: pytest.M
 
     async def write() -> str:
         if full:
-            raise full.pop()
+            raise store_error(full.pop())
         return "written"
 
     assert await retry_writes(write) == "written"
+
+
+async def test_a_database_that_stays_away_is_an_error_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "RETRY_S", 0)
+    monkeypatch.setattr(database, "RETRY_LIMIT_S", 0.01)
+
+    async def write() -> None:
+        raise StoreError("unable to open database file", transient=True)
+
+    with pytest.raises(StoreError, match="unable to open"):
+        await retry_writes(write)
 
 
 async def test_the_places_of_a_page_are_those_that_each_job_is_told(store: Store) -> None:
@@ -378,7 +407,7 @@ async def test_replay_holds_the_newest_progress_only(store: Store) -> None:
     await claim(store)
     for percentage in (10.0, 20.0):
         await store.record_progress({job.prompt_id: progress(percentage)})
-        await store.add_event(job.prompt_id, "status", {"message": str(percentage)})
+        await store.add_event(job.prompt_id, message(str(percentage)))
     events = await store.events(job.prompt_id, 0)
     assert [event.type for event in events] == ["queued", "status", "progress", "status"]
     assert events[2].data["percentage"] == 20.0
@@ -389,9 +418,7 @@ async def test_replay_holds_the_newest_progress_only(store: Store) -> None:
 async def test_success_tells_the_result_and_ends_at_100(store: Store) -> None:
     job = await create(store, segments=1)
     await store.finish_segment(await claim(store), "1.mp4", 1.0)
-    ended = await store.succeed(
-        job, result_file="clip.mp4", size=7, sha256="f" * 64, warnings=("déjà vu",), message="Done!"
-    )
+    ended = await store.succeed(job, result_file="clip.mp4", size=7, sha256="f" * 64, warnings=("déjà vu",))
     assert ended
     done = await store.job(job.prompt_id)
     assert (done.state, done.percentage, done.current_frame, done.eta_s) == (JobState.SUCCESS, 100.0, 10, 0.0)
@@ -409,7 +436,7 @@ async def test_an_end_is_final(store: Store) -> None:
     assert not await store.fail(job.prompt_id, "code", "sentence")
     assert not await store.mark_cancelled(job.prompt_id)
     assert not await finish(store, job)
-    await store.add_event(job.prompt_id, "status", {})
+    await store.add_status(job.prompt_id, "")
     await store.record_progress({job.prompt_id: progress(100.0)})
     assert await store.job(job.prompt_id) == job
     assert await types_of(store, job) == ["queued", "progress", "completed"]
@@ -676,10 +703,10 @@ async def test_event_numbers_never_repeat_over_a_crash(path: Path) -> None:
         job = await create(store)
         await claim(store)
         for _ in range(SEQ_GAP - 10):  # told, and swallowed by the crash
-            await store.publish_transient(job.prompt_id, "progress", {})
+            await store.publish_transient(job.prompt_id, PREVIEW)
     published: list[Event] = []
     async with opened(path, published) as store:
-        await store.publish_transient(job.prompt_id, "preview", {})
+        await store.publish_transient(job.prompt_id, PREVIEW)
         assert published[-1].seq > SEQ_GAP
 
 
@@ -690,7 +717,7 @@ async def test_event_numbers_never_repeat_over_crashes_between_which_nothing_was
     for _ in range(3):
         async with opened(path, published) as store:
             for _ in range(5):
-                await store.publish_transient(job.prompt_id, "preview", {})
+                await store.publish_transient(job.prompt_id, PREVIEW)
     numbers = [event.seq for event in published]
     assert numbers == sorted(set(numbers))
     assert len(numbers) == 16
@@ -698,7 +725,7 @@ async def test_event_numbers_never_repeat_over_crashes_between_which_nothing_was
 
 async def test_nothing_is_announced_after_the_end(store: Store, published: list[Event]) -> None:
     job = await run_to_success(store)
-    await store.publish_transient(job.prompt_id, "preview", {})
+    await store.publish_transient(job.prompt_id, PREVIEW)
     assert published[-1].terminal
     assert await store.events(job.prompt_id, 0) == [published[0], *published[-2:]]
 
@@ -709,7 +736,7 @@ async def test_event_numbers_grow_when_progress_comes_first_after_a_crash(path: 
         job = await create(store)
         segment = await claim(store)
         for _ in range(2 * SEQ_GAP):
-            await store.publish_transient(job.prompt_id, "progress", {})
+            await store.publish_transient(job.prompt_id, PREVIEW)
         await store.record_progress({job.prompt_id: progress(50.0)})
         seen = (await store.events(job.prompt_id, 0))[-1].seq
         await store.finish_segment(segment, "1.mp4", None)
@@ -725,7 +752,7 @@ async def test_events_are_published_after_their_commit_and_in_the_order_of_their
 
     def publish(event: Event) -> None:
         seen[event.prompt_id].append(event.seq)
-        if event.data.get("stored", True):
+        if event.type != "preview":
             rows = sql(path, "SELECT 1 FROM event WHERE prompt_id = ? AND seq = ?", event.prompt_id, event.seq)
             assert rows, f"{event} was told before it was committed"
 
@@ -737,12 +764,12 @@ async def test_events_are_published_after_their_commit_and_in_the_order_of_their
 
         async def watch_over(job: Job, worker: int) -> None:
             for step in range(8):
-                await store.add_event(job.prompt_id, "status", {"message": f"{worker} {step}"})
-                await store.publish_transient(job.prompt_id, "preview", {"stored": False})
+                await store.add_event(job.prompt_id, message(f"{worker} {step}"))
+                await store.publish_transient(job.prompt_id, PREVIEW)
 
         async def interrupted(job: Job, delay: int) -> None:
             """Give up in the middle, at ever another place."""
-            task = asyncio.create_task(store.add_event(job.prompt_id, "status", {"message": "cut off"}))
+            task = asyncio.create_task(store.add_event(job.prompt_id, message("cut off")))
             for _ in range(delay):
                 await asyncio.sleep(0)
             task.cancel()
@@ -775,12 +802,12 @@ async def test_a_method_that_is_cancelled_while_it_commits_lets_nobody_in_before
             committing.set()
             go_on.wait(WAIT_S)
 
-    await store._writer.set_trace_callback(hold_commit)
-    first = asyncio.create_task(store.add_event(job.prompt_id, "status", {"message": "first"}))
+    await raw(store._writer).set_trace_callback(hold_commit)
+    first = asyncio.create_task(store.add_event(job.prompt_id, message("first")))
     assert await asyncio.to_thread(committing.wait, WAIT_S)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    second = asyncio.create_task(store.publish_transient(job.prompt_id, "preview", {}))
+    second = asyncio.create_task(store.publish_transient(job.prompt_id, PREVIEW))
     await asyncio.sleep(0)
     go_on.set()
     await second
@@ -808,24 +835,22 @@ async def test_a_cancelled_method_is_done_or_undone_and_leaves_the_store_usable(
         assert await state_of(store, other) == JobState.QUEUED
 
 
-async def test_a_full_disk_is_an_operational_error_that_leaves_nothing_half(
-    store: Store, path: Path, published: list[Event]
-) -> None:
+async def test_a_full_disk_is_told_and_leaves_nothing_half(store: Store, path: Path, published: list[Event]) -> None:
     job = await create(store)
     segment = await claim(store)
-    [(pages,)] = await store._writer.execute_fetchall("PRAGMA page_count")
-    await store._writer.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(sqlite3.OperationalError, match="full"):
+    [(pages,)] = await store._all("PRAGMA page_count")
+    await store._run(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StoreError, match="full"):
         for _ in range(100):
             await create(store, segments=200)
     accepted = sql(path, "SELECT count(*) FROM job")[0][0]
     assert accepted == len(published)
     assert sql(path, "SELECT count(*) FROM segment") == [(1 + 200 * (accepted - 1),)]
-    with pytest.raises(sqlite3.OperationalError, match="full"):
-        await store.add_event(job.prompt_id, "status", {"message": "x" * 100_000})
+    with pytest.raises(StoreError, match="full"):
+        await store.add_event(job.prompt_id, message("x" * 100_000))
     assert len(published) == accepted
 
-    await store._writer.execute("PRAGMA max_page_count = 1000000")
+    await store._run("PRAGMA max_page_count = 1000000")
     await store.finish_segment(segment, "1.mp4", None)
     assert await finish(store, job)
     numbers = [event.seq for event in published if event.prompt_id == job.prompt_id]
@@ -835,15 +860,15 @@ async def test_a_full_disk_is_an_operational_error_that_leaves_nothing_half(
 async def test_reads_see_committed_data_only(store: Store) -> None:
     job = await create(store)
     async with store._transaction():
-        await store._writer.execute("UPDATE job SET step = 'half done'")
+        await store._run("UPDATE job SET step = 'half done'")
         assert (await store.job(job.prompt_id)).step == "Queued"
     assert (await store.job(job.prompt_id)).step == "half done"
 
 
 async def test_the_database_is_writable_or_says_that_it_is_not(store: Store) -> None:
     await store.check_writable()
-    await store._writer.execute("PRAGMA query_only = ON")
-    with pytest.raises(sqlite3.OperationalError):
+    await store._run("PRAGMA query_only = ON")
+    with pytest.raises(StoreError):
         await store.check_writable()
 
 
@@ -851,7 +876,7 @@ async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path)
     """With 100,000 old jobs as fast as with none: every statement finds its rows by an index."""
     statements: set[str] = set()
     for connection in (store._writer, store._reader):
-        await connection.set_trace_callback(statements.add)
+        await raw(connection).set_trace_callback(statements.add)
     job = await create(store, segments=3, idempotency_key="k", request_digest="d", owner="ann")
     await create(store, idempotency_key="k", request_digest="d", owner="ann")
     await store.split(await claim(store), 1)

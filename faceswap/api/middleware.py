@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,7 @@ from yarl import URL
 
 from ..config import Settings, is_loopback
 from ..errors import Forbidden, Problem, Unavailable
+from ..store import StoreError
 from .keys import SETTINGS
 
 log = logging.getLogger(__name__)
@@ -25,16 +25,6 @@ RETRY_AFTER_S = 10
 """For what passes when the disk is freed or another process lets go of the database."""
 
 _DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_DATABASE_UNAVAILABLE = frozenset(
-    {
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_IOERR,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_NOMEM,
-    }
-)
 
 _TITLES = {404: ("not_found", "Not found"), 405: ("method_not_allowed", "Method not allowed")}
 
@@ -56,7 +46,7 @@ def known_failures() -> Iterator[None]:
     """Raise what a full disk, or a database that cannot be used now, does to any handler as `Unavailable`."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (StoreError, OSError) as error:
         problem = _unavailable(error)
         if problem is None:
             raise
@@ -64,14 +54,12 @@ def known_failures() -> Iterator[None]:
         raise problem from error
 
 
-def _unavailable(error: sqlite3.Error | OSError) -> Unavailable | None:
+def _unavailable(error: StoreError | OSError) -> Unavailable | None:
     """The problem, or None where it is the program's own fault."""
     if isinstance(error, OSError):
         is_full, is_database = error.errno in _DISK_FULL, False
     else:
-        # The low byte is the kind of failure, the rest its circumstances.
-        primary = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        is_full, is_database = primary == sqlite3.SQLITE_FULL, primary in _DATABASE_UNAVAILABLE
+        is_full, is_database = error.disk_full, error.transient
     if is_full:
         return Unavailable("The server's disk is full; try again later.", code="disk_full", retry_after=RETRY_AFTER_S)
     if is_database:

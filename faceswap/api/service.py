@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from aiohttp import web
 
 from .. import __version__
 from ..jobs import JobState
-from ..store import Store
+from ..store import Store, StoreError
 from .keys import ENGINE, FILES, HUB, RUNNER, SETTINGS, STORE
 
 WEB = Path(__file__).parent.parent / "web"
@@ -97,7 +96,7 @@ WRITE_CHECK = web.AppKey("write_check", WriteCheck)
 async def _is_writable(store: Store) -> bool:
     try:
         await store.check_writable()
-    except sqlite3.Error:
+    except StoreError:
         return False
     return True
 

@@ -1,22 +1,19 @@
-"""The connections, the one transaction at a time, the events that go out after it, and the migrations."""
+"""The connections, the one transaction at a time, the events that go out after it, and the loop that waits."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import logging
-import sqlite3
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-import aiosqlite
-
-from ..jobs import (
-    Event,
-)
+from ..events import Payload
+from ..jobs import Event
+from .connection import Clock, Connection, Driver, Row, StoreError, SystemClock
+from .sqlite import ThreadedSQLite
 
 T = TypeVar("T")
 
@@ -24,58 +21,48 @@ log = logging.getLogger(__name__)
 
 SEQ_GAP = 1000
 """How far event numbers jump when a job is taken up again: more than the unstored events a crash can swallow."""
-BUSY_TIMEOUT_MS = 5000
 RETRY_S = 2.0
-"""Between two tries at a write that may pass."""
+"""Between two tries of what a database that is away keeps from being done."""
+RETRY_LIMIT_S = 24 * 3600.0
+"""How long a database may be away before that is an error."""
 TOLD_EVERY_S = 60.0
-
-_TRANSIENT = frozenset(
-    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN}
-)
-_MONOTONIC_EPOCH_MS = time.time_ns() // 1_000_000 - time.monotonic_ns() // 1_000_000
-
-
-class NewerDatabase(Exception):
-    """The database was written by a newer version of the program."""
-
-
-def now_ms() -> int:
-    """Unix time in milliseconds."""
-    return time.time_ns() // 1_000_000
-
-
-def monotonic_ms() -> int:
-    """Unix time in milliseconds as it was when the process started, plus the time that has passed: it never jumps."""
-    return _MONOTONIC_EPOCH_MS + time.monotonic_ns() // 1_000_000
-
-
-def is_transient(error: sqlite3.Error) -> bool:
-    """Whether an error of the database may pass by itself: a full or failing disk, a lock. A missing column never."""
-    return (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _TRANSIENT
+"""Between two lines in the log about a database that is away."""
 
 
 class Database:
-    """Two connections. Writes go one after another through one; reads through the other see committed data only."""
+    """Two connections. Writes go one after another through one; reads through the other see committed data only.
 
-    def __init__(self, writer: aiosqlite.Connection, reader: aiosqlite.Connection, publish: Callable[[Event], None]):
+    Every method of the store raises `StoreError`.
+    """
+
+    def __init__(self, writer: Connection, reader: Connection, publish: Callable[[Event], None], clock: Clock):
         self._writer = writer
         self._reader = reader
         self._publish = publish
+        self._clock = clock
         self._lock = asyncio.Lock()
         self._seq: dict[str, int] = {}
 
     @classmethod
-    async def open(cls, path: Path, migrations: Path, publish: Callable[[Event], None]) -> Self:
-        """Open the database, brought up to date by the `migrations` folder. Raises `NewerDatabase`."""
-        await asyncio.to_thread(migrate, path, migrations)
-        writer = await _connect(path)
+    async def open(
+        cls,
+        path: Path,
+        migrations: Path,
+        publish: Callable[[Event], None],
+        *,
+        driver: Driver | None = None,
+        clock: Clock | None = None,
+    ) -> Self:
+        """Open the database, brought up to date by the `migrations` folder. Raises `NewerDatabase`, `StoreError`."""
+        driver = driver or ThreadedSQLite()
+        await driver.migrate(path, migrations)
+        writer = await driver.connect(path, read_only=False)
         try:
-            reader = await _connect(path)
-            await reader.execute("PRAGMA query_only = ON")
+            reader = await driver.connect(path, read_only=True)
         except BaseException:
             await writer.close()
             raise
-        return cls(writer, reader, publish)
+        return cls(writer, reader, publish, clock or SystemClock())
 
     async def close(self) -> None:
         """Close the connections. Without it the process would hang at its exit."""
@@ -92,7 +79,7 @@ class Database:
         events: list[Event] = []
         await self._lock.acquire()
         try:
-            await self._writer.execute("BEGIN IMMEDIATE")
+            await self._writer.begin()
             yield events
         except BaseException:
             await asyncio.shield(self._roll_back())
@@ -101,7 +88,7 @@ class Database:
 
     async def _roll_back(self) -> None:
         try:
-            await self._writer.rollback()
+            await self._writer.roll_back()
         finally:
             self._lock.release()
 
@@ -112,30 +99,46 @@ class Database:
                 self._publish(event)
                 if event.terminal:
                     self._seq.pop(event.prompt_id, None)
-        except sqlite3.Error:
-            await self._writer.rollback()
+        except StoreError:
+            await self._writer.roll_back()
             raise
         finally:
             self._lock.release()
 
-    async def _one(self, sql: str, *parameters: Any) -> aiosqlite.Row | None:
-        async with self._writer.execute(sql, parameters) as cursor:
-            return await cursor.fetchone()
+    async def _run(self, sql: str, *parameters: Any) -> None:
+        """Execute a statement of a transaction."""
+        await self._writer.fetch(sql, parameters)
 
-    async def _add_event(self, events: list[Event], prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
-        event = Event(prompt_id, await self._next_seq(prompt_id), type, data)
+    async def _all(self, sql: str, *parameters: Any) -> Sequence[Row]:
+        """Execute a statement of a transaction; returns its rows."""
+        return await self._writer.fetch(sql, parameters)
+
+    async def _one(self, sql: str, *parameters: Any) -> Row | None:
+        """Execute a statement of a transaction; returns its first row, None when there is none."""
+        rows = await self._writer.fetch(sql, parameters)
+        return rows[0] if rows else None
+
+    async def _read(self, sql: str, *parameters: Any) -> Sequence[Row]:
+        """Return the rows that a question is answered with by what is committed."""
+        return await self._reader.fetch(sql, parameters)
+
+    async def _add_event(self, events: list[Event], prompt_id: str, payload: Payload) -> None:
+        event = Event(prompt_id, await self._next_seq(prompt_id), payload.type, payload.data)
         encoded = json.dumps(event.data, ensure_ascii=False)
-        await self._writer.execute(
+        await self._run(
             "INSERT INTO event (prompt_id, seq, type, data, at) VALUES (?, ?, ?, ?, ?)",
-            (prompt_id, event.seq, type, encoded, now_ms()),
+            prompt_id,
+            event.seq,
+            event.type,
+            encoded,
+            self._clock.now_ms(),
         )
         events.append(event)
 
     async def _next_seq(self, prompt_id: str) -> int:
         """The next event number of a job. It never repeats, not even over a crash."""
         if prompt_id not in self._seq:
-            async with self._writer.execute("SELECT max(seq) FROM event WHERE prompt_id = ?", (prompt_id,)) as cursor:
-                row = await cursor.fetchone()
+            row = await self._one("SELECT max(seq) FROM event WHERE prompt_id = ?", prompt_id)
             last = row[0] if row and row[0] is not None else 0
             self._seq.setdefault(prompt_id, last + SEQ_GAP if last else 0)
         self._seq[prompt_id] += 1
@@ -143,51 +146,20 @@ class Database:
 
 
 async def retry_writes(action: Callable[[], Awaitable[T]]) -> T:
-    """Do what writes, again until a disk that was full has room. An error that cannot pass is raised at once.
+    """Do what needs the database, again until it is there and its disk has room.
 
-    It is told in the log, at first and once a minute, and by `/readyz`.
+    It is told in the log, at first and once a minute, and by `/readyz`. Raises the `StoreError` that cannot pass, or
+    has not within `RETRY_LIMIT_S`.
     """
-    told_at = -TOLD_EVERY_S
+    now = asyncio.get_running_loop().time
+    started, told_at = now(), float("-inf")
     while True:
         try:
             return await action()
-        except sqlite3.Error as error:
-            if not is_transient(error):
+        except StoreError as error:
+            if not error.transient or now() - started >= RETRY_LIMIT_S:
                 raise
-            if time.monotonic() - told_at >= TOLD_EVERY_S:
-                told_at = time.monotonic()
-                log.error("the database cannot be written, trying again until it can: %s", error)
+            if now() - told_at >= TOLD_EVERY_S:
+                told_at = now()
+                log.error("the database cannot be used, trying again until it can: %s", error)
             await asyncio.sleep(RETRY_S)
-
-
-async def _connect(path: Path) -> aiosqlite.Connection:
-    connection = await aiosqlite.connect(path, isolation_level=None)
-    connection.row_factory = aiosqlite.Row
-    for pragma in ("synchronous = FULL", "foreign_keys = ON", f"busy_timeout = {BUSY_TIMEOUT_MS}"):
-        await connection.execute(f"PRAGMA {pragma}")
-    return connection
-
-
-def migrate(path: Path, migrations: Path) -> None:
-    """Bring a database up to date: all migrations succeed, or it is not touched. Raises `NewerDatabase`."""
-    scripts = sorted(migrations.glob("[0-9]*.sql"))
-    connection = sqlite3.connect(path, isolation_level=None)
-    try:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(scripts):
-            raise NewerDatabase(
-                f"The database is of version {version}, newer than this program's {len(scripts)}; upgrade faceswap."
-            )
-        if version == 0:
-            connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-        connection.execute("PRAGMA journal_mode = WAL")
-        if version < len(scripts):
-            pending = "\n".join(script.read_text(encoding="utf-8") for script in scripts[version:])
-            try:
-                connection.executescript(f"BEGIN EXCLUSIVE;\n{pending}\nPRAGMA user_version = {len(scripts)};\nCOMMIT;")
-            except sqlite3.Error:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-    finally:
-        connection.close()

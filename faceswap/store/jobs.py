@@ -8,23 +8,17 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from .. import events as payloads
 from ..errors import Conflict, Gone, Unavailable, Unprocessable
-from ..jobs import (
-    TERMINAL,
-    TRANSITIONS,
-    Event,
-    Job,
-    JobState,
-    NewJob,
-    download_path,
-)
-from .database import Database, now_ms
+from ..events import Payload
+from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob
+from ..progress import Report
+from .database import Database
 from .rows import JOB_COLUMNS, checked, job_of
 
 log = logging.getLogger(__name__)
 
 IDEMPOTENCY_MS = 24 * 3600 * 1000
-QUEUED_MESSAGE = "Face swap workflow queued successfully!"
 
 
 class Jobs(Database):
@@ -46,18 +40,7 @@ class Jobs(Database):
             if position > queue_limit:
                 raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
             job = await self._insert_job(new, await self._free_name(new.output_name))
-            await self._add_event(
-                events,
-                job.prompt_id,
-                "queued",
-                {
-                    "prompt_id": job.prompt_id,
-                    "message": QUEUED_MESSAGE,
-                    "status_url": f"/status/{job.prompt_id}",
-                    "events_url": f"/events/{job.prompt_id}",
-                    "queue_position": position,
-                },
-            )
+            await self._add_event(events, job.prompt_id, payloads.queued(job.prompt_id, position))
         return job, True
 
     async def _first_with_key(self, new: NewJob) -> Job | None:
@@ -69,8 +52,8 @@ class Jobs(Database):
         if row is None:
             return None
         first = job_of(row)
-        if now_ms() - first.created_at > IDEMPOTENCY_MS:
-            await self._writer.execute("UPDATE job SET idempotency_key = NULL WHERE prompt_id = ?", (first.prompt_id,))
+        if self._clock.now_ms() - first.created_at > IDEMPOTENCY_MS:
+            await self._run("UPDATE job SET idempotency_key = NULL WHERE prompt_id = ?", first.prompt_id)
             return None
         if first.request_digest != new.request_digest:
             raise Unprocessable(
@@ -92,7 +75,7 @@ class Jobs(Database):
         return str(row[0])
 
     async def _insert_job(self, new: NewJob, output_name: str) -> Job:
-        now = now_ms()
+        now = self._clock.now_ms()
         values: dict[str, Any] = {
             **asdict(new.inputs),
             "frame_rate": str(new.inputs.frame_rate),
@@ -116,7 +99,7 @@ class Jobs(Database):
         marks = ", ".join("?" * len(values))
         row = await self._one(f"INSERT INTO job ({names}) VALUES ({marks}) RETURNING {JOB_COLUMNS}", *values.values())
         assert row is not None
-        await self._writer.executemany(
+        await self._writer.execute_many(
             "INSERT INTO segment (prompt_id, number, first_frame, frame_count, priority, created_at)"
             " VALUES (?, ?, ?, ?, ?, ?)",
             [
@@ -127,73 +110,71 @@ class Jobs(Database):
         self._seq[new.prompt_id] = 0
         return job_of(row)
 
-    async def add_event(self, prompt_id: str, type: str, data: Mapping[str, Any], step: str | None = None) -> None:
+    async def add_event(self, prompt_id: str, payload: Payload, step: str | None = None) -> None:
         """Store and publish an event of a job that has not ended, and the step `/status` shows."""
         async with self._transaction() as events:
             if await self._take_step(prompt_id, step):
-                await self._add_event(events, prompt_id, type, data)
+                await self._add_event(events, prompt_id, payload)
 
     async def add_status(self, prompt_id: str, message: str, step: str | None = None) -> None:
         """Store and publish a `status` event of a job that has not ended, with the state it is in."""
         async with self._transaction() as events:
             if state := await self._take_step(prompt_id, step):
-                await self._add_event(events, prompt_id, "status", {"status": state, "message": message})
+                await self._add_event(events, prompt_id, payloads.status(state, message))
 
-    async def _take_step(self, prompt_id: str, step: str | None) -> str | None:
+    async def _take_step(self, prompt_id: str, step: str | None) -> JobState | None:
         """Note what a job does now, unless that is None; returns its state, None when it has ended."""
         row = await self._one(
             "UPDATE job SET step = coalesce(?, step), updated_at = ?"
             " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING') RETURNING state",
             step,
-            now_ms(),
+            self._clock.now_ms(),
             prompt_id,
         )
-        return None if row is None else str(row[0])
+        return None if row is None else JobState(row[0])
 
-    async def publish_transient(self, prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
+    async def publish_transient(self, prompt_id: str, payload: Payload) -> None:
         """Publish an event that the next of its kind supersedes: numbered in order with the others, not stored.
 
         The first after a start is stored: the numbers that the next start leaves out are counted from it.
         """
         async with self._lock:
             if prompt_id in self._seq:
-                self._publish(Event(prompt_id, await self._next_seq(prompt_id), type, data))
+                self._publish(Event(prompt_id, await self._next_seq(prompt_id), payload.type, payload.data))
                 return
         async with self._transaction() as events:
             if await self._one(
                 "SELECT 1 FROM job WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')", prompt_id
             ):
-                await self._replace(events, prompt_id, type, data)
+                await self._replace(events, prompt_id, payload)
 
-    async def record_progress(self, news: Mapping[str, Mapping[str, Any]]) -> None:
+    async def record_progress(self, reports: Mapping[str, Report]) -> None:
         """Publish the progress of jobs, by id, and keep it, in place of the older one, for who asks or comes later."""
         async with self._transaction() as events:
-            for prompt_id, data in news.items():
+            for prompt_id, report in reports.items():
                 moved = await self._one(
                     "UPDATE job SET percentage = ?, current_frame = ?, fps = ?, eta_s = ?, updated_at = ?"
                     " WHERE prompt_id = ? AND state = 'PROCESSING' AND percentage <= ? RETURNING 1",
-                    data["percentage"],
-                    data["current"],
-                    data["fps"],
-                    data["eta_seconds"],
-                    now_ms(),
+                    report.percentage,
+                    report.current,
+                    report.fps,
+                    report.eta_s,
+                    self._clock.now_ms(),
                     prompt_id,
-                    data["percentage"],
+                    report.percentage,
                 )
                 if moved:
-                    await self._replace(events, prompt_id, "progress", data)
+                    await self._replace(events, prompt_id, payloads.progress(report))
 
-    async def _replace(self, events: list[Event], prompt_id: str, type: str, data: Mapping[str, Any]) -> None:
+    async def _replace(self, events: list[Event], prompt_id: str, payload: Payload) -> None:
         """Store an event in place of the older ones of its kind."""
         # These go last: the number of one may be the highest there is, and numbers never repeat.
-        await self._add_event(events, prompt_id, type, data)
-        await self._writer.execute(
-            "DELETE FROM event WHERE prompt_id = ? AND type = ? AND seq < ?", (prompt_id, type, events[-1].seq)
+        await self._add_event(events, prompt_id, payload)
+        await self._run(
+            "DELETE FROM event WHERE prompt_id = ? AND type = ? AND seq < ?", prompt_id, payload.type, events[-1].seq
         )
 
-    async def succeed(
-        self, job: Job, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...], message: str
-    ) -> bool:
+    async def succeed(self, job: Job, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...]) -> bool:
         """PROCESSING → SUCCESS with the checked result; False when the job had ended otherwise."""
         async with self._transaction() as events:
             ended = await self._end(
@@ -209,30 +190,12 @@ class Jobs(Database):
                 eta_s=0.0,
             )
             if ended:
-                data = {
-                    "percentage": 100.0,
-                    "current": job.total_frames,
-                    "total": job.total_frames,
-                    "message": "Face swap progress: 100.00%",
-                    "eta_seconds": 0,
-                    "fps": job.fps,
-                }
-                await self._replace(events, job.prompt_id, "progress", data)
-                await self._add_event(
-                    events,
-                    job.prompt_id,
-                    "completed",
-                    {
-                        "message": message,
-                        "filename": result_file,
-                        "download_url": download_path(result_file),
-                        "prompt_id": job.prompt_id,
-                        "output_prefix": job.output_name,
-                        "bytes": size,
-                        "sha256": sha256,
-                        "warnings": list(warnings),
-                    },
+                whole = Report(100.0, job.total_frames, job.total_frames, job.fps, 0)
+                await self._replace(events, job.prompt_id, payloads.progress(whole))
+                completed = payloads.completed(
+                    job, result_file=result_file, size=size, sha256=sha256, warnings=warnings
                 )
+                await self._add_event(events, job.prompt_id, completed)
         return ended
 
     async def fail(self, prompt_id: str, code: str, message: str) -> bool:
@@ -240,8 +203,7 @@ class Jobs(Database):
         async with self._transaction() as events:
             ended = await self._end(prompt_id, JobState.FAILED, step="Failed", error=message, code=code)
             if ended:
-                data = {"detail": message, "code": code, "prompt_id": prompt_id}
-                await self._add_event(events, prompt_id, "error", data)
+                await self._add_event(events, prompt_id, payloads.error(prompt_id, code, message))
         return ended
 
     async def mark_cancelled(self, prompt_id: str) -> bool:
@@ -254,13 +216,12 @@ class Jobs(Database):
     async def _cancelled(self, events: list[Event], prompt_id: str) -> bool:
         ended = await self._end(prompt_id, JobState.CANCELLED, step="Cancelled")
         if ended:
-            data = {"prompt_id": prompt_id, "message": "Face swap cancelled."}
-            await self._add_event(events, prompt_id, "cancelled", data)
+            await self._add_event(events, prompt_id, payloads.cancelled(prompt_id))
         return ended
 
     async def _end(self, prompt_id: str, state: JobState, **columns: Any) -> bool:
         sources = [source for source, targets in TRANSITIONS.items() if state in targets]
-        now = now_ms()
+        now = self._clock.now_ms()
         values = {"state": state, "finished_at": now, "updated_at": now, "eta_s": None, **columns}
         assignments = ", ".join(f"{name} = ?" for name in values)
         marks = ", ".join("?" * len(sources))
@@ -275,9 +236,8 @@ class Jobs(Database):
             return False
         code = f", {row[1]}" if row[1] else ""
         log.info("job %s ended: %s%s after %.1f s and %d prompts", prompt_id, state, code, row[0], row[2])
-        await self._writer.execute(
-            "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state IN ('waiting', 'submitted')",
-            (prompt_id,),
+        await self._run(
+            "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state IN ('waiting', 'submitted')", prompt_id
         )
         return True
 
@@ -287,9 +247,10 @@ class Jobs(Database):
             job = await self._owned(prompt_id, owner)
             if job.state in TERMINAL:
                 raise Conflict(f"The job has ended already ({job.state}).", code="job_ended", prompt_id=prompt_id)
-            await self._writer.execute(
+            await self._run(
                 "UPDATE job SET cancel_requested = 1, step = 'Cancelling', updated_at = ? WHERE prompt_id = ?",
-                (now_ms(), prompt_id),
+                self._clock.now_ms(),
+                prompt_id,
             )
             await self._settle_cancel(events, prompt_id)
             return await self._owned(prompt_id, owner)
@@ -298,9 +259,7 @@ class Jobs(Database):
         """End a job that was asked to, once no segment is with a backend; until then nothing of it may be claimed."""
         if not await self._one("SELECT 1 FROM job WHERE prompt_id = ? AND cancel_requested", prompt_id):
             return False
-        await self._writer.execute(
-            "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state = 'waiting'", (prompt_id,)
-        )
+        await self._run("UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state = 'waiting'", prompt_id)
         if await self._one("SELECT 1 FROM segment WHERE prompt_id = ? AND state = 'submitted'", prompt_id):
             return False
         return await self._cancelled(events, prompt_id)
@@ -326,26 +285,29 @@ class Jobs(Database):
                     prompt_id=prompt_id,
                 )
             all_done = job.segments_done == job.segments_total
-            await self._writer.execute(
+            await self._run(
                 "UPDATE job SET state = 'QUEUED', step = 'Queued', finished_at = NULL, error = NULL, code = NULL,"
                 " cancel_requested = 0, segments_done = segments_done - ?, updated_at = ? WHERE prompt_id = ?",
-                (all_done, now_ms(), prompt_id),
+                all_done,
+                self._clock.now_ms(),
+                prompt_id,
             )
-            await self._writer.execute(
+            await self._run(
                 "UPDATE segment SET state = 'waiting', failures = 0, losses = 0, deaths = 0, not_before = 0,"
                 " backend = NULL"
                 " WHERE prompt_id = ? AND (state = 'failed' OR (number = ? AND ?))",
-                (prompt_id, job.segments_total - 1, all_done),
+                prompt_id,
+                job.segments_total - 1,
+                all_done,
             )
-            await self._add_event(
-                events, prompt_id, "status", {"status": "QUEUED", "message": "Queued again by a retry."}
-            )
+            again = payloads.status(JobState.QUEUED, "Queued again by a retry.")
+            await self._add_event(events, prompt_id, again)
             return await self._owned(prompt_id, owner)
 
     async def erase(self, prompt_id: str) -> None:
         """Delete a job's record, segments and events for good."""
         async with self._transaction():
-            await self._writer.execute("DELETE FROM job WHERE prompt_id = ?", (prompt_id,))
+            await self._run("DELETE FROM job WHERE prompt_id = ?", prompt_id)
         self._seq.pop(prompt_id, None)
 
     async def _owned(self, prompt_id: str, owner: str | None) -> Job:

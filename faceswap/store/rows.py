@@ -5,17 +5,9 @@ from __future__ import annotations
 import json
 from fractions import Fraction
 
-import aiosqlite
-
 from ..errors import BadRequest, NotFound
-from ..jobs import (
-    Inputs,
-    Job,
-    JobState,
-    Options,
-    Segment,
-    SegmentState,
-)
+from ..jobs import Inputs, Job, JobState, Options, Segment, SegmentState
+from .connection import Row
 
 JOB_COLUMNS = (
     "prompt_id, owner, state, step, options, workflow, output_name, video_file, image_file, video_sha256, image_sha256,"
@@ -29,7 +21,7 @@ SEGMENT_COLUMNS = (
 )
 
 
-def job_of(row: aiosqlite.Row) -> Job:
+def job_of(row: Row) -> Job:
     values = dict(row)
     inputs = {name: values.pop(name) for name in Inputs.__dataclass_fields__}
     inputs["frame_rate"] = Fraction(inputs["frame_rate"])
@@ -41,14 +33,14 @@ def job_of(row: aiosqlite.Row) -> Job:
     return Job(inputs=Inputs(**inputs), **values)
 
 
-def segment_of(row: aiosqlite.Row) -> Segment:
+def segment_of(row: Row) -> Segment:
     values = dict(row)
     values["state"] = SegmentState(values["state"])
     values["warnings"] = tuple(json.loads(values["warnings"]))
     return Segment(**values)
 
 
-def checked(row: aiosqlite.Row | None, prompt_id: str, owner: str | None) -> Job:
+def checked(row: Row | None, prompt_id: str, owner: str | None) -> Job:
     if row is None or (owner is not None and row["owner"] != owner):
         raise NotFound("There is no job with this prompt_id.", code="unknown_prompt_id")
     return job_of(row)

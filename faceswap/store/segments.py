@@ -13,7 +13,6 @@ from ..jobs import (
     Segment,
     comfy_prompt_id,
 )
-from .database import monotonic_ms, now_ms
 from .jobs import Jobs
 from .rows import JOB_COLUMNS, SEGMENT_COLUMNS, job_of, segment_of
 
@@ -25,14 +24,13 @@ LONGEST_PAUSE_MS = 60_000
 _DUE = "state = 'waiting' AND (not_before <= ? OR not_before > ?)"
 
 
-def _due_now() -> tuple[int, int]:
-    """The parameters of `_DUE`."""
-    now = monotonic_ms()
-    return now, now + LONGEST_PAUSE_MS
-
-
 class Segments(Jobs):
     """What happens to a segment: one method a move."""
+
+    def _due_now(self) -> tuple[int, int]:
+        """The parameters of `_DUE`."""
+        now = self._clock.monotonic_ms()
+        return now, now + LONGEST_PAUSE_MS
 
     async def claim(self, backend: str, *, again: bool = True, most_deaths: int | None = None) -> Segment | None:
         """Give the next waiting segment to a backend: its prompt id is committed before it is sent.
@@ -44,7 +42,7 @@ class Segments(Jobs):
                 f"SELECT prompt_id, number, attempt FROM segment WHERE {_DUE}"
                 " AND (? OR failures + losses = 0 OR backend IS NOT ?) AND (? IS NULL OR deaths <= ?)"
                 " ORDER BY priority DESC, created_at, prompt_id, number LIMIT 1",
-                *_due_now(),
+                *self._due_now(),
                 again,
                 backend,
                 most_deaths,
@@ -62,21 +60,26 @@ class Segments(Jobs):
                 prompt_id,
                 number,
             )
-            now = now_ms()
-            await self._writer.execute(
+            now = self._clock.now_ms()
+            await self._run(
                 "UPDATE job SET attempts = attempts + 1, updated_at = ?, state = 'PROCESSING',"
                 " step = iif(state = 'QUEUED', 'Preparing', step), started_at = coalesce(started_at, ?)"
                 " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')",
-                (now, now, prompt_id),
+                now,
+                now,
+                prompt_id,
             )
         return segment_of(claimed) if claimed else None
 
     async def set_prompt_id(self, segment: Segment, comfy_prompt_id: str) -> Segment:
         """An older ComfyUI gave the prompt an id of its own."""
         async with self._transaction():
-            await self._writer.execute(
+            await self._run(
                 "UPDATE segment SET comfy_prompt_id = ? WHERE prompt_id = ? AND number = ? AND attempt = ?",
-                (comfy_prompt_id, segment.prompt_id, segment.number, segment.attempt),
+                comfy_prompt_id,
+                segment.prompt_id,
+                segment.number,
+                segment.attempt,
             )
         return replace(segment, comfy_prompt_id=comfy_prompt_id)
 
@@ -92,18 +95,16 @@ class Segments(Jobs):
             await self._settle_cancel(events, segment.prompt_id)
 
     async def _requeue(self, segment: Segment, pause_s: float, failed: bool, lost: bool, died: bool) -> None:
-        await self._writer.execute(
+        await self._run(
             "UPDATE segment SET state = 'waiting', not_before = ?, failures = failures + ?, losses = losses + ?,"
             " deaths = deaths + ? WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted'",
-            (
-                monotonic_ms() + min(int(pause_s * 1000), LONGEST_PAUSE_MS),
-                failed,
-                lost,
-                died,
-                segment.prompt_id,
-                segment.number,
-                segment.attempt,
-            ),
+            self._clock.monotonic_ms() + min(int(pause_s * 1000), LONGEST_PAUSE_MS),
+            failed,
+            lost,
+            died,
+            segment.prompt_id,
+            segment.number,
+            segment.attempt,
         )
 
     async def split(
@@ -125,13 +126,14 @@ class Segments(Jobs):
         async with self._transaction() as events:
             await self._requeue(segment, pause_s, failed, lost=died, died=died)
             if unsent:
-                await self._writer.execute(
-                    "UPDATE job SET attempts = attempts - 1 WHERE prompt_id = ?", (segment.prompt_id,)
-                )
-            rows = await self._writer.execute_fetchall(
+                await self._run("UPDATE job SET attempts = attempts - 1 WHERE prompt_id = ?", segment.prompt_id)
+            rows = await self._all(
                 "SELECT * FROM segment WHERE prompt_id = ? AND state = 'waiting' AND frame_count > ?"
                 " AND (number = ? OR NOT ?)",
-                (segment.prompt_id, limit, segment.number, alone),
+                segment.prompt_id,
+                limit,
+                segment.number,
+                alone,
             )
             for row in rows:
                 await self._cut(dict(row), limit)
@@ -140,45 +142,49 @@ class Segments(Jobs):
     async def abandon(self, backend: str, comfy_prompt_id: str) -> None:
         """Remember a prompt that was given up and that its ComfyUI may still know."""
         async with self._transaction():
-            await self._writer.execute(
+            await self._run(
                 "INSERT INTO abandoned_prompt (comfy_prompt_id, backend) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                (comfy_prompt_id, backend),
+                comfy_prompt_id,
+                backend,
             )
 
     async def forget_abandoned(self, comfy_prompt_ids: Iterable[str]) -> None:
         """ComfyUI knows these prompts no more."""
         async with self._transaction():
-            await self._writer.executemany(
+            await self._writer.execute_many(
                 "DELETE FROM abandoned_prompt WHERE comfy_prompt_id = ?", [(id_,) for id_ in comfy_prompt_ids]
             )
 
     async def abandoned(self, backend: str) -> set[str]:
         """The prompts that were given up at a backend and that it may still know."""
         sql = "SELECT comfy_prompt_id FROM abandoned_prompt WHERE backend = ?"
-        return {row[0] for row in await self._reader.execute_fetchall(sql, (backend,))}
+        return {row[0] for row in await self._read(sql, backend)}
 
     async def _cut(self, segment: dict[str, Any], limit: int) -> None:
         """Cut a waiting segment into parts of about the same length, at most `limit` frames."""
         prompt_id, first, frames = segment["prompt_id"], segment["first_frame"], segment["frame_count"]
         count = -(-frames // limit)
         bounds = [first + frames * part // count for part in range(count + 1)]
-        await self._writer.execute(
+        await self._run(
             "UPDATE segment SET frame_count = ? WHERE prompt_id = ? AND number = ?",
-            (bounds[1] - first, prompt_id, segment["number"]),
+            bounds[1] - first,
+            prompt_id,
+            segment["number"],
         )
         for start, end in pairwise(bounds[1:]):
-            await self._writer.execute(
+            await self._run(
                 "INSERT INTO segment"
                 " (prompt_id, number, first_frame, frame_count, priority, created_at, not_before, failures, losses,"
                 " deaths, backend)"
                 " SELECT prompt_id, (SELECT max(number) + 1 FROM segment WHERE prompt_id = ?1), ?3, ?4,"
                 " priority, created_at, not_before, failures, losses, deaths, backend FROM segment"
                 " WHERE prompt_id = ?1 AND number = ?2",
-                (prompt_id, segment["number"], start, end - start),
+                prompt_id,
+                segment["number"],
+                start,
+                end - start,
             )
-        await self._writer.execute(
-            "UPDATE job SET segments_total = segments_total + ? WHERE prompt_id = ?", (count - 1, prompt_id)
-        )
+        await self._run("UPDATE job SET segments_total = segments_total + ? WHERE prompt_id = ?", count - 1, prompt_id)
 
     async def finish_segment(
         self, segment: Segment, output_file: str, changed_share: float | None, warnings: Iterable[str] = ()
@@ -200,7 +206,7 @@ class Segments(Jobs):
             row = await self._one(
                 "UPDATE job SET segments_done = segments_done + 1, updated_at = ?"
                 f" WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING {JOB_COLUMNS}",
-                now_ms(),
+                self._clock.now_ms(),
                 segment.prompt_id,
             )
             if await self._settle_cancel(events, segment.prompt_id):
@@ -210,27 +216,28 @@ class Segments(Jobs):
     async def submitted(self) -> list[Segment]:
         """The segments that a backend may know: to be looked up after a start."""
         sql = f"SELECT {SEGMENT_COLUMNS} FROM segment WHERE state = 'submitted'"
-        return [segment_of(row) for row in await self._reader.execute_fetchall(sql)]
+        return [segment_of(row) for row in await self._read(sql)]
 
     async def segments(self, prompt_id: str) -> list[Segment]:
         """A job's segments in the order of their frames."""
         sql = f"SELECT {SEGMENT_COLUMNS} FROM segment WHERE prompt_id = ? ORDER BY first_frame"
-        return [segment_of(row) for row in await self._reader.execute_fetchall(sql, (prompt_id,))]
+        return [segment_of(row) for row in await self._read(sql, prompt_id)]
 
     async def waiting_frames(self) -> list[int]:
         """How long the segments are that would be claimed next, as far ahead as matters."""
-        rows = await self._reader.execute_fetchall(
+        rows = await self._read(
             f"SELECT frame_count FROM segment WHERE {_DUE}"
             " ORDER BY priority DESC, created_at, prompt_id, number LIMIT ?",
-            (*_due_now(), LOOK_AHEAD),
+            *self._due_now(),
+            LOOK_AHEAD,
         )
         return [row[0] for row in rows]
 
     async def next_due_s(self) -> float | None:
         """Seconds until the next pausing segment may be claimed; None when none pauses."""
-        now = monotonic_ms()
+        now = self._clock.monotonic_ms()
         sql = "SELECT min(not_before) FROM segment WHERE state = 'waiting' AND not_before > ?"
-        rows = list(await self._reader.execute_fetchall(sql, (now,)))
+        rows = await self._read(sql, now)
         return None if rows[0][0] is None else (rows[0][0] - now) / 1000
 
     async def jobs_needing_engine(self, limit: int) -> list[str]:
@@ -239,10 +246,10 @@ class Segments(Jobs):
         queued = (
             "SELECT prompt_id FROM job WHERE state = 'QUEUED' ORDER BY priority DESC, created_at, prompt_id LIMIT ?"
         )
-        found = [row[0] for sql in (begun, queued) for row in await self._reader.execute_fetchall(sql, (limit,))]
+        found = [row[0] for sql in (begun, queued) for row in await self._read(sql, limit)]
         return found[:limit]
 
     async def unfinished(self) -> list[Job]:
         """Jobs whose segments are all done but which have not ended: to be joined."""
         sql = f"SELECT {JOB_COLUMNS} FROM job WHERE state = 'PROCESSING' AND segments_done = segments_total"
-        return [job_of(row) for row in await self._reader.execute_fetchall(sql)]
+        return [job_of(row) for row in await self._read(sql)]

@@ -15,7 +15,7 @@ class Upkeep(Database):
     async def with_expired_inputs(self, before: int, limit: int) -> list[str]:
         """Ended jobs whose inputs are still there and which ended before a time."""
         sql = "SELECT prompt_id FROM job WHERE inputs_erased = 0 AND finished_at <= ? LIMIT ?"
-        return [row[0] for row in await self._reader.execute_fetchall(sql, (before, limit))]
+        return [row[0] for row in await self._read(sql, before, limit)]
 
     async def with_expired_results(self, before: int, limit: int) -> list[tuple[str, str]]:
         """Ended jobs, with their file, whose result is still there and which ended before a time."""
@@ -23,7 +23,7 @@ class Upkeep(Database):
             "SELECT prompt_id, result_file FROM job"
             " WHERE result_erased = 0 AND result_file IS NOT NULL AND finished_at <= ? LIMIT ?"
         )
-        return [(row[0], row[1]) for row in await self._reader.execute_fetchall(sql, (before, limit))]
+        return [(row[0], row[1]) for row in await self._read(sql, before, limit)]
 
     async def mark_inputs_erased(self, prompt_id: str) -> bool:
         """The inputs of an ended job are about to go: it cannot be retried any more. False when it was retried."""
@@ -37,38 +37,36 @@ class Upkeep(Database):
     async def mark_result_erased(self, prompt_id: str) -> None:
         """The result of an ended job is about to go."""
         async with self._transaction():
-            await self._writer.execute("UPDATE job SET result_erased = 1 WHERE prompt_id = ?", (prompt_id,))
+            await self._run("UPDATE job SET result_erased = 1 WHERE prompt_id = ?", prompt_id)
 
     async def begin_erasure(self, prompt_id: str) -> None:
         """A job's inputs and result are about to go for good, and its record after them."""
         async with self._transaction():
-            await self._writer.execute(
-                "UPDATE job SET inputs_erased = 1, result_erased = 1 WHERE prompt_id = ?", (prompt_id,)
-            )
+            await self._run("UPDATE job SET inputs_erased = 1, result_erased = 1 WHERE prompt_id = ?", prompt_id)
 
     async def known(self, prompt_ids: Iterable[str]) -> set[str]:
         """Those of the ids that are jobs."""
         ids = json.dumps(list(prompt_ids))
         sql = "SELECT prompt_id FROM job WHERE prompt_id IN (SELECT value FROM json_each(?))"
-        return {row[0] for row in await self._reader.execute_fetchall(sql, (ids,))}
+        return {row[0] for row in await self._read(sql, ids)}
 
     async def known_results(self, filenames: Iterable[str]) -> set[str]:
         """Those of the names that are, were, or were to become the result of a job."""
         names = json.dumps({filename.rpartition(".")[0]: filename for filename in filenames})
         sql = "SELECT named.value FROM json_each(?) AS named JOIN job ON job.output_name = named.key"
-        return {row[0] for row in await self._reader.execute_fetchall(sql, (names,))}
+        return {row[0] for row in await self._read(sql, names)}
 
     async def with_inputs(self, prompt_ids: Iterable[str]) -> set[str]:
         """Those of the ids that are jobs whose inputs have not expired."""
         ids = json.dumps(list(prompt_ids))
         sql = "SELECT prompt_id FROM job WHERE inputs_erased = 0 AND prompt_id IN (SELECT value FROM json_each(?))"
-        return {row[0] for row in await self._reader.execute_fetchall(sql, (ids,))}
+        return {row[0] for row in await self._read(sql, ids)}
 
     async def unexpired_results(self, filenames: Iterable[str]) -> set[str]:
         """Those of the names that are results which have not expired."""
         names = json.dumps(list(filenames))
         sql = "SELECT result_file FROM job WHERE result_erased = 0 AND result_file IN (SELECT value FROM json_each(?))"
-        return {row[0] for row in await self._reader.execute_fetchall(sql, (names,))}
+        return {row[0] for row in await self._read(sql, names)}
 
     async def client_id(self, backend: str) -> str:
         """The client id under which a backend's socket is opened: the same as long as the database lives."""
@@ -85,17 +83,18 @@ class Upkeep(Database):
     async def phase_costs(self, key: str) -> dict[str, float]:
         """Learned seconds per frame of each phase."""
         sql = "SELECT phase, seconds FROM stat WHERE key = ?"
-        return {row[0]: row[1] for row in await self._reader.execute_fetchall(sql, (key,))}
+        return {row[0]: row[1] for row in await self._read(sql, key)}
 
     async def learn_phase_costs(self, key: str, costs: Mapping[str, float], weight: float = 0.3) -> None:
         """Fold measured seconds per frame into what was learned, and forget phases that no longer occur."""
         async with self._transaction():
-            await self._writer.executemany(
+            await self._writer.execute_many(
                 "INSERT INTO stat (key, phase, seconds) VALUES (?, ?, ?)"
                 " ON CONFLICT (key, phase) DO UPDATE SET seconds = seconds + (excluded.seconds - seconds) * ?",
                 [(key, phase, seconds, weight) for phase, seconds in costs.items()],
             )
-            await self._writer.execute(
+            await self._run(
                 "DELETE FROM stat WHERE key = ? AND phase NOT IN (SELECT value FROM json_each(?))",
-                (key, json.dumps(list(costs))),
+                key,
+                json.dumps(list(costs)),
             )

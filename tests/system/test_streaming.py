@@ -23,6 +23,7 @@ from faceswap.api import stream
 from faceswap.api.keys import HUB, STORE
 from faceswap.app import create_app
 from faceswap.config import Settings
+from faceswap.events import Payload
 
 WATCHERS, READING_NOTHING = 50, 10
 EVENT_BYTES, MOST_EVENTS = 64 * 1024, 100_000
@@ -223,7 +224,9 @@ async def test_a_watcher_that_takes_nothing_is_dropped_and_the_others_miss_nothi
             while app[HUB].watchers == 2:
                 number += 1
                 assert number < MOST_EVENTS
-                await app[STORE].add_event(prompt_id, "status", {"number": number, "message": "." * EVENT_BYTES})
+                await app[STORE].add_event(
+                    prompt_id, Payload("status", {"number": number, "message": "." * EVENT_BYTES})
+                )
                 # That no engine is there is told meanwhile, too.
                 while "number" not in (event := await anext(events)).data:
                     assert event.type == "status"
