@@ -19,9 +19,7 @@ from .comfy.embedded import EmbeddedEngine
 from .config import ConfigError, Settings, Timeouts, resource_dir
 from .files import Files
 from .hub import Hub
-from .intake.fetch import Fetcher
-from .intake.readers import Intake
-from .intake.submit import Submitter
+from .intake import Fetcher, Submitter
 from .janitor import Janitor
 from .media import MediaWorker
 from .progress_reporter import ProgressReporter
@@ -76,11 +74,10 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
             app[keys.ENGINE] = engine
             graph = workflows[settings.workflow].graph
             backends = await make_backends(settings, store, session, timeouts, engine, graph)
-            submitter = app[keys.SUBMITTER] = Submitter(
-                settings, store, media, workflows, partial(frame_limit, backends)
+            app[keys.SUBMITTER] = Submitter(
+                settings, store, files, media, fetcher, workflows, partial(frame_limit, backends)
             )
-            app[keys.INTAKE] = Intake(settings, fetcher, submitter.check_options)
-            progress_reporter = app[keys.REPORTS] = ProgressReporter(store)
+            progress_reporter = app[keys.PROGRESS_REPORTER] = ProgressReporter(store)
             runner = app[keys.RUNNER] = Runner(store, files, media, progress_reporter, workflows, backends, timeouts)
             janitor = Janitor(settings, store, files)
             await janitor.clear_debris()
@@ -97,7 +94,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
 
     app.cleanup_ctx.append(parts)
     app.on_shutdown.append(_close_streams)
-    app.on_response_prepare.append(middleware.allow_origin)
+    app.on_response_prepare.append(middleware.add_common_headers)
     add_routes(app)
     return app
 
