@@ -1,4 +1,4 @@
-"""Looks after the embedded engine: a child process that speaks ComfyUI's protocol on the loopback."""
+"""The embedded engine's supervisor: a child process that speaks ComfyUI's protocol on the loopback."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LINE_BYTES = 1000
 
 
 class EngineStartError(Exception):
-    """The engine did not get as far as listening, in one sentence."""
+    """The engine did not get as far as listening; the text is one sentence."""
 
 
 class EmbeddedEngine:
@@ -58,7 +58,7 @@ class EmbeddedEngine:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What the engine asks of every call, the same for all its starts."""
+        """The headers that the engine asks of every call, the same for all its starts."""
         return {"Authorization": f"Bearer {self._token}"}
 
     @property
@@ -93,7 +93,7 @@ class EmbeddedEngine:
         return self.url
 
     def _environment(self) -> dict[str, str]:
-        """Ours without our settings and secrets, and with the token: a command line could be read by others."""
+        """Return our environment with the token, which a command line would show, and without our own settings."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FACESWAP_")}
         return inherited | {TOKEN_VARIABLE: self._token}
 
@@ -133,7 +133,7 @@ class EmbeddedEngine:
         await self._end()
 
     async def _end(self) -> None:
-        """Have no child, and no process of the child's, any more."""
+        """End the child and every process of its group."""
         self.url = None
         if self._child is None:
             return
@@ -154,7 +154,7 @@ class EmbeddedEngine:
 
 
 class _Child(asyncio.SubprocessProtocol):
-    """One child: what it writes goes to our log, its exit is known at once.
+    """One child: its output goes to our log, and its exit is known at once.
 
     `asyncio.subprocess.Process.wait` would do for neither: it waits for every pipe to close, and the engine's own
     workers hold them open when it is killed.

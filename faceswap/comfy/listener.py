@@ -22,7 +22,7 @@ STABLE_AFTER = 5.0
 
 
 class Listener:
-    """Hears what ComfyUI says to `client_id` and hands each message to `on_message`.
+    """A listener for what ComfyUI sends to `client_id`; each message goes to `on_message`.
 
     ComfyUI replays nothing: what was said while no socket was open is gone, so `on_connect` is called after every
     (re)connect, to ask `/history` and `/queue`. It may return an awaitable, which runs beside the reading; a ComfyError
@@ -81,7 +81,7 @@ class Listener:
             pause = min(2 * pause, LONGEST_PAUSE)
 
     async def reconnect(self) -> None:
-        """Have the socket closed and another opened without a pause, because its silence is not trusted.
+        """Close the socket and open another without a pause, because the old one's silence is not trusted.
 
         Returns when that is under way; `on_connect` tells when the new one is open.
         """
@@ -90,7 +90,7 @@ class Listener:
             await self._socket.close()
 
     async def _listen(self) -> None:
-        """One connection from its opening to its end."""
+        """Serve one connection from its opening to its end."""
         self._socket = await self._client.open_socket(self._client_id)
         try:
             self.state = "connected"

@@ -1,4 +1,4 @@
-"""Runs one prompt: node after node, telling what happens in the frames and the order that ComfyUI sends.
+"""The execution of one prompt: node after node, reported in the frames and the order that ComfyUI sends.
 
 The sequence of frames follows recordings of ComfyUI 0.3.64.
 """
@@ -53,13 +53,13 @@ class Prompt:
         return self.extra.get("client_id")
 
     def listed(self) -> list[Any]:
-        """The prompt as `/queue` and `/history` show it."""
+        """Return the prompt as `/queue` and `/history` show it."""
         return [self.number, self.id, self.graph, self.extra, self.outputs]
 
 
 @dataclass
 class Outcome:
-    """How a prompt ended, as `/history` shows it."""
+    """The end of a prompt, as `/history` shows it."""
 
     completed: bool = False
     messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -69,7 +69,7 @@ class Outcome:
 
 
 class Listener(Protocol):
-    """Takes what a running prompt tells; called from the thread that runs it."""
+    """A receiver of a running prompt's messages, called from the thread that runs it."""
 
     def message(self, kind: str, data: dict[str, Any]) -> None: ...
 
@@ -77,7 +77,7 @@ class Listener(Protocol):
 
 
 class Cache:
-    """The results of the prompt that ran last, by signature: what ComfyUI keeps by default."""
+    """The results of the prompt that ran last, by signature, as ComfyUI keeps them by default."""
 
     def __init__(self) -> None:
         self._results: dict[str, Result] = {}
@@ -90,13 +90,13 @@ class Cache:
         self._results[signature] = result
 
     def keep(self, signatures: set[str]) -> None:
-        """Forgets all results but these, and erases their files."""
+        """Forget all results but these, and erase their files."""
         for signature in self._results.keys() - signatures:
             self._results.pop(signature).forget()
 
 
 class Executor:
-    """Runs prompts one after another, in one thread."""
+    """An executor of prompts, one after another, in one thread."""
 
     def __init__(self, folders: Folders, preset: str) -> None:
         self.folders = folders
@@ -104,7 +104,7 @@ class Executor:
         self.cache = Cache()
 
     def execute(self, prompt: Prompt, listener: Listener) -> Outcome:
-        """Runs a prompt to its end; errors of nodes are part of the outcome."""
+        """Run a prompt to its end. Errors of nodes are part of the result."""
         return _Execution(self, prompt, listener).run()
 
 
@@ -190,7 +190,7 @@ class _Execution:
         return Task(self._executor.folders, faults, preset, interrupted, encoding, progress)
 
     def _linked(self, inputs: Inputs) -> Inputs:
-        """The inputs with what linked nodes gave; links of inputs that the class does not have are left out."""
+        """Return the inputs with the outputs of linked nodes, without links of inputs that the class does not have."""
         values = {name: value for name, value in inputs.items() if not is_link(value)}
         links = {name: link for name, link in inputs.items() if is_link(link) and link[0] in self._results}
         return values | {name: self._results[node].values[slot] for name, (node, slot) in links.items()}
@@ -228,7 +228,7 @@ class _Execution:
         return {"node_id": self._node, "node_type": node.get("class_type")}
 
     def _record(self, kind: str, data: dict[str, Any]) -> None:
-        """Sends a message that also goes into the history."""
+        """Send a message and add it to the history."""
         timed = {"prompt_id": self._prompt.id, **data, "timestamp": int(time.time() * 1000)}
         self._outcome.messages.append((kind, timed))
         self._listener.message(kind, timed)
@@ -238,7 +238,7 @@ class _Execution:
 
 
 def _told(error: Exception) -> tuple[str, str]:
-    """The type and the message of an error for callers: the same ones for a full disk or memory, whoever met it."""
+    """Return the type and the message of an error for callers, the same ones for every kind of full disk or memory."""
     if isinstance(error, InjectedError):
         return error.type_name, str(error)
     if isinstance(error, OSError | av.FFmpegError) and error.errno in DISK_FULL:
@@ -251,7 +251,10 @@ def _told(error: Exception) -> tuple[str, str]:
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether memory ran out, as Python, OpenCV, ffmpeg, x264 (its only word) or the start of a thread tells it."""
+    """Return true if memory ran out.
+
+    Python, OpenCV, ffmpeg, x264 (with one code for all errors) and the start of a thread report it differently.
+    """
     if isinstance(error, cv2.error):
         return bool(error.code == cv2.Error.StsNoMem)
     without_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
@@ -259,7 +262,7 @@ def lacks_memory(error: Exception) -> bool:
 
 
 class _Bars:
-    """The progress of a prompt's nodes, told often enough to watch and no more often."""
+    """The progress of a prompt's nodes, reported no more often than every `PROGRESS_INTERVAL_S`."""
 
     def __init__(self, prompt: Prompt, listener: Listener) -> None:
         self._prompt = prompt
@@ -291,7 +294,7 @@ class _Bars:
         self._set(maximum, maximum, "finished")
 
     def skip(self, node_id: str) -> None:
-        """A node whose result came from the cache."""
+        """Report a node whose result came from the cache."""
         self._node = node_id
         self._set(1, 1, "finished")
 
@@ -311,7 +314,7 @@ class _Bars:
 
 
 def _jpeg(frame: Frame) -> bytes:
-    """A small picture of a frame, at most `PREVIEW_WIDTH` pixels wide."""
+    """Encode a frame as a small JPEG, at most `PREVIEW_WIDTH` pixels wide."""
     width, height = frame.size
     bgr = frame.to_bgr()
     if width > PREVIEW_WIDTH:

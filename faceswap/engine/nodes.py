@@ -1,4 +1,4 @@
-"""The six node classes of the face-swap workflow: what they do.
+"""The six node classes of the face-swap workflow.
 
 Frames are passed on as clips that are read later. A swap whose result goes straight into a VHS_VideoCombine is
 encoded with that node's settings while it runs, so frames stream from decoder to encoder once.
@@ -43,30 +43,30 @@ _UNSUPPORTED = {"pingpong": (False,), "trim_to_audio": (False,), "loop_count": (
 
 @dataclass(frozen=True)
 class Task:
-    """What a node sees of the prompt it runs in."""
+    """The context of a node: its part of the prompt it runs in."""
 
     folders: Folders
     faults: Faults
     preset: str
     interrupted: threading.Event
     encoding: Encoding | None
-    """How the frames this node gives will be encoded, when that is known."""
+    """The encoding of the frames that this node gives, when that is known."""
     progress: Callable[[int, int, Frame | None], None]
     """`(value, maximum, frame just done)`; raises when the prompt is interrupted."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a node gave: its outputs in order, and what it shows to the user."""
+    """The result of a node: its outputs in order, and what it shows to the user."""
 
     values: tuple[Any, ...]
     shown: dict[str, Any] | None = None
     files: tuple[Path, ...] = ()
     """Files without which the result is worth nothing."""
     scratch: bool = False
-    """Whether the files are to be erased when the result is forgotten."""
+    """The files are erased when the result is forgotten."""
     swaps: SwapCount | None = None
-    """Of a swap, what it did: complete when its frames have been read."""
+    """The count of a swap, complete when its frames have been read."""
 
     @property
     def is_whole(self) -> bool:
@@ -79,7 +79,7 @@ class Result:
 
 
 def depends_on(folders: Folders, graph: Graph, node_id: str) -> Any:
-    """What the outputs of a node depend on beside its inputs: its file, or how its frames will be encoded."""
+    """Return what a node's outputs depend on beside its inputs: its file, or the encoding of its frames."""
     node = graph[node_id]
     for class_type, name in FILE_INPUTS:
         if node["class_type"] == class_type and (path := existing_file(folders, node["inputs"][name])):
@@ -91,7 +91,7 @@ def depends_on(folders: Folders, graph: Graph, node_id: str) -> Any:
 
 
 def combines(graph: Graph, node_id: str) -> Iterator[dict[str, Any]]:
-    """The VHS_VideoCombine nodes that encode the frames of `node_id`."""
+    """Yield the VHS_VideoCombine nodes that encode the frames of `node_id`."""
     for node in graph.values():
         if node["class_type"] == "VHS_VideoCombine" and node.get("inputs", {}).get("images") == [node_id, 0]:
             yield node
@@ -102,7 +102,7 @@ def _encoding_inputs(inputs: Inputs) -> Any:
 
 
 def encoding_of(inputs: Inputs, preset: str) -> Encoding:
-    """The encoding a VHS_VideoCombine asks for. Raises ValueError for what this engine cannot do."""
+    """Return the encoding that a VHS_VideoCombine asks for. Raises ValueError for one this engine does not have."""
     for name, possible in _UNSUPPORTED.items():
         if inputs.get(name, possible[0]) not in possible:
             raise ValueError(f"{name} = {inputs[name]!r} is not supported, only {possible[0]!r}")
@@ -113,12 +113,12 @@ def encoding_of(inputs: Inputs, preset: str) -> Encoding:
 
 
 def load_image(task: Task, inputs: Inputs) -> Result:
-    """LoadImage: a still, and no mask."""
+    """Run LoadImage: a still, and no mask."""
     return Result((read_picture(task.folders.annotated(inputs["image"])), None))
 
 
 def load_video(task: Task, inputs: Inputs) -> Result:
-    """VHS_LoadVideo: frames, their number, the sound and the video's facts."""
+    """Run VHS_LoadVideo: frames, their number, the sound and the video's facts."""
     video = probe(task.folders.annotated(inputs["video"]))
     if not task.faults.streams:
         video = dataclasses.replace(video, keyframes=())
@@ -164,17 +164,17 @@ def _facts(clip: Clip) -> dict[str, float]:
 
 
 def video_info(task: Task, inputs: Inputs) -> Result:
-    """VHS_VideoInfo: the facts of a video, one by one."""
+    """Run VHS_VideoInfo: the facts of a video, one by one."""
     return Result(tuple(inputs["video_info"].values()))
 
 
 def face_boost(task: Task, inputs: Inputs) -> Result:
-    """ReActorFaceBoost: accepted; the built-in swapper has nothing to boost."""
+    """Run ReActorFaceBoost: accepted without effect, since the built-in swapper has nothing to boost."""
     return Result((dict(inputs),))
 
 
 def face_swap(task: Task, inputs: Inputs) -> Result:
-    """ReActorFaceSwap: the frames with the source's face; unchanged when there is no face to take, as ReActor does."""
+    """Run ReActorFaceSwap: the frames with the source's face; unchanged without a face to take, as in ReActor."""
     original: Frames = inputs["input_image"]
     frames = _with_faults(task.faults, original)
     make_swap = _swap_maker(task, inputs, frames)
@@ -196,7 +196,7 @@ def _with_faults(faults: Faults, frames: Frames) -> Frames:
 
 
 def _swap_maker(task: Task, inputs: Inputs, frames: Frames) -> Callable[[], Swap] | None:
-    """How to make the swap a node asks for; None when there is nothing to do."""
+    """Return a function that makes the swap a node asks for; None when there is nothing to do."""
     faults, source = task.faults, inputs.get("source_image")
     if not inputs["enabled"] or source is None or faults.unswapped or faults.black_frame:
         return None
@@ -218,19 +218,19 @@ def _swap_maker(task: Task, inputs: Inputs, frames: Frames) -> Callable[[], Swap
 
 @functools.lru_cache(maxsize=4)
 def _source_face(picture: Picture, index: int) -> SourceFace:
-    """A face of a still, looked for once: the segments of a video share it. Raises NoFaceError."""
+    """Return a face of a still, found once and shared by the segments of a video. Raises NoFaceError."""
     from .swap import SourceFace
 
     return SourceFace.from_image(picture.bgr, index)
 
 
 def forget_faces() -> None:
-    """Let go of the faces that the segments of a video shared."""
+    """Release the faces that the segments of a video share."""
     _source_face.cache_clear()
 
 
 def _indices(text: str) -> list[int]:
-    """ReActor's face indices: "0" or "0,1". Raises ValueError for anything else."""
+    """Return ReActor's face indices from "0" or "0,1". Raises ValueError for anything else."""
     return [int(part) for part in text.split(",") if part.strip()] or [0]
 
 
@@ -240,7 +240,7 @@ def _warn_of_model(name: str) -> None:
 
 
 def _encode(task: Task, frames: Frames, path: Path, rate: Fraction, encoding: Encoding) -> None:
-    """Encodes while driving the node's bar; leaves no file behind when it fails."""
+    """Encode frames and report each as the node's progress; leave no file behind when it fails."""
 
     def on_frame(number: int, frame: Frame) -> None:
         task.progress(number, max(number, frames.count), frame)
@@ -255,7 +255,7 @@ def _encode(task: Task, frames: Frames, path: Path, rate: Fraction, encoding: En
 
 
 def video_combine(task: Task, inputs: Inputs) -> Result:
-    """VHS_VideoCombine: an H.264 file with the sound, in the output folder (or `temp`)."""
+    """Run VHS_VideoCombine: an H.264 file with the sound, in the output folder (or `temp`)."""
     if task.faults.no_file:
         return Result((None,), shown={})
     kind = "output" if inputs["save_output"] else "temp"
@@ -280,7 +280,7 @@ def video_combine(task: Task, inputs: Inputs) -> Result:
 
 
 def _write(task: Task, images: Frames, sound: Sound | None, path: Path, rate: Fraction, encoding: Encoding) -> None:
-    """Writes the file under its name only when it is whole; frames that are encoded already are copied."""
+    """Write the file under its name only when it is complete; frames that are encoded already are copied."""
     silent = task.folders.folder("temp") / f"{uuid.uuid4().hex}.mp4"
     part = silent.with_suffix(".part.mp4")
     try:
@@ -303,4 +303,4 @@ RUN: dict[str, Callable[[Task, Inputs], Result]] = {
     "ReActorFaceBoost": face_boost,
     "VHS_VideoCombine": video_combine,
 }
-"""What each node class does."""
+"""The function of each node class."""

@@ -1,4 +1,4 @@
-"""The prompts that wait, the one that runs and those that have ended. Everything here happens in the event loop."""
+"""The queue of prompts, the one that runs and the history. Everything here happens in the event loop."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Prompts:
         return len(self.pending) + (self.running is not None)
 
     def status(self) -> dict[str, Any]:
-        """What a `status` frame carries."""
+        """Return the data of a `status` frame."""
         return {"status": {"exec_info": {"queue_remaining": self.remaining}}}
 
     def submit(self, prompt: Prompt) -> None:
@@ -56,24 +56,24 @@ class Prompts:
         self._tell_status()
 
     def delete(self, prompt_ids: list[str]) -> None:
-        """Removes waiting prompts; they leave no trace."""
+        """Remove waiting prompts; they leave no trace."""
         kept = [prompt for prompt in self.pending if prompt.id not in prompt_ids]
         if len(kept) < len(self.pending):
             self.pending = kept
             self._tell_status()
 
     def interrupt(self, prompt_id: str | None) -> None:
-        """Stops the running prompt, if it is the one named or none is named."""
+        """Stop the running prompt, if it is the one named or none is named."""
         if self.running is not None and prompt_id in (None, self.running.id):
             self.running.interrupted.set()
 
     def free(self) -> None:
-        """Lets go of cached results as soon as no prompt runs."""
+        """Release cached results as soon as no prompt runs."""
         self._free_wanted = True
         self._free_if_idle()
 
     async def work(self) -> None:
-        """Runs prompts for ever."""
+        """Run prompts for ever."""
         while True:
             while not self.pending:
                 self._arrived.clear()
@@ -127,14 +127,14 @@ class Prompts:
         self._hub.broadcast("status", self.status())
 
     async def close(self) -> None:
-        """Stops the running prompt and waits until its thread has let go of its files."""
+        """Stop the running prompt and wait until its thread has released its files."""
         self.interrupt(None)
         await asyncio.to_thread(self._thread.shutdown, wait=True)
         self._executor.cache.keep(set())
 
 
 def _memory_has_leaked() -> bool:
-    """Whether an engine at rest holds half of what it may: libraries leak when they run out of memory, x264 the most.
+    """Return true if an engine at rest holds half of its memory: libraries leak when memory runs out, x264 the most.
 
     Prompts would fail for want of memory ever after; an engine that is started again has all of it.
     """
@@ -156,7 +156,7 @@ async def _unless_stalled(prompt: Prompt, work: asyncio.Future[Outcome]) -> Outc
 
 
 class _Relay:
-    """Carries what a running prompt tells from its thread into the event loop."""
+    """A relay of a running prompt's messages from its thread into the event loop."""
 
     def __init__(self, prompts: Prompts, prompt: Prompt, hub: Hub) -> None:
         self._prompts = prompts

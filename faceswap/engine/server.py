@@ -1,4 +1,4 @@
-"""The engine's HTTP and WebSocket surface: ComfyUI's, so that a program written for ComfyUI cannot tell.
+"""The engine's HTTP and WebSocket interface, which is ComfyUI's.
 
 Routes, field names, status codes and error bodies follow ComfyUI 0.3.64; each also answers under `/api`.
 """
@@ -80,7 +80,7 @@ def create_app(
     max_upload_size: int = 2 << 30,
     preset: str = "medium",
 ) -> web.Application:
-    """The engine as an application.
+    """Return the engine as an application.
 
     `data_dir` gets the folders `input`, `output` and `temp`; `token` is asked of every caller, None lets everybody in;
     `max_upload_size` is in bytes; `preset` is x264's.
@@ -113,7 +113,7 @@ def create_app(
 
 @web.middleware
 async def slowly(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers late when a fault says so."""
+    """Delay the answer when a fault says so."""
     delay = request.app[ENGINE].faults.now.http_delay_s
     if delay and request.path not in ("/faults", "/ws", "/api/ws"):
         await asyncio.sleep(delay)
@@ -156,7 +156,7 @@ async def post_prompt(request: web.Request) -> web.StreamResponse:
 
 
 def _number(engine: Engine, body: dict[str, Any]) -> float:
-    """Where a prompt stands in line: in order of arrival, in front of all, or where it says."""
+    """Return a prompt's place in the queue: in order of arrival, in front of all, or as it says."""
     if "number" in body:
         return float(body["number"])
     number = engine.posted
@@ -169,7 +169,7 @@ def _refusal(error: dict[str, Any], node_errors: dict[str, Any] | None = None) -
 
 
 async def _json_object(request: web.Request) -> dict[str, Any]:
-    """The body, which may be absent. What is no JSON object answers 500 in plain text, as ComfyUI does."""
+    """Return the body, which may be absent. One that is no JSON object answers 500 in plain text, as ComfyUI does."""
     try:
         body = await request.json() if request.can_read_body else {}
     except ValueError:
@@ -305,7 +305,7 @@ async def close_sockets(app: web.Application) -> None:
 
 
 async def _listen(response: web.WebSocketResponse, socket: Socket, engine: Engine) -> None:
-    """Reads until the client leaves. Only its first message counts, and only if it tells its features."""
+    """Read until the client leaves. Only its first message counts, and only if it announces its features."""
     first = True
     async for frame in response:
         if first and frame.type is WSMsgType.TEXT:

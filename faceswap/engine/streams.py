@@ -1,4 +1,4 @@
-"""Clips that are not files: with a swap still to be done, cut short, or already encoded for who reads them."""
+"""Clips that are not plain files: with a swap still to be done, shortened, or already encoded."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Shortened:
 
 
 class Painter:
-    """Stands for a swap in tests: inverts a square in the middle of each frame, after a wait.
+    """A swap for tests that inverts a square in the middle of each frame, after a wait.
 
     All but the first frame wait for the file `hold_until` too, where one is named.
     """

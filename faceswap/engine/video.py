@@ -1,4 +1,4 @@
-"""From frames to a file: frames stream from the decoder through the swap to the encoder, a thread for each step.
+"""The way from frames to a file: decoder, swap and encoder are joined by streams, with a thread for each step.
 
 At most a few frames wait between two steps, so memory does not depend on the length of a video.
 """
@@ -28,7 +28,7 @@ _ENCODER_THREADS = 8
 """At most: each has pictures of its own in memory, and a machine may have a hundred cores."""
 
 _LOOKAHEAD_PIXELS, _LEAST_LOOKAHEAD = 80_000_000, 4
-"""What x264 may look at beforehand where pictures are large: in pixels, and at least so many pictures."""
+"""Bound of x264's lookahead for large pictures: in pixels, and at least so many pictures."""
 
 _HEADER_BYTES = 1 << 16
 _LARGEST_RATE_PART = 1_000_000
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 class Swap(Protocol):
-    """Something that changes faces: `track` in one thread, `apply` in another, both in the order of the frames."""
+    """A swap of faces: `track` runs in one thread, `apply` in another, both in the order of the frames."""
 
     def track(self, bgr: Image) -> Any: ...
 
@@ -54,7 +54,7 @@ class SwapCount:
 
 
 class Frames(Protocol):
-    """A clip: frames that can be read again and again, and what is known of them beforehand."""
+    """A clip: frames that can be read again and again, and the properties known before."""
 
     @property
     def size(self) -> tuple[int, int]: ...
@@ -70,19 +70,19 @@ class Frames(Protocol):
 
 @dataclass(frozen=True)
 class Encoding:
-    """How H.264 is encoded. `crf` is x264's, 0 (lossless) to 51."""
+    """The encoding of H.264. `crf` is x264's, 0 (lossless) to 51."""
 
     crf: int = 19
     preset: str = "medium"
 
 
 def as_rate(value: float | Fraction) -> Fraction:
-    """Frames a second as a fraction: 29.97002997 is 30000/1001."""
+    """Return frames a second as a fraction: 29.97002997 is 30000/1001."""
     return Fraction(value).limit_denominator(_LARGEST_RATE_PART)
 
 
 def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T]:
-    """Yields `items`, made by a thread of their own that is at most `depth` ahead of the reader.
+    """Yield `items`, made by a thread of their own that is at most `depth` ahead of the reader.
 
     Closing the generator stops the thread; an error in the thread is raised here.
     """
@@ -157,7 +157,7 @@ def encode(
     encoding: Encoding,
     on_frame: Callable[[int, Frame], None],
 ) -> int:
-    """Encodes frames as H.264 into an MP4 file without sound and returns their number.
+    """Encode frames as H.264 into an MP4 file without sound and return their number.
 
     `on_frame(number, frame)` is called after each, counted from 1; what it raises ends the encoding.
     Raises ValueError when there is no frame at all.
@@ -179,7 +179,7 @@ def encode(
 
 
 def _new_file(path: Path, **options: str) -> av.container.OutputContainer:
-    """An MP4 file to be written. Raises OSError where there is no room for its first bytes."""
+    """Open an MP4 file to be written. Raises OSError if there is no room for its first bytes."""
     # Tried here, because PyAV leaves a file open for good when it cannot write its header.
     path.write_bytes(bytes(_HEADER_BYTES))
     return av.open(path, "w", format="mp4", options=options)
@@ -213,7 +213,7 @@ def _tag(target: av.VideoFrame | av.VideoCodecContext, colour: Colour) -> None:
 
 
 def mux(video: Path, sound: Sound | None, path: Path, rate: Fraction, on_frame: Callable[[int], None]) -> None:
-    """Puts an encoded video, at `rate`, and a sound into an MP4 file that can be played while it loads."""
+    """Put an encoded video, at `rate`, and a sound into an MP4 file that can be played while it loads."""
     with (
         av.open(video) as source,
         _new_file(path, movflags="+faststart") as output,
@@ -234,7 +234,7 @@ def mux(video: Path, sound: Sound | None, path: Path, rate: Fraction, on_frame: 
 def _retimed(
     source: av.container.InputContainer, picture: av.VideoStream, stream: av.VideoStream, rate: Fraction
 ) -> Iterator[tuple[Fraction, av.Packet[Any]]]:
-    """The packets of a constant-rate video, timed anew for `rate`."""
+    """Yield the packets of a constant-rate video, timed anew for `rate`."""
     base = picture.time_base or Fraction(1)
     own_rate = picture.average_rate or rate
     for packet in source.demux(picture):

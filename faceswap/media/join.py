@@ -1,4 +1,4 @@
-"""Joins segment results into one video without encoding again. Runs in a worker process."""
+"""Joining of segment results into one video without encoding again. It runs in a worker process."""
 
 from __future__ import annotations
 
@@ -19,30 +19,35 @@ from av.container import InputContainer, OutputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from faceswap.errors import JobFailure
-from faceswap.media.facts import JoinFacts
-from faceswap.media.sound import AacEncoder, Heard, add_aac_track, listen
-from faceswap.media.timeline import Timeline, open_media, packets, picture_stream, read_source, read_timeline
-from faceswap.media.worker import partial_path
+from ..errors import JobFailure
+from .facts import JoinFacts
+from .sound import AacEncoder, Heard, add_aac_track, listen
+from .timeline import Timeline, open_media, packets, picture_stream, read_source, read_timeline
+from .worker import partial_path
 
-# Sound that is copied as it is; what else decodes is encoded to AAC.
 MP4_SOUND = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
-# Codecs that repeat their parameters at each key frame: segments may differ in what their headers say.
+"""Sound that is copied as it is; any other that decodes is encoded to AAC."""
+
 SELF_CONTAINED = {"vp9", "av1"}
-# Pictures that are copied as they are: FFmpeg writes all of these into mp4, and can read them back.
+"""Codecs that repeat their parameters at each key frame: segments may differ in their headers."""
+
 MP4_PICTURES = {"h264", "hevc", "av1", "vp9", "mpeg4", "ffv1"}
+"""Pictures that are copied as they are: FFmpeg writes all of these into mp4, and can read them back."""
+
 CLOCK_HZ = 90_000
 INTERLEAVE_US = 200_000
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-SILENT = JobFailure("sound_missing", "The result does not have all of the video's sound in time.", transient=True)
+SOUND_MISSING = JobFailure(
+    "sound_missing", "The result does not have all of the video's sound in time.", transient=True
+)
 
-# Seconds, and the packet to write then.
 Timed: TypeAlias = "tuple[float, av.Packet[Any]]"
+"""A time in seconds, and the packet to write then."""
 
 
 def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None) -> JoinFacts:
-    """Writes the frames of `segments`, in order, and all sound of `source` to `out`, an mp4.
+    """Write the frames of `segments`, in order, and all sound of `source` to `out`, an mp4.
 
     With `frame_rate` None frame i of the result is shown when frame i of the source is; otherwise the rate is
     constant. The offset between sound and picture is the source's. `out` appears complete or not at all.
@@ -105,7 +110,7 @@ class _Run:
 
     @property
     def delay(self) -> int:
-        """By how many frames decoding runs ahead of showing."""
+        """The number of frames by which decoding runs ahead of showing."""
         return int(np.max(np.arange(len(self.ranks)) - self.ranks, initial=0))
 
 
@@ -124,8 +129,10 @@ def _survey(path: Path) -> _Run:
 
 
 def _headers_differ(runs: Sequence[_Run]) -> bool:
-    """Whether H.264 parameters have to be repeated in the stream; raises when segments cannot follow
-    one another at all."""
+    """Return true if H.264 parameters have to be repeated in the stream.
+
+    Raises JobFailure (`segments_differ`) if the segments cannot follow one another at all.
+    """
     first = runs[0]
     if any((run.codec, run.size) != (first.codec, first.size) for run in runs):
         message = "The segments of the result differ in size or codec; give all engines the same workflow."
@@ -140,7 +147,7 @@ def _headers_differ(runs: Sequence[_Run]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Clock:
-    """When each frame of the result is shown and for how long, in ticks of `time_base` from the origin."""
+    """The times and durations of the result's frames, in ticks of `time_base` from the origin."""
 
     time_base: Fraction
     times: NDArray[np.int64]
@@ -148,7 +155,7 @@ class _Clock:
 
     @classmethod
     def of(cls, source: Timeline, frame_rate: Fraction | None, origin: Fraction, frames: int) -> _Clock:
-        """The source's own times, or a constant rate from the time of its first frame."""
+        """Return the source's own times, or a constant rate from the time of its first frame."""
         start = source.start - origin
         rate = frame_rate or source.rate()[0]
         if frame_rate is None and frames <= len(source.times):
@@ -163,13 +170,13 @@ class _Clock:
         return cls(base, times + round(start / base), np.diff(times, append=times[-1] + last))
 
     def decoding(self, delay: int) -> NDArray[np.int64]:
-        """When each packet, as stored, is decoded: `delay` frames before the frame of that rank is shown."""
+        """Return when each packet, as stored, is decoded: `delay` frames before the frame of that rank is shown."""
         lead = np.arange(-delay, 0) * max(int(self.durations[0]), 1) + self.times[0]
         return np.concatenate([lead, self.times])
 
 
 def _pictures(runs: Sequence[_Run], clock: _Clock, in_band: bool, output: OutputContainer) -> Iterator[Timed]:
-    """The packets of all segments on the result's clock."""
+    """Yield the packets of all segments on the result's clock."""
     with open_media(runs[0].path) as container:
         template = picture_stream(container)
         assert template is not None
@@ -208,7 +215,7 @@ def _prefixed(prefix: bytes, packet: av.Packet[VideoStream]) -> av.Packet[VideoS
 
 
 def _parameter_sets(header: bytes) -> bytes:
-    """The SPS and PPS of an `avcC` record (ISO/IEC 14496-15, 5.3.3.1) as they stand in the stream."""
+    """Return the SPS and PPS of an `avcC` record (ISO/IEC 14496-15, 5.3.3.1) as they stand in the stream."""
     length_size = (int.from_bytes(header[4:5]) & 3) + 1
     position, found = 5, b""
     for mask in (0x1F, 0xFF):
@@ -222,7 +229,7 @@ def _parameter_sets(header: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Sound:
-    """The sound that goes into the result: what was heard of each of its tracks in the source, in order."""
+    """The sound that goes into the result, with the facts of each of its tracks in the source, in order."""
 
     copied: dict[int, AudioStream]
     encoded: dict[int, AacEncoder]
@@ -231,7 +238,7 @@ class _Sound:
 
 
 def _sound_tracks(source: InputContainer, heard: dict[int, Heard], output: OutputContainer) -> _Sound:
-    """A track of `output` for each sound track of `source` in which something was heard, by its index there.
+    """Add a track to `output` for each sound track of `source` that holds sound, by its index there.
 
     Sound is copied where an mp4 can hold it and all of it decodes.
     """
@@ -260,7 +267,7 @@ def _sound_tracks(source: InputContainer, heard: dict[int, Heard], output: Outpu
 
 
 def _sound(source: InputContainer, sound: _Sound, origin: Fraction) -> Iterator[Timed]:
-    """The sound of the source, its times counted from `origin` (seconds in the source's clock)."""
+    """Yield the sound of the source, its times counted from `origin` (seconds in the source's clock)."""
     latest = dict.fromkeys(sound.copied, -(1 << 62))
     for packet in packets(source, "audio"):
         index = packet.stream_index
@@ -298,18 +305,18 @@ def _check_sound(found: list[Heard], timeline: Timeline, wanted: list[Heard], so
     Times are compared from the first frame on, within a frame of the picture or, where that is longer, of the sound.
     """
     if len(found) != len(wanted):
-        raise SILENT
+        raise SOUND_MISSING
     shift_s = float(timeline.start - source.start)
     for ours, theirs in zip(found, wanted, strict=True):
         tolerance_s = max(1 / float(source.rate()[0]), ours.frame_s, theirs.frame_s)
         late_s = (ours.start or 0.0) - (theirs.start or 0.0) - shift_s
         missing_s = max(theirs.seconds - ours.seconds, (theirs.end or 0.0) - (ours.end or 0.0) + shift_s)
         if ours.damaged or abs(late_s) > tolerance_s or missing_s > tolerance_s:
-            raise SILENT
+            raise SOUND_MISSING
 
 
 def _sync(folder: Path) -> None:
-    """Makes a rename in `folder` durable."""
+    """Make a rename in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

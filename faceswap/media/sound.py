@@ -1,4 +1,4 @@
-"""Sound by the packet: how much of a file's there really is, and AAC for what an mp4 cannot hold.
+"""Sound, packet by packet: the amount that a file really holds, and AAC for codecs that an mp4 cannot hold.
 
 Runs in a worker process; memory does not grow with the length of the sound.
 """
@@ -16,7 +16,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
-from faceswap.media.timeline import open_media, packets
+from .timeline import open_media, packets
 
 AAC_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
@@ -26,7 +26,7 @@ LEAST_GAP_S = 0.01
 
 @dataclass(slots=True)
 class Heard:
-    """What decoding a sound track gave.
+    """The facts of a sound track that was decoded.
 
     packets     how many the file has
     damaged     how many of them did not decode
@@ -53,7 +53,7 @@ class Heard:
 
 
 def listen(path: Path) -> dict[int, Heard]:
-    """Decode all sound of the file at `path`: what was heard of each track, by the index of its stream."""
+    """Decode all sound of the file at `path` and return the facts of each track, by the index of its stream."""
     with open_media(path) as container:
         heard = {stream.index: Heard() for stream in container.streams.audio}
         for packet in packets(container, "audio"):
@@ -84,7 +84,7 @@ def add_aac_track(source: AudioStream, output: OutputContainer) -> AudioStream:
 
 
 class AacEncoder:
-    """Encodes decoded frames to AAC packets that keep the time of their samples, across gaps of the source as well."""
+    """An encoder of decoded frames to AAC packets that keep the time of their samples, across gaps of the source."""
 
     def __init__(self, source: AudioStream, track: AudioStream) -> None:
         """Encode what `source` decodes to for `track`, which `add_aac_track` made."""

@@ -1,4 +1,4 @@
-"""Decodes untrusted media in child processes: a crash, a hang or a hunger for memory there is one error here."""
+"""Media decoded in child processes, so that a crash, a hang or a hunger for memory there is one error here."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
-from faceswap import errors
-from faceswap.media.facts import CuttingFacts, ImageFacts, JoinFacts, PieceFacts, Verdict, VideoFacts
+from .. import errors
+from .facts import CuttingFacts, ImageFacts, JoinFacts, PieceFacts, Verdict, VideoFacts
 
 PROBES_AT_ONCE = 2
 CHECKS_AT_ONCE = 2
@@ -40,17 +40,17 @@ WORK = {
     "join": "Joining the result",
     "verify": "Checking the result",
 }
-"""What a call is to a person."""
+"""Names of the calls in messages for users."""
 
 log = logging.getLogger(__name__)
 
 
 class ChildError(Exception):
-    """A child answered nonsense or took too long."""
+    """A child that answered nonsense or took too long."""
 
 
 class ChildDied(ChildError):
-    """A child ended without an answer."""
+    """A child that ended without an answer."""
 
 
 class Child:
@@ -75,7 +75,7 @@ class Child:
         return cls(process)
 
     async def ask(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """Sends one call and waits for its answer; raises ChildError."""
+        """Send one call and wait for its answer. Raises ChildError."""
         assert self.process.stdin and self.process.stdout
         try:
             async with asyncio.timeout(timeout):
@@ -100,7 +100,7 @@ class Child:
         return self.process.returncode is None and not self.process.stdout.at_eof()
 
     def expire(self, seconds: float, idle: list[Child]) -> None:
-        """Ends the child, and takes it out of `idle`, unless it is told to `stay` within `seconds`."""
+        """End the child, and take it out of `idle`, unless it is told to `stay` within `seconds`."""
         self._expiry = asyncio.get_running_loop().call_later(seconds, self._leave, idle)
 
     def stay(self) -> None:
@@ -112,7 +112,7 @@ class Child:
         self.end()
 
     def end(self) -> None:
-        """Asks the process to end: it does when its stdin closes."""
+        """Ask the process to end: it does when its stdin closes."""
         assert self.process.stdin
         self.stay()
         self.process.stdin.close()
@@ -126,7 +126,7 @@ class Child:
 
 
 class MediaWorker:
-    """Probes, joins and verifies media in child processes, a few at once.
+    """A pool of child processes that probe, join and verify media, a few at once.
 
     Children are started when needed, kept warm for `IDLE_S` seconds and replaced after a crash. Use it as
     `async with MediaWorker() as media`.
@@ -155,7 +155,7 @@ class MediaWorker:
                 self._rest(await self._start())
 
     async def close(self) -> None:
-        """Ends all children within a second; calls in progress fail."""
+        """End all children within a second; calls in progress fail."""
         self._closed = True
         async with self._starting:
             self._idle.clear()
@@ -174,17 +174,19 @@ class MediaWorker:
             await child.process.wait()
 
     async def probe_video(self, path: Path, max_frames: int) -> VideoFacts:
-        """What the video at `path` holds. Raises Problem: 415 `not_a_video`, 422 `video_…` or `undecodable`."""
+        """Return what the video at `path` holds. Raises Problem: 415 `not_a_video`, 422 `video_…` or `undecodable`."""
         answer = await self._probe("probe_video", path, max_frames=max_frames)
         return VideoFacts.from_json(answer)
 
     async def probe_image(self, path: Path) -> ImageFacts:
-        """Size and format of the image at `path`. Raises Problem: 415 `not_an_image`, 422 `image_too_large`
-        or `undecodable`."""
+        """Return size and format of the image at `path`.
+
+        Raises Problem: 415 `not_an_image`, 422 `image_too_large` or `undecodable`.
+        """
         return ImageFacts.from_json(await self._probe("probe_image", path))
 
     async def cuttable(self, source: Path) -> bool:
-        """Tells whether pieces can be cut out of `source` as it is; see `cut.look`. Raises JobFailure."""
+        """Return whether pieces can be cut out of `source` as it is; see `cut.look`. Raises JobFailure."""
         timeout = VERIFY_TIMEOUT_S + _size(source) / PROBE_BYTES_A_SECOND
         return CuttingFacts.from_json(await self._check("look", {"source": source}, timeout)).cuttable
 
@@ -196,7 +198,7 @@ class MediaWorker:
         frame_count: int,
         frame_rate: Fraction | None,
     ) -> None:
-        """Makes a copy of `source` to cut pieces from; see `faceswap.media.cut.prepare`.
+        """Make a copy of `source` to cut pieces from; see `cut.prepare`.
 
         Raises JobFailure; `out` is then as it was before.
         """
@@ -217,7 +219,7 @@ class MediaWorker:
         frame_rate: Fraction | None,
         max_bytes: int | None,
     ) -> PieceFacts:
-        """Cuts a run of frames out of `source`; see `faceswap.media.cut.cut`. Raises JobFailure."""
+        """Cut a run of frames out of `source`; see `cut.cut`. Raises JobFailure."""
         arguments = {
             "source": source,
             "out": out,
@@ -230,7 +232,7 @@ class MediaWorker:
         return PieceFacts.from_json(await self._check("cut", arguments, timeout))
 
     async def join(self, segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None) -> JoinFacts:
-        """Joins segment results to `out` with the source's sound; see `faceswap.media.join.join`.
+        """Join segment results to `out` with the source's sound; see `join.join`.
 
         Raises JobFailure; `out` is then as it was before.
         """
@@ -252,7 +254,7 @@ class MediaWorker:
         frame_rate: Fraction | None,
         crf: int | None,
     ) -> Verdict:
-        """Checks a result against its part of the source; see `faceswap.media.verify.verify`.
+        """Check a result against its part of the source; see `verify.verify`.
 
         Raises JobFailure.
         """
@@ -290,7 +292,7 @@ class MediaWorker:
                 raise errors.JobFailure("check_failed", message, transient=True) from error
 
     async def _ask(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """One call in a child of its own.
+        """Make one call in a child of its own.
 
         Only after a good answer is the child used again: damaged media may have damaged its memory. When one
         that was used before dies all the same, a fresh one gets the call.
@@ -321,7 +323,7 @@ class MediaWorker:
             return child
 
     def _take(self) -> Child | None:
-        """The warmest idle child that is alive."""
+        """Return the idle child that was used last and is alive."""
         while self._idle:
             child = self._idle.pop()
             child.stay()
@@ -330,23 +332,23 @@ class MediaWorker:
         return None
 
     def _rest(self, child: Child) -> None:
-        """Keeps the child for the next call, for a while."""
+        """Keep the child for the next call, for a while."""
         self._idle.append(child)
         child.expire(IDLE_S, self._idle)
 
 
 def _size(*paths: Path) -> int:
-    """Bytes in all, which the time allowed is in proportion to."""
+    """Return bytes in all, which the time allowed is in proportion to."""
     return sum(path.stat().st_size for path in paths)
 
 
 def partial_path(out: Path) -> Path:
-    """Where `join` writes until the file is complete: in the same folder, so that a rename is atomic."""
+    """Return the path to write to until the file is complete: in the same folder, so that a rename is atomic."""
     return out.with_name(f".{out.name}.part")
 
 
 def _unwrap(call: str, answer: dict[str, Any]) -> dict[str, Any]:
-    """The result in an answer, or the error it holds, raised."""
+    """Return the result in an answer, or raise the error it holds."""
     match answer:
         case {"result": dict(result)}:
             return result
