@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from aiohttp.typedefs import Handler
 from yarl import URL
 
 from ..config import Settings, is_loopback
-from ..errors import Forbidden, Problem, Unavailable
+from ..errors import DISK_FULL, Forbidden, Problem, Unavailable
 from ..store import StoreError
 from .keys import SETTINGS
 
@@ -24,7 +23,6 @@ SERVER_NAME = "faceswap"
 RETRY_AFTER_S = 10
 """The time after which a client may try again when the disk was full or the database locked."""
 
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _TITLES = {404: ("not_found", "Not found"), 405: ("method_not_allowed", "Method not allowed")}
 
@@ -57,7 +55,7 @@ def known_failures() -> Iterator[None]:
 def _unavailable(error: StoreError | OSError) -> Unavailable | None:
     """Return the problem to answer with, or None for an error that is a fault of the program."""
     if isinstance(error, OSError):
-        is_full, is_database = error.errno in _DISK_FULL, False
+        is_full, is_database = error.errno in DISK_FULL, False
     else:
         is_full, is_database = error.disk_full, error.transient
     if is_full:

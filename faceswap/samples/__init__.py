@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 
 FACE = _HERE / "grace_hopper.jpg"
-"""The face to put in."""
+"""The face of the demo's swap."""
 
 SCENE = _HERE / "astronaut.png"
 """The picture that the clip pans over."""
@@ -71,7 +71,7 @@ def _pictures() -> Iterator[Any]:
 
 
 def _sound() -> NDArray[np.float32]:
-    """Return the melody, a bell-like tone a beat: float32 (1, samples), −1…1."""
+    """Synthesise the melody, a bell-like tone a beat: float32 (1, samples), −1…1."""
     import numpy as np
 
     samples = FRAMES * SAMPLE_RATE // FRAME_RATE
