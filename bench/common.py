@@ -1,4 +1,4 @@
-"""What the benchmarks share: a table, peak memory, clips that cost little to make."""
+"""Helpers of the benchmarks: a table, and peak memory."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import psutil
 
 
 def peak_memory_mb(pid: int) -> float:
-    """The most memory a process held since its start or the last reset, MiB (Linux)."""
+    """Return the most memory a process has held since its start or the last reset, MiB (Linux)."""
     found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert found
     return int(found[1]) / 1024
 
 
 def reset_peak_memory(pid: int) -> float:
-    """Forget the peak so far; returns what the process holds now, MiB (proc(5), clear_refs)."""
+    """Reset the peak; returns the memory that the process holds now, MiB (proc(5), clear_refs)."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
     return peak_memory_mb(pid)
 
 
 def cpu_s(pid: int, *, children: bool = True) -> float:
-    """CPU seconds of a process and, unless not wanted, of its children, those that have ended as well."""
+    """Return the CPU seconds of a process and, by default, of its children, the ended ones included."""
     process = psutil.Process(pid)
     times = process.cpu_times()
     if not children:
@@ -34,7 +34,7 @@ def cpu_s(pid: int, *, children: bool = True) -> float:
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A Markdown table."""
+    """Print a Markdown table."""
     lines = [f"\n**{title}**\n", f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""Every benchmark in turn, or those named: `python bench/run.py upload start`."""
+"""Run every benchmark in turn, or those named: `python bench/run.py upload start`."""
 
 from __future__ import annotations
 

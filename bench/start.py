@@ -1,4 +1,4 @@
-"""Start with 100,000 ended and 1,000 waiting jobs, against a start with none; `/status` in both."""
+"""The time of a start with 100,000 ended and 1,000 waiting jobs, against a start with none; `/status` in both."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from faceswap.samples import FACE
 
 ENDED, WAITING = 100_000, 1_000
 FAR_FUTURE_MS = 4_000_000_000_000
-"""The waiting jobs shall wait, and not be worked on while the clock runs: their inputs are nowhere."""
+"""The time until which the waiting jobs, which have no inputs, are not worked on."""
 STARTS, REQUESTS = 5, 2_000
 
 
 def fill(database: Path, prompt_id: str, ended: int, waiting: int) -> None:
-    """Copy one ended job as often as it takes."""
+    """Insert the jobs as copies of one ended job."""
     connection = sqlite3.connect(database)
     columns = [row[1] for row in connection.execute("PRAGMA table_info(job)")]
     values = connection.execute("SELECT * FROM job WHERE prompt_id = ?", (prompt_id,)).fetchone()
@@ -36,7 +36,7 @@ def fill(database: Path, prompt_id: str, ended: int, waiting: int) -> None:
             copy = {**job, "prompt_id": str(uuid.uuid4()), "output_name": f"copy {number}"}
             copy |= {"created_at": job["created_at"] - 1000 * number, "idempotency_key": None}
             if number < ended:
-                # Ended, and its files are erased: what a year leaves.
+                # Ended, and its files are erased, as after a year.
                 copy |= {"inputs_erased": 1, "result_erased": 1, "result_file": f"copy {number}.mp4"}
             else:
                 copy |= {"state": "QUEUED", "finished_at": None, "result_file": None, "segments_done": 0}

@@ -19,7 +19,6 @@ FILES = sorted(
 )
 
 NOT_YET = (
-    "bench/",
     "faceswap/app.py",
     "faceswap/engine_watch.py",
     "faceswap/events.py",
@@ -32,8 +31,6 @@ NOT_YET = (
     "faceswap/recovery.py",
     "faceswap/runner.py",
     "faceswap/comfy/",
-    "faceswap/engine/",
-    "faceswap/media/",
     "faceswap/store/",
     "faceswap/intake/files.py",
     "tests/",

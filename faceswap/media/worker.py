@@ -149,7 +149,7 @@ class MediaWorker:
         await self.close()
 
     async def warm(self) -> None:
-        """Starts a child ahead of need, for instance while an upload arrives."""
+        """Start a child ahead of need, for instance while an upload arrives."""
         if not self._idle:
             with contextlib.suppress(ChildError):
                 self._rest(await self._start())
