@@ -71,6 +71,7 @@ class VideoFile:
 
     @property
     def count(self) -> int:
+        """Number of frames."""
         return len(self.times)
 
 

@@ -29,6 +29,7 @@ class NodeFailure:
     at_frame: int = 0
 
     def check(self, class_type: str, frame: int) -> None:
+        """Raise the error if the node class and the number of frames done are the chosen ones."""
         if class_type == self.class_type and frame == self.at_frame:
             raise InjectedError(self.exception_type, self.message)
 
@@ -98,6 +99,7 @@ class Faults:
 
     @property
     def paints(self) -> bool:
+        """True if a stand-in changes the frames in place of a swap."""
         return self.paint or self.wait_per_frame_s > 0 or bool(self.hold_until)
 
     def on_node(self, class_type: str, frame: int) -> None:

@@ -42,6 +42,7 @@ class Colour:
 
     @property
     def known_matrix(self) -> int:
+        """The matrix (AVColorSpace) that ffmpeg converts with."""
         return self.matrix if self.matrix in _LUMA_WEIGHTS else _BT601
 
     @cached_property
@@ -139,6 +140,7 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
         return self.bgr.shape[1], self.bgr.shape[0]
 
     def __iter__(self) -> Generator[Frame]:

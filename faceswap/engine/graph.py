@@ -25,7 +25,7 @@ _LONGEST_LIST_SHOWN = 20
 
 
 @dataclass
-class Verdict:
+class Validation:
     """The result of a validation: the outputs that can run, and the errors of the others."""
 
     outputs: list[str] = field(default_factory=list)
@@ -56,41 +56,41 @@ def error_body(kind: str, message: str, details: str = "") -> dict[str, Any]:
     return {"type": kind, "message": message, "details": details, "extra_info": {}}
 
 
-def validate(graph: Graph, descriptions: Descriptions, checks: FileChecks) -> Verdict:
+def validate(graph: Graph, descriptions: Descriptions, checks: FileChecks) -> Validation:
     """Check a prompt. Values are converted in place to the types that their inputs declare, as ComfyUI does."""
     for node_id, node in graph.items():
         if not isinstance(node, dict) or "class_type" not in node:
             message = "Cannot execute because a node is missing the class_type property."
-            return Verdict(error=error_body("invalid_prompt", message, f"Node ID '#{node_id}'"))
+            return Validation(error=error_body("invalid_prompt", message, f"Node ID '#{node_id}'"))
         if node["class_type"] not in descriptions:
             message = f"Cannot execute because node {node['class_type']} does not exist."
-            return Verdict(error=error_body("invalid_prompt", message, f"Node ID '#{node_id}'"))
+            return Validation(error=error_body("invalid_prompt", message, f"Node ID '#{node_id}'"))
     outputs = [node_id for node_id, node in graph.items() if descriptions[node["class_type"]]["output_node"]]
     if not outputs:
-        return Verdict(error=error_body("prompt_no_outputs", "Prompt has no outputs"))
-    return _validate_outputs(_Validation(graph, descriptions, checks), outputs)
+        return Validation(error=error_body("prompt_no_outputs", "Prompt has no outputs"))
+    return _validate_outputs(_Validator(graph, descriptions, checks), outputs)
 
 
-def _validate_outputs(validation: _Validation, outputs: list[str]) -> Verdict:
-    verdict = Verdict()
+def _validate_outputs(validator: _Validator, outputs: list[str]) -> Validation:
+    validation = Validation()
     reasons: list[str] = []
     for output in outputs:
-        if validation.is_valid(output):
-            verdict.outputs.append(output)
+        if validator.is_valid(output):
+            validation.outputs.append(output)
             continue
-        reasons += [f"{error['message']}: {error['details']}" for error in validation.errors.get(output, ())]
-        for node_id, errors in validation.errors.items():
+        reasons += [f"{error['message']}: {error['details']}" for error in validator.errors.get(output, ())]
+        for node_id, errors in validator.errors.items():
             if errors:
-                class_type = validation.graph[node_id]["class_type"]
+                class_type = validator.graph[node_id]["class_type"]
                 entry = {"errors": errors, "dependent_outputs": [], "class_type": class_type}
-                verdict.node_errors.setdefault(node_id, entry)["dependent_outputs"].append(output)
-    if not verdict.outputs:
+                validation.node_errors.setdefault(node_id, entry)["dependent_outputs"].append(output)
+    if not validation.outputs:
         message = "Prompt outputs failed validation"
-        verdict.error = error_body("prompt_outputs_failed_validation", message, "\n".join(reasons))
-    return verdict
+        validation.error = error_body("prompt_outputs_failed_validation", message, "\n".join(reasons))
+    return validation
 
 
-class _Validation:
+class _Validator:
     """One pass over a graph, from an output up its links; remembers the nodes it has seen."""
 
     def __init__(self, graph: Graph, descriptions: Descriptions, checks: FileChecks) -> None:

@@ -79,7 +79,7 @@ def find_faces(bgr: Image, max_faces: int = 16) -> list[Face]:
     """
     finder = _Finder()
     found: list[Points] = []
-    for boxes in _looks(finder, bgr):
+    for boxes in _detection_passes(finder, bgr):
         finder.add(bgr, boxes, found, max_faces)
         if found:
             break
@@ -110,16 +110,16 @@ class Tracker:
             face.raw = points
             found.append(points)
             kept.append(face)
-        if self._max_faces > len(kept) and (lost or self._is_time_to_look(bool(kept))):
-            kept += self._look(bgr, found, lost)
+        if self._max_faces > len(kept) and (lost or self._is_detection_due(bool(kept))):
+            kept += self._detect_new(bgr, found, lost)
         self._followed = kept
         self._frames += 1
         return [face.track(self._seconds) for face in kept]
 
-    def _is_time_to_look(self, any_known: bool) -> bool:
+    def _is_detection_due(self, any_known: bool) -> bool:
         return self._frames % (DETECT_EVERY if any_known else 2) == 0
 
-    def _look(self, bgr: Image, found: list[Points], lost: list[_Followed]) -> list[_Followed]:
+    def _detect_new(self, bgr: Image, found: list[Points], lost: list[_Followed]) -> list[_Followed]:
         """Find faces beside `found`; one at the place of a lost face is taken for that face."""
         known = len(found)
         boxes = self._finder.detect(bgr)
@@ -263,7 +263,7 @@ def _weight(cutoff: Any, seconds: float) -> Any:
     return 1 / (1 + 1 / (2 * np.pi * cutoff * seconds))
 
 
-def _looks(finder: _Finder, bgr: Image) -> Iterator[Box]:
+def _detection_passes(finder: _Finder, bgr: Image) -> Iterator[Box]:
     """Yield detections, ever more thorough: the whole, the whole made smaller, parts of half the size and less."""
     height, width = bgr.shape[:2]
     yield finder.detect(bgr)

@@ -33,6 +33,7 @@ class Socket:
         self._outbox: asyncio.Queue[str | bytes] = asyncio.Queue(OUTBOX_FRAMES)
 
     def put(self, frame: str | bytes) -> None:
+        """Queue a frame; cut off a client whose queue is full."""
         try:
             self._outbox.put_nowait(frame)
         except asyncio.QueueFull:
@@ -69,31 +70,34 @@ class Socket:
             await self._response.send_bytes(frame)
 
 
-class Hub:
+class Sockets:
     """All open sockets, by client id. Each of several sockets of one id gets every frame."""
 
     def __init__(self) -> None:
-        self._sockets: dict[str, set[Socket]] = {}
+        self._by_client: dict[str, set[Socket]] = {}
 
     def add(self, client_id: str, socket: Socket) -> None:
-        self._sockets.setdefault(client_id, set()).add(socket)
+        """Add a client's socket."""
+        self._by_client.setdefault(client_id, set()).add(socket)
 
     def remove(self, client_id: str, socket: Socket) -> None:
-        sockets = self._sockets[client_id]
+        """Remove a client's socket."""
+        sockets = self._by_client[client_id]
         sockets.discard(socket)
         if not sockets:
-            del self._sockets[client_id]
+            del self._by_client[client_id]
 
     def send(self, client_id: str | None, kind: str, data: dict[str, Any]) -> None:
         """Send a frame to the sockets of one client; to nobody without a client id."""
-        if sockets := self._sockets.get(client_id or ""):
+        if sockets := self._by_client.get(client_id or ""):
             frame = message(kind, data)
             for socket in sockets:
                 socket.put(frame)
 
     def broadcast(self, kind: str, data: dict[str, Any]) -> None:
+        """Send a frame to every socket."""
         frame = message(kind, data)
-        for sockets in self._sockets.values():
+        for sockets in self._by_client.values():
             for socket in sockets:
                 socket.put(frame)
 
@@ -103,13 +107,13 @@ class Hub:
         Clients that did not ask get none: ReActor sends none, and some take any binary frame for the result.
         """
         text = json.dumps(metadata | {"image_type": "image/jpeg"}).encode()
-        for socket in self._sockets.get(client_id or "", ()):
+        for socket in self._by_client.get(client_id or "", ()):
             if socket.wants_previews:
                 socket.put(struct.pack(">II", _PREVIEW_WITH_METADATA, len(text)) + text + jpeg)
 
     async def close(self) -> None:
         """Close every socket."""
-        sockets = [socket for group in self._sockets.values() for socket in group]
+        sockets = [socket for group in self._by_client.values() for socket in group]
         with suppress(TimeoutError):
             async with asyncio.timeout(GOODBYE_S):
                 await asyncio.gather(*(socket.close() for socket in sockets))

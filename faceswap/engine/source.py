@@ -56,6 +56,7 @@ class Texture:
 
     @classmethod
     def of(cls, image: Image) -> Texture:
+        """Make the levels of a picture, each three quarters of the one before."""
         levels, scale = [(1.0, image)], 1.0
         while image.shape[0] * scale > _SMALLEST_MIP:
             scale *= 0.75

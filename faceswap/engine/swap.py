@@ -69,7 +69,7 @@ class FaceSwapper:
         self._strength = strength
         self._tracker = Tracker(min(max(target_indices, default=-1) + 1, _MAX_FACES), frame_rate)
         self._targets = _Targets(target_indices, timeouts=round(frame_rate / 2))
-        self._painters: dict[int, _Painter] = {}
+        self._painters: dict[int, _FacePainter] = {}
 
     def track(self, bgr: Image) -> list[Track]:
         """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR."""
@@ -81,7 +81,7 @@ class FaceSwapper:
         for track in tracks:
             if track.identity not in self._painters:
                 source = self._sources[min(track.target, len(self._sources) - 1)]
-                self._painters[track.identity] = _Painter(source, self._strength)
+                self._painters[track.identity] = _FacePainter(source, self._strength)
             changed += self._painters[track.identity].paint(bgr, track)
         if len(self._painters) > 2 * _MAX_FACES:
             current = {track.identity for track in tracks}
@@ -183,7 +183,7 @@ class _View:
         return np.ascontiguousarray(large[: self.bottom - self.top, : self.right - self.left], np.float32)
 
 
-class _Painter:
+class _FacePainter:
     """A painter of one source onto one tracked face, which remembers the face from frame to frame."""
 
     def __init__(self, source: SourceFace, strength: float) -> None:

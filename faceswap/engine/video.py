@@ -21,7 +21,7 @@ import av
 from .frames import LARGE_PIXELS, Colour, Frame, Image
 from .sound import Sound, SoundTrack
 
-AHEAD = 2
+PREFETCHED_FRAMES = 2
 """Frames that one step may be ahead of the next."""
 
 _ENCODER_THREADS = 8
@@ -40,9 +40,11 @@ T = TypeVar("T")
 class Swap(Protocol):
     """A swap of faces: `track` runs in one thread, `apply` in another, both in the order of the frames."""
 
-    def track(self, bgr: Image) -> Any: ...
+    def track(self, bgr: Image) -> Any:
+        """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR."""
 
-    def apply(self, bgr: Image, tracks: Any) -> int: ...
+    def apply(self, bgr: Image, tracks: Any) -> int:
+        """Replace the tracked faces of the next frame in place and return how many changed."""
 
 
 @dataclass
@@ -57,13 +59,16 @@ class Frames(Protocol):
     """A clip: frames that can be read again and again, and the properties known before."""
 
     @property
-    def size(self) -> tuple[int, int]: ...
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
 
     @property
-    def rate(self) -> Fraction: ...
+    def rate(self) -> Fraction:
+        """Frames a second."""
 
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Number of frames."""
 
     def __iter__(self) -> Generator[Frame]: ...
 
@@ -81,7 +86,7 @@ def as_rate(value: float | Fraction) -> Fraction:
     return Fraction(value).limit_denominator(_LARGEST_RATE_PART)
 
 
-def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T]:
+def prefetch(items: Iterable[T], depth: int = PREFETCHED_FRAMES) -> Generator[T]:
     """Yield `items`, made by a thread of their own that is at most `depth` ahead of the reader.
 
     Closing the generator stops the thread; an error in the thread is raised here.
@@ -118,12 +123,12 @@ def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T]:
         thread.join()
 
 
-def swapped(frames: Frames, swap: Swap, count: SwapCount) -> Generator[Frame]:
+def swap_frames(frames: Frames, swap: Swap, count: SwapCount) -> Generator[Frame]:
     """Yield the frames with a swap applied, and count them; decoding, tracking and applying each run in a thread."""
     large = _is_large(frames.size)
-    prepared = _prepared(frames) if large else ahead(_prepared(frames))
-    tracked = ahead(_tracked(prepared, swap), 1 if large else AHEAD)
-    with closing(ahead(_applied(tracked, swap, count), 1 if large else AHEAD)) as stream:
+    prepared = _prepared(frames) if large else prefetch(_prepared(frames))
+    tracked = prefetch(_tracked(prepared, swap), 1 if large else PREFETCHED_FRAMES)
+    with closing(prefetch(_applied(tracked, swap, count), 1 if large else PREFETCHED_FRAMES)) as stream:
         for frame in stream:
             frame.keep_changes()
             yield frame

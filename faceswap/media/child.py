@@ -71,10 +71,10 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
     if name == "probe_image":
         return probe.probe_image(Path(arguments["path"]))
     # Loaded when first needed: a process that only probes stays small.
-    if name == "look":
-        from .cut import look
+    if name == "check_cuttable":
+        from .cut import check_cuttable
 
-        return look(Path(arguments["source"]))
+        return check_cuttable(Path(arguments["source"]))
     rate = arguments.pop("frame_rate")
     frame_rate = None if rate is None else Fraction(rate)
     if name in ("prepare", "cut"):

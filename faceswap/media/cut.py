@@ -28,7 +28,7 @@ LONGEST_GROUP = 300
 """Frames from one key frame to the next, at most, in a video that pieces are cut from: each costs so much to reach."""
 KEY_FRAME_EVERY = 24
 ENCODER = {"crf": "12", "tune": "zerolatency", "g": str(KEY_FRAME_EVERY), "bf": "0"}
-"""x264 at a quality whose loss is not seen. It does not look ahead, and so holds few pictures in memory."""
+"""x264 at a quality whose loss is not seen. It does not check_cuttable ahead, and so holds few pictures in memory."""
 PRESET, PRESET_LARGE = "veryfast", "ultrafast"
 """For large pictures the one that holds the least of each."""
 ENCODER_THREADS = 4
@@ -37,7 +37,7 @@ LEAST_RATE, LARGEST_RATE = Fraction(1), Fraction(240)
 INEXACT = JobFailure("cut_inexact", "The video cannot be cut exactly.")
 
 
-def look(source: Path) -> CuttingFacts:
+def check_cuttable(source: Path) -> CuttingFacts:
     """Return whether pieces can be cut out of `source` as it is. Raises JobFailure `input_damaged`."""
     return CuttingFacts(_is_cuttable(read_source(source)))
 

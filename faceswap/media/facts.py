@@ -63,6 +63,7 @@ class ImageFacts:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the facts that a worker wrote as JSON."""
         return cls(**data)
 
 
@@ -75,6 +76,7 @@ class PieceFacts:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the facts that a worker wrote as JSON."""
         return cls(**data)
 
 
@@ -86,6 +88,7 @@ class CuttingFacts:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the facts that a worker wrote as JSON."""
         return cls(**data)
 
 
@@ -101,6 +104,7 @@ class JoinFacts:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the facts that a worker wrote as JSON."""
         return cls(**{**data, "warnings": tuple(data["warnings"])})
 
 
@@ -120,6 +124,7 @@ class Verdict:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the verdict that a worker wrote as JSON."""
         return cls(**{**data, "warnings": tuple(data["warnings"])})
 
 

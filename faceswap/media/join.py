@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from ..errors import JobFailure
 from .facts import JoinFacts
-from .sound import AacEncoder, Heard, add_aac_track, listen
+from .sound import AacEncoder, DecodedTrack, add_aac_track, decode_tracks
 from .timeline import Timeline, open_media, packets, picture_stream, read_source, read_timeline
 from .worker import partial_path
 
@@ -56,17 +56,17 @@ def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction
     """
     partial = partial_path(out)
     try:
-        runs = [_survey(path) for path in segments]
+        runs = [_read_segment(path) for path in segments]
         in_band = _headers_differ(runs)
-        timeline, heard = read_source(source), listen(source)
+        timeline, decoded_tracks = read_source(source), decode_tracks(source)
         with open_media(source) as sounds, _open_output(partial) as output:
             origin = Fraction(sounds.start_time or 0, av.time_base)
             clock = _Clock.of(timeline, frame_rate, origin, sum(len(run.ranks) for run in runs))
             pictures = _pictures(runs, clock, in_band, output)
-            sound = _sound_tracks(sounds, heard, output)
+            sound = _sound_tracks(sounds, decoded_tracks, output)
             for _, packet in heapq.merge(pictures, _sound(sounds, sound, origin), key=lambda timed: timed[0]):
                 output.mux(packet)
-        facts = _seal(partial, timeline, clock, sound)
+        facts = _sync_and_check(partial, timeline, clock, sound)
         partial.replace(out)
         _sync(out.parent)
         return facts
@@ -99,7 +99,7 @@ def _open_output(path: Path) -> OutputContainer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Segment:
     """One segment: for each packet, as stored, the rank in which its frame is shown."""
 
     path: Path
@@ -114,7 +114,7 @@ class _Run:
         return int(np.max(np.arange(len(self.ranks)) - self.ranks, initial=0))
 
 
-def _survey(path: Path) -> _Run:
+def _read_segment(path: Path) -> _Segment:
     with open_media(path) as container:
         stream = picture_stream(container)
         if stream is None:
@@ -125,10 +125,10 @@ def _survey(path: Path) -> _Run:
         context = stream.codec_context
         ranks = np.argsort(np.argsort(np.array(times, np.int64), kind="stable"))
         size = context.width, context.height
-        return _Run(path, ranks, context.codec.canonical_name, size, bytes(context.extradata or b""))
+        return _Segment(path, ranks, context.codec.canonical_name, size, bytes(context.extradata or b""))
 
 
-def _headers_differ(runs: Sequence[_Run]) -> bool:
+def _headers_differ(runs: Sequence[_Segment]) -> bool:
     """Return true if H.264 parameters have to be repeated in the stream.
 
     Raises JobFailure (`segments_differ`) if the segments cannot follow one another at all.
@@ -175,7 +175,7 @@ class _Clock:
         return np.concatenate([lead, self.times])
 
 
-def _pictures(runs: Sequence[_Run], clock: _Clock, in_band: bool, output: OutputContainer) -> Iterator[Timed]:
+def _pictures(runs: Sequence[_Segment], clock: _Clock, in_band: bool, output: OutputContainer) -> Iterator[Timed]:
     """Yield the packets of all segments on the result's clock."""
     with open_media(runs[0].path) as container:
         template = picture_stream(container)
@@ -188,7 +188,7 @@ def _pictures(runs: Sequence[_Run], clock: _Clock, in_band: bool, output: Output
     return _retimed(runs, clock, in_band, target)
 
 
-def _retimed(runs: Sequence[_Run], clock: _Clock, in_band: bool, target: VideoStream) -> Iterator[Timed]:
+def _retimed(runs: Sequence[_Segment], clock: _Clock, in_band: bool, target: VideoStream) -> Iterator[Timed]:
     decoding = clock.decoding(max(run.delay for run in runs))
     shown = stored = 0
     for run in runs:
@@ -233,36 +233,36 @@ class _Sound:
 
     copied: dict[int, AudioStream]
     encoded: dict[int, AacEncoder]
-    heard: list[Heard]
+    decoded_tracks: list[DecodedTrack]
     warnings: list[str]
 
 
-def _sound_tracks(source: InputContainer, heard: dict[int, Heard], output: OutputContainer) -> _Sound:
+def _sound_tracks(source: InputContainer, decoded_tracks: dict[int, DecodedTrack], output: OutputContainer) -> _Sound:
     """Add a track to `output` for each sound track of `source` that holds sound, by its index there.
 
     Sound is copied where an mp4 can hold it and all of it decodes.
     """
     sound = _Sound({}, {}, [], [])
     for number, stream in enumerate(source.streams.audio, start=1):
-        track_heard = heard[stream.index]
-        if not track_heard.packets:
+        decoded_track = decoded_tracks[stream.index]
+        if not decoded_track.packets:
             continue
-        if not track_heard.seconds:
+        if not decoded_track.seconds:
             sound.warnings.append(f"Sound track {number} of the video cannot be decoded and was left out.")
             continue
         codec = stream.codec_context.codec.canonical_name
-        if codec in MP4_SOUND and not track_heard.damaged:
+        if codec in MP4_SOUND and not decoded_track.damaged:
             track = sound.copied[stream.index] = output.add_stream_from_template(stream, opaque=True)
         else:
             track = add_aac_track(stream, output)
             sound.encoded[stream.index] = AacEncoder(stream, track)
             why = f"({codec}) does not fit into mp4 and was"
-            if track_heard.damaged:
+            if decoded_track.damaged:
                 why = "of the video is damaged; what can be decoded of it was"
             sound.warnings.append(f"Sound track {number} {why} encoded to AAC.")
         if "language" in stream.metadata:
             track.metadata["language"] = stream.metadata["language"]
-        sound.heard.append(track_heard)
+        sound.decoded_tracks.append(decoded_track)
     return sound
 
 
@@ -286,12 +286,12 @@ def _timed(encoded: Iterator[av.Packet[Any]]) -> Iterator[Timed]:
     return ((float((packet.dts or 0) * packet.time_base), packet) for packet in encoded)
 
 
-def _seal(path: Path, source: Timeline, clock: _Clock, sound: _Sound) -> JoinFacts:
+def _sync_and_check(path: Path, source: Timeline, clock: _Clock, sound: _Sound) -> JoinFacts:
     """Make the file durable and read it back: all frames there, all sound, and its digest."""
     timeline = read_timeline(path)
     if len(timeline.times) != len(clock.times):
         raise JobFailure("output_damaged", "The joined result lost frames.", transient=True)
-    _check_sound(list(listen(path).values()), timeline, sound.heard, source)
+    _check_sound(list(decode_tracks(path).values()), timeline, sound.decoded_tracks, source)
     with path.open("rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -299,7 +299,7 @@ def _seal(path: Path, source: Timeline, clock: _Clock, sound: _Sound) -> JoinFac
     return JoinFacts(size, digest, len(clock.times), float(timeline.duration), tuple(sound.warnings))
 
 
-def _check_sound(found: list[Heard], timeline: Timeline, wanted: list[Heard], source: Timeline) -> None:
+def _check_sound(found: list[DecodedTrack], timeline: Timeline, wanted: list[DecodedTrack], source: Timeline) -> None:
     """Raise JobFailure (`sound_missing`) unless each track has the seconds it has in the source, at the same time.
 
     Times are compared from the first frame on, within a frame of the picture or, where that is longer, of the sound.

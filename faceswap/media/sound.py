@@ -25,7 +25,7 @@ LEAST_GAP_S = 0.01
 
 
 @dataclass(slots=True)
-class Heard:
+class DecodedTrack:
     """The facts of a sound track that was decoded.
 
     packets     how many the file has
@@ -52,20 +52,20 @@ class Heard:
         self.end = (time_s or 0.0) + length_s
 
 
-def listen(path: Path) -> dict[int, Heard]:
+def decode_tracks(path: Path) -> dict[int, DecodedTrack]:
     """Decode all sound of the file at `path` and return the facts of each track, by the index of its stream."""
     with open_media(path) as container:
-        heard = {stream.index: Heard() for stream in container.streams.audio}
+        decoded_tracks = {stream.index: DecodedTrack() for stream in container.streams.audio}
         for packet in packets(container, "audio"):
-            heard[packet.stream_index].packets += 1
-            _decode(packet.stream, packet, heard[packet.stream_index])
+            decoded_tracks[packet.stream_index].packets += 1
+            _decode(packet.stream, packet, decoded_tracks[packet.stream_index])
         for stream in container.streams.audio:
-            if heard[stream.index].packets:
-                _decode(stream, None, heard[stream.index])
-    return heard
+            if decoded_tracks[stream.index].packets:
+                _decode(stream, None, decoded_tracks[stream.index])
+    return decoded_tracks
 
 
-def _decode(stream: AudioStream, packet: av.Packet[AudioStream] | None, track: Heard) -> None:
+def _decode(stream: AudioStream, packet: av.Packet[AudioStream] | None, track: DecodedTrack) -> None:
     if stream.codec_context is None:
         track.damaged += 1
         return

@@ -60,7 +60,7 @@ def verify(
     original = Original.of(source, first_frame, frame_count, frame_rate)
     tally = _Tally()
     try:
-        _look(result, frame_count, original, crf, tally)
+        _inspect(result, frame_count, original, crf, tally)
     except av.FFmpegError as error:
         raise DAMAGED from error
     if (tally.frames == 1 < frame_count and tally.stand_in) or (tally.all_black and not _all_black(original)):
@@ -80,6 +80,7 @@ class Original:
 
     @classmethod
     def of(cls, path: Path, first_frame: int, frame_count: int, frame_rate: Fraction | None) -> Original:
+        """Find the source's frames behind `frame_count` frames of a result from `first_frame` on."""
         timeline = read_source(path)
         return cls(path, timeline, timeline.shown(frame_rate, first_frame, frame_count))
 
@@ -133,7 +134,7 @@ class _Tally:
         return self.changed / (self.changed + self.unchanged)
 
 
-def _look(result: Path, frame_count: int, original: Original, crf: int | None, tally: _Tally) -> None:
+def _inspect(result: Path, frame_count: int, original: Original, crf: int | None, tally: _Tally) -> None:
     """Decode the result to its end, or to one frame too many, and compare samples on the way."""
     samples = {number for run in original.runs() for number in original.samples(run)}
     found: Iterator[Reference] = iter(())

@@ -34,7 +34,7 @@ PREPARE_TIMEOUT_S = 60.0
 PREPARE_FRAMES_A_SECOND = 5.0
 
 WORK = {
-    "look": "Reading the video",
+    "check_cuttable": "Reading the video",
     "prepare": "Preparing the video",
     "cut": "Cutting the video",
     "join": "Joining the result",
@@ -62,6 +62,7 @@ class Child:
 
     @classmethod
     async def start(cls) -> Self:
+        """Start a worker process. Raises OSError."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -96,28 +97,31 @@ class Child:
 
     @property
     def alive(self) -> bool:
+        """True if the process can be asked once more."""
         assert self.process.stdout
         return self.process.returncode is None and not self.process.stdout.at_eof()
 
     def expire(self, seconds: float, idle: list[Child]) -> None:
-        """End the child, and take it out of `idle`, unless it is told to `stay` within `seconds`."""
-        self._expiry = asyncio.get_running_loop().call_later(seconds, self._leave, idle)
+        """End the child, and take it out of `idle`, unless `cancel_expiry` is called within `seconds`."""
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self._expire, idle)
 
-    def stay(self) -> None:
+    def cancel_expiry(self) -> None:
+        """Cancel the expiry."""
         if self._expiry:
             self._expiry.cancel()
 
-    def _leave(self, idle: list[Child]) -> None:
+    def _expire(self, idle: list[Child]) -> None:
         idle.remove(self)
         self.end()
 
     def end(self) -> None:
         """Ask the process to end: it does when its stdin closes."""
         assert self.process.stdin
-        self.stay()
+        self.cancel_expiry()
         self.process.stdin.close()
 
     def kill(self) -> None:
+        """End the process at once."""
         self.end()
         if self.process.returncode is None:
             # Not process.kill(): it would reap a child that has just ended, from under asyncio.
@@ -148,12 +152,6 @@ class MediaWorker:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def warm(self) -> None:
-        """Start a child ahead of need, for instance while an upload arrives."""
-        if not self._idle:
-            with contextlib.suppress(ChildError):
-                self._rest(await self._start())
-
     async def close(self) -> None:
         """End all children within a second; calls in progress fail."""
         self._closed = True
@@ -163,13 +161,13 @@ class MediaWorker:
             child.end()
         try:
             async with asyncio.timeout(CLOSE_S):
-                await self._ends()
+                await self._wait_for_ends()
         except TimeoutError:
             for child in self._children:
                 child.kill()
-            await self._ends()
+            await self._wait_for_ends()
 
-    async def _ends(self) -> None:
+    async def _wait_for_ends(self) -> None:
         for child in self._children:
             await child.process.wait()
 
@@ -186,9 +184,9 @@ class MediaWorker:
         return ImageFacts.from_json(await self._probe("probe_image", path))
 
     async def cuttable(self, source: Path) -> bool:
-        """Return whether pieces can be cut out of `source` as it is; see `cut.look`. Raises JobFailure."""
+        """Return whether pieces can be cut out of `source` as it is; see `cut.check_cuttable`. Raises JobFailure."""
         timeout = VERIFY_TIMEOUT_S + _size(source) / PROBE_BYTES_A_SECOND
-        return CuttingFacts.from_json(await self._check("look", {"source": source}, timeout)).cuttable
+        return CuttingFacts.from_json(await self._check("check_cuttable", {"source": source}, timeout)).cuttable
 
     async def prepare(
         self,
@@ -281,9 +279,9 @@ class MediaWorker:
                 raise errors.Unprocessable(detail, code="undecodable") from error
 
     async def _check(
-        self, call: str, arguments: dict[str, Any], timeout: float, room: asyncio.Semaphore | None = None
+        self, call: str, arguments: dict[str, Any], timeout: float, slots: asyncio.Semaphore | None = None
     ) -> dict[str, Any]:
-        async with room or self._checks:
+        async with slots or self._checks:
             try:
                 return await self._ask(call, arguments, timeout)
             except ChildError as error:
@@ -297,7 +295,7 @@ class MediaWorker:
         Only after a good answer is the child used again: damaged media may have damaged its memory. When one
         that was used before dies all the same, a fresh one gets the call.
         """
-        if warm := self._take():
+        if warm := self._take_idle():
             with contextlib.suppress(ChildDied):
                 return await self._ask_in(warm, call, arguments, timeout)
         return await self._ask_in(await self._start(), call, arguments, timeout)
@@ -308,7 +306,7 @@ class MediaWorker:
         except BaseException:
             child.kill()
             raise
-        self._rest(child)
+        self._keep_idle(child)
         return result
 
     async def _start(self) -> Child:
@@ -322,16 +320,16 @@ class MediaWorker:
             self._children = [c for c in self._children if c.process.returncode is None] + [child]
             return child
 
-    def _take(self) -> Child | None:
+    def _take_idle(self) -> Child | None:
         """Return the idle child that was used last and is alive."""
         while self._idle:
             child = self._idle.pop()
-            child.stay()
+            child.cancel_expiry()
             if child.alive:
                 return child
         return None
 
-    def _rest(self, child: Child) -> None:
+    def _keep_idle(self, child: Child) -> None:
         """Keep the child for the next call, for a while."""
         self._idle.append(child)
         child.expire(IDLE_S, self._idle)
