@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from stored_jobs import MIGRATIONS, claim, finish, opened, sql
+from stored_jobs import MIGRATIONS, adopt, claim, finish, opened, sql
 
 from faceswap.errors import Conflict
 from faceswap.jobs import JobState
@@ -69,7 +69,7 @@ async def test_the_jobs_of_a_historical_database_are_there_and_go_on(dump: Path,
 
         running = states[JobState.PROCESSING]
         assert running.percentage == 12.5
-        [submitted] = await store.submitted()
+        [submitted] = await adopt(store)
         await store.finish_segment(submitted, "0.mp4", 1.0)
         await store.finish_segment(await claim(store), "1.mp4", 1.0)
         assert await finish(store, running)

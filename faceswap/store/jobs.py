@@ -11,9 +11,9 @@ from typing import Any
 from .. import events as payloads
 from ..errors import Conflict, Gone, Unavailable, Unprocessable
 from ..events import Payload
-from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob
+from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob, Segment
 from ..progress import Report
-from .database import Database
+from .leases import Lease, Leases, join_lease
 from .rows import JOB_COLUMNS, checked, job_of
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 IDEMPOTENCY_MS = 24 * 3600 * 1000
 
 
-class Jobs(Database):
+class Jobs(Leases):
     """What happens to a job: one method a move."""
 
     async def create(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
@@ -107,7 +107,6 @@ class Jobs(Database):
                 for plan in new.segments
             ],
         )
-        self._seq[new.prompt_id] = 0
         return job_of(row)
 
     async def add_event(self, prompt_id: str, payload: Payload, step: str | None = None) -> None:
@@ -133,20 +132,20 @@ class Jobs(Database):
         )
         return None if row is None else JobState(row[0])
 
-    async def publish_transient(self, prompt_id: str, payload: Payload) -> None:
-        """Publish an event that the next of its kind supersedes: numbered in order with the others, not stored.
+    async def publish_transient(self, payloads_of: Mapping[str, Payload]) -> None:
+        """Publish an event for each of these jobs, by id, that has not ended.
 
-        The first after a start is stored: the numbers that the next start leaves out are counted from it.
+        The next of its kind supersedes it: it is numbered in order with the others, but not stored.
         """
-        async with self._lock:
-            if prompt_id in self._seq:
-                self._publish(Event(prompt_id, await self._next_seq(prompt_id), payload.type, payload.data))
-                return
         async with self._transaction() as events:
-            if await self._one(
-                "SELECT 1 FROM job WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')", prompt_id
-            ):
-                await self._replace(events, prompt_id, payload)
+            for prompt_id, payload in payloads_of.items():
+                row = await self._one(
+                    "UPDATE job SET last_seq = last_seq + 1 WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')"
+                    " RETURNING last_seq",
+                    prompt_id,
+                )
+                if row is not None:
+                    events.append(Event(prompt_id, row["last_seq"], payload.type, payload.data))
 
     async def record_progress(self, reports: Mapping[str, Report]) -> None:
         """Publish the progress of jobs, by id, and keep it, in place of the older one, for who asks or comes later."""
@@ -168,15 +167,21 @@ class Jobs(Database):
 
     async def _replace(self, events: list[Event], prompt_id: str, payload: Payload) -> None:
         """Store an event in place of the older ones of its kind."""
-        # These go last: the number of one may be the highest there is, and numbers never repeat.
         await self._add_event(events, prompt_id, payload)
         await self._run(
             "DELETE FROM event WHERE prompt_id = ? AND type = ? AND seq < ?", prompt_id, payload.type, events[-1].seq
         )
 
-    async def succeed(self, job: Job, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...]) -> bool:
-        """PROCESSING → SUCCESS with the checked result; False when the job had ended otherwise."""
+    async def succeed(
+        self, job: Job, lease: Lease, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...]
+    ) -> bool:
+        """PROCESSING → SUCCESS with the checked result; False when the job had ended otherwise.
+
+        Raises `LeaseLost` when another has the lease on the job's joining.
+        """
+        assert lease.name == join_lease(job.prompt_id)
         async with self._transaction() as events:
+            await self._check_lease(lease)
             ended = await self._end(
                 job.prompt_id,
                 JobState.SUCCESS,
@@ -198,20 +203,19 @@ class Jobs(Database):
                 await self._add_event(events, job.prompt_id, completed)
         return ended
 
-    async def fail(self, prompt_id: str, code: str, message: str) -> bool:
-        """→ FAILED; False when the job had ended otherwise."""
+    async def fail(self, prompt_id: str, code: str, message: str, cause: Segment | Lease | None = None) -> bool:
+        """→ FAILED; False when the job had ended otherwise.
+
+        `cause` is the submitted segment that failed, or the lease under which the joining did. Raises `LeaseLost` when
+        another works on that by now.
+        """
         async with self._transaction() as events:
+            if cause is not None:
+                await self._check_lease(cause)
             ended = await self._end(prompt_id, JobState.FAILED, step="Failed", error=message, code=code)
             if ended:
                 await self._add_event(events, prompt_id, payloads.error(prompt_id, code, message))
         return ended
-
-    async def mark_cancelled(self, prompt_id: str) -> bool:
-        """→ CANCELLED, once no engine works on the job any more; False when nobody asked, or it had ended otherwise."""
-        async with self._transaction() as events:
-            if not await self._one("SELECT 1 FROM job WHERE prompt_id = ? AND cancel_requested", prompt_id):
-                return False
-            return await self._cancelled(events, prompt_id)
 
     async def _cancelled(self, events: list[Event], prompt_id: str) -> bool:
         ended = await self._end(prompt_id, JobState.CANCELLED, step="Cancelled")
@@ -308,7 +312,7 @@ class Jobs(Database):
         """Delete a job's record, segments and events for good."""
         async with self._transaction():
             await self._run("DELETE FROM job WHERE prompt_id = ?", prompt_id)
-        self._seq.pop(prompt_id, None)
+            await self._run("DELETE FROM lease WHERE name = ?", join_lease(prompt_id))
 
     async def _owned(self, prompt_id: str, owner: str | None) -> Job:
         row = await self._one(f"SELECT {JOB_COLUMNS} FROM job WHERE prompt_id = ?", prompt_id)

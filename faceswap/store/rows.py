@@ -17,7 +17,7 @@ JOB_COLUMNS = (
 )
 SEGMENT_COLUMNS = (
     "prompt_id, number, first_frame, frame_count, state, attempt, failures, losses, comfy_prompt_id, backend,"
-    " output_file, changed_share, warnings, deaths"
+    " output_file, changed_share, warnings, deaths, epoch"
 )
 
 
