@@ -1,4 +1,4 @@
-"""Peak memory of the service while a 2 GiB video comes in, and how others are answered meanwhile."""
+"""Peak memory of the service during an upload of 2 GiB, and the time of others' answers meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SIZE_MB = 2047
 
 
 def big_video(folder: Path) -> Path:
-    """A playable clip followed by a `free` box: the file is sparse, the upload is not."""
+    """Write a playable clip followed by a `free` box: the file is sparse, the upload is not."""
     path = make_clip(folder / "big.mp4", 24)
     padding = SIZE_MB * 2**20 - path.stat().st_size
     with path.open("r+b") as file:
@@ -32,7 +32,7 @@ def big_video(folder: Path) -> Path:
 
 
 async def answer_times(url: str, stop: asyncio.Event) -> list[float]:
-    """Ask for `/health` over and over; returns the seconds each answer took."""
+    """Ask for `/health` again and again; returns the seconds of each answer."""
     times = []
     async with aiohttp.ClientSession() as session:
         while not stop.is_set():

@@ -18,9 +18,7 @@ from .comfy.embedded import EmbeddedEngine
 from .config import ConfigError, Settings, Timeouts, resource_dir
 from .files import Files
 from .hub import Hub
-from .intake.fetch import Fetcher
-from .intake.readers import Intake
-from .intake.submit import Submitter
+from .intake import Fetcher, Submitter
 from .janitor import Janitor
 from .media import MediaWorker
 from .progress_reporter import ProgressReporter
@@ -75,9 +73,8 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
             app[keys.ENGINE] = engine
             graph = workflows[settings.workflow].graph
             pool = await make_backends(settings, store, session, timeouts, engine, graph)
-            submitter = app[keys.SUBMITTER] = Submitter(settings, store, media, workflows, pool.frame_limit)
-            app[keys.INTAKE] = Intake(settings, fetcher, submitter.check_options)
-            progress_reporter = app[keys.REPORTS] = ProgressReporter(store)
+            app[keys.SUBMITTER] = Submitter(settings, store, files, media, fetcher, workflows, pool.frame_limit)
+            progress_reporter = app[keys.PROGRESS_REPORTER] = ProgressReporter(store)
             scheduler = app[keys.SCHEDULER] = Scheduler(
                 store, files, media, progress_reporter, workflows, pool, timeouts
             )
@@ -96,7 +93,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
 
     app.cleanup_ctx.append(parts)
     app.on_shutdown.append(_close_streams)
-    app.on_response_prepare.append(middleware.allow_origin)
+    app.on_response_prepare.append(middleware.add_common_headers)
     add_routes(app)
     return app
 

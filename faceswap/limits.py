@@ -1,4 +1,4 @@
-"""What untrusted media may ask of a process that decodes it: the service's workers and the engine alike."""
+"""The limits of untrusted media for the processes that decode it: the service's workers and the engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 
 
 def too_large(width: int, height: int) -> bool:
-    """Whether a picture, in pixels, is more than is decoded."""
+    """Return true if a picture, in pixels, is larger than is decoded."""
     return max(width, height) > MAX_SIDE or width * height > MAX_PIXELS
 
 

@@ -1,4 +1,4 @@
-"""What is done next, and by which engine: recover, dispatch, cancel, erase. Owns the tasks of all jobs.
+"""The way of every job: recover, dispatch, cancel, erase. It owns the tasks and holds the leases.
 
 The database says what is to be done and what was done; this only carries it out, so that it can stop anywhere and go
 on after a restart.

@@ -65,7 +65,7 @@ async def kept(engine: EmbeddedEngine) -> AsyncIterator[list[URL]]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded_module, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(embedded_module, "FIRST_PAUSE_S", 0.02)
 
 
 async def test_it_tells_where_the_engine_listens_and_leaves_no_process(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ async def test_an_engine_that_keeps_failing_is_tried_again_with_growing_pauses(
 async def test_an_engine_that_will_not_stop_is_killed_with_its_own_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_module, "STOP_TIMEOUT", 0.2)
+    monkeypatch.setattr(embedded_module, "STOP_TIMEOUT_S", 0.2)
     stubborn = (
         "import signal, subprocess, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
         "worker = subprocess.Popen(['sleep', '60']); print('worker', worker.pid, flush=True); time.sleep(60)"

@@ -129,7 +129,7 @@ async def listening(
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener_module, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(listener_module, "FIRST_PAUSE_S", 0.02)
 
 
 @pytest.mark.parametrize("recording", ENDS)
@@ -262,8 +262,8 @@ async def test_pauses_grow_to_a_limit_and_never_fall_in_step(monkeypatch: pytest
         if len(pauses) == 12:
             raise RuntimeError("enough")
 
-    monkeypatch.setattr(Listener, "_rest", note)
-    monkeypatch.setattr(listener_module, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(Listener, "_pause", note)
+    monkeypatch.setattr(listener_module, "FIRST_PAUSE_S", 0.2)
     async with aiohttp.ClientSession() as session:
         listener = Listener(ComfyClient(URL("http://127.0.0.1:9"), session), "cl", print, lambda: None)
         with pytest.raises(RuntimeError, match="enough"):

@@ -22,7 +22,7 @@ from faceswap.api import connection as connection_module
 from faceswap.api.connection import LEAST_READ_BYTES, MOST_READ_BYTES, Connection, Listener
 from faceswap.api.swap import _first_of
 from faceswap.errors import BadRequest
-from faceswap.intake.readers import MAX_TEXT_BYTES
+from faceswap.intake import MAX_TEXT_BYTES
 
 WAIT_S = 30.0
 MIB = 1024 * 1024

@@ -34,9 +34,9 @@ from faceswap.engine.clip import Clip, Selection, probe
 from faceswap.engine.faults import Faults
 from faceswap.engine.folders import Folders
 from faceswap.engine.frames import Colour, Frame, split_planes
-from faceswap.engine.nodes import Task, load_video, video_info
+from faceswap.engine.nodes import NodeContext, load_video, video_info
 from faceswap.engine.swap import find_faces
-from faceswap.engine.video import ahead, as_rate
+from faceswap.engine.video import as_rate, prefetch
 
 NTSC = Fraction(30000, 1001)
 
@@ -267,7 +267,7 @@ def test_the_facts_of_a_video_are_those_of_videohelpersuite(tmp_path: Path) -> N
     folders = Folders(tmp_path)
     make_clip(tmp_path / "input" / "made.mp4", 60, rate=Fraction(30))
     bars: list[int] = []
-    task = Task(folders, Faults(), "veryfast", threading.Event(), None, lambda value, *_: bars.append(value))
+    context = NodeContext(folders, Faults(), "veryfast", threading.Event(), None, lambda value, *_: bars.append(value))
     inputs = {
         "video": "made.mp4",
         "force_rate": 20.0,
@@ -277,8 +277,8 @@ def test_the_facts_of_a_video_are_those_of_videohelpersuite(tmp_path: Path) -> N
         "skip_first_frames": 2,
         "select_every_nth": 2,
     }
-    loaded = load_video(task, inputs)
-    facts = video_info(task, {"video_info": loaded.values[3]}).values
+    loaded = load_video(context, inputs)
+    facts = video_info(context, {"video_info": loaded.values[3]}).values
     assert facts == (30.0, 60, 2.0, 128, 96, 10.0, 10, 1.0, 64, 48)
     assert loaded.values[1] == 10 and bars == list(range(1, 11))
 
@@ -416,7 +416,7 @@ def test_a_thread_ahead_stops_with_its_reader_and_passes_errors_on() -> None:
         finally:
             closed.set()
 
-    reader = ahead(numbers(), depth=3)
+    reader = prefetch(numbers(), depth=3)
     assert [next(reader), next(reader)] == [0, 1]
     reader.close()
     assert closed.is_set() and len(made) <= 6
@@ -426,7 +426,7 @@ def test_a_thread_ahead_stops_with_its_reader_and_passes_errors_on() -> None:
         raise OSError("disk")
 
     with pytest.raises(OSError, match="disk"):
-        list(ahead(failing()))
+        list(prefetch(failing()))
 
 
 async def test_memory_does_not_depend_on_the_length_of_a_video(tmp_path: Path) -> None:

@@ -25,11 +25,12 @@ from faceswap.api.middleware import known_failures
 from faceswap.config import Settings
 from faceswap.errors import BadRequest, Problem, TooLarge, Unavailable
 from faceswap.files import upload_mark
+from faceswap.intake import MAX_TEXT_BYTES, Submission, parse_object
 from faceswap.intake import files as inputs_module
-from faceswap.intake import readers as intake_module
+from faceswap.intake import readers as readers_module
 from faceswap.intake.fetch import Fetcher
 from faceswap.intake.files import InputFolder, Room, extension
-from faceswap.intake.readers import MAX_TEXT_BYTES, Intake, Submission, parse_object
+from faceswap.intake.readers import RequestReader
 from faceswap.jobs import Options
 
 VIDEO = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 40
@@ -64,7 +65,7 @@ class Door:
 
     def __init__(self, settings: Settings) -> None:
         self.fetcher = Fetcher(settings.url_allow)
-        self.intake = Intake(settings, self.fetcher, check_options)
+        self.reader = RequestReader(settings, self.fetcher, check_options)
         self.folder = settings.data_dir / "inputs" / "job-1"
         self.outcomes: asyncio.Queue[Submission | Exception] = asyncio.Queue()
         self.tasks: list[asyncio.Task[Any]] = []
@@ -112,13 +113,13 @@ class Door:
         return writer
 
     async def on_post(self, request: web.Request) -> web.StreamResponse:
-        return await self._note(self.intake.from_request(request, self.folder), web.Response())
+        return await self._note(self.reader.from_request(request, self.folder), web.Response())
 
     async def on_websocket(self, request: web.Request) -> web.StreamResponse:
         ws = web.WebSocketResponse()
         await ws.prepare(request)
         first = parse_object(await ws.receive_str())
-        await self._note(self.intake.from_websocket(first, ws, self.folder), ws)
+        await self._note(self.reader.from_websocket(first, ws, self.folder), ws)
         await ws.close()
         return ws
 
@@ -513,7 +514,7 @@ async def test_a_body_that_is_cut_off_leaves_nothing(door: Door, sent: int) -> N
 
 
 async def test_a_broken_chunk_leaves_nothing(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake_module, "IDLE_S", 0.1)  # aiohttp does not tell the handler; it reads on as in silence
+    monkeypatch.setattr(readers_module, "IDLE_S", 0.1)  # aiohttp does not tell the handler; it reads on as in silence
     _, writer = await asyncio.open_connection("127.0.0.1", door.port)
     head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM_TYPE}\r\nTransfer-Encoding: chunked\r\n\r\n"
     writer.write(head.encode() + b"1f4\r\n" + BODY[:500] + b"\r\n")
@@ -534,7 +535,7 @@ async def test_a_cancelled_request_leaves_nothing(door: Door) -> None:
 
 
 async def test_a_client_that_stalls_is_given_up(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake_module, "IDLE_S", 0.1)
+    monkeypatch.setattr(readers_module, "IDLE_S", 0.1)
     writer = await door.raw(len(BODY))
     writer.write(BODY[:5000])
     problem = await door.refusal()
@@ -543,7 +544,7 @@ async def test_a_client_that_stalls_is_given_up(door: Door, monkeypatch: pytest.
 
 
 async def test_a_client_that_drips_is_given_up(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake_module, "GRACE_S", 0.2)
+    monkeypatch.setattr(readers_module, "GRACE_S", 0.2)
     writer = await door.raw(len(BODY))
     refusal = asyncio.ensure_future(door.refusal())
     for byte in BODY:
@@ -836,7 +837,7 @@ async def test_a_socket_closed_in_an_upload_leaves_nothing(door: Door) -> None:
 
 
 async def test_a_socket_that_stalls_in_an_upload_is_given_up(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake_module, "IDLE_S", 0.1)
+    monkeypatch.setattr(readers_module, "IDLE_S", 0.1)
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{door.url}/ws") as ws:
         await ws.send_str(json.dumps(announced()))
         assert (await door.refusal()).code == "upload_stalled"

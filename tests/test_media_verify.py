@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from faceswap.engine.clip import Clip, Selection, probe
-from faceswap.engine.streams import Swapping
+from faceswap.engine.streams import SwappedClip
 from faceswap.engine.swap import FaceSwapper, SourceFace
 from faceswap.engine.video import Encoding, SwapCount, encode
 from faceswap.errors import JobFailure
@@ -132,7 +132,7 @@ def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_real_swap_is_seen_or_cannot_be_told(tmp_path: Path, portrait: Path, crf: int, least: float | None) -> None:
     face = SourceFace.from_image(cv2.imread(str(media_samples.GRACE_HOPPER)))
     count = SwapCount()
-    frames = Swapping(Clip(probe(portrait), Selection()), lambda: FaceSwapper([face], [0], frame_rate=24.0), count)
+    frames = SwappedClip(Clip(probe(portrait), Selection()), lambda: FaceSwapper([face], [0], frame_rate=24.0), count)
     result = tmp_path / "r.mp4"
     encode(frames, result, Fraction(24), Encoding(crf), lambda number, frame: None)
     assert count == SwapCount(24, 24)

@@ -16,13 +16,13 @@ from .messages import Message, parse
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 10.0
-STABLE_AFTER = 5.0
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 10.0
+STABLE_AFTER_S = 5.0
 
 
 class Listener:
-    """Hears what ComfyUI says to `client_id` and hands each message to `on_message`.
+    """A listener for what ComfyUI sends to `client_id`; each message goes to `on_message`.
 
     ComfyUI replays nothing: what was said while no socket was open is gone, so `on_connect` is called after every
     (re)connect, to ask `/history` and `/queue`. It may return an awaitable, which runs beside the reading; a ComfyError
@@ -61,7 +61,7 @@ class Listener:
 
         What `on_message` or `on_connect` raise is not caught.
         """
-        pause = FIRST_PAUSE
+        pause = FIRST_PAUSE_S
         while True:
             self._wanted_at_once.clear()
             self.state = "connecting"
@@ -73,15 +73,15 @@ class Listener:
                 reason = error.message
             finally:
                 self.state = "disconnected"
-            if time.monotonic() - started >= STABLE_AFTER:
-                pause = FIRST_PAUSE
+            if time.monotonic() - started >= STABLE_AFTER_S:
+                pause = FIRST_PAUSE_S
             if not self._wanted_at_once.is_set():
                 log.info("socket to ComfyUI at %s lost: %s", self._client.url, reason)
-            await self._rest(random.uniform(pause / 2, pause))
-            pause = min(2 * pause, LONGEST_PAUSE)
+            await self._pause(random.uniform(pause / 2, pause))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     async def reconnect(self) -> None:
-        """Have the socket closed and another opened without a pause, because its silence is not trusted.
+        """Close the socket and open another without a pause, because the old one's silence is not trusted.
 
         Returns when that is under way; `on_connect` tells when the new one is open.
         """
@@ -90,7 +90,7 @@ class Listener:
             await self._socket.close()
 
     async def _listen(self) -> None:
-        """One connection from its opening to its end."""
+        """Serve one connection from its opening to its end."""
         self._socket = await self._client.open_socket(self._client_id)
         try:
             self.state = "connected"
@@ -111,7 +111,7 @@ class Listener:
                 if message is not None:
                     self._on_message(message)
 
-    async def _rest(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> None:
         """Wait, unless another connection is wanted at once."""
         try:
             async with asyncio.timeout(seconds):

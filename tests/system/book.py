@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from faceswap.client import Event
+from faceswap.client import JobEvent
 
 FRAMES_IN_NAME = re.compile(r" of (\d+) frames")
 SUPERSEDED = ("progress", "preview")
@@ -28,7 +28,7 @@ class Book:
     promised: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
     erased: set[str] = field(default_factory=set)
-    heard: dict[str, list[Event]] = field(default_factory=dict)
+    heard: dict[str, list[JobEvent]] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -51,12 +51,12 @@ def frames_of(name: str) -> int:
     return int(found[1])
 
 
-def durable(events: list[Event]) -> list[tuple[str, str]]:
+def durable(events: list[JobEvent]) -> list[tuple[str, str]]:
     """Numbers and types of the events that are never superseded."""
     return [(event.id, event.type) for event in events if event.type not in SUPERSEDED]
 
 
-def story_faults(events: list[Event]) -> list[str]:
+def story_faults(events: list[JobEvent]) -> list[str]:
     """What is wrong with a job's events in themselves."""
     faults = []
     numbers = [int(event.id) for event in events]

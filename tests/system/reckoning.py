@@ -14,7 +14,7 @@ from clips import read_numbers
 from processes import Engine, Service, files_in
 from system.book import ENDS, Book, durable, frames_of, story_faults
 
-from faceswap.client import ClientError, Event, FaceSwapClient
+from faceswap.client import ClientError, FaceSwapClient, JobEvent
 
 Row = dict[str, Any]
 
@@ -64,7 +64,7 @@ async def check_jobs(book: Book, service: Service, folder: Path) -> None:
 async def _check_events(book: Book, client: FaceSwapClient, status: Row) -> None:
     """What is replayed, and what was heard live, is in order and ends as `/status` says."""
     prompt_id = status["prompt_id"]
-    whole: list[Event] = [event async for event in client.watch(prompt_id)]
+    whole: list[JobEvent] = [event async for event in client.watch(prompt_id)]
     for fault in story_faults(whole):
         book.violated(f"{prompt_id}, its events: {fault}")
     if whole[-1].type != ENDS[status["status"]]:
