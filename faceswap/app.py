@@ -29,13 +29,13 @@ from .workflow import Graph, Workflow, WorkflowError, load_workflows
 log = logging.getLogger(__name__)
 
 FORM_BYTES = 1024 * 1024
-"""What an upload to the engine holds besides the file."""
+"""Bytes of an upload to the engine besides the file."""
 FAILED = web.AppKey("failed", asyncio.Event)
 """Set when a background task died: the process must end."""
 
 
 def load_workflow(settings: Settings) -> dict[str, Workflow]:
-    """The workflows to choose from, the default one among them. Raises `ConfigError`."""
+    """Load the workflows to choose from, the default one among them. Raises `ConfigError`."""
     if not settings.workflow_dir.is_dir():
         raise ConfigError(f"FACESWAP_WORKFLOW_DIR={str(settings.workflow_dir)!r}: allowed is a folder with workflows")
     try:
@@ -51,7 +51,7 @@ def load_workflow(settings: Settings) -> dict[str, Workflow]:
 
 
 def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Application:
-    """The service, ready to be run. Raises `ConfigError` for a workflow that cannot be used."""
+    """Make the service, ready to be run. Raises `ConfigError` for a workflow that cannot be used."""
     timeouts = timeouts or Timeouts()
     app = web.Application(middlewares=[middleware.problems, middleware.same_origin])
     app[keys.SETTINGS] = settings
@@ -61,7 +61,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     workflows = load_workflow(settings)
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
-        """From the ground up; torn down in the reverse order."""
+        """Make the parts from the ground up; tear them down in the reverse order."""
         files, hub = app[keys.FILES], app[keys.HUB]
         files.create()
         store = app[keys.STORE] = await Store.open(files.database, resource_dir("migrations"), hub.publish)
@@ -142,7 +142,7 @@ async def _background(scheduler: Scheduler, janitor: Janitor, engine: EmbeddedEn
 
 
 def _check(background: asyncio.Task[None], failed: asyncio.Event) -> None:
-    """A background task that dies takes the process down with it: what looks after us starts it again."""
+    """Take the process down with a background task that dies: its supervisor starts it again."""
     if not background.cancelled() and background.exception() is not None:
         log.critical("a background task died", exc_info=background.exception())
         failed.set()

@@ -36,7 +36,7 @@ LOOK_AGAIN_S = 0.5
 CUT_LIMIT = 20
 """Times the way to an engine or back may be cut before that counts as a failure."""
 REPLANNED_ABOVE = 1.25
-"""How much longer than its engine's memory wants it a segment may be: it was planned for other memory then."""
+"""Length of a segment, as a multiple of its engine's limit, above which it was planned for other memory."""
 FETCHED = frozenset({"temp", "output"})
 """ComfyUI's folders that results are fetched from: the first is asked for, an older node may know the second only."""
 NO_FILE = "ComfyUI reported success but made no file; look into its log and at the workflow's encoder settings."
@@ -119,7 +119,7 @@ class Runner:
         await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _carry_out(self, prompt: InFlightPrompt, backend: Backend, look_first: bool) -> bool:
-        """From upload to a checked output in the work folder; return whether it was the job's last segment."""
+        """Take a prompt from the upload to a checked output; return whether it was the job's last segment."""
         segment, job = prompt.segment, await self._store.job(prompt.segment.prompt_id)
         if job.state in TERMINAL or job.cancel_requested:
             prompt.stop()
