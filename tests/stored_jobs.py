@@ -25,7 +25,7 @@ def new_job(
     options: dict[str, Any] | None = None,
     **changes: Any,
 ) -> NewJob:
-    """A job of some segments of `frames` frames, or of the given ones, ready to be created."""
+    """Make a job of some segments of `frames` frames, or of the given ones, ready to be created."""
     if isinstance(segments, int):
         segments = tuple(SegmentPlan(number, number * frames, frames) for number in range(segments))
     total = sum(plan.frame_count for plan in segments)
@@ -54,12 +54,12 @@ def new_job(
 
 
 async def create(store: Store, **changes: Any) -> Job:
-    """An accepted job."""
+    """Store an accepted job."""
     return (await store.create(new_job(**changes), QUEUE_LIMIT))[0]
 
 
 async def claim(store: Store, backend: str = "one") -> Segment:
-    """The next segment; there must be one."""
+    """Claim the next segment; there must be one."""
     segment = await store.claim(backend)
     assert segment is not None
     return segment
@@ -71,7 +71,7 @@ async def finish(store: Store, job: Job) -> bool:
 
 
 async def run_to_success(store: Store, **changes: Any) -> Job:
-    """A job of one segment, done."""
+    """Store a job of one segment that is done."""
     job = await create(store, **changes)
     await store.finish_segment(await claim(store), "00000-1.mp4", 1.0)
     assert await finish(store, job)
@@ -86,7 +86,7 @@ def sql(path: Path, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
 
 @asynccontextmanager
 async def opened(path: Path, published: list[Event] | None = None) -> AsyncIterator[Store]:
-    """A store on a file, closed in the end; what it publishes is put into the list."""
+    """Yield a store on a file, closed in the end; its events are put into the list."""
     store = await Store.open(path, MIGRATIONS, (published if published is not None else []).append)
     try:
         yield store

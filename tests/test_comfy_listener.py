@@ -81,7 +81,7 @@ SOCKETS = {"g_reconnect": 3, "g3_abrupt_drop": 2, "i_kill9": 4}
 
 
 class Heard:
-    """What a listener heard, and how often it connected."""
+    """The messages of a listener, and the number of its connections."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -109,7 +109,7 @@ class Heard:
 async def listening(
     app: web.Application, heard: Heard, client_id: str = "cl-test", **callbacks: Callable[..., object]
 ) -> AsyncIterator[Listener]:
-    """A listener on a server that runs `app`."""
+    """Yield a listener on a server that runs `app`."""
     async with TestServer(app) as server, aiohttp.ClientSession() as session:
         client = ComfyClient(URL(str(server.make_url("/"))), session)
         listener = Listener(

@@ -1,4 +1,4 @@
-"""What was promised is on the disk before anybody is told: files and the folders that name them are synced."""
+"""Promises are on the disk before a client is told: files and the folders that name them are synced."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Synced(list[Path]):
         self.contents: set[tuple[Path, str]] = set()
 
     def holding(self, folder: Path, name: str) -> bool:
-        """Whether the folder was synced while a file of that name was in it."""
+        """Tell whether the folder was synced while a file of that name was in it."""
         return (folder, name) in self.contents
 
 

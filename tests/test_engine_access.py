@@ -1,4 +1,4 @@
-"""Who may call the engine: nobody without its token, and no page whose host was pointed at this machine."""
+"""Access to the engine: no caller without its token, and no page whose host was pointed at this machine."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def as_another_user(port: int, calls: Sequence[Any], files: Sequence[str]) -> tu
 
 @asynccontextmanager
 async def embedded(data: Path) -> AsyncIterator[tuple[EmbeddedEngine, URL]]:
-    """A real engine as the service runs it, with every route there is."""
+    """Yield a real engine as the service runs it, with every route there is."""
     keeper = EmbeddedEngine(data, extra_args=("--faults", "{}"))
     try:
         yield keeper, await keeper.start()
@@ -176,7 +176,7 @@ def alone(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def status_of(line: str, headers: dict[str, str]) -> int:
-    """What `/queue` answers at the address of a listening line."""
+    """Return the answer of `/queue` at the address of a listening line."""
     url = URL(line.split()[-1])
     assert url.host is not None
     connection = http.client.HTTPConnection(url.host, url.port, timeout=20)

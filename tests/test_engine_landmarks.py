@@ -29,7 +29,7 @@ def on_canvas(picture: np.ndarray, scale: float, left: int, top: int, size: tupl
 
 
 def two_people() -> np.ndarray:
-    """The larger face is on the right."""
+    """Draw two faces, the larger one on the right."""
     left, right = read_image(ASTRONAUT), read_image(GRACE_HOPPER)[:512]
     return np.hstack([left, right])
 

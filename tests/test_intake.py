@@ -45,7 +45,7 @@ IMAGE_PART: Part = ("image", "face.png", IMAGE)
 
 
 def form(*parts: Part, end: bool = True) -> bytes:
-    """A multipart body; a part's file name of None makes it a plain field."""
+    """Build a multipart body; a part's file name of None makes it a plain field."""
     body = b""
     for name, filename, data in parts:
         file_part = "" if filename is None else f'; filename="{filename}"'
@@ -55,7 +55,7 @@ def form(*parts: Part, end: bool = True) -> bytes:
 
 
 def check_options(options: Options) -> None:
-    """As where there are no workflows to choose from."""
+    """Check options as where there are no workflows to choose from."""
     if options.workflow:
         raise BadRequest("There is no such workflow.", code="unknown_workflow")
 
@@ -84,7 +84,7 @@ class Door:
         return outcome
 
     async def refusal(self) -> Problem:
-        """The problem of the next request, which must have left nothing on disk."""
+        """Return the problem of the next request, which must have left nothing on disk."""
         outcome = await self.outcome()
         assert isinstance(outcome, Problem), outcome
         assert not list((self.folder.parent).glob("*"))
@@ -106,7 +106,7 @@ class Door:
         await self.post(data=data, headers={"Content-Type": FORM_TYPE} | (headers or {}))
 
     async def raw(self, length: int) -> asyncio.StreamWriter:
-        """A connection on which the head of a multipart request of `length` bytes was sent."""
+        """Open a connection and send the head of a multipart request of `length` bytes."""
         _, writer = await asyncio.open_connection("127.0.0.1", self.port)
         head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM_TYPE}\r\nContent-Length: {length}\r\n\r\n"
         writer.write(head.encode())
@@ -619,7 +619,7 @@ async def test_too_little_room_on_the_disk_is_told(open_door: Callable[..., Any]
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What the disk has left, as a test wants it; one MiB of it is to be left."""
+    """Provide a disk whose free space a test sets; one MiB must stay free."""
     disk = SimpleNamespace(free=0)
     monkeypatch.setattr(inputs_module.shutil, "disk_usage", lambda path: disk)
     return disk
@@ -717,7 +717,7 @@ async def test_a_disk_that_fills_up_is_told(door: Door, monkeypatch: pytest.Monk
 
 
 def _peak_rss() -> int:
-    """The process's greatest resident memory since `_reset_peak_rss`, in bytes."""
+    """Return the process's greatest resident memory since `_reset_peak_rss`, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 

@@ -1,4 +1,4 @@
-"""What is past its time goes, and nothing before."""
+"""Expired files are erased, and none before its time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class House:
         return Janitor(self.settings, self.store, self.files)
 
     def furnish(self, job: Job) -> None:
-        """Everything that a job has on disk."""
+        """Create every file that a job has on disk."""
         for folder in (
             self.files.inputs(job.prompt_id),
             self.files.joined(job.prompt_id).parent,
@@ -51,7 +51,7 @@ class House:
         self.files.result(f"{job.output_name}.mp4").write_bytes(b"a video")
 
     async def job(self, state: JobState, age_s: float = 0) -> Job:
-        """A furnished job in a state, ended so many seconds ago."""
+        """Store a job in a state, with its files, that ended some seconds ago."""
         job = await create(self.store)
         self.furnish(job)
         if state != JobState.QUEUED:
@@ -66,13 +66,13 @@ class House:
         return await self.store.job(job.prompt_id)
 
     def age(self, job: Job, age_s: float) -> None:
-        """As if it had been made, and had ended if it has, so many seconds ago."""
+        """Move the times of a job's creation and end some seconds into the past."""
         then = now_ms() - int(age_s * 1000)
         statement = "UPDATE job SET created_at = ?1, finished_at = iif(finished_at IS NULL, NULL, ?1)"
         sql(self.files.database, f"{statement} WHERE prompt_id = ?2", then, job.prompt_id)
 
     def has_inputs(self, job: Job) -> bool:
-        """Whether anything of the inputs is left, here or in the engine; all of it must be, then."""
+        """Tell whether the inputs are on disk, here and in the engine: either all of them are, or none."""
         there = [folder for folder in self.files.job_folders() if folder == job.prompt_id]
         assert len(there) in (0, 5)
         return bool(there)
@@ -181,7 +181,7 @@ async def test_more_than_a_batch_goes_in_one_sweep(house: House) -> None:
 
 
 def everything(files: Files) -> set[str]:
-    """All files of jobs in the data folder, relative, with their marks."""
+    """Return all files of jobs in the data folder, relative, with their marks."""
     found = (path.relative_to(files.root) for path in files.root.rglob("*") if path.is_file())
     return {str(path) for path in found if not path.name.startswith("faceswap.db")}
 
@@ -271,7 +271,7 @@ def dying(*_: object) -> None:
 
 
 def runner_of(store: Store, files: Files) -> Runner:
-    """One that has no engine."""
+    """Make a runner that has no engine."""
     progress_reporter = ProgressReporter(store)
     return Runner(store, files, MediaWorker(), progress_reporter, {}, [], Timeouts())
 

@@ -21,7 +21,7 @@ SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, nam
 
 
 def restored(dump: Path, path: Path) -> Path:
-    """A database made of a dump, at `path`."""
+    """Make a database of a dump, at `path`."""
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(dump.read_text(encoding="utf-8"))
     return path
@@ -33,7 +33,7 @@ def version(path: Path) -> int:
 
 @pytest.fixture
 def migrations(tmp_path: Path) -> Path:
-    """A copy of the migrations, to be added to."""
+    """Copy the migrations, so that a test can add to them."""
     return shutil.copytree(MIGRATIONS, tmp_path / "migrations")
 
 
@@ -161,6 +161,6 @@ async def test_rules_hold_for_historical_jobs_too(tmp_path: Path, state: str) ->
 
 
 def dump_of(path: Path) -> list[str]:
-    """Everything in a database, as SQL."""
+    """Dump a database as SQL."""
     with closing(sqlite3.connect(path)) as connection:
         return list(connection.iterdump())

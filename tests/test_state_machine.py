@@ -69,7 +69,7 @@ class Jobs(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def lead_to_an_end(self, prompt_id: str) -> None:
-        """What a runner does after its start, with engines that know nothing any more, ends every job."""
+        """End every job as a runner does after its start, with engines that have forgotten everything."""
         for segment in self.run(self.store.submitted()):
             self.run(self.store.requeue(segment))
         sql(self.path, "UPDATE segment SET not_before = 0")
@@ -125,7 +125,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(attempt=attempts)
     def finish_segment(self, attempt: Segment | None) -> None:
-        """Also of an attempt that was given up long ago: an engine answers late."""
+        """Finish an attempt, also one that was given up long ago: an engine answers late."""
         if attempt is not None:
             self.run(self.store.finish_segment(attempt, "x.mp4", 1.0))
 
@@ -141,7 +141,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(prompt_id=jobs)
     def succeed(self, prompt_id: str) -> None:
-        """As the runner does, only when all segments are done."""
+        """Finish a job as the runner does, only when all segments are done."""
         for job in self.run(self.store.unfinished()):
             if job.prompt_id == prompt_id:
                 assert self.run(finish(self.store, job))
@@ -174,7 +174,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(method=st.sampled_from(["claim", "create"]), turns=st.integers(0, 12))
     def crash(self, method: str, turns: int) -> None:
-        """The power goes in the middle of a method: what the disk holds then is all that another process finds."""
+        """Cut the power in the middle of a method: another process finds only what the disk holds then."""
         work = self.store.claim("a") if method == "claim" else self.store.create(new_job(), QUEUE_LIMIT)
         task = self.loop.create_task(work)  # type: ignore[arg-type]  # either result will do
         for _ in range(turns):

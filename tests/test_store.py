@@ -1,4 +1,4 @@
-"""What the store promises, on a real file."""
+"""Promises of the store, on a real file."""
 
 from __future__ import annotations
 
@@ -532,7 +532,7 @@ async def test_a_job_that_has_ended_cannot_be_cancelled(store: Store, end: JobSt
 
 
 async def ended_job(store: Store, end: JobState) -> Job:
-    """A job of one segment in the given end state."""
+    """Store a job of one segment in the given end state."""
     if end == JobState.SUCCESS:
         return await run_to_success(store)
     job = await create(store)
