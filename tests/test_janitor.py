@@ -105,8 +105,8 @@ async def test_results_go_on_time_and_not_before(house: House) -> None:
     await house.janitor.sweep()
     assert (house.has_result(due), house.has_result(not_yet)) == (False, True)
     with pytest.raises(Gone):
-        await house.store.result(f"{due.output_name}.mp4")
-    assert await house.store.result(f"{not_yet.output_name}.mp4") == not_yet
+        await house.store.result(f"{due.output_name}.mp4", None)
+    assert await house.store.result(f"{not_yet.output_name}.mp4", None) == not_yet
 
 
 async def test_one_node_at_a_time_sweeps(house: House) -> None:

@@ -36,5 +36,5 @@ OWNER = web.RequestKey("owner", str)
 
 
 def owner(request: web.Request) -> str | None:
-    """Whose jobs a request may see: None for everybody's."""
+    """Return whose jobs a request may see: None for those that nobody owns."""
     return request.get(OWNER)

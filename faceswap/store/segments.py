@@ -15,7 +15,7 @@ from ..jobs import (
 )
 from .jobs import Jobs
 from .leases import Lease
-from .rows import JOB_COLUMNS, SEGMENT_COLUMNS, job_of, segment_of
+from .rows import SEGMENT_COLUMNS, SELECT_JOB, job_of, segment_of
 
 LOOK_AHEAD = 64
 """Waiting segments that are looked at to tell how much waits."""
@@ -246,13 +246,13 @@ class Segments(Jobs):
                 return None
             row = await self._one(
                 "UPDATE job SET segments_done = segments_done + 1, updated_at = ?"
-                f" WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING {JOB_COLUMNS}",
+                " WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING 1",
                 self._clock.now_ms(),
                 segment.prompt_id,
             )
-            if await self._settle_cancel(events, segment.prompt_id):
+            if row is None or await self._settle_cancel(events, segment.prompt_id):
                 return None
-        return job_of(row) if row else None
+            return await self._job(segment.prompt_id)
 
     async def submitted(self) -> list[Segment]:
         """The segments that a backend may know: to be looked up after a start."""
@@ -292,5 +292,5 @@ class Segments(Jobs):
 
     async def unfinished(self) -> list[Job]:
         """Jobs whose segments are all done but which have not ended: to be joined."""
-        sql = f"SELECT {JOB_COLUMNS} FROM job WHERE state = 'PROCESSING' AND segments_done = segments_total"
+        sql = f"{SELECT_JOB} WHERE state = 'PROCESSING' AND segments_done = segments_total"
         return [job_of(row) for row in await self._read(sql)]
