@@ -9,18 +9,22 @@ from datetime import UTC, datetime, timedelta
 from .config import Settings
 from .files import ERASURE, UPLOAD, Files
 from .intake.files import accept_upload, erase_upload
-from .store import Store, StoreError, now_ms
+from .store import JANITOR_LEASE, LOCAL_HOLDER, Store, StoreError, now_ms
 
 log = logging.getLogger(__name__)
 
 SWEEP_S = 30.0
+"""Between two rounds."""
+LEASE_S = 3600.0
+"""How long a round may take before another node may begin one."""
 BATCH = 100
 
 
 class Janitor:
     """Erases on time. What goes is marked in the database first, so that nobody is promised what is half gone."""
 
-    def __init__(self, settings: Settings, store: Store, files: Files) -> None:
+    def __init__(self, settings: Settings, store: Store, files: Files, holder: str = LOCAL_HOLDER) -> None:
+        self._holder = holder
         self._settings = settings
         self._store = store
         self._files = files
@@ -29,10 +33,19 @@ class Janitor:
         """Sweep for as long as the service runs."""
         while True:
             try:
-                await self.sweep()
+                await self.run_round()
             except (OSError, StoreError) as error:
                 log.warning("sweeping: %s", error)
             await asyncio.sleep(SWEEP_S)
+
+    async def run_round(self) -> None:
+        """Sweep, unless another node does."""
+        lease = await self._store.acquire_lease(JANITOR_LEASE, self._holder, LEASE_S)
+        if lease is not None:
+            try:
+                await self.sweep()
+            finally:
+                await self._store.release_lease(lease)
 
     async def sweep(self) -> None:
         """Erase everything that is due now."""

@@ -332,6 +332,8 @@ class Segment:
     changed_share: float | None
     warnings: tuple[str, ...] = ()
     deaths: int = 0
+    epoch: int = 0
+    """Of the backend's lease under which it was submitted, or taken over."""
 
 
 @dataclass(frozen=True, slots=True)

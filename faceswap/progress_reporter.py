@@ -97,6 +97,7 @@ class ProgressReporter:
         }
         if news:
             await self._store.record_progress(news)
+        previews = {}
         for prompt_id, report in reports.items():
             reporter = self._reporters.get(prompt_id)
             if reporter is None:
@@ -105,7 +106,9 @@ class ProgressReporter:
                 reporter.told = report.percentage
             if reporter.preview_is_new and now - reporter.previewed_at >= PREVIEW_S:
                 reporter.preview_is_new, reporter.previewed_at = False, now
-                await self._store.publish_transient(prompt_id, events.preview(prompt_id, report.current))
+                previews[prompt_id] = events.preview(prompt_id, report.current)
+        if previews:
+            await self._store.publish_transient(previews)
 
 
 def _report(reporter: Reporter, now: float) -> Report:

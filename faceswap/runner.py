@@ -30,7 +30,7 @@ from .media import MediaWorker, Verdict
 from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED
 from .progress_reporter import ProgressReporter
 from .recovery import Recovery
-from .store import Store, StoreError, retry_writes
+from .store import LOCAL_HOLDER, Lease, LeaseLost, Store, StoreError, backend_lease, join_lease, retry_writes
 from .workflow import Graph, Workflow, WorkflowError, extra_data
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ CUT_LIMIT = 20
 REPLANNED_ABOVE = 1.25
 """How much longer than its engine's memory wants it a segment may be: it was planned for other memory then."""
 IDLE_S = 5.0
+LEASE_S = 3600.0
 FETCHED = frozenset({"temp", "output"})
 """ComfyUI's folders that results are fetched from: the first is asked for, an older node may know the second only."""
 A_FILE_A_FRAME = (
@@ -92,6 +93,7 @@ class Runner:
             store, progress_reporter, self._uploads, workflows, timeouts, self._has_other_than, self._end_failed
         )
         self._joins: dict[str, asyncio.Lock] = {}
+        self._leases: dict[str, Lease] = {}
         for backend in backends:
             backend.on_change = self.wake
             backend.replaceable = partial(self._has_other_than, backend)
@@ -143,15 +145,20 @@ class Runner:
 
     async def _recover(self) -> None:
         """Go on with what a former process left."""
-        by_name = {backend.name: backend for backend in self.backends}
-        for segment in await self._store.submitted():
-            backend = by_name.get(segment.backend or "")
-            if backend is None:
-                await self._store.requeue(segment)
-            else:
+        for backend in self.backends:
+            lease = self._leases[backend.name] = await self._acquire(backend_lease(backend.name))
+            for segment in await self._store.adopt(lease):
                 self._start(segment, backend, look_first=True)
+        for name in {segment.backend for segment in await self._store.submitted()} - self._leases.keys():
+            for segment in await self._store.adopt(await self._acquire(backend_lease(name or ""))):
+                await self._store.requeue(segment)
         for job in await self._store.unfinished():
             self._spawn(self._finish(job.prompt_id), f"finish {job.prompt_id}")
+
+    async def _acquire(self, name: str) -> Lease:
+        lease = await self._store.acquire_lease(name, LOCAL_HOLDER, LEASE_S)
+        assert lease is not None
+        return lease
 
     async def _dispatch(self) -> None:
         """Give waiting segments to backends that have room, whenever something changes."""
@@ -180,7 +187,7 @@ class Runner:
             for backend in sorted(self.backends, key=lambda backend: backend.seconds_per_frame or 0.0):
                 if waiting and backend.takes_a_prompt(busy) and self._is_worth_dispatching(backend, waiting):
                     segment = await self._store.claim(
-                        backend.name,
+                        self._leases[backend.name],
                         again=not self._has_other_than(backend),
                         most_deaths=DANGEROUS_DEATHS - 1 if backend.in_flight else None,
                     )
@@ -234,6 +241,8 @@ class Runner:
             await retry_writes(partial(self._store.split, segment, error.limit, unsent=True))
         except GivenUp as error:
             await self._recovery.given_up(segment, error)
+        except LeaseLost as error:
+            log.warning("%s goes on elsewhere: %s", prompt.prompt_id, error)
         except Lost:
             await self._recovery.lost(prompt, backend)
         except JobFailure as failure:
@@ -250,9 +259,10 @@ class Runner:
             if not others:
                 del self._in_flight[segment.prompt_id]
             self.wake()
-        if prompt.stopping_since is not None and not others:
-            await retry_writes(partial(self._store.mark_cancelled, segment.prompt_id))
-            self._forget(segment.prompt_id)
+        if prompt.stopping_since is not None:
+            await retry_writes(partial(self._store.mark_stopped, segment))
+            if not others:
+                self._forget(segment.prompt_id)
         if complete:
             await self._finish(segment.prompt_id)
         if backend.name == EMBEDDED and backend.idle:
@@ -469,6 +479,7 @@ class Runner:
         self._progress_reporter.close(job.prompt_id)
         if await self._store.succeed(
             job,
+            await self._acquire(join_lease(job.prompt_id)),
             result_file=filename,
             size=facts.bytes,
             sha256=facts.sha256,

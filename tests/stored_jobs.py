@@ -9,13 +9,17 @@ from contextlib import asynccontextmanager, closing
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from faceswap.config import resource_dir
 from faceswap.jobs import Event, Inputs, Job, NewJob, Options, Segment, SegmentPlan
-from faceswap.store import Store
+from faceswap.store import LOCAL_HOLDER, Lease, Store, backend_lease, join_lease
 
 MIGRATIONS = resource_dir("migrations")
 QUEUE_LIMIT = 1000
+LEASE_S = 3600.0
+
+_LEASES = WeakKeyDictionary[Store, dict[str, Lease]]()
 
 
 def new_job(
@@ -58,16 +62,43 @@ async def create(store: Store, **changes: Any) -> Job:
     return (await store.create(new_job(**changes), QUEUE_LIMIT))[0]
 
 
+async def hold(store: Store, backend: str = "one") -> Lease:
+    """Return the lease on a backend, which a store acquires once."""
+    leases = _LEASES.setdefault(store, {})
+    if backend not in leases:
+        leases[backend] = await acquire(store, backend_lease(backend))
+    return leases[backend]
+
+
+async def acquire(store: Store, name: str, holder: str = LOCAL_HOLDER) -> Lease:
+    """Acquire a lease, which no other holder may have."""
+    lease = await store.acquire_lease(name, holder, LEASE_S)
+    assert lease is not None
+    return lease
+
+
+async def try_claim(store: Store, backend: str = "one", **conditions: Any) -> Segment | None:
+    """Claim the next segment, if there is one."""
+    return await store.claim(await hold(store, backend), **conditions)
+
+
 async def claim(store: Store, backend: str = "one") -> Segment:
     """Claim the next segment; there must be one."""
-    segment = await store.claim(backend)
+    segment = await try_claim(store, backend)
     assert segment is not None
     return segment
 
 
+async def adopt(store: Store) -> list[Segment]:
+    """Return the submitted segments of all backends, taken over as at a start."""
+    names = sorted({segment.backend or "" for segment in await store.submitted()})
+    return [segment for name in names for segment in await store.adopt(await hold(store, name))]
+
+
 async def finish(store: Store, job: Job) -> bool:
     """End a job that is processing with a result."""
-    return await store.succeed(job, result_file=f"{job.output_name}.mp4", size=99, sha256="c" * 64, warnings=())
+    lease = await acquire(store, join_lease(job.prompt_id))
+    return await store.succeed(job, lease, result_file=f"{job.output_name}.mp4", size=99, sha256="c" * 64, warnings=())
 
 
 async def run_to_success(store: Store, **changes: Any) -> Job:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from stored_jobs import MIGRATIONS, claim, create, opened, sql
+from stored_jobs import MIGRATIONS, acquire, claim, create, opened, sql
 
 from faceswap.config import Settings, Timeouts
 from faceswap.errors import Gone, NotFound
@@ -20,7 +20,7 @@ from faceswap.jobs import Job, JobState
 from faceswap.media import MediaWorker
 from faceswap.progress_reporter import ProgressReporter
 from faceswap.runner import Runner
-from faceswap.store import Store, now_ms
+from faceswap.store import JANITOR_LEASE, Store, join_lease, now_ms
 
 INPUT_TTL_S, OUTPUT_TTL_S = 100, 1000
 
@@ -59,7 +59,8 @@ class House:
         if state == JobState.SUCCESS:
             await self.store.finish_segment(segment, "1.mp4", None)
             name = f"{job.output_name}.mp4"
-            await self.store.succeed(job, result_file=name, size=7, sha256="", warnings=())
+            lease = await acquire(self.store, join_lease(job.prompt_id))
+            await self.store.succeed(job, lease, result_file=name, size=7, sha256="", warnings=())
         if state == JobState.FAILED:
             await self.store.fail(job.prompt_id, "code", "sentence")
         self.age(job, age_s)
@@ -104,8 +105,19 @@ async def test_results_go_on_time_and_not_before(house: House) -> None:
     await house.janitor.sweep()
     assert (house.has_result(due), house.has_result(not_yet)) == (False, True)
     with pytest.raises(Gone):
-        await house.store.result(f"{due.output_name}.mp4")
-    assert await house.store.result(f"{not_yet.output_name}.mp4") == not_yet
+        await house.store.result(f"{due.output_name}.mp4", None)
+    assert await house.store.result(f"{not_yet.output_name}.mp4", None) == not_yet
+
+
+async def test_one_node_at_a_time_sweeps(house: House) -> None:
+    due = await house.job(JobState.FAILED, INPUT_TTL_S + 1)
+    lease = await acquire(house.store, JANITOR_LEASE, "another")
+    await house.janitor.run_round()
+    assert house.has_inputs(due)
+    await house.store.release_lease(lease)
+    await house.janitor.run_round()
+    assert not house.has_inputs(due)
+    assert await house.store.acquire_lease(JANITOR_LEASE, "another", 60)  # it was let go of
 
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.PROCESSING])

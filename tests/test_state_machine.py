@@ -20,10 +20,11 @@ from faceswap import events
 from faceswap.errors import Conflict
 from faceswap.jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, Segment, SegmentState
 from faceswap.progress import Report
-from faceswap.store import Store
+from faceswap.store import Lease, LeaseLost, Store, backend_lease
 
 T = TypeVar("T")
 
+BACKENDS, HOLDERS = ("a", "b"), ("one", "two")
 RETRYABLE = frozenset(state for state in TERMINAL if JobState.QUEUED in TRANSITIONS[state])
 
 
@@ -44,7 +45,10 @@ class Jobs(RuleBasedStateMachine):
         self.powered = True
         self.states: dict[str, JobState] = {}
         self.told: defaultdict[str, list[int]] = defaultdict(list)
+        self.leases: dict[str, Lease] = {}
         self.store = self.open()
+        for backend in BACKENDS:
+            self.take(backend, HOLDERS[0])
 
     def open(self) -> Store:
         return self.run(Store.open(self.path, MIGRATIONS, self.hear))
@@ -55,6 +59,25 @@ class Jobs(RuleBasedStateMachine):
     def hear(self, event: Event) -> None:
         if self.powered:
             self.told[event.prompt_id].append(event.seq)
+
+    def take(self, backend: str, holder: str) -> list[Segment]:
+        """Have a holder take a backend whose lease it may have; returns what it takes over."""
+        lease = self.run(self.store.acquire_lease(backend_lease(backend), holder, 1000))
+        assert lease is not None
+        assert backend not in self.leases or lease.epoch > self.leases[backend].epoch
+        self.leases[backend] = lease
+        return self.run(self.store.adopt(lease))
+
+    def move(self, attempt: Segment, work: Coroutine[Any, Any, object]) -> None:
+        """Move an attempt: who does not hold its backend any more is refused, and changes nothing."""
+        assert attempt.backend is not None
+        if attempt.epoch == self.leases[attempt.backend].epoch:
+            self.run(work)
+            return
+        before = self.run(self.store.segments(attempt.prompt_id))
+        with pytest.raises(LeaseLost):
+            self.run(work)
+        assert self.run(self.store.segments(attempt.prompt_id)) == before
 
     def job(self, prompt_id: str) -> Job:
         return self.run(self.store.job(prompt_id))
@@ -70,10 +93,11 @@ class Jobs(RuleBasedStateMachine):
 
     def lead_to_an_end(self, prompt_id: str) -> None:
         """End every job as a runner does after its start, with engines that have forgotten everything."""
-        for segment in self.run(self.store.submitted()):
-            self.run(self.store.requeue(segment))
+        for backend in BACKENDS:
+            for segment in self.take(backend, self.leases[backend].holder):
+                self.run(self.store.requeue(segment))
         sql(self.path, "UPDATE segment SET not_before = 0")
-        while segment := self.run(self.store.claim("last")):
+        while segment := self.run(self.store.claim(self.leases[BACKENDS[0]])):
             self.run(self.store.finish_segment(segment, "x.mp4", None))
         for job in self.run(self.store.unfinished()):
             assert self.run(finish(self.store, job))
@@ -115,9 +139,9 @@ class Jobs(RuleBasedStateMachine):
 
     # What the runner does.
 
-    @rule(target=attempts, backend=st.sampled_from("ab"))
+    @rule(target=attempts, backend=st.sampled_from(BACKENDS))
     def claim(self, backend: str) -> Segment | None:
-        segment = self.run(self.store.claim(backend))
+        segment = self.run(self.store.claim(self.leases[backend]))
         if segment is not None:
             job = self.job(segment.prompt_id)
             assert (job.state, job.cancel_requested) == (JobState.PROCESSING, False)
@@ -127,17 +151,17 @@ class Jobs(RuleBasedStateMachine):
     def finish_segment(self, attempt: Segment | None) -> None:
         """Finish an attempt, also one that was given up long ago: an engine answers late."""
         if attempt is not None:
-            self.run(self.store.finish_segment(attempt, "x.mp4", 1.0))
+            self.move(attempt, self.store.finish_segment(attempt, "x.mp4", 1.0))
 
     @rule(attempt=consumes(attempts), failed=st.booleans(), pause_s=st.sampled_from([0, 0, 1000]))
     def requeue(self, attempt: Segment | None, failed: bool, pause_s: int) -> None:
         if attempt is not None:
-            self.run(self.store.requeue(attempt, failed=failed, lost=not failed, pause_s=pause_s))
+            self.move(attempt, self.store.requeue(attempt, failed=failed, lost=not failed, pause_s=pause_s))
 
     @rule(attempt=consumes(attempts))
     def shorten(self, attempt: Segment | None) -> None:
         if attempt is not None:
-            self.run(self.store.split(attempt, -(-attempt.frame_count // 2), failed=True))
+            self.move(attempt, self.store.split(attempt, -(-attempt.frame_count // 2), failed=True))
 
     @rule(prompt_id=jobs)
     def succeed(self, prompt_id: str) -> None:
@@ -151,11 +175,24 @@ class Jobs(RuleBasedStateMachine):
         was_open = self.job(prompt_id).state not in TERMINAL
         assert self.run(self.store.fail(prompt_id, "code", "sentence")) == was_open
 
-    @rule(prompt_id=jobs)
-    def engines_stopped(self, prompt_id: str) -> None:
-        job = self.job(prompt_id)
-        expected = job.cancel_requested and job.state not in TERMINAL
-        assert self.run(self.store.mark_cancelled(prompt_id)) == expected
+    @rule(attempt=consumes(attempts))
+    def engine_stopped(self, attempt: Segment | None) -> None:
+        if attempt is not None:
+            self.move(attempt, self.store.mark_stopped(attempt))
+
+    @rule(target=attempts, backend=st.sampled_from(BACKENDS))
+    def take_over(self, backend: str) -> Segment | None:
+        """Return a holder freezes until its lease has run out, and another takes its backend."""
+        lease = self.leases[backend]
+        other = next(holder for holder in HOLDERS if holder != lease.holder)
+        assert self.run(self.store.acquire_lease(lease.name, other, 1000)) is None
+        assert self.run(self.store.renew_lease(lease, 1000))
+        sql(self.path, "UPDATE lease SET expires_at = 1 WHERE name = ?", lease.name)
+        assert not self.run(self.store.renew_lease(lease, 1000))
+        taken = self.take(backend, other)
+        with pytest.raises(LeaseLost):
+            self.run(self.store.claim(lease))
+        return next(iter(taken), None)
 
     @rule(prompt_id=jobs, percentage=st.floats(0, 99.99), kind=st.sampled_from(["progress", "tell", "announce"]))
     def event(self, prompt_id: str, percentage: float, kind: str) -> None:
@@ -168,14 +205,18 @@ class Jobs(RuleBasedStateMachine):
             self.run(self.store.add_status(prompt_id, "told"))
         elif before.state not in TERMINAL:
             for _ in range(20):
-                self.run(self.store.publish_transient(prompt_id, events.preview(prompt_id, 1)))
+                self.run(self.store.publish_transient({prompt_id: events.preview(prompt_id, 1)}))
 
     # What happens to the service.
 
-    @rule(method=st.sampled_from(["claim", "create"]), turns=st.integers(0, 12))
-    def crash(self, method: str, turns: int) -> None:
+    @rule(target=attempts, method=st.sampled_from(["claim", "create"]), turns=st.integers(0, 12))
+    def crash(self, method: str, turns: int) -> Segment | None:
         """Cut the power in the middle of a method: another process finds only what the disk holds then."""
-        work = self.store.claim("a") if method == "claim" else self.store.create(new_job(), QUEUE_LIMIT)
+        work = (
+            self.store.claim(self.leases[BACKENDS[0]])
+            if method == "claim"
+            else self.store.create(new_job(), QUEUE_LIMIT)
+        )
         task = self.loop.create_task(work)  # type: ignore[arg-type]  # either result will do
         for _ in range(turns):
             self.run(asyncio.sleep(0))
@@ -190,6 +231,8 @@ class Jobs(RuleBasedStateMachine):
         self.store = self.open()
         for (prompt_id,) in sql(self.path, "SELECT prompt_id FROM job"):
             self.states.setdefault(prompt_id, JobState.QUEUED)
+        taken = [one for backend in BACKENDS for one in self.take(backend, self.leases[backend].holder)]
+        return next(iter(taken), None)
 
     # What always holds.
 

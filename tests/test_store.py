@@ -15,7 +15,21 @@ from pathlib import Path
 
 import aiosqlite
 import pytest
-from stored_jobs import MIGRATIONS, QUEUE_LIMIT, claim, create, finish, new_job, opened, run_to_success, sql
+from stored_jobs import (
+    MIGRATIONS,
+    QUEUE_LIMIT,
+    acquire,
+    adopt,
+    claim,
+    create,
+    finish,
+    hold,
+    new_job,
+    opened,
+    run_to_success,
+    sql,
+    try_claim,
+)
 from waiting import WAIT_S
 
 from faceswap import events
@@ -23,11 +37,23 @@ from faceswap.errors import BadRequest, Conflict, Gone, NotFound, Unavailable, U
 from faceswap.events import Payload
 from faceswap.jobs import Event, Job, JobState, SegmentPlan, SegmentState, comfy_prompt_id
 from faceswap.progress import Report
-from faceswap.store import IDEMPOTENCY_MS, SEQ_GAP, Store, StoreError, database, now_ms, retry_writes
+from faceswap.store import (
+    IDEMPOTENCY_MS,
+    LeaseLost,
+    Store,
+    StoreError,
+    backend_lease,
+    database,
+    join_lease,
+    now_ms,
+    retry_writes,
+)
 from faceswap.store.connection import Connection
 from faceswap.store.sqlite import ThreadedConnection, store_error
 
 PREVIEW = events.preview("id", 1)
+SCAN = r"SCAN (job|segment|event|lease|input|video|face)(?! USING INDEX segment_(waiting|submitted))"
+"""A step of a plan that reads a table from end to end."""
 
 
 @pytest.fixture
@@ -114,9 +140,7 @@ async def test_a_name_that_is_taken_gets_the_next_free_number(store: Store) -> N
 
 async def test_a_name_that_thousands_had_is_found_without_comparing_each_with_each(store: Store, path: Path) -> None:
     job = await create(store, output_name="clip")
-    columns = "owner, state, step, options, workflow, priority, video_file, image_file, video_sha256, image_sha256,"
-    columns += " video_bytes, width, height, frames, frame_rate, duration_s, has_audio, created_at, updated_at,"
-    columns += " total_frames, segments_total"
+    columns = "owner, state, step, options, workflow, priority, created_at, updated_at, total_frames, segments_total"
     values = columns.replace("state", "'SUCCESS'")
     sql(
         path,
@@ -186,7 +210,7 @@ async def test_segments_are_claimed_by_priority_then_age_then_number(store: Stor
     sql(path, "UPDATE segment SET created_at = created_at - 10 WHERE prompt_id = ?", old.prompt_id)
     order = [(segment.prompt_id, segment.number) for segment in [await claim(store) for _ in range(4)]]
     assert order == [(urgent.prompt_id, 0), (old.prompt_id, 0), (old.prompt_id, 1), (young.prompt_id, 0)]
-    assert await store.claim("one") is None
+    assert await try_claim(store) is None
 
 
 async def test_a_claim_commits_the_id_the_engine_will_know(store: Store, path: Path) -> None:
@@ -225,7 +249,7 @@ async def test_a_segment_given_back_is_claimed_again_under_a_new_id(store: Store
 async def test_a_pausing_segment_is_not_claimed_before_its_time(store: Store, path: Path) -> None:
     await create(store)
     await store.requeue(await claim(store), pause_s=50)
-    assert await store.claim("one") is None
+    assert await try_claim(store) is None
     due_s = await store.next_due_s()
     assert due_s is not None
     assert 40 < due_s <= 50
@@ -248,15 +272,15 @@ async def test_a_pause_that_a_jumping_clock_made_hours_long_is_not_believed(
     for hours in (-3, 3):
         jumped = time.time_ns() + hours * 3600 * 10**9
         monkeypatch.setattr(time, "time_ns", lambda: jumped)  # noqa: B023 - it is asked before the next jump
-        assert await store.claim("one") is None
+        assert await try_claim(store) is None
 
 
 async def test_what_engines_died_of_is_claimed_only_where_nothing_else_is_at_work(store: Store) -> None:
     await create(store)
     for _ in range(2):
         await store.requeue(await claim(store), died=True)
-    assert await store.claim("one", most_deaths=1) is None
-    dangerous = await store.claim("one")
+    assert await try_claim(store, most_deaths=1) is None
+    dangerous = await try_claim(store)
     assert dangerous is not None and dangerous.deaths == 2
 
 
@@ -346,7 +370,7 @@ async def test_a_segment_that_was_too_long_is_cut_and_so_is_what_waits(store: St
     await store.split(at_work, 6, failed=True)
     assert (await store.job(job.prompt_id)).segments_total == 7
     sql(path, "UPDATE segment SET not_before = 0")
-    while segment := await store.claim("one"):
+    while segment := await try_claim(store):
         moved = await store.finish_segment(segment, f"{segment.number}.mp4", None)
     assert moved is not None
     assert moved.segments_done == moved.segments_total == 7
@@ -418,7 +442,8 @@ async def test_replay_holds_the_newest_progress_only(store: Store) -> None:
 async def test_success_tells_the_result_and_ends_at_100(store: Store) -> None:
     job = await create(store, segments=1)
     await store.finish_segment(await claim(store), "1.mp4", 1.0)
-    ended = await store.succeed(job, result_file="clip.mp4", size=7, sha256="f" * 64, warnings=("déjà vu",))
+    lease = await acquire(store, join_lease(job.prompt_id))
+    ended = await store.succeed(job, lease, result_file="clip.mp4", size=7, sha256="f" * 64, warnings=("déjà vu",))
     assert ended
     done = await store.job(job.prompt_id)
     assert (done.state, done.percentage, done.current_frame, done.eta_s) == (JobState.SUCCESS, 100.0, 10, 0.0)
@@ -433,8 +458,9 @@ async def test_success_tells_the_result_and_ends_at_100(store: Store) -> None:
 
 async def test_an_end_is_final(store: Store) -> None:
     job = await run_to_success(store)
+    [segment] = await store.segments(job.prompt_id)
     assert not await store.fail(job.prompt_id, "code", "sentence")
-    assert not await store.mark_cancelled(job.prompt_id)
+    assert not await store.mark_stopped(segment)
     assert not await finish(store, job)
     await store.add_status(job.prompt_id, "")
     await store.record_progress({job.prompt_id: progress(100.0)})
@@ -462,7 +488,7 @@ async def test_a_failure_ends_all_segments_and_is_told(store: Store) -> None:
         None,
     )
     assert [segment.state for segment in await store.segments(job.prompt_id)] == ["done", "failed", "failed"]
-    assert await store.claim("one") is None
+    assert await try_claim(store) is None
     assert await store.finish_segment(running, "2.mp4", None) is None
     [*_, last] = await store.events(job.prompt_id, 0)
     assert (last.type, last.data["code"], last.terminal) == ("error", "out_of_memory", True)
@@ -474,19 +500,29 @@ async def test_a_failure_ends_all_segments_and_is_told(store: Store) -> None:
 async def test_a_queued_job_is_cancelled_at_once(store: Store) -> None:
     job = await create(store)
     assert (await store.request_cancel(job.prompt_id, None)).state == JobState.CANCELLED
-    assert await store.claim("one") is None
+    assert await try_claim(store) is None
     assert await types_of(store, job) == ["queued", "cancelled"]
 
 
 async def test_a_running_job_is_cancelled_when_the_engine_has_stopped(store: Store) -> None:
     job = await create(store, segments=2)
-    await claim(store)
+    segment = await claim(store)
     asked = await store.request_cancel(job.prompt_id, None)
     assert (asked.state, asked.step, asked.cancel_requested) == (JobState.PROCESSING, "Cancelling", True)
-    assert await store.claim("one") is None
-    assert await store.mark_cancelled(job.prompt_id)
+    assert await try_claim(store) is None
+    assert await store.mark_stopped(segment)
     assert await state_of(store, job) == JobState.CANCELLED
-    assert not await store.mark_cancelled(job.prompt_id)
+    assert not await store.mark_stopped(segment)
+
+
+async def test_a_cancelled_job_ends_when_the_last_of_its_engines_has_stopped(store: Store) -> None:
+    job = await create(store, segments=2)
+    first, second = await claim(store, "one"), await claim(store, "two")
+    await store.request_cancel(job.prompt_id, None)
+    assert not await store.mark_stopped(first)
+    assert await state_of(store, job) == JobState.PROCESSING
+    assert await store.mark_stopped(second)
+    assert await state_of(store, job) == JobState.CANCELLED
 
 
 async def test_a_job_between_two_attempts_is_cancelled_at_once(store: Store) -> None:
@@ -505,7 +541,7 @@ async def test_a_cancelled_job_ends_with_its_last_segment_even_if_nobody_is_left
         await store.request_cancel(job.prompt_id, None)
         await store.requeue(first)
         assert await state_of(store, job) == JobState.PROCESSING
-        assert await store.claim("one") is None
+        assert await try_claim(store) is None
         if end == "finished":
             assert await store.finish_segment(second, "2.mp4", None) is None
         else:
@@ -517,9 +553,10 @@ async def test_a_cancelled_job_ends_with_its_last_segment_even_if_nobody_is_left
 
 async def test_nobody_asked_nothing_is_cancelled(store: Store) -> None:
     job = await create(store)
-    await claim(store)
-    assert not await store.mark_cancelled(job.prompt_id)
+    segment = await claim(store)
+    assert not await store.mark_stopped(segment)
     assert await state_of(store, job) == JobState.PROCESSING
+    assert await store.submitted() == [segment]
 
 
 @pytest.mark.parametrize("end", [JobState.SUCCESS, JobState.FAILED, JobState.CANCELLED])
@@ -536,12 +573,12 @@ async def ended_job(store: Store, end: JobState) -> Job:
     if end == JobState.SUCCESS:
         return await run_to_success(store)
     job = await create(store)
-    await claim(store)
+    segment = await claim(store)
     if end == JobState.FAILED:
         await store.fail(job.prompt_id, "code", "sentence")
     else:
         await store.request_cancel(job.prompt_id, None)
-        await store.mark_cancelled(job.prompt_id)
+        await store.mark_stopped(segment)
     return await store.job(job.prompt_id)
 
 
@@ -623,8 +660,8 @@ async def test_an_erased_job_leaves_no_row(store: Store, path: Path) -> None:
     with pytest.raises(NotFound):
         await store.job(job.prompt_id)
     with pytest.raises(NotFound):
-        await store.result("clip.mp4")
-    for table in ("job", "segment", "event"):
+        await store.result("clip.mp4", None)
+    for table in ("job", "segment", "event", "input"):
         assert sql(path, f"SELECT DISTINCT prompt_id FROM {table}") == [(other.prompt_id,)]
 
 
@@ -685,29 +722,36 @@ async def test_a_cursor_that_is_not_ours_is_refused(store: Store, cursor: str) -
 
 async def test_an_owner_sees_and_touches_their_own_jobs_only(store: Store) -> None:
     hers, nobodys = await create(store, owner="ann"), await create(store)
-    for touch in (store.job, store.request_cancel, store.retry):
-        for job in (hers, nobodys):
+    for touch in (store.owned_job, store.request_cancel, store.retry):
+        for job, owner in ((hers, "bob"), (nobodys, "bob"), (nobodys, "ann"), (hers, None), (hers, "")):
             with pytest.raises(NotFound):
-                await touch(job.prompt_id, "bob")
+                await touch(job.prompt_id, owner)
     assert [await state_of(store, job) for job in (hers, nobodys)] == ["QUEUED", "QUEUED"]
-    found, _ = await store.jobs(state=None, limit=9, cursor=None, owner="ann")
-    assert [job.prompt_id for job in found] == [hers.prompt_id]
-    assert (await store.job(hers.prompt_id, "ann")).prompt_id == hers.prompt_id
+    for job, owner in ((hers, "ann"), (nobodys, None)):
+        found, _ = await store.jobs(state=None, limit=9, cursor=None, owner=owner)
+        assert [one.prompt_id for one in found] == [job.prompt_id]
+        assert (await store.owned_job(job.prompt_id, owner)).prompt_id == job.prompt_id
 
 
 # Event numbers.
 
 
 async def test_event_numbers_never_repeat_over_a_crash(path: Path) -> None:
-    async with opened(path) as store:
-        job = await create(store)
-        await claim(store)
-        for _ in range(SEQ_GAP - 10):  # told, and swallowed by the crash
-            await store.publish_transient(job.prompt_id, PREVIEW)
     published: list[Event] = []
     async with opened(path, published) as store:
-        await store.publish_transient(job.prompt_id, PREVIEW)
-        assert published[-1].seq > SEQ_GAP
+        job = await create(store)
+        for _ in range(5):  # told, and not stored
+            await store.publish_transient({job.prompt_id: PREVIEW})
+    async with opened(path, published) as store:
+        await store.add_event(job.prompt_id, message("after"))
+    assert [event.seq for event in published] == [1, 2, 3, 4, 5, 6, 7]
+    assert await store_events(path, job) == [1, 7]
+
+
+async def store_events(path: Path, job: Job) -> list[int]:
+    """Return the numbers of a job's stored events."""
+    async with opened(path) as store:
+        return [event.seq for event in await store.events(job.prompt_id, 0)]
 
 
 async def test_event_numbers_never_repeat_over_crashes_between_which_nothing_was_stored(path: Path) -> None:
@@ -717,15 +761,15 @@ async def test_event_numbers_never_repeat_over_crashes_between_which_nothing_was
     for _ in range(3):
         async with opened(path, published) as store:
             for _ in range(5):
-                await store.publish_transient(job.prompt_id, PREVIEW)
+                await store.publish_transient({job.prompt_id: PREVIEW})
     numbers = [event.seq for event in published]
     assert numbers == sorted(set(numbers))
-    assert len(numbers) == 16
+    assert numbers == list(range(1, 17))
 
 
 async def test_nothing_is_announced_after_the_end(store: Store, published: list[Event]) -> None:
     job = await run_to_success(store)
-    await store.publish_transient(job.prompt_id, PREVIEW)
+    await store.publish_transient({job.prompt_id: PREVIEW, "unknown": PREVIEW})
     assert published[-1].terminal
     assert await store.events(job.prompt_id, 0) == [published[0], *published[-2:]]
 
@@ -735,8 +779,8 @@ async def test_event_numbers_grow_when_progress_comes_first_after_a_crash(path: 
     async with opened(path) as store:
         job = await create(store)
         segment = await claim(store)
-        for _ in range(2 * SEQ_GAP):
-            await store.publish_transient(job.prompt_id, PREVIEW)
+        for _ in range(9):
+            await store.publish_transient({job.prompt_id: PREVIEW})
         await store.record_progress({job.prompt_id: progress(50.0)})
         seen = (await store.events(job.prompt_id, 0))[-1].seq
         await store.finish_segment(segment, "1.mp4", None)
@@ -765,7 +809,7 @@ async def test_events_are_published_after_their_commit_and_in_the_order_of_their
         async def watch_over(job: Job, worker: int) -> None:
             for step in range(8):
                 await store.add_event(job.prompt_id, message(f"{worker} {step}"))
-                await store.publish_transient(job.prompt_id, PREVIEW)
+                await store.publish_transient({job.prompt_id: PREVIEW})
 
         async def interrupted(job: Job, delay: int) -> None:
             """Give up in the middle, at ever another place."""
@@ -807,7 +851,7 @@ async def test_a_method_that_is_cancelled_while_it_commits_lets_nobody_in_before
     assert await asyncio.to_thread(committing.wait, WAIT_S)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    second = asyncio.create_task(store.publish_transient(job.prompt_id, PREVIEW))
+    second = asyncio.create_task(store.publish_transient({job.prompt_id: PREVIEW}))
     await asyncio.sleep(0)
     go_on.set()
     await second
@@ -881,27 +925,30 @@ async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path)
     await create(store, idempotency_key="k", request_digest="d", owner="ann")
     await store.split(await claim(store), 1)
     await store.jobs_needing_engine(1)
+    await adopt(store)
+    await store.publish_transient({job.prompt_id: PREVIEW})
     await store.abandon("one", "lost")
     assert await store.abandoned("one") == {"lost"}
     await store.forget_abandoned(["lost"])
     await store.waiting_frames()
     await store.next_due_s()
-    while segment := await store.claim("one"):
+    while segment := await try_claim(store):
         await store.record_progress({job.prompt_id: progress(1.0)})
         await store.submitted()
+        await store.mark_stopped(segment)
         await store.finish_segment(segment, "x.mp4", None)
     await store.unfinished()
     await store.counts()
     await finish(store, job)
     for method in (store.request_cancel, store.retry):
         with pytest.raises(Conflict):
-            await method(job.prompt_id, None)
+            await method(job.prompt_id, "ann")
     for state in (None, JobState.SUCCESS):
         await store.jobs(state=state, limit=1, cursor=f"{now_ms()}-x", owner=None)
     queued = await create(store)
     await store.queue_position(queued)
     await store.queue_positions([queued])
-    await store.result("clip.mp4")
+    await store.result("clip.mp4", "ann")
     await store.with_expired_inputs(now_ms(), 1)
     await store.with_expired_results(now_ms(), 1)
     await store.with_inputs([job.prompt_id])
@@ -914,8 +961,98 @@ async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path)
             plan = [row[3] for row in sql(path, f"EXPLAIN QUERY PLAN {statement}")]
             explained += bool(plan)
             for step in plan:
-                assert not re.match(r"SCAN (job|segment|event)(?! USING INDEX segment_(waiting|submitted))", step), step
+                assert not re.match(SCAN, step), step
     assert explained > 30
+
+
+# Leases.
+
+
+async def test_a_lease_has_one_holder_at_a_time(store: Store, path: Path) -> None:
+    first = await store.acquire_lease("janitor", "one", 60)
+    assert first is not None and first.epoch == 1
+    assert await store.acquire_lease("janitor", "two", 60) is None
+    sql(path, "UPDATE lease SET expires_at = 1")
+    second = await store.acquire_lease("janitor", "two", 60)
+    assert second is not None and second.epoch == 2
+    assert await store.acquire_lease("janitor", "one", 60) is None
+
+
+async def test_a_holder_that_was_started_anew_takes_its_lease_again_under_the_next_epoch(store: Store) -> None:
+    assert [(await acquire(store, "janitor")).epoch for _ in range(3)] == [1, 2, 3]
+
+
+async def test_a_lease_is_renewed_by_its_holder_while_it_lasts_and_never_after(store: Store, path: Path) -> None:
+    lease = await acquire(store, "janitor")
+    sql(path, "UPDATE lease SET expires_at = expires_at - 3590 * 1000")
+    assert await store.renew_lease(lease, 3600)
+    assert await store.acquire_lease("janitor", "two", 60) is None
+    [(expires_at,)] = sql(path, "SELECT expires_at FROM lease")
+    assert expires_at > now_ms() + 3500 * 1000
+    sql(path, "UPDATE lease SET expires_at = ?", now_ms() - 1000)
+    assert not await store.renew_lease(lease, 3600)
+    await acquire(store, "janitor", "two")
+    assert not await store.renew_lease(lease, 3600)
+
+
+async def test_a_lease_that_was_released_is_free_and_one_that_another_has_is_not_released(store: Store) -> None:
+    lease = await acquire(store, "janitor", "one")
+    await store.release_lease(lease)
+    assert not await store.renew_lease(lease, 60)
+    other = await acquire(store, "janitor", "two")
+    await store.release_lease(lease)
+    assert await store.renew_lease(other, 60)
+    assert other.epoch == 2
+
+
+async def test_no_move_of_a_segment_is_made_by_a_holder_whose_epoch_is_past(store: Store, path: Path) -> None:
+    job = await create(store, segments=3)
+    lease, frozen = await hold(store), await claim(store)
+    await claim(store, "two")
+    sql(path, "UPDATE lease SET expires_at = 1")
+    await store.finish_segment(frozen, "in time.mp4", None)  # nobody else has it yet
+    frozen = await claim(store)
+    taken = await acquire(store, backend_lease("one"), "another")
+    before = await store.segments(job.prompt_id)
+    for move in (
+        store.finish_segment(frozen, "late.mp4", None),
+        store.requeue(frozen, failed=True),
+        store.split(frozen, 1),
+        store.set_prompt_id(frozen, "its-own"),
+        store.mark_stopped(frozen),
+        store.fail(job.prompt_id, "code", "sentence", frozen),
+        store.adopt(lease),
+        store.claim(lease),
+    ):
+        with pytest.raises(LeaseLost):
+            await move
+    assert await store.segments(job.prompt_id) == before
+    assert await state_of(store, job) == JobState.PROCESSING
+    [adopted] = await store.adopt(taken)
+    assert (adopted.number, adopted.epoch, adopted.comfy_prompt_id) == (frozen.number, 2, frozen.comfy_prompt_id)
+    assert await store.finish_segment(adopted, "new.mp4", None) is not None
+
+
+async def test_a_take_over_leaves_the_segments_of_other_backends_alone(store: Store) -> None:
+    await create(store, segments=2)
+    first, second = await claim(store, "one"), await claim(store, "two")
+    [adopted] = await store.adopt(await acquire(store, backend_lease("one")))
+    assert adopted.number == first.number
+    await store.finish_segment(second, "x.mp4", None)
+
+
+async def test_a_job_is_ended_by_who_has_its_joining_only(store: Store) -> None:
+    job = await create(store)
+    await store.finish_segment(await claim(store), "1.mp4", 1.0)
+    frozen = await acquire(store, join_lease(job.prompt_id))
+    assert await store.acquire_lease(frozen.name, "another", 60) is None
+    await acquire(store, frozen.name)
+    with pytest.raises(LeaseLost):
+        await store.succeed(job, frozen, result_file="clip.mp4", size=7, sha256="f" * 64, warnings=())
+    with pytest.raises(LeaseLost):
+        await store.fail(job.prompt_id, "code", "sentence", frozen)
+    assert await state_of(store, job) == JobState.PROCESSING
+    assert await finish(store, job)
 
 
 # What outlives a process.

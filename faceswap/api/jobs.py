@@ -25,7 +25,7 @@ async def get_status(request: web.Request) -> web.Response:
     store, prompt_id = request.app[STORE], request.match_info["prompt_id"]
     wait_s = _parse_wait(request)
     with request.app[HUB].subscribe(prompt_id) as subscription:
-        job = await store.job(prompt_id, owner_of(request))
+        job = await store.owned_job(prompt_id, owner_of(request))
         body, etag = await _status(request.app, job)
         if wait_s and job.state not in TERMINAL:
             known = _known_etags(request) or {etag}
@@ -33,7 +33,7 @@ async def get_status(request: web.Request) -> web.Response:
                 async with asyncio.timeout(wait_s):
                     while etag in known:
                         await subscription.next(LOOK_S)
-                        body, etag = await _status(request.app, await store.job(prompt_id, owner_of(request)))
+                        body, etag = await _status(request.app, await store.owned_job(prompt_id, owner_of(request)))
             except (TimeoutError, Lagging, Closing):
                 pass
     headers = {"ETag": f'"{etag}"', "Cache-Control": "no-cache"}
@@ -66,7 +66,7 @@ def _parse_wait(request: web.Request) -> float:
 
 async def get_events(request: web.Request) -> web.StreamResponse:
     """Stream a job's events from the beginning, or from `Last-Event-ID` on."""
-    job = await request.app[STORE].job(request.match_info["prompt_id"], owner_of(request))
+    job = await request.app[STORE].owned_job(request.match_info["prompt_id"], owner_of(request))
     last = request.headers.get("Last-Event-ID", request.query.get("last_event_id"))
     return await stream_events(request, job, parse_event_id(last))
 
@@ -82,7 +82,7 @@ def parse_event_id(value: object) -> int:
 
 async def get_preview(request: web.Request) -> web.Response:
     """Send the newest preview of a running job."""
-    job = await request.app[STORE].job(request.match_info["prompt_id"], owner_of(request))
+    job = await request.app[STORE].owned_job(request.match_info["prompt_id"], owner_of(request))
     image = None if job.state in TERMINAL else request.app[PROGRESS_REPORTER].preview(job.prompt_id)
     if image is None:
         raise NotFound("There is no preview of this job now.", code="no_preview", prompt_id=job.prompt_id)
@@ -147,6 +147,6 @@ async def delete_job(request: web.Request) -> web.Response:
     try:
         job = await cancel_job(request, prompt_id)
     except Conflict:  # it had ended
-        job = await request.app[STORE].job(prompt_id, owner_of(request))
+        job = await request.app[STORE].owned_job(prompt_id, owner_of(request))
     await request.app[RUNNER].erase(job)
     return web.Response(status=204)

@@ -87,7 +87,7 @@ async def _begin(request: web.Request, socket: web.WebSocketResponse) -> tuple[s
     if first.get("action") == "subscribe":
         # JSON may hold half a surrogate pair, which SQLite does not take.
         prompt_id = str(first.get("prompt_id")).encode("ascii", "replace").decode()
-        job = await request.app[STORE].job(prompt_id, owner_of(request))
+        job = await request.app[STORE].owned_job(prompt_id, owner_of(request))
         return job.prompt_id, parse_event_id(first.get("last_event_id"))
     job = await request.app[SUBMITTER].submit_frames(first, socket, owner_of(request))
     request.app[RUNNER].wake()

@@ -4,13 +4,27 @@ What a method changed is committed before its events are published, so that nobo
 """
 
 from .connection import NewerDatabase, StoreError, now_ms
-from .database import SEQ_GAP, retry_writes
+from .database import retry_writes
 from .jobs import IDEMPOTENCY_MS
+from .leases import JANITOR_LEASE, LOCAL_HOLDER, Lease, LeaseLost, backend_lease, join_lease
 from .queries import Queries
 from .segments import Segments
 from .upkeep import Upkeep
 
-__all__ = ["IDEMPOTENCY_MS", "SEQ_GAP", "NewerDatabase", "Store", "StoreError", "now_ms", "retry_writes"]
+__all__ = [
+    "IDEMPOTENCY_MS",
+    "JANITOR_LEASE",
+    "LOCAL_HOLDER",
+    "Lease",
+    "LeaseLost",
+    "NewerDatabase",
+    "Store",
+    "StoreError",
+    "backend_lease",
+    "join_lease",
+    "now_ms",
+    "retry_writes",
+]
 
 
 class Store(Segments, Queries, Upkeep):

@@ -19,8 +19,6 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-SEQ_GAP = 1000
-"""How far event numbers jump when a job is taken up again: more than the unstored events a crash can swallow."""
 RETRY_S = 2.0
 """Between two tries of what a database that is away keeps from being done."""
 RETRY_LIMIT_S = 24 * 3600.0
@@ -41,7 +39,6 @@ class Database:
         self._publish = publish
         self._clock = clock
         self._lock = asyncio.Lock()
-        self._seq: dict[str, int] = {}
 
     @classmethod
     async def open(
@@ -97,8 +94,6 @@ class Database:
             await self._writer.commit()
             for event in events:
                 self._publish(event)
-                if event.terminal:
-                    self._seq.pop(event.prompt_id, None)
         except StoreError:
             await self._writer.roll_back()
             raise
@@ -123,26 +118,25 @@ class Database:
         return await self._reader.fetch(sql, parameters)
 
     async def _add_event(self, events: list[Event], prompt_id: str, payload: Payload) -> None:
-        event = Event(prompt_id, await self._next_seq(prompt_id), payload.type, payload.data)
-        encoded = json.dumps(event.data, ensure_ascii=False)
+        """Store an event under its job's next number; it is published after the commit."""
+        seq = await self._next_seq(prompt_id)
         await self._run(
             "INSERT INTO event (prompt_id, seq, type, data, at) VALUES (?, ?, ?, ?, ?)",
             prompt_id,
-            event.seq,
-            event.type,
-            encoded,
+            seq,
+            payload.type,
+            json.dumps(payload.data, ensure_ascii=False),
             self._clock.now_ms(),
         )
-        events.append(event)
+        events.append(Event(prompt_id, seq, payload.type, payload.data))
 
     async def _next_seq(self, prompt_id: str) -> int:
         """The next event number of a job. It never repeats, not even over a crash."""
-        if prompt_id not in self._seq:
-            row = await self._one("SELECT max(seq) FROM event WHERE prompt_id = ?", prompt_id)
-            last = row[0] if row and row[0] is not None else 0
-            self._seq.setdefault(prompt_id, last + SEQ_GAP if last else 0)
-        self._seq[prompt_id] += 1
-        return self._seq[prompt_id]
+        row = await self._one(
+            "UPDATE job SET last_seq = last_seq + 1 WHERE prompt_id = ? RETURNING last_seq", prompt_id
+        )
+        assert row is not None
+        return int(row["last_seq"])
 
 
 async def retry_writes(action: Callable[[], Awaitable[T]]) -> T:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from .. import events as payloads
 from ..errors import Conflict, Gone, Unavailable, Unprocessable
 from ..events import Payload
-from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob
+from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob, Segment
 from ..progress import Report
-from .database import Database
-from .rows import JOB_COLUMNS, checked, job_of
+from .leases import Lease, Leases, join_lease
+from .rows import SELECT_JOB, found, input_rows, job_of
 
 log = logging.getLogger(__name__)
 
 IDEMPOTENCY_MS = 24 * 3600 * 1000
 
 
-class Jobs(Database):
+class Jobs(Leases):
     """What happens to a job: one method a move."""
 
     async def create(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
@@ -45,7 +44,7 @@ class Jobs(Database):
 
     async def _first_with_key(self, new: NewJob) -> Job | None:
         row = await self._one(
-            f"SELECT {JOB_COLUMNS} FROM job WHERE coalesce(owner, '') = ? AND idempotency_key = ?",
+            f"{SELECT_JOB} WHERE coalesce(owner, '') = ? AND idempotency_key = ?",
             new.owner or "",
             new.idempotency_key,
         )
@@ -77,8 +76,6 @@ class Jobs(Database):
     async def _insert_job(self, new: NewJob, output_name: str) -> Job:
         now = self._clock.now_ms()
         values: dict[str, Any] = {
-            **asdict(new.inputs),
-            "frame_rate": str(new.inputs.frame_rate),
             "prompt_id": new.prompt_id,
             "owner": new.owner,
             "state": JobState.QUEUED,
@@ -97,8 +94,11 @@ class Jobs(Database):
         }
         names = ", ".join(values)
         marks = ", ".join("?" * len(values))
-        row = await self._one(f"INSERT INTO job ({names}) VALUES ({marks}) RETURNING {JOB_COLUMNS}", *values.values())
-        assert row is not None
+        await self._run(f"INSERT INTO job ({names}) VALUES ({marks})", *values.values())
+        await self._writer.execute_many(
+            "INSERT INTO input (prompt_id, role, number, file, bytes, sha256, facts) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            input_rows(new.prompt_id, new.inputs),
+        )
         await self._writer.execute_many(
             "INSERT INTO segment (prompt_id, number, first_frame, frame_count, priority, created_at)"
             " VALUES (?, ?, ?, ?, ?, ?)",
@@ -107,8 +107,7 @@ class Jobs(Database):
                 for plan in new.segments
             ],
         )
-        self._seq[new.prompt_id] = 0
-        return job_of(row)
+        return await self._job(new.prompt_id)
 
     async def add_event(self, prompt_id: str, payload: Payload, step: str | None = None) -> None:
         """Store and publish an event of a job that has not ended, and the step `/status` shows."""
@@ -133,20 +132,20 @@ class Jobs(Database):
         )
         return None if row is None else JobState(row[0])
 
-    async def publish_transient(self, prompt_id: str, payload: Payload) -> None:
-        """Publish an event that the next of its kind supersedes: numbered in order with the others, not stored.
+    async def publish_transient(self, payloads_of: Mapping[str, Payload]) -> None:
+        """Publish an event for each of these jobs, by id, that has not ended.
 
-        The first after a start is stored: the numbers that the next start leaves out are counted from it.
+        The next of its kind supersedes it: it is numbered in order with the others, but not stored.
         """
-        async with self._lock:
-            if prompt_id in self._seq:
-                self._publish(Event(prompt_id, await self._next_seq(prompt_id), payload.type, payload.data))
-                return
         async with self._transaction() as events:
-            if await self._one(
-                "SELECT 1 FROM job WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')", prompt_id
-            ):
-                await self._replace(events, prompt_id, payload)
+            for prompt_id, payload in payloads_of.items():
+                row = await self._one(
+                    "UPDATE job SET last_seq = last_seq + 1 WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')"
+                    " RETURNING last_seq",
+                    prompt_id,
+                )
+                if row is not None:
+                    events.append(Event(prompt_id, row["last_seq"], payload.type, payload.data))
 
     async def record_progress(self, reports: Mapping[str, Report]) -> None:
         """Publish the progress of jobs, by id, and keep it, in place of the older one, for who asks or comes later."""
@@ -168,15 +167,21 @@ class Jobs(Database):
 
     async def _replace(self, events: list[Event], prompt_id: str, payload: Payload) -> None:
         """Store an event in place of the older ones of its kind."""
-        # These go last: the number of one may be the highest there is, and numbers never repeat.
         await self._add_event(events, prompt_id, payload)
         await self._run(
             "DELETE FROM event WHERE prompt_id = ? AND type = ? AND seq < ?", prompt_id, payload.type, events[-1].seq
         )
 
-    async def succeed(self, job: Job, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...]) -> bool:
-        """PROCESSING → SUCCESS with the checked result; False when the job had ended otherwise."""
+    async def succeed(
+        self, job: Job, lease: Lease, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...]
+    ) -> bool:
+        """PROCESSING → SUCCESS with the checked result; False when the job had ended otherwise.
+
+        Raises `LeaseLost` when another has the lease on the job's joining.
+        """
+        assert lease.name == join_lease(job.prompt_id)
         async with self._transaction() as events:
+            await self._check_lease(lease)
             ended = await self._end(
                 job.prompt_id,
                 JobState.SUCCESS,
@@ -198,20 +203,19 @@ class Jobs(Database):
                 await self._add_event(events, job.prompt_id, completed)
         return ended
 
-    async def fail(self, prompt_id: str, code: str, message: str) -> bool:
-        """→ FAILED; False when the job had ended otherwise."""
+    async def fail(self, prompt_id: str, code: str, message: str, cause: Segment | Lease | None = None) -> bool:
+        """→ FAILED; False when the job had ended otherwise.
+
+        `cause` is the submitted segment that failed, or the lease under which the joining did. Raises `LeaseLost` when
+        another works on that by now.
+        """
         async with self._transaction() as events:
+            if cause is not None:
+                await self._check_lease(cause)
             ended = await self._end(prompt_id, JobState.FAILED, step="Failed", error=message, code=code)
             if ended:
                 await self._add_event(events, prompt_id, payloads.error(prompt_id, code, message))
         return ended
-
-    async def mark_cancelled(self, prompt_id: str) -> bool:
-        """→ CANCELLED, once no engine works on the job any more; False when nobody asked, or it had ended otherwise."""
-        async with self._transaction() as events:
-            if not await self._one("SELECT 1 FROM job WHERE prompt_id = ? AND cancel_requested", prompt_id):
-                return False
-            return await self._cancelled(events, prompt_id)
 
     async def _cancelled(self, events: list[Event], prompt_id: str) -> bool:
         ended = await self._end(prompt_id, JobState.CANCELLED, step="Cancelled")
@@ -253,7 +257,7 @@ class Jobs(Database):
                 prompt_id,
             )
             await self._settle_cancel(events, prompt_id)
-            return await self._owned(prompt_id, owner)
+            return await self._job(prompt_id)
 
     async def _settle_cancel(self, events: list[Event], prompt_id: str) -> bool:
         """End a job that was asked to, once no segment is with a backend; until then nothing of it may be claimed."""
@@ -302,14 +306,17 @@ class Jobs(Database):
             )
             again = payloads.status(JobState.QUEUED, "Queued again by a retry.")
             await self._add_event(events, prompt_id, again)
-            return await self._owned(prompt_id, owner)
+            return await self._job(prompt_id)
 
     async def erase(self, prompt_id: str) -> None:
         """Delete a job's record, segments and events for good."""
         async with self._transaction():
             await self._run("DELETE FROM job WHERE prompt_id = ?", prompt_id)
-        self._seq.pop(prompt_id, None)
+            await self._run("DELETE FROM lease WHERE name = ?", join_lease(prompt_id))
+
+    async def _job(self, prompt_id: str) -> Job:
+        return found(await self._all(f"{SELECT_JOB} WHERE job.prompt_id = ?", prompt_id))
 
     async def _owned(self, prompt_id: str, owner: str | None) -> Job:
-        row = await self._one(f"SELECT {JOB_COLUMNS} FROM job WHERE prompt_id = ?", prompt_id)
-        return checked(row, prompt_id, owner)
+        sql = f"{SELECT_JOB} WHERE job.prompt_id = ? AND coalesce(owner, '') = ?"
+        return found(await self._all(sql, prompt_id, owner or ""))

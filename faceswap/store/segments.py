@@ -14,7 +14,8 @@ from ..jobs import (
     comfy_prompt_id,
 )
 from .jobs import Jobs
-from .rows import JOB_COLUMNS, SEGMENT_COLUMNS, job_of, segment_of
+from .leases import Lease
+from .rows import SEGMENT_COLUMNS, SELECT_JOB, job_of, segment_of
 
 LOOK_AHEAD = 64
 """Waiting segments that are looked at to tell how much waits."""
@@ -32,19 +33,21 @@ class Segments(Jobs):
         now = self._clock.monotonic_ms()
         return now, now + LONGEST_PAUSE_MS
 
-    async def claim(self, backend: str, *, again: bool = True, most_deaths: int | None = None) -> Segment | None:
-        """Give the next waiting segment to a backend: its prompt id is committed before it is sent.
+    async def claim(self, lease: Lease, *, again: bool = True, most_deaths: int | None = None) -> Segment | None:
+        """Give the next waiting segment to the backend of a lease: its prompt id is committed before it is sent.
 
         Not `again`: none whose last attempt failed there. `most_deaths`: none at which an engine has died more often.
+        Raises `LeaseLost`.
         """
         async with self._transaction():
+            await self._check_lease(lease)
             row = await self._one(
                 f"SELECT prompt_id, number, attempt FROM segment WHERE {_DUE}"
                 " AND (? OR failures + losses = 0 OR backend IS NOT ?) AND (? IS NULL OR deaths <= ?)"
                 " ORDER BY priority DESC, created_at, prompt_id, number LIMIT 1",
                 *self._due_now(),
                 again,
-                backend,
+                lease.backend,
                 most_deaths,
                 most_deaths,
             )
@@ -52,11 +55,12 @@ class Segments(Jobs):
                 return None
             prompt_id, number, attempt = row["prompt_id"], row["number"], row["attempt"] + 1
             claimed = await self._one(
-                "UPDATE segment SET state = 'submitted', attempt = ?, comfy_prompt_id = ?, backend = ?"
+                "UPDATE segment SET state = 'submitted', attempt = ?, comfy_prompt_id = ?, backend = ?, epoch = ?"
                 f" WHERE prompt_id = ? AND number = ? AND state = 'waiting' RETURNING {SEGMENT_COLUMNS}",
                 attempt,
                 comfy_prompt_id(prompt_id, number, attempt),
-                backend,
+                lease.backend,
+                lease.epoch,
                 prompt_id,
                 number,
             )
@@ -71,9 +75,24 @@ class Segments(Jobs):
             )
         return segment_of(claimed) if claimed else None
 
-    async def set_prompt_id(self, segment: Segment, comfy_prompt_id: str) -> Segment:
-        """An older ComfyUI gave the prompt an id of its own."""
+    async def adopt(self, lease: Lease) -> list[Segment]:
+        """Take over the segments that the backend of a lease may know; they are to be looked up there.
+
+        Who submitted them can change nothing of them any more. Raises `LeaseLost`.
+        """
         async with self._transaction():
+            await self._check_lease(lease)
+            rows = await self._all(
+                f"UPDATE segment SET epoch = ? WHERE state = 'submitted' AND backend = ? RETURNING {SEGMENT_COLUMNS}",
+                lease.epoch,
+                lease.backend,
+            )
+        return [segment_of(row) for row in rows]
+
+    async def set_prompt_id(self, segment: Segment, comfy_prompt_id: str) -> Segment:
+        """Store the id that an older ComfyUI gave a submitted segment's prompt. Raises `LeaseLost`."""
+        async with self._transaction():
+            await self._check_lease(segment)
             await self._run(
                 "UPDATE segment SET comfy_prompt_id = ? WHERE prompt_id = ? AND number = ? AND attempt = ?",
                 comfy_prompt_id,
@@ -86,15 +105,16 @@ class Segments(Jobs):
     async def requeue(
         self, segment: Segment, *, pause_s: float = 0, failed: bool = False, lost: bool = False, died: bool = False
     ) -> None:
-        """A submitted segment waits again, not before `pause_s` from now; the failure, loss or death is counted.
+        """Let a submitted segment wait again, `pause_s` at least; the failure, loss or death is counted.
 
-        That of a job whose end was asked for does not: the job ends with the last of them.
+        That of a job whose end was asked for does not wait: the job ends with the last of them. Raises `LeaseLost`.
         """
         async with self._transaction() as events:
             await self._requeue(segment, pause_s, failed, lost, died)
             await self._settle_cancel(events, segment.prompt_id)
 
     async def _requeue(self, segment: Segment, pause_s: float, failed: bool, lost: bool, died: bool) -> None:
+        await self._check_lease(segment)
         await self._run(
             "UPDATE segment SET state = 'waiting', not_before = ?, failures = failures + ?, losses = losses + ?,"
             " deaths = deaths + ? WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted'",
@@ -118,10 +138,10 @@ class Segments(Jobs):
         unsent: bool = False,
         alone: bool = False,
     ) -> None:
-        """A submitted segment is too long: it waits again, cut into parts of at most `limit` frames.
+        """Let a submitted segment that is too long wait again, cut into parts of at most `limit` frames.
 
         What else of its job waits is cut to that length as well, unless it `alone` is to be; what is cut off are
-        segments of their own. An attempt that was `unsent` does not count.
+        segments of their own. An attempt that was `unsent` does not count. Raises `LeaseLost`.
         """
         async with self._transaction() as events:
             await self._requeue(segment, pause_s, failed, lost=died, died=died)
@@ -138,6 +158,23 @@ class Segments(Jobs):
             for row in rows:
                 await self._cut(dict(row), limit)
             await self._settle_cancel(events, segment.prompt_id)
+
+    async def mark_stopped(self, segment: Segment) -> bool:
+        """Store that no engine works on a submitted segment of a job whose end was asked for.
+
+        Returns whether the job has ended with it, as CANCELLED. Raises `LeaseLost`.
+        """
+        async with self._transaction() as events:
+            await self._check_lease(segment)
+            await self._run(
+                "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND number = ? AND attempt = ?"
+                " AND state = 'submitted' AND EXISTS"
+                " (SELECT 1 FROM job WHERE job.prompt_id = segment.prompt_id AND cancel_requested)",
+                segment.prompt_id,
+                segment.number,
+                segment.attempt,
+            )
+            return await self._settle_cancel(events, segment.prompt_id)
 
     async def abandon(self, backend: str, comfy_prompt_id: str) -> None:
         """Remember a prompt that was given up and that its ComfyUI may still know."""
@@ -189,8 +226,12 @@ class Segments(Jobs):
     async def finish_segment(
         self, segment: Segment, output_file: str, changed_share: float | None, warnings: Iterable[str] = ()
     ) -> Job | None:
-        """A segment's checked output is in the work folder. Returns the job, or None when it has ended meanwhile."""
+        """Store that a submitted segment's checked output is in the work folder.
+
+        Returns the job, or None when it has ended meanwhile. Raises `LeaseLost`.
+        """
         async with self._transaction() as events:
+            await self._check_lease(segment)
             done = await self._one(
                 "UPDATE segment SET state = 'done', output_file = ?, changed_share = ?, warnings = ?"
                 " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted' RETURNING number",
@@ -205,13 +246,13 @@ class Segments(Jobs):
                 return None
             row = await self._one(
                 "UPDATE job SET segments_done = segments_done + 1, updated_at = ?"
-                f" WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING {JOB_COLUMNS}",
+                " WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING 1",
                 self._clock.now_ms(),
                 segment.prompt_id,
             )
-            if await self._settle_cancel(events, segment.prompt_id):
+            if row is None or await self._settle_cancel(events, segment.prompt_id):
                 return None
-        return job_of(row) if row else None
+            return await self._job(segment.prompt_id)
 
     async def submitted(self) -> list[Segment]:
         """The segments that a backend may know: to be looked up after a start."""
@@ -251,5 +292,5 @@ class Segments(Jobs):
 
     async def unfinished(self) -> list[Job]:
         """Jobs whose segments are all done but which have not ended: to be joined."""
-        sql = f"SELECT {JOB_COLUMNS} FROM job WHERE state = 'PROCESSING' AND segments_done = segments_total"
+        sql = f"{SELECT_JOB} WHERE state = 'PROCESSING' AND segments_done = segments_total"
         return [job_of(row) for row in await self._read(sql)]

@@ -13,6 +13,7 @@ from aiohttp import web
 from clips import Picture, make_clip, read_numbers
 from processes import Engine, eventually, free_port
 from service_rig import QUICK, EngineRig, Handler, ServiceRig, running_service, service_and_engines
+from stored_jobs import claim
 from waiting import until
 
 from faceswap import runner
@@ -389,9 +390,7 @@ async def test_what_engines_died_of_waits_until_one_is_free(clip: Path, tmp_path
         killer = await service.post(clip)
         store = service.client.app[keys.STORE]
         for _ in range(2):
-            segment = await store.claim("engine")
-            assert segment is not None
-            await store.requeue(segment, died=True)
+            await store.requeue(await claim(store, "engine"), died=True)
         first, last = await service.post(clip, priority=1), await service.post(clip, priority=-1)
     async with EngineRig(tmp_path / "engine") as engine:
         engine.hold()

@@ -1,0 +1,91 @@
+"""Leases: what only one holder may do at a time, and the epoch that tells a former holder from the present one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..jobs import Segment
+from .database import Database
+
+JANITOR_LEASE = "janitor"
+LOCAL_HOLDER = "local"
+"""The holder of every lease where there is one node only."""
+
+_BACKEND = "backend:"
+
+
+class LeaseLost(Exception):
+    """Another has the lease under which something was to be changed: nothing was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to do what `name` says, as one holder had it from one `epoch` on."""
+
+    name: str
+    holder: str
+    epoch: int
+
+    @property
+    def backend(self) -> str:
+        """The name of the backend that it is for."""
+        assert self.name.startswith(_BACKEND)
+        return self.name.removeprefix(_BACKEND)
+
+
+def backend_lease(backend: str) -> str:
+    """Return the name of the lease on a backend."""
+    return f"{_BACKEND}{backend}"
+
+
+def join_lease(prompt_id: str) -> str:
+    """Return the name of the lease on a job's joining."""
+    return f"join:{prompt_id}"
+
+
+class Leases(Database):
+    """Who holds what."""
+
+    async def acquire_lease(self, name: str, holder: str, ttl_s: float) -> Lease | None:
+        """Take a lease for `ttl_s` seconds, under the next epoch; None while another holds it.
+
+        Who holds it already takes it again at once: a process that was started anew takes up what the last one left.
+        """
+        now = self._clock.monotonic_ms()
+        async with self._transaction():
+            row = await self._one(
+                "INSERT INTO lease (name, holder, epoch, expires_at) VALUES (?, ?, 1, ?)"
+                " ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, epoch = lease.epoch + 1,"
+                " expires_at = excluded.expires_at WHERE lease.holder = excluded.holder OR lease.expires_at <= ?"
+                " RETURNING epoch",
+                name,
+                holder,
+                now + int(ttl_s * 1000),
+                now,
+            )
+        return None if row is None else Lease(name, holder, row["epoch"])
+
+    async def renew_lease(self, lease: Lease, ttl_s: float) -> bool:
+        """Keep a lease for `ttl_s` seconds from now; False when it has run out or another has it: it is lost then."""
+        now = self._clock.monotonic_ms()
+        async with self._transaction():
+            row = await self._one(
+                "UPDATE lease SET expires_at = ? WHERE name = ? AND epoch = ? AND expires_at > ? RETURNING 1",
+                now + int(ttl_s * 1000),
+                lease.name,
+                lease.epoch,
+                now,
+            )
+        return row is not None
+
+    async def release_lease(self, lease: Lease) -> None:
+        """Let others take a lease at once, unless one has it already."""
+        async with self._transaction():
+            await self._run("UPDATE lease SET expires_at = 0 WHERE name = ? AND epoch = ?", lease.name, lease.epoch)
+
+    async def _check_lease(self, lease: Lease | Segment) -> None:
+        """Raise `LeaseLost` unless a lease, or the one on a submitted segment's backend, is still the same holder's."""
+        name = lease.name if isinstance(lease, Lease) else backend_lease(lease.backend or "")
+        row = await self._one("SELECT epoch FROM lease WHERE name = ?", name)
+        if row is None or row["epoch"] != lease.epoch:
+            raise LeaseLost(f"{name}: epoch {lease.epoch} is past")
