@@ -1,4 +1,4 @@
-"""Drives an engine as a program written for ComfyUI does, and reads recordings of ComfyUI for comparison."""
+"""A client that drives an engine like a program written for ComfyUI, and recordings of ComfyUI to compare with."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Rig:
 
 
 class Socket:
-    """A WebSocket and what it heard."""
+    """A WebSocket and the frames it received."""
 
     def __init__(self, connection: aiohttp.ClientWebSocketResponse) -> None:
         self.connection = connection
@@ -126,7 +126,7 @@ class Socket:
 
 @asynccontextmanager
 async def engine(data: Path, faults: Faults | None = PAINT, **options: Any) -> AsyncIterator[Rig]:
-    """Yield a running engine with a face and a clip of 24 frames uploaded."""
+    """Run an engine with a face and a clip of 24 frames uploaded."""
     app = create_app(data, faults=faults, preset="veryfast", **options)
     async with TestClient(TestServer(app)) as client:
         rig = Rig(client, data)
@@ -137,7 +137,7 @@ async def engine(data: Path, faults: Faults | None = PAINT, **options: Any) -> A
 
 
 def recorded(name: str, connection: str = "A") -> list[Message]:
-    """Return the text frames one socket heard in a recording."""
+    """Return the text frames of one socket in a recording."""
     return [entry["msg"] for entry in replay.read(name) if entry["kind"] == "ws" and entry["conn"] == connection]
 
 
@@ -147,7 +147,7 @@ def of_prompt(frames: list[Message], prompt_id: str) -> list[Message]:
 
 
 def shape(frames: list[Message]) -> tuple[list[str], dict[str, list[str]]]:
-    """Group a prompt's frames by what their order depends on: those of no node, and those of each node.
+    """Return the order of a prompt's frames: those that belong to no node, and for each node its own.
 
     Repeats are left out, and so is the order of nodes that do not depend on each other: ComfyUI's varies.
     """

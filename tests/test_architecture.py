@@ -22,15 +22,15 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("parts of one thing each", frozenset({"media", "store", "hub", "workflow", "client"})),
     ("where things lie", frozenset({"files", "config"})),
     ("what a job is", frozenset({"events", "jobs"})),
-    ("ground", frozenset({"errors", "limits", "progress", "samples", ""})),
+    ("ground", frozenset({"durable", "errors", "limits", "progress", "samples", ""})),
 )
 """The layers from top to bottom. Each module or subpackage stands in one; `""` is the package itself."""
 
 ALONE = frozenset({"engine"})
 """Parts that no other part imports and that import no other part: processes of their own."""
 
-SHARED = frozenset({"limits"})
-"""Modules of constants, which the parts that stand alone share with the others."""
+SHARED = frozenset({"durable", "limits"})
+"""Modules that the parts that stand alone share with the others."""
 
 
 def name_of(path: Path) -> str:

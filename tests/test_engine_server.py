@@ -1,4 +1,4 @@
-"""The engine's protocol, held against recordings of ComfyUI."""
+"""The engine's protocol, compared with recordings of ComfyUI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Probing: the real content of a file, whatever its name or its header says."""
+"""The contents of a file, whatever its name or its header says."""
 
 from __future__ import annotations
 

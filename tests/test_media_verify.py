@@ -1,4 +1,4 @@
-"""A result counts only when it is what was asked for; each end that lies has its own code."""
+"""A result counts only when it is what was asked for; each false success has a code of its own."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_an_encode_without_a_swap_never_counts_as_changed(tmp_path: Path, source
 
 
 def lettering(number: int, width: int, height: int) -> clips.Picture:
-    """Words over a photograph that moves fast."""
+    """Draw words over a photograph that moves fast."""
     x = 8 * number % 80
     picture = cv2.resize(PHOTO[256:496, x : x + 426], (width, height))
     for line in range(4):
@@ -111,7 +111,7 @@ def test_what_is_hard_to_encode_never_counts_as_changed(tmp_path: Path, draw: An
 
 
 def again(clip: Path) -> Any:
-    """Return the frames of a clip, to be drawn once more."""
+    """Yield the frames of a clip, to be drawn once more."""
     with av.open(str(clip)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return lambda number, width, height: frames[number]
@@ -119,7 +119,7 @@ def again(clip: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a clip of a person, the face about 80 pixels wide."""
+    """Draw a person, the face about 80 pixels wide."""
 
     def draw(number: int, width: int, height: int) -> clips.Picture:
         return np.ascontiguousarray(PHOTO[number : number + height, 2 * number : 2 * number + width])
