@@ -182,7 +182,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(target=attempts, backend=st.sampled_from(BACKENDS))
     def take_over(self, backend: str) -> Segment | None:
-        """Return a holder freezes until its lease has run out, and another takes its backend."""
+        """Let a holder freeze until its lease has run out, and another take its backend."""
         lease = self.leases[backend]
         other = next(holder for holder in HOLDERS if holder != lease.holder)
         assert self.run(self.store.acquire_lease(lease.name, other, 1000)) is None
