@@ -19,6 +19,7 @@ from av.container import InputContainer, OutputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from .. import durable
 from ..errors import JobFailure
 from .facts import JoinFacts
 from .sound import AacEncoder, DecodedTrack, add_aac_track, decode_tracks
@@ -67,8 +68,7 @@ def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction
             for _, packet in heapq.merge(pictures, _sound(sounds, sound, origin), key=lambda timed: timed[0]):
                 output.mux(packet)
         facts = _sync_and_check(partial, timeline, clock, sound)
-        partial.replace(out)
-        _sync(out.parent)
+        durable.rename(partial, out)
         return facts
     except (OSError, av.FFmpegError) as error:
         if error.errno in DISK_FULL:
@@ -313,12 +313,3 @@ def _check_sound(found: list[DecodedTrack], timeline: Timeline, wanted: list[Dec
         missing_s = max(theirs.seconds - ours.seconds, (theirs.end or 0.0) - (ours.end or 0.0) + shift_s)
         if ours.damaged or abs(late_s) > tolerance_s or missing_s > tolerance_s:
             raise SOUND_MISSING
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
