@@ -29,7 +29,7 @@ PIECE_BYTES = 1024 * 1024
 
 
 def big_video(folder: Path) -> Path:
-    """A playable clip followed by a `free` box: the file is sparse, the upload is not."""
+    """Write a playable clip followed by a `free` box: the file is sparse, the upload is not."""
     path = make_clip(folder / "big.mp4", 24)
     padding = SIZE_MB * 2**20 - path.stat().st_size
     with path.open("r+b") as file:
@@ -40,7 +40,7 @@ def big_video(folder: Path) -> Path:
 
 
 async def bare_put_s(folder: Path, video: Path) -> float:
-    """Seconds of a PUT to a server that does nothing but write the body to the disk and sync it once."""
+    """Return the seconds of a PUT to a server that only writes the body to the disk and syncs it once."""
 
     async def put(request: web.Request) -> web.Response:
         with (folder / "put").open("wb") as file:
@@ -113,7 +113,7 @@ def _environment() -> dict[str, str]:
 
 
 async def upload_s(client: FaceSwapClient, video: Path) -> float:
-    """Seconds until an upload is accepted; its job is cancelled then."""
+    """Return the seconds until an upload is accepted; its job is cancelled then."""
     started = time.perf_counter()
     prompt_id = await client.submit(video, FACE)
     seconds = time.perf_counter() - started
