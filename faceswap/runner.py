@@ -120,14 +120,13 @@ class Runner:
         """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it."""
         while tasks := list(self._in_flight.get(job.prompt_id, {}).values()):
             await asyncio.wait(tasks)
-        mark = self._files.erasure_mark(job.prompt_id)
-        mark.touch(mode=0o600)
+        await self._files.mark_erasure(job.prompt_id)
         await self._store.begin_erasure(job.prompt_id)
         self._forget(job.prompt_id)
-        await asyncio.to_thread(self._files.erase_inputs, job.prompt_id)
-        self._files.erase_result(job.result_file or f"{job.output_name}.mp4")
+        await self._files.delete_inputs(job.prompt_id)
+        await self._files.delete_result(job.result_file or f"{job.output_name}.mp4")
         await self._store.erase(job.prompt_id)
-        mark.unlink(missing_ok=True)
+        await self._files.unmark_erasure(job.prompt_id)
 
     async def run(self) -> None:
         """Take up what was left, then work until cancelled. Prompts that are out stay with ComfyUI."""
@@ -404,8 +403,9 @@ class Runner:
             raise JobFailure("format_not_joinable", A_FILE_A_FRAME)
         share = outcome.swapped.get(workflow.swap)
         path = self._files.segment(segment)
+        await self._files.make_scratch(job.prompt_id)
         await backend.client.download(files[-1], path, OUTPUT_LIMIT_BYTES)
-        original = self._uploads.original(job)
+        original = await self._uploads.original(job)
         try:
             verdict = await self._media.verify(
                 path,
@@ -416,7 +416,7 @@ class Runner:
                 crf=job.options.crf if share is None else None,
             )
         except BaseException:
-            path.unlink(missing_ok=True)
+            await self._files.delete(path)
             raise
         return path, verdict if share is None else replace(verdict, changed_share=share)
 
@@ -475,7 +475,7 @@ class Runner:
         if facts.frames != job.total_frames:
             raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
         filename = f"{job.output_name}.mp4"
-        await asyncio.to_thread(self._files.publish, joined, filename)
+        await self._files.publish_result(job.prompt_id, filename)
         self._progress_reporter.close(job.prompt_id)
         if await self._store.succeed(
             job,
@@ -485,9 +485,9 @@ class Runner:
             sha256=facts.sha256,
             warnings=tuple(dict.fromkeys((*warnings, *facts.warnings))),
         ):
-            await asyncio.to_thread(self._files.erase_work, job.prompt_id)
+            await self._files.delete_scratch(job.prompt_id)
         else:
-            self._files.erase_result(filename)
+            await self._files.delete_result(filename)
         self._forget(job.prompt_id)
 
     def _forget(self, prompt_id: str) -> None:
