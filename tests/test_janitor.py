@@ -193,7 +193,7 @@ async def test_more_than_a_batch_goes_in_one_sweep(house: House) -> None:
 
 
 def upload_mark(files: Files, prompt_id: str) -> Path:
-    """The file that lies beside an input folder until its job is committed."""
+    """Return the file that lies beside an input folder until its job is committed."""
     return files.inputs(prompt_id).with_name(f"{prompt_id}.upload")
 
 
