@@ -63,7 +63,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     async def parts(app: web.Application) -> AsyncIterator[None]:
         """Make the parts from the ground up; tear them down in the reverse order."""
         files, hub = app[keys.FILES], app[keys.HUB]
-        files.create()
+        await asyncio.to_thread(files.create)
         store = app[keys.STORE] = await Store.open(files.database, resource_dir("migrations"), hub.publish)
         media, fetcher = MediaWorker(), Fetcher(settings.url_allow)
         # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.

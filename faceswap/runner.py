@@ -223,8 +223,9 @@ class Runner:
         await self._progress_reporter.add_status(job.prompt_id, message, message)
         share = outcome.swapped.get(attempt.workflow.swap)
         path = self._files.segment(segment)
+        await self._files.make_scratch(job.prompt_id)
         await attempt.backend.client.download(output, path, OUTPUT_LIMIT_BYTES)
-        original = self._inputs.original(job)
+        original = await self._inputs.original(job)
         try:
             verdict = await self._media.verify(
                 path,
@@ -235,7 +236,7 @@ class Runner:
                 crf=job.options.crf if share is None else None,
             )
         except BaseException:
-            path.unlink(missing_ok=True)
+            await self._files.delete(path)
             raise
         return path, verdict if share is None else replace(verdict, changed_share=share)
 

@@ -178,7 +178,7 @@ def submissions() -> list[dict[str, object]]:
 
 @pytest.fixture
 def accept(submissions: list[dict[str, object]]) -> web.RouteDef:
-    """A `POST /face-swap` under a path prefix that keeps what it was sent."""
+    """Make a route `POST /face-swap` under a path prefix, which keeps its requests."""
 
     async def handler(request: web.Request) -> web.Response:
         fields: dict[str, object] = {"headers": request.headers, "type": request.content_type}

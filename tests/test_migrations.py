@@ -22,7 +22,7 @@ SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, nam
 
 
 def restored(dump: Path, path: Path) -> Path:
-    """A database made of a dump, at `path`."""
+    """Make a database of a dump, at `path`."""
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(dump.read_text(encoding="utf-8"))
     return path
@@ -34,7 +34,7 @@ def version(path: Path) -> int:
 
 @pytest.fixture
 def migrations(tmp_path: Path) -> Path:
-    """A copy of the migrations, to be added to."""
+    """Copy the migrations, so that a test can add to them."""
     return shutil.copytree(MIGRATIONS, tmp_path / "migrations")
 
 
@@ -79,7 +79,7 @@ async def test_the_jobs_of_a_historical_database_are_there_and_go_on(dump: Path,
 
 
 async def jobs_in(store: Store) -> list[Job]:
-    """The jobs of every owner in the historical databases."""
+    """Return the jobs of every owner in the historical databases."""
     return [
         job for owner in ("ann", None) for job in (await store.jobs(state=None, limit=9, cursor=None, owner=owner))[0]
     ]
@@ -202,6 +202,6 @@ async def test_rules_hold_for_historical_jobs_too(tmp_path: Path, state: str) ->
 
 
 def dump_of(path: Path) -> list[str]:
-    """Everything in a database, as SQL."""
+    """Dump a database as SQL."""
     with closing(sqlite3.connect(path)) as connection:
         return list(connection.iterdump())

@@ -1,4 +1,4 @@
-"""What the store promises, on a real file."""
+"""Promises of the store, on a real file."""
 
 from __future__ import annotations
 
@@ -569,7 +569,7 @@ async def test_a_job_that_has_ended_cannot_be_cancelled(store: Store, end: JobSt
 
 
 async def ended_job(store: Store, end: JobState) -> Job:
-    """A job of one segment in the given end state."""
+    """Store a job of one segment in the given end state."""
     if end == JobState.SUCCESS:
         return await run_to_success(store)
     job = await create(store)
@@ -749,7 +749,7 @@ async def test_event_numbers_never_repeat_over_a_crash(path: Path) -> None:
 
 
 async def store_events(path: Path, job: Job) -> list[int]:
-    """The numbers of a job's stored events."""
+    """Return the numbers of a job's stored events."""
     async with opened(path) as store:
         return [event.seq for event in await store.events(job.prompt_id, 0)]
 

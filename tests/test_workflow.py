@@ -26,7 +26,7 @@ def seed() -> Graph:
 
 
 def rewired() -> Graph:
-    """The seed with other ids and titles, a scaler before the swap, one after it, a preview, and a second video."""
+    """Change the seed: other ids and titles, a scaler before the swap and one after it, a preview, a second video."""
     ids = {"3": "swap:a", "8": "100", "9": "last", "10": "face", "11": "boost", "12": "info"}
     graph: Graph = {}
     for old, node in seed().items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import aiofiles.os
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
@@ -12,8 +13,9 @@ from .keys import FILES, STORE, owner_of
 async def download(request: web.Request) -> web.StreamResponse:
     """Send a result: whole, in ranges, or its headers only."""
     job = await request.app[STORE].result(request.match_info["filename"], owner_of(request))
-    path = request.app[FILES].result(job.result_file or "")
-    if not path.is_file():
+    files = request.app[FILES]
+    path = files.result(job.result_file or "")
+    if not await files.exists(path):
         raise Gone("This result was removed from the server's disk.", code="result_expired", prompt_id=job.prompt_id)
     disposition = "inline" if request.query.get("inline") == "1" else "attachment"
     return _RangeFileResponse(
@@ -32,7 +34,7 @@ class _RangeFileResponse(web.FileResponse):
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         if_range = request.headers.get(hdrs.IF_RANGE, "")
         if if_range.startswith(('"', "W/")):
-            stat = self._path.stat()
+            stat = await aiofiles.os.stat(self._path)
             if if_range != f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"':
                 headers = request.headers.copy()
                 headers.popall(hdrs.RANGE, None)

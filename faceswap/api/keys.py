@@ -34,5 +34,5 @@ OWNER = web.RequestKey("owner", str)
 
 
 def owner_of(request: web.Request) -> str | None:
-    """Return the owner whose jobs a request may see; None where no keys are in use, so that all jobs are one user's."""
+    """Return the owner whose jobs a request may see; None, where no keys are in use, for the jobs without an owner."""
     return request.get(OWNER)

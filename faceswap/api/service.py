@@ -57,7 +57,7 @@ async def get_health(request: web.Request) -> web.Response:
             "database": "writable" if checks["database"] else "unwritable",
             "queue": {state.lower(): count for state, count in counts.items()},
             "backends": [backend.describe() for backend in scheduler.backends],
-            "disk_free_mb": app[FILES].free_bytes() // 2**20,
+            "disk_free_mb": await app[FILES].free_bytes() // 2**20,
             "watchers": app[HUB].watchers,
         }
     )
@@ -105,7 +105,7 @@ async def _checks(app: web.Application, counts: Mapping[str, int]) -> dict[str, 
     settings = app[SETTINGS]
     return {
         "database": await app[WRITE_CHECK].passes(app[STORE]),
-        "disk": app[FILES].free_bytes() >= settings.min_free_mb * 2**20,
+        "disk": await app[FILES].free_bytes() >= settings.min_free_mb * 2**20,
         "queue": counts[JobState.QUEUED] < settings.queue_limit,
         "engine": any(backend.healthy and not backend.problems for backend in app[SCHEDULER].backends),
     }

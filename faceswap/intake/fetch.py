@@ -104,7 +104,7 @@ class Fetcher:
         url: URL,
         receive: Callable[[bytes], Awaitable[None]],
         max_bytes: int,
-        expect: Callable[[int], None] = lambda size: None,
+        expect: Callable[[int], Awaitable[None]],
     ) -> None:
         """Pass the body of `url` to `receive`, piece by piece; memory does not grow with its size.
 
@@ -147,7 +147,7 @@ class Fetcher:
         response: aiohttp.ClientResponse,
         receive: Callable[[bytes], Awaitable[None]],
         max_bytes: int,
-        expect: Callable[[int], None],
+        expect: Callable[[int], Awaitable[None]],
     ) -> None:
         if response.status != 200:
             raise Unprocessable(f"'{field}' answered with HTTP status {response.status}.", code="url_failed")
@@ -156,7 +156,7 @@ class Fetcher:
         too_large = TooLarge(f"'{field}' holds more than {max_bytes:,} bytes.", code="url_too_large")
         if (response.content_length or 0) > max_bytes:
             raise too_large
-        expect(max_bytes if response.content_length is None else response.content_length)
+        await expect(max_bytes if response.content_length is None else response.content_length)
         received = 0
         while piece := await response.content.readany():
             received += len(piece)

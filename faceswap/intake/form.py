@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ..errors import BadRequest, TooLarge
@@ -23,13 +22,12 @@ INPUTS = ("video", "image")
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A request that was read whole; its two files lie in `folder`, synced to disk, their media not yet checked.
+    """A request that was read whole; its two files lie in the job's folder, synced, their media not yet checked.
 
     `digest` tells requests with the same `Idempotency-Key` apart. It covers the hashes or URLs of the inputs, the
     options and the name, and is the same for multipart, JSON and WebSocket.
     """
 
-    folder: Path
     video_file: str
     image_file: str
     video_sha256: str
@@ -95,7 +93,6 @@ class Form:
         """Return the request as a whole, once both inputs are closed."""
         video, image = self._files["video"], self._files["image"]
         return Submission(
-            folder=self.inputs.path,
             video_file=video.name,
             image_file=image.name,
             video_sha256=video.sha256,

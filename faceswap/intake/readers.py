@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
 
 from aiohttp import HttpVersion11, WebSocketError, WSCloseCode, WSMsgType, web
 from multipart import (  # type: ignore[import-untyped]  # it ships no types
@@ -19,6 +18,7 @@ from multipart import (  # type: ignore[import-untyped]  # it ships no types
 
 from ..config import Settings
 from ..errors import BadRequest, RequestTimeout, TooLarge, UnsupportedMedia
+from ..files import Files
 from ..jobs import Options
 from .fetch import Fetcher
 from .files import FileSink, Room, check_size, new_input_folder
@@ -37,18 +37,21 @@ SLOWEST_BYTES_PER_S = 16 * 1024
 class RequestReader:
     """Reads requests for a swap. After any error the job's folder is removed before the error is raised."""
 
-    def __init__(self, settings: Settings, fetcher: Fetcher, check_options: Callable[[Options], object]) -> None:
+    def __init__(
+        self, settings: Settings, files: Files, fetcher: Fetcher, check_options: Callable[[Options], object]
+    ) -> None:
         """`check_options` raises `Problem` for options that cannot be had, such as of an unknown workflow."""
+        self._files = files
         self._fetcher = fetcher
         self._check_options = check_options
-        self._room = Room(settings.min_free_mb * 1024 * 1024)
+        self._room = Room(files, settings.min_free_mb * 1024 * 1024)
         self._max_bytes = {
             "video": settings.max_upload_bytes,
             "image": min(MAX_IMAGE_BYTES, settings.max_upload_bytes),
         }
 
-    async def from_request(self, request: web.Request, folder: Path) -> Submission:
-        """Read a `multipart/form-data` or `application/json` request into `folder`, which is created.
+    async def from_request(self, request: web.Request, prompt_id: str) -> Submission:
+        """Read a `multipart/form-data` or `application/json` request into a new job's folder, which is created.
 
         Raises `Problem`.
         """
@@ -62,12 +65,13 @@ class RequestReader:
             raise UnsupportedMedia(f"The request must be {' or '.join(readers)}.", code="unsupported_content_type")
         read, max_bytes = readers[request.content_type]
         body = _BoundedBytes(partial(_body_bytes, request), request.content_length or 0, max_bytes)
-        async with self._form(folder, max_bytes if request.content_length is None else request.content_length) as form:
+        announced = max_bytes if request.content_length is None else request.content_length
+        async with self._form(prompt_id, announced) as form:
             await _send_continue(request)
             await read(request, body, form)
             return await self._complete(form, respond_async=_prefers_async(request))
 
-    async def from_websocket(self, first: object, socket: web.WebSocketResponse, folder: Path) -> Submission:
+    async def from_websocket(self, first: object, socket: web.WebSocketResponse, prompt_id: str) -> Submission:
         """Read the request whose first text frame held the JSON value `first`, with the bytes it announces.
 
         Binary frames may be of any size up to the socket's own limit. Raises `Problem`.
@@ -77,16 +81,16 @@ class RequestReader:
         for kind, size in sizes.items():
             check_size(kind, size, self._max_bytes[kind])
         announced = sum(sizes.values())
-        async with self._form(folder, announced) as form:
+        async with self._form(prompt_id, announced) as form:
             for name, value in fields.items():
                 form.put(name, value)
             await _read_frames(sizes, _BoundedBytes(partial(_frame_bytes, socket), announced, announced), form)
             return await self._complete(form, respond_async=False)
 
     @asynccontextmanager
-    async def _form(self, folder: Path, announced: int) -> AsyncIterator[Form]:
-        async with new_input_folder(folder, self._room) as inputs:
-            inputs.expect(announced)
+    async def _form(self, prompt_id: str, announced: int) -> AsyncIterator[Form]:
+        async with new_input_folder(self._files, prompt_id, self._room) as inputs:
+            await inputs.expect(announced)
             yield Form(inputs, self._max_bytes, self._check_options)
 
     async def _complete(self, form: Form, *, respond_async: bool) -> Submission:

@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
 from functools import partial
-from pathlib import Path
 
 from aiohttp import web
 
@@ -21,7 +20,6 @@ from ..media import MediaWorker, VideoFacts, output_frames, plan_segments
 from ..store import Store
 from ..workflow import Workflow, WorkflowError
 from .fetch import Fetcher
-from .files import accept_upload, erase_upload
 from .form import Submission
 from .readers import RequestReader
 
@@ -56,7 +54,7 @@ class Submitter:
         self._media = media
         self._workflows = workflows
         self._frame_limit = frame_limit
-        self._reader = RequestReader(settings, fetcher, self._workflow_for)
+        self._reader = RequestReader(settings, files, fetcher, self._workflow_for)
 
     async def submit_request(self, request: web.Request, owner: str | None) -> tuple[Job, Submission]:
         """Make a job of a `POST /face-swap`, or find the one its `Idempotency-Key` made before. Raises `Problem`."""
@@ -69,11 +67,11 @@ class Submitter:
         return job
 
     async def _submit(
-        self, read: Callable[[Path], Awaitable[Submission]], owner: str | None, idempotency_key: str | None
+        self, read: Callable[[str], Awaitable[Submission]], owner: str | None, idempotency_key: str | None
     ) -> tuple[Job, Submission]:
         await self._check_queue(idempotency_key)
         prompt_id = new_prompt_id()
-        submission = await read(self._files.inputs(prompt_id))
+        submission = await read(prompt_id)
         try:
             new = await self._plan(submission, prompt_id, owner, idempotency_key)
             job, is_new = await self._store.create(new, self._settings.queue_limit)
@@ -81,12 +79,12 @@ class Submitter:
             # The job may be committed nevertheless. The files of an upload without a job are erased at the next start.
             raise
         except BaseException:
-            await _erase(submission)
+            await self._files.delete_upload(prompt_id)
             raise
         if not is_new:
-            await _erase(submission)
+            await self._files.delete_upload(prompt_id)
             return job, submission
-        await asyncio.to_thread(accept_upload, submission.folder)
+        await self._files.accept_upload(prompt_id)
         log.info(
             "job %s accepted: %d frames of %d×%d in %d segments",
             job.prompt_id,
@@ -114,8 +112,9 @@ class Submitter:
         options = submission.options
         workflow = self._workflow_for(options)
         # One after the other: a refusal erases the folder, which no probe may be reading at that time.
-        await self._media.probe_image(submission.folder / submission.image_file)
-        video = await self._media.probe_video(submission.folder / submission.video_file, self._settings.max_frames)
+        await self._media.probe_image(self._files.input(prompt_id, submission.image_file))
+        video_file = self._files.input(prompt_id, submission.video_file)
+        video = await self._media.probe_video(video_file, self._settings.max_frames)
         segment_frames = self._segment_frames(video, options.rate) if workflow.splittable else 0
         check_length(video, segment_frames, options.rate, self._settings)
         segments = plan_segments(video, segment_frames, options.rate)
@@ -181,10 +180,6 @@ def check_length(video: VideoFacts, segment_frames: int, frame_rate: Fraction | 
             f" {settings.max_segments:,} are taken."
         )
         raise Unprocessable(detail, code="video_too_long")
-
-
-async def _erase(submission: Submission) -> None:
-    await asyncio.to_thread(erase_upload, submission.folder)
 
 
 def _inputs(submission: Submission, video: VideoFacts) -> Inputs:

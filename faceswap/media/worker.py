@@ -6,15 +6,16 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
+import aiofiles.os
+
 from .. import errors
+from ..child_process import kill_group, wait_within
 from .facts import CuttingFacts, ImageFacts, JoinFacts, PieceFacts, Verdict, VideoFacts
 
 PROBES_AT_ONCE = 2
@@ -124,9 +125,7 @@ class Child:
         """End the process at once."""
         self.end()
         if self.process.returncode is None:
-            # Not process.kill(): it would reap a child that has just ended, from under asyncio.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)
+            kill_group(self.process.pid)
 
 
 class MediaWorker:
@@ -159,13 +158,10 @@ class MediaWorker:
             self._idle.clear()
         for child in self._children:
             child.end()
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await self._wait_for_ends()
-        except TimeoutError:
-            for child in self._children:
-                child.kill()
-            await self._wait_for_ends()
+        await wait_within(CLOSE_S, self._wait_for_ends())
+        for child in self._children:
+            child.kill()
+        await self._wait_for_ends()
 
     async def _wait_for_ends(self) -> None:
         for child in self._children:
@@ -185,7 +181,7 @@ class MediaWorker:
 
     async def cuttable(self, source: Path) -> bool:
         """Return whether pieces can be cut out of `source` as it is; see `cut.check_cuttable`. Raises JobFailure."""
-        timeout = VERIFY_TIMEOUT_S + _size(source) / PROBE_BYTES_A_SECOND
+        timeout = VERIFY_TIMEOUT_S + await _size(source) / PROBE_BYTES_A_SECOND
         return CuttingFacts.from_json(await self._check("check_cuttable", {"source": source}, timeout)).cuttable
 
     async def prepare(
@@ -202,11 +198,11 @@ class MediaWorker:
         """
         arguments = {"source": source, "out": out, "frame_count": frame_count, "frame_rate": frame_rate}
         timeout = PREPARE_TIMEOUT_S + max(source_frames, frame_count) / PREPARE_FRAMES_A_SECOND
-        timeout += _size(source) / PROBE_BYTES_A_SECOND
+        timeout += await _size(source) / PROBE_BYTES_A_SECOND
         try:
             await self._check("prepare", arguments, timeout, self._preparations)
         finally:
-            partial_path(out).unlink(missing_ok=True)
+            await asyncio.to_thread(partial_path(out).unlink, missing_ok=True)
 
     async def cut(
         self,
@@ -226,7 +222,7 @@ class MediaWorker:
             "frame_rate": frame_rate,
             "max_bytes": max_bytes,
         }
-        timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + _size(source) / PROBE_BYTES_A_SECOND
+        timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + await _size(source) / PROBE_BYTES_A_SECOND
         return PieceFacts.from_json(await self._check("cut", arguments, timeout))
 
     async def join(self, segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None) -> JoinFacts:
@@ -234,13 +230,13 @@ class MediaWorker:
 
         Raises JobFailure; `out` is then as it was before.
         """
-        size = _size(*segments, source)
+        size = await _size(*segments, source)
         timeout = JOIN_TIMEOUT_S + size / JOIN_BYTES_A_SECOND
         arguments = {"segments": list(segments), "source": source, "out": out, "frame_rate": frame_rate}
         try:
             return JoinFacts.from_json(await self._check("join", arguments, timeout))
         finally:
-            partial_path(out).unlink(missing_ok=True)
+            await asyncio.to_thread(partial_path(out).unlink, missing_ok=True)
 
     async def verify(
         self,
@@ -264,12 +260,12 @@ class MediaWorker:
             "frame_rate": frame_rate,
             "crf": crf,
         }
-        size = _size(source)
+        size = await _size(source)
         timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + size / PROBE_BYTES_A_SECOND
         return Verdict.from_json(await self._check("verify", arguments, timeout))
 
     async def _probe(self, call: str, path: Path, **arguments: Any) -> dict[str, Any]:
-        timeout = PROBE_TIMEOUT_S + _size(path) / PROBE_BYTES_A_SECOND
+        timeout = PROBE_TIMEOUT_S + await _size(path) / PROBE_BYTES_A_SECOND
         async with self._probes:
             try:
                 return await self._ask(call, {"path": path, **arguments}, timeout)
@@ -335,9 +331,9 @@ class MediaWorker:
         child.expire(IDLE_S, self._idle)
 
 
-def _size(*paths: Path) -> int:
+async def _size(*paths: Path) -> int:
     """Return bytes in all, which the time allowed is in proportion to."""
-    return sum(path.stat().st_size for path in paths)
+    return sum([(await aiofiles.os.stat(path)).st_size for path in paths])
 
 
 def partial_path(out: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What was promised to the users of a chaos run, what was done to them, and what came of it."""
+"""The book of a chaos run: promises to the users, actions, and results."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Book:
 
 
 def name_of(number: int, frames: int) -> str:
-    """The name of a job's result, from which a job that nobody was told of can be judged too."""
+    """Name a job's result, so that a job of which no user was told can be judged too."""
     return f"job {number} of {frames} frames"
 
 
 def frames_of(name: str) -> int:
-    """The frames of the clip of a job, from its result's name."""
+    """Return the frames of a job's clip, from the name of its result."""
     found = FRAMES_IN_NAME.search(name)
     assert found is not None, name
     return int(found[1])
@@ -57,7 +57,7 @@ def durable(events: list[JobEvent]) -> list[tuple[str, str]]:
 
 
 def story_faults(events: list[JobEvent]) -> list[str]:
-    """What is wrong with a job's events in themselves."""
+    """Return the faults of a job's events in themselves."""
     faults = []
     numbers = [int(event.id) for event in events]
     if numbers != sorted(set(numbers)):
