@@ -21,12 +21,7 @@ FILES = sorted(
 NOT_YET = (
     "faceswap/app.py",
     "faceswap/engine_watch.py",
-    "faceswap/events.py",
     "faceswap/files.py",
-    "faceswap/hub.py",
-    "faceswap/janitor.py",
-    "faceswap/jobs.py",
-    "faceswap/progress_reporter.py",
     "faceswap/recovery.py",
     "faceswap/runner.py",
     "faceswap/comfy/__init__.py",
@@ -34,7 +29,6 @@ NOT_YET = (
     "faceswap/comfy/client.py",
     "faceswap/comfy/in_flight.py",
     "faceswap/comfy/inputs.py",
-    "faceswap/store/",
     "faceswap/intake/files.py",
 )
 """Beginnings of the paths whose English is not checked yet."""
