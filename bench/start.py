@@ -42,6 +42,10 @@ def fill(database: Path, prompt_id: str, ended: int, waiting: int) -> None:
                 copy |= {"state": "QUEUED", "finished_at": None, "result_file": None, "segments_done": 0}
             connection.execute(f"INSERT INTO job VALUES ({marks})", list(copy.values()))
             connection.execute(
+                "INSERT INTO input SELECT ?, role, number, file, bytes, sha256, facts FROM input WHERE prompt_id = ?",
+                (copy["prompt_id"], prompt_id),
+            )
+            connection.execute(
                 "INSERT INTO segment"
                 " (prompt_id, number, first_frame, frame_count, state, priority, created_at, not_before)"
                 " VALUES (?, 0, 0, 24, ?, 0, ?, ?)",

@@ -1,4 +1,4 @@
-"""What is past its time goes: inputs, results, and what crashes left behind."""
+"""Erases what is past its time: inputs, results, and what crashes left behind."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ log = logging.getLogger(__name__)
 SWEEP_S = 30.0
 """Between two rounds."""
 LEASE_S = 3600.0
-"""How long a round may take before another node may begin one."""
+"""The time a round may take before another node may begin one."""
 BATCH = 100
 
 
 class Janitor:
-    """Erases on time. What goes is marked in the database first, so that nobody is promised what is half gone."""
+    """Erases on time: first marked in the database, so that nobody is promised what is half gone."""
 
     def __init__(self, settings: Settings, store: Store, files: Files, holder: str = LOCAL_HOLDER) -> None:
         self._holder = holder

@@ -19,14 +19,8 @@ FILES = sorted(
 )
 
 NOT_YET = (
-    "faceswap/events.py",
     "faceswap/files.py",
-    "faceswap/hub.py",
-    "faceswap/janitor.py",
-    "faceswap/jobs.py",
-    "faceswap/progress_reporter.py",
     "faceswap/comfy/client.py",
-    "faceswap/store/",
     "faceswap/intake/files.py",
 )
 """Beginnings of the paths whose English is not checked yet."""

@@ -49,7 +49,7 @@ from faceswap.store import (
     retry_writes,
 )
 from faceswap.store.connection import Connection
-from faceswap.store.sqlite import ThreadedConnection, store_error
+from faceswap.store.sqlite import InlineSQLite, ThreadedConnection, store_error
 
 PREVIEW = events.preview("id", 1)
 SCAN = r"SCAN (job|segment|event|lease|input|video|face)(?! USING INDEX segment_(waiting|submitted))"
@@ -1053,6 +1053,59 @@ async def test_a_job_is_ended_by_who_has_its_joining_only(store: Store) -> None:
         await store.fail(job.prompt_id, "code", "sentence", frozen)
     assert await state_of(store, job) == JobState.PROCESSING
     assert await finish(store, job)
+
+
+# SQLite inline, as the simulation has it.
+
+
+async def test_two_nodes_on_one_file_wait_for_each_others_locks_and_share_what_is_committed(path: Path) -> None:
+    seen: list[Event] = []
+    one = await Store.open(path, MIGRATIONS, seen.append, driver=InlineSQLite())
+    two = await Store.open(path, MIGRATIONS, seen.append, driver=InlineSQLite())
+    try:
+        job = await create(one, segments=2)
+        first = await claim(one, "a")
+        async with one._transaction():
+            with pytest.raises(StoreError, match="locked") as locked:
+                await two.add_status(job.prompt_id, "busy")
+            assert locked.value.transient
+        await two.add_status(job.prompt_id, "free")
+        second = await claim(two, "b")
+        assert (first.number, second.number) == (0, 1)
+        assert await one.submitted() == [first, second]
+        with pytest.raises(StoreError, match="readonly"):
+            await one._reader.fetch("DELETE FROM job")
+        await one.publish_transient({job.prompt_id: PREVIEW})
+        await two.add_status(job.prompt_id, "in order")
+        assert [event.seq for event in seen] == [1, 2, 3, 4]
+    finally:
+        await one.close()
+        await two.close()
+
+
+async def test_the_clock_is_the_one_that_was_given(path: Path) -> None:
+    class Clock:
+        milliseconds = 5_000
+
+        def now_ms(self) -> int:
+            return self.milliseconds
+
+        def monotonic_ms(self) -> int:
+            return self.milliseconds
+
+    clock = Clock()
+    store = await Store.open(path, MIGRATIONS, lambda event: None, driver=InlineSQLite(), clock=clock)
+    try:
+        assert (await create(store)).created_at == 5_000
+        lease = await store.acquire_lease("janitor", "one", 1)
+        assert lease is not None
+        clock.milliseconds = 5_999
+        assert await store.acquire_lease("janitor", "two", 1) is None
+        clock.milliseconds = 6_000
+        assert not await store.renew_lease(lease, 1)
+        assert await store.acquire_lease("janitor", "two", 1) is not None
+    finally:
+        await store.close()
 
 
 # What outlives a process.

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Literal
 
 import aiohttp
 
+from ..clock import monotonic
 from .client import ComfyClient, ComfyError
 from .messages import Message, parse
 
@@ -34,8 +34,8 @@ class Listener:
     can tell that from a quiet server. Who has a prompt running and hears nothing of it calls `reconnect`; should the
     old socket die after that too, once more after a moment: each dead socket costs at most one reconnect.
 
-    `state` is the connection's, `last_frame_at` a `time.monotonic` reading, `reconnects` counts every connect but the
-    first.
+    `state` is the connection's, `last_frame_at` a reading of `clock.monotonic`, `reconnects` counts every connect but
+    the first.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Listener:
         while True:
             self._wanted_at_once.clear()
             self.state = "connecting"
-            started = time.monotonic()
+            started = monotonic()
             try:
                 await self._listen()
                 reason = "closed"
@@ -73,7 +73,7 @@ class Listener:
                 reason = error.message
             finally:
                 self.state = "disconnected"
-            if time.monotonic() - started >= STABLE_AFTER_S:
+            if monotonic() - started >= STABLE_AFTER_S:
                 pause = FIRST_PAUSE_S
             if not self._wanted_at_once.is_set():
                 log.info("socket to ComfyUI at %s lost: %s", self._client.url, reason)
@@ -105,7 +105,7 @@ class Listener:
 
     async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for frame in socket:
-            self.last_frame_at = time.monotonic()
+            self.last_frame_at = monotonic()
             if frame.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
                 message = parse(frame.data)
                 if message is not None:

@@ -1,4 +1,4 @@
-"""A job comes in, moves on, ends, and is queued again."""
+"""Moves of jobs: accepted, processing, ended, queued again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IDEMPOTENCY_MS = 24 * 3600 * 1000
 
 
 class Jobs(Leases):
-    """What happens to a job: one method a move."""
+    """The moves of a job, one method each."""
 
     async def create(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
         """Accept a job: record, segments and `queued` event in one commit. Returns it and whether it is new.
@@ -175,7 +175,7 @@ class Jobs(Leases):
     async def succeed(
         self, job: Job, lease: Lease, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...]
     ) -> bool:
-        """PROCESSING → SUCCESS with the checked result; False when the job had ended otherwise.
+        """Move a job from PROCESSING to SUCCESS with the checked result; False when it had ended otherwise.
 
         Raises `LeaseLost` when another has the lease on the job's joining.
         """
@@ -204,7 +204,7 @@ class Jobs(Leases):
         return ended
 
     async def fail(self, prompt_id: str, code: str, message: str, cause: Segment | Lease | None = None) -> bool:
-        """→ FAILED; False when the job had ended otherwise.
+        """Move a job to FAILED; False when it had ended otherwise.
 
         `cause` is the submitted segment that failed, or the lease under which the joining did. Raises `LeaseLost` when
         another works on that by now.
@@ -246,7 +246,7 @@ class Jobs(Leases):
         return True
 
     async def request_cancel(self, prompt_id: str, owner: str | None) -> Job:
-        """Ask for a job's end. Ends it here and now unless a backend may be working on it. Raises `Conflict`."""
+        """Ask for a job's end, which comes at once unless a backend works on it. Raises `Conflict`, `NotFound`."""
         async with self._transaction() as events:
             job = await self._owned(prompt_id, owner)
             if job.state in TERMINAL:
@@ -269,7 +269,7 @@ class Jobs(Leases):
         return await self._cancelled(events, prompt_id)
 
     async def retry(self, prompt_id: str, owner: str | None) -> Job:
-        """FAILED or CANCELLED → QUEUED, finished segments kept. Raises `Conflict`, or `Gone` when inputs are erased.
+        """Queue a failed or cancelled job again, finished segments kept. Raises `Conflict`, `Gone`, `NotFound`.
 
         When all were finished, the last is done again: its end leads to the joining at which the job had ended.
         """

@@ -1,4 +1,4 @@
-"""Jobs and events, as they are now."""
+"""Queries of jobs and events, as they are now."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Queries(Database):
         return await self.job(rows[0]["prompt_id"])
 
     async def queue_position(self, job: Job) -> int | None:
-        """1 for the next job to start; None when the job is not queued."""
+        """Return a job's place in the queue, 1 for the next to start; None when it is not queued."""
         if job.state != JobState.QUEUED:
             return None
         priority = job.options.priority
@@ -54,7 +54,7 @@ class Queries(Database):
         return int(rows[0][0])
 
     async def queue_positions(self, jobs: Sequence[Job]) -> dict[str, int]:
-        """The places of the queued ones among these jobs, by id: the queue is counted once, however many they are."""
+        """Return the places of the queued ones among these jobs, by id; the queue is counted once."""
         queued = [job.prompt_id for job in jobs if job.state == JobState.QUEUED]
         if not queued:
             return {}
@@ -88,14 +88,14 @@ class Queries(Database):
         return found, f"{found[-1].created_at}-{found[-1].prompt_id}" if more else None
 
     async def events(self, prompt_id: str, after: int) -> list[Event]:
-        """The stored events of a job with a number above `after`, in order."""
+        """Return the stored events of a job with a number above `after`, in order."""
         rows = await self._read(
             "SELECT seq, type, data FROM event WHERE prompt_id = ? AND seq > ? ORDER BY seq", prompt_id, after
         )
         return [Event(prompt_id, row["seq"], row["type"], json.loads(row["data"])) for row in rows]
 
     async def counts(self) -> dict[str, int]:
-        """How many jobs are queued and processing."""
+        """Return the numbers of queued and of processing jobs."""
         sql = "SELECT state, count(*) FROM job WHERE state IN ('QUEUED', 'PROCESSING') GROUP BY state"
         found = {row[0]: row[1] for row in await self._read(sql)}
         return {state: found.get(state, 0) for state in (JobState.QUEUED, JobState.PROCESSING)}
