@@ -22,15 +22,15 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("parts of one thing each", frozenset({"media", "store", "hub", "workflow", "client"})),
     ("where things lie", frozenset({"files", "config"})),
     ("what a job is", frozenset({"events", "jobs"})),
-    ("ground", frozenset({"errors", "limits", "progress", "samples", ""})),
+    ("ground", frozenset({"durable", "errors", "limits", "progress", "samples", ""})),
 )
 """The layers from top to bottom. Each module or subpackage stands in one; `""` is the package itself."""
 
 ALONE = frozenset({"engine"})
 """What no other part imports and what imports no other part: a process of its own."""
 
-SHARED = frozenset({"limits"})
-"""What the ones that stand alone share with the others: constants."""
+SHARED = frozenset({"durable", "limits"})
+"""What the ones that stand alone share with the others: ground that knows of neither."""
 
 
 def name_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The embedded engine's keeper, with child processes that behave and that do not."""
+"""The embedded engine's supervisor, with child processes that behave and that do not."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ sys.stdin.buffer.read()
 
 
 def child(data_dir: Path, port: int = 0, before: str = "", after: str = "") -> EmbeddedEngine:
-    """A keeper of the child above, which runs some Python before and after it listens."""
+    """Supervise the child above, which runs some Python before and after it listens."""
     return EmbeddedEngine(
         data_dir, port, extra_args=("--before", before, "--after", after), command=(sys.executable, "-c", CHILD)
     )
@@ -51,7 +51,7 @@ def child(data_dir: Path, port: int = 0, before: str = "", after: str = "") -> E
 
 @asynccontextmanager
 async def kept(engine: EmbeddedEngine) -> AsyncIterator[list[URL]]:
-    """The engine under `run`, with the addresses that were ready so far."""
+    """Run the engine and give the addresses that were ready so far."""
     ready: list[URL] = []
     task = asyncio.create_task(engine.run(ready.append))
     try:

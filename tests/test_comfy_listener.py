@@ -81,7 +81,7 @@ SOCKETS = {"g_reconnect": 3, "g3_abrupt_drop": 2, "i_kill9": 4}
 
 
 class Heard:
-    """What a listener heard, and how often it connected."""
+    """The messages that a listener received, and the number of its connections."""
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
@@ -109,7 +109,7 @@ class Heard:
 async def listening(
     app: web.Application, heard: Heard, client_id: str = "cl-test", **callbacks: Callable[..., object]
 ) -> AsyncIterator[Listener]:
-    """A listener on a server that runs `app`."""
+    """Run a listener on a server that runs `app`."""
     async with TestServer(app) as server, aiohttp.ClientSession() as session:
         client = ComfyClient(URL(str(server.make_url("/"))), session)
         listener = Listener(
@@ -183,7 +183,7 @@ class SocketTable:
         return app
 
     async def say(self, client_id: str, count: int) -> bool:
-        """Send a status frame; false when nobody is known by that id."""
+        """Send a status frame; return false when nobody is known by that id."""
         socket = self.sockets.get(client_id)
         if socket is None:
             return False

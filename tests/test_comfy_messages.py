@@ -1,4 +1,4 @@
-"""Frames become messages, and nothing ComfyUI or anyone else sends makes the parser raise."""
+"""Frames become messages, and no frame of ComfyUI or anyone else makes the parser raise."""
 
 from __future__ import annotations
 

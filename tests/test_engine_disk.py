@@ -1,4 +1,4 @@
-"""An engine whose disk is full: it says so, leaves nothing half done, and goes on when there is room."""
+"""An engine with a full disk: it reports it, leaves nothing half done, and goes on when there is room."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FRAMES = 60
 
 @pytest.fixture
 async def full(tmp_path: Path) -> AsyncIterator[tuple[SmallDisk, Engine, Rig]]:
-    """A disk, an engine on it, and a caller that has uploaded a face and a clip."""
+    """Give a disk, an engine on it, and a caller that has uploaded a face and a clip."""
     with small_disk(tmp_path / "engine") as disk:
         async with Engine(tmp_path, paint=True) as engine, aiohttp.ClientSession(engine.url) as session:
             rig = Rig(session, engine.data_dir)  # type: ignore[arg-type]  # all that Rig calls
@@ -36,7 +36,7 @@ async def full(tmp_path: Path) -> AsyncIterator[tuple[SmallDisk, Engine, Rig]]:
 
 
 def files(engine: Engine) -> set[str]:
-    """Every file of the engine, and those it has erased but still holds open."""
+    """Return every file of the engine, and those it has erased but still holds open."""
     found = {str(path) for path in engine.data_dir.rglob("*") if path.is_file()}
     for link in Path(f"/proc/{engine.pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # closed since it was listed
@@ -46,7 +46,7 @@ def files(engine: Engine) -> set[str]:
 
 
 async def failed(rig: Rig, prompt_id: str) -> dict[str, Any] | None:
-    """Run the workflow; what its error says, None when it went well."""
+    """Run the workflow and return the error's data, None when it went well."""
     await rig.submit(workflow(filename_prefix=prompt_id, crf=10), prompt_id)
     entry = await rig.ended(prompt_id)
     kind, told = entry["status"]["messages"][-1]

@@ -1,4 +1,4 @@
-"""Media that asks for more than the engine takes: one failed prompt with a sentence, and the engine goes on."""
+"""Media beyond the engine's limits: one failed prompt with a sentence, and the engine goes on."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_demuxer_does_not_make_more_tracks_than_are_taken(tmp_path: Path) -> N
 
 
 async def result(rig: Rig, prompt_id: str, **inputs: Any) -> tuple[str, str] | None:
-    """What a prompt's error says, type and message; None when it went well."""
+    """Run a prompt and return the type and the message of its error; None when it went well."""
     await rig.submit(workflow(filename_prefix=prompt_id, **inputs), prompt_id)
     entry = await rig.ended(prompt_id)
     if entry["status"]["completed"]:
@@ -70,7 +70,7 @@ async def result(rig: Rig, prompt_id: str, **inputs: Any) -> tuple[str, str] | N
 
 @pytest.fixture
 async def process(tmp_path: Path) -> AsyncIterator[tuple[Engine, Rig]]:
-    """An engine process with a face and a small clip, and a caller."""
+    """Give an engine process with a face and a small clip, and a caller."""
     async with Engine(tmp_path, paint=True) as engine, aiohttp.ClientSession(engine.url) as session:
         rig = Rig(session, engine.data_dir)  # type: ignore[arg-type]  # all that Rig calls
         await rig.upload(FACE, "face.png")

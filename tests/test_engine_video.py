@@ -48,7 +48,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 async def swapped(rig: Rig, clip: Path, **inputs: Any) -> Path:
-    """What the workflow makes of a clip at its own rate, with a square painted in place of a face."""
+    """Run the workflow on a clip at its own rate, with a square painted in place of a face."""
     await rig.upload(clip, "in" + clip.suffix, overwrite="true")
     return await rig.swap(workflow("in" + clip.suffix, **{"force_rate": 0, **inputs}), os.urandom(4).hex())
 
@@ -186,7 +186,7 @@ async def test_segments_put_together_are_the_whole(rig: Rig, tmp_path: Path) -> 
 
 
 def vhs_frames(count: int, fps: float, force_rate: float) -> list[int]:
-    """The source frames that VideoHelperSuite 1.7.9 (`cv_frame_generator`) gives for a forced rate."""
+    """Return the source frames that VideoHelperSuite 1.7.9 (`cv_frame_generator`) gives for a forced rate."""
     base, target = 1 / fps, 1 / force_rate
     offset, source, chosen = target, 0, []
     while True:
@@ -356,7 +356,7 @@ async def test_two_swaps_in_a_row_both_take_effect(rig: Rig) -> None:
 
 
 def _portrait(number: int, width: int, height: int) -> NDArray[np.uint8]:
-    """A sample that moves a pixel a frame."""
+    """Draw a sample that moves a pixel a frame."""
     photo = cv2.imread(str(PACKAGE / "samples" / "grace_hopper.jpg"), cv2.IMREAD_COLOR_RGB)
     scaled = cv2.resize(photo, (width + 16, (width + 16) * photo.shape[0] // photo.shape[1]))
     return np.ascontiguousarray(scaled[number : number + height, number : number + width], np.uint8)

@@ -94,7 +94,7 @@ def test_pieces_of_any_video_at_any_rate_together_are_the_whole(
 
 
 def test_a_rate_that_was_asked_for_shows_each_picture_within_half_a_frame_of_its_time(tmp_path: Path) -> None:
-    """Of a clip that is slow, then quick, then pauses: by its average rate pictures would be a second off."""
+    """Cut a clip that is slow, then quick, then pauses: by its average rate pictures would be a second off."""
     steps = [20] * 20 + [2] * 50 + [150] + [4] * 30
     times = [sum(steps[:i]) for i in range(len(steps))]
     source = make_clip(tmp_path / "uneven.mp4", len(times), times=times, time_base=Fraction(1, 100))

@@ -43,7 +43,7 @@ def children() -> list[psutil.Process]:
 
 
 def big_clip(path: Path) -> Path:
-    """A clip that takes seconds to verify."""
+    """Make a clip that takes seconds to verify."""
     return clips.make_clip(path, 60, size=(1280, 720), b_frames=0)
 
 

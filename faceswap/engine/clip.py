@@ -7,6 +7,7 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -16,7 +17,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from ..limits import DECODER_OPTIONS, DECODER_THREADS, MAX_PIXELS, MAX_SIDE, MAX_TRACKS, OPEN_OPTIONS, too_large
+from ..limits import MAX_PIXELS, MAX_SIDE, MAX_TRACKS, OPEN_OPTIONS, bound_decoder, too_large
 from .frames import LARGE_PIXELS, Colour, Frame, Image, split_planes
 
 CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,gif"
@@ -91,15 +92,14 @@ def probe(path: Path) -> VideoFile:
 @functools.lru_cache(maxsize=4)
 def _probe(path: Path, size: int, changed: int) -> VideoFile:
     """Read a video; `size` and `changed` tell apart two files that had the same name."""
-    with open_media(path) as container:
-        stream = _picture_stream(container)
+    with _open_picture(path) as (container, stream):
         first = next(_pictures(container, stream))
         sideways = first.rotation % 180 != 0
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         base = stream.time_base or Fraction(1)
         has_sound = bool(container.streams.audio)
-    with open_media(path) as container:
-        packets = container.demux(container.streams.video[0])
+    with _open_picture(path) as (container, stream):
+        packets = container.demux(stream)
         frames = (packet for packet in packets if packet.size and not packet.is_discard)
         shown = [(packet.pts, packet.dts, packet.is_keyframe) for packet in islice(frames, MAX_FRAMES + 1)]
     if len(shown) > MAX_FRAMES:
@@ -248,8 +248,7 @@ class Clip:
 
 def _decode(video: VideoFile, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
     """Yield the frames of a video from number `first` on, or from an earlier one, each with its number."""
-    with open_media(video.path) as container:
-        stream = _picture_stream(container)
+    with _open_picture(video.path) as (container, stream):
         keyframe = _keyframe_before(video, first)
         if keyframe is not None:
             container.seek(keyframe[1], stream=stream)
@@ -260,8 +259,7 @@ def _decode(video: VideoFile, first: int) -> Iterator[tuple[int, av.VideoFrame]]
                 yield number, start
                 yield from enumerate(frames, number + 1)
                 return
-    with open_media(video.path) as container:
-        stream = _picture_stream(container)
+    with _open_picture(video.path) as (container, stream):
         yield from enumerate(_pictures(container, stream))
 
 
@@ -311,14 +309,13 @@ def _too_large() -> MediaLimitError:
     )
 
 
-def _picture_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """Return the first picture track, its decoder bounded. Raises IndexError without one."""
-    stream = container.streams.video[0]
-    context = stream.codec_context
-    context.options = DECODER_OPTIONS
-    stream.thread_type = "AUTO"
-    context.thread_count = 1 if context.width * context.height > LARGE_PIXELS else DECODER_THREADS
-    return stream
+@contextmanager
+def _open_picture(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open a file and its first picture track, the decoder bounded. Raises IndexError without such a track."""
+    with open_media(path) as container:
+        stream = container.streams.video[0]
+        bound_decoder(stream, LARGE_PIXELS)
+        yield container, stream
 
 
 class _Layout:

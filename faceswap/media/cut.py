@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -17,11 +16,12 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from .. import durable
 from ..errors import JobFailure
 from .facts import CuttingFacts, PieceFacts
 from .frames import LEAD_FRAMES, after_seek, from_start
-from .join import DISK_FULL
-from .timeline import LARGE_PIXELS, Timeline, decoded, open_media, packets, picture_stream, read_source
+from .join import disk_full_fails_the_job
+from .timeline import LARGE_PIXELS, Timeline, decoded, open_picture, picture_packets, read_source
 from .worker import partial_path
 
 LONGEST_GROUP = 300
@@ -55,15 +55,14 @@ def prepare(source: Path, out: Path, frame_count: int, frame_rate: Fraction | No
     timeline = read_source(source)
     partial = partial_path(out)
     try:
-        with _disk_full_is_told():
+        with disk_full_fails_the_job():
             shown = timeline.shown(frame_rate, 0, frame_count)
             made = _encode(_until_damaged(from_start(source, shown)), partial, frame_rate or timeline.rate()[0])
             if made != frame_count:
                 message = f"The video is damaged: it cannot be decoded after frame {made} of {frame_count}."
                 raise JobFailure("input_damaged", message)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(out)
+            durable.sync(partial)
+            durable.rename(partial, out)
     finally:
         partial.unlink(missing_ok=True)
     return CuttingFacts(cuttable=True)
@@ -80,7 +79,7 @@ def cut(
     `input_damaged`, `disk_full`.
     """
     timeline = read_source(source)
-    with _disk_full_is_told():
+    with disk_full_fails_the_job():
         if frame_rate is None:
             piece = _copy_if_exact(source, out, timeline, first_frame, frame_count)
             if piece and (piece.lead == 0 or max_bytes is None or out.stat().st_size <= max_bytes):
@@ -91,16 +90,6 @@ def cut(
         if made != frame_count:
             raise INEXACT
     return PieceFacts(0, ".mp4")
-
-
-@contextlib.contextmanager
-def _disk_full_is_told() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, av.FFmpegError) as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise JobFailure("disk_full", "The disk is full: free some space.", transient=True) from error
 
 
 def _until_damaged(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
@@ -181,20 +170,18 @@ def _copy(source: Path, out: Path, timeline: Timeline, first_frame: int, frame_c
         raise INEXACT
     wanted = timeline.times[first_frame : first_frame + frame_count].tolist()
     near = int(timeline.times[max(0, first_frame - LEAD_FRAMES)])
-    with open_media(source) as container:
+    with open_picture(source) as (container, stream):
         # Where a copy keeps what is said about its frames.
         kind = "mp4" if "mp4" in container.format.name else "matroska"
-        shown = np.array([packet.pts for packet in _needed(container, near, set(wanted))], np.int64)
+        shown = np.array([packet.pts for packet in _needed(container, stream, near, set(wanted))], np.int64)
     start = int(shown[0])
     if start > wanted[0]:
         raise INEXACT
     decoding = _decoding_times(shown)
-    with open_media(source) as container, av.open(f"file:{out}", "w", format=kind) as output:
-        template = picture_stream(container)
-        assert template is not None
+    with open_picture(source) as (container, template), av.open(f"file:{out}", "w", format=kind) as output:
         target = output.add_stream_from_template(template, opaque=True)
         target.time_base = template.time_base
-        for packet, dts in zip(_needed(container, near, set(wanted)), decoding.tolist(), strict=True):
+        for packet, dts in zip(_needed(container, template, near, set(wanted)), decoding.tolist(), strict=True):
             packet.stream, packet.pts, packet.dts = target, int(packet.pts or 0) - start, dts - start
             output.mux(packet)
     lead = first_frame - int(timeline.times.searchsorted(start))
@@ -204,14 +191,12 @@ def _copy(source: Path, out: Path, timeline: Timeline, first_frame: int, frame_c
     return PieceFacts(lead, ".mp4" if kind == "mp4" else ".mkv")
 
 
-def _needed(container: InputContainer, near: int, wanted: set[int]) -> Iterator[av.Packet[VideoStream]]:
+def _needed(
+    container: InputContainer, stream: VideoStream, near: int, wanted: set[int]
+) -> Iterator[av.Packet[VideoStream]]:
     """Yield the packets from the key frame before the time `near` to the last that a wanted frame needs, as stored."""
-    stream = picture_stream(container)
-    assert stream is not None
     container.seek(near, stream=stream)
-    for packet in packets(container, "video"):
-        if packet.stream_index != stream.index:
-            continue
+    for packet in picture_packets(container, stream):
         if packet.pts is None:
             raise INEXACT
         wanted.discard(packet.pts)
@@ -230,16 +215,12 @@ def _decoding_times(shown: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _of_piece(piece: Path, lead: int, count: int) -> Iterator[VideoFrame]:
-    with open_media(piece) as container:
-        stream = picture_stream(container)
-        assert stream is not None
+    with open_picture(piece) as (container, stream):
         yield from islice(decoded(container, stream), lead, lead + count)
 
 
 def _of_source(source: Path, wanted: Sequence[int]) -> Iterator[VideoFrame]:
-    with open_media(source) as container:
-        stream = picture_stream(container)
-        assert stream is not None
+    with open_picture(source) as (container, stream):
         container.seek(wanted[0], stream=stream)
         for frame in decoded(container, stream):
             if frame.pts is not None and frame.pts >= wanted[0]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import heapq
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,10 +19,20 @@ from av.container import InputContainer, OutputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from ..errors import JobFailure
+from .. import durable
+from ..errors import DISK_FULL, JobFailure
 from .facts import JoinFacts
 from .sound import AacEncoder, DecodedTrack, add_aac_track, decode_tracks
-from .timeline import Timeline, open_media, packets, picture_stream, read_source, read_timeline
+from .timeline import (
+    Timeline,
+    open_media,
+    open_picture,
+    packets,
+    picture_packets,
+    picture_stream,
+    read_source,
+    read_timeline,
+)
 from .worker import partial_path
 
 MP4_SOUND = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
@@ -36,7 +46,6 @@ MP4_PICTURES = {"h264", "hevc", "av1", "vp9", "mpeg4", "ffv1"}
 
 CLOCK_HZ = 90_000
 INTERLEAVE_US = 200_000
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 SOUND_MISSING = JobFailure(
     "sound_missing", "The result does not have all of the video's sound in time.", transient=True
@@ -56,29 +65,36 @@ def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction
     """
     partial = partial_path(out)
     try:
-        runs = [_read_segment(path) for path in segments]
-        in_band = _headers_differ(runs)
-        timeline, decoded_tracks = read_source(source), decode_tracks(source)
-        with open_media(source) as sounds, _open_output(partial) as output:
-            origin = Fraction(sounds.start_time or 0, av.time_base)
-            clock = _Clock.of(timeline, frame_rate, origin, sum(len(run.ranks) for run in runs))
-            pictures = _pictures(runs, clock, in_band, output)
-            sound = _sound_tracks(sounds, decoded_tracks, output)
-            for _, packet in heapq.merge(pictures, _sound(sounds, sound, origin), key=lambda timed: timed[0]):
-                output.mux(packet)
-        facts = _sync_and_check(partial, timeline, clock, sound)
-        partial.replace(out)
-        _sync(out.parent)
-        return facts
-    except (OSError, av.FFmpegError) as error:
-        if error.errno in DISK_FULL:
-            raise JobFailure("disk_full", "The disk is full: free some space.", transient=True) from error
-        if not isinstance(error, av.FFmpegError):
-            raise
+        with disk_full_fails_the_job():
+            runs = [_read_segment(path) for path in segments]
+            in_band = _headers_differ(runs)
+            timeline, decoded_tracks = read_source(source), decode_tracks(source)
+            with open_media(source) as sounds, _open_output(partial) as output:
+                origin = Fraction(sounds.start_time or 0, av.time_base)
+                clock = _Clock.of(timeline, frame_rate, origin, sum(len(run.ranks) for run in runs))
+                pictures = _pictures(runs, clock, in_band, output)
+                sound = _sound_tracks(sounds, decoded_tracks, output)
+                for _, packet in heapq.merge(pictures, _sound(sounds, sound, origin), key=lambda timed: timed[0]):
+                    output.mux(packet)
+            facts = _sync_and_check(partial, timeline, clock, sound)
+            durable.rename(partial, out)
+            return facts
+    except av.FFmpegError as error:
         message = "The result cannot be joined: a segment of it is damaged."
         raise JobFailure("output_damaged", message, transient=True) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_full_fails_the_job() -> Iterator[None]:
+    """Turn the error of a full disk, met by Python or by FFmpeg, into a JobFailure (`disk_full`)."""
+    try:
+        yield
+    except (OSError, av.FFmpegError) as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise JobFailure("disk_full", "The disk is full: free some space.", transient=True) from error
 
 
 def check_joinable(stream: VideoStream) -> None:
@@ -119,7 +135,7 @@ def _read_segment(path: Path) -> _Segment:
         stream = picture_stream(container)
         if stream is None:
             raise JobFailure("output_damaged", "A segment of the result holds no video.", transient=True)
-        times = [packet.pts for packet in packets(container, "video") if packet.stream_index == stream.index]
+        times = [packet.pts for packet in picture_packets(container, stream)]
         if not times or None in times:
             raise JobFailure("output_damaged", "A segment of the result holds no timed frame.", transient=True)
         context = stream.codec_context
@@ -177,9 +193,7 @@ class _Clock:
 
 def _pictures(runs: Sequence[_Segment], clock: _Clock, in_band: bool, output: OutputContainer) -> Iterator[Timed]:
     """Yield the packets of all segments on the result's clock."""
-    with open_media(runs[0].path) as container:
-        template = picture_stream(container)
-        assert template is not None
+    with open_picture(runs[0].path) as (_, template):
         target = output.add_stream_from_template(template, opaque=True)
     target.set_display_rotation(0)
     target.time_base = clock.time_base
@@ -193,11 +207,8 @@ def _retimed(runs: Sequence[_Segment], clock: _Clock, in_band: bool, target: Vid
     shown = stored = 0
     for run in runs:
         prefix = _parameter_sets(run.header) if in_band else b""
-        with open_media(run.path) as container:
-            stream = picture_stream(container)
-            assert stream is not None
-            pictures = (p for p in packets(container, "video") if p.stream_index == stream.index)
-            for packet, rank in zip(pictures, run.ranks, strict=True):
+        with open_picture(run.path) as (container, stream):
+            for packet, rank in zip(picture_packets(container, stream), run.ranks, strict=True):
                 if prefix and packet.is_keyframe:
                     packet = _prefixed(prefix, packet)
                 packet.stream, packet.time_base = target, clock.time_base
@@ -313,12 +324,3 @@ def _check_sound(found: list[DecodedTrack], timeline: Timeline, wanted: list[Dec
         missing_s = max(theirs.seconds - ours.seconds, (theirs.end or 0.0) - (ours.end or 0.0) + shift_s)
         if ours.damaged or abs(late_s) > tolerance_s or missing_s > tolerance_s:
             raise SOUND_MISSING
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

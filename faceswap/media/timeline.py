@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +20,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from ..errors import JobFailure
-from ..limits import DECODER_OPTIONS, DECODER_THREADS, OPEN_OPTIONS
+from ..limits import OPEN_OPTIONS, bound_decoder
 
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif"
 """Containers that hold their own media. Playlists (hls, concat, image2, …) would open whatever they name."""
@@ -34,15 +35,19 @@ def open_media(path: Path) -> InputContainer:
     return av.open(f"file:{path}", options=options, metadata_errors="replace")
 
 
-def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Decode the frames of `stream`.
+@contextmanager
+def open_picture(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open the video at `path` and its moving picture. Raises `av.FFmpegError` where there is none."""
+    with open_media(path) as container:
+        stream = picture_stream(container)
+        if stream is None:
+            raise av.InvalidDataError(0, "no video stream")
+        yield container, stream
 
-    Each decoding thread holds pictures of its own in memory, so large pictures have one thread.
-    """
-    context = stream.codec_context
-    stream.thread_type = "AUTO"
-    context.options = DECODER_OPTIONS
-    context.thread_count = 1 if context.width * context.height > LARGE_PIXELS else DECODER_THREADS
+
+def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Decode the frames of `stream`, its decoder bounded."""
+    bound_decoder(stream, LARGE_PIXELS)
     return container.decode(stream)
 
 
@@ -172,6 +177,11 @@ def packets(container: InputContainer, *kinds: str) -> Iterator[av.Packet[Any]]:
         raise av.InvalidDataError(0, "a packet of a stream that was not announced") from error
 
 
+def picture_packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
+    """Yield the packets of one video stream that hold anything, in file order."""
+    return (packet for packet in packets(container, "video") if packet.stream_index == stream.index)
+
+
 def read_timeline(path: Path) -> Timeline:
     """Return the frames of the video at `path`. Raises `av.FFmpegError` when there are none.
 
@@ -184,14 +194,10 @@ def read_timeline(path: Path) -> Timeline:
 @functools.lru_cache(maxsize=4)
 def _read_timeline(path: Path, size: int, changed: int) -> Timeline:
     """Read a timeline; `size` and `changed` tell apart two files that had the same name."""
-    with open_media(path) as container:
-        stream = picture_stream(container)
-        if stream is None:
-            raise av.InvalidDataError(0, "no video stream")
+    with open_picture(path) as (container, stream):
         counter = FrameCounter(stream)
-        for packet in packets(container, "video"):
-            if packet.stream_index == stream.index:
-                counter.add(packet)
+        for packet in picture_packets(container, stream):
+            counter.add(packet)
         if counter.count == 0:
             raise av.InvalidDataError(0, "no frames")
         return counter.timeline()

@@ -19,7 +19,7 @@ from .facts import Verdict
 from .frames import LEAD_FRAMES, after_seek, from_start
 from .join import check_joinable
 from .probe import clockwise, reaches_past_the_end
-from .timeline import Timeline, decoded, open_media, picture_stream, read_source
+from .timeline import Timeline, decoded, open_picture, read_source
 
 RUN_FRAMES = 12
 """Frames are compared in runs, since encoding changes a frame by its neighbours."""
@@ -138,9 +138,8 @@ def _inspect(result: Path, frame_count: int, original: Original, crf: int | None
     """Decode the result to its end, or to one frame too many, and compare samples on the way."""
     samples = {number for run in original.runs() for number in original.samples(run)}
     found: Iterator[Reference] = iter(())
-    with open_media(result) as container:
-        stream = picture_stream(container)
-        if stream is None or reaches_past_the_end(container, result):
+    with open_picture(result) as (container, stream):
+        if reaches_past_the_end(container, result):
             raise DAMAGED
         check_joinable(stream)
         for frame in decoded(container, stream):
