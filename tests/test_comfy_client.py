@@ -23,7 +23,7 @@ from faceswap.comfy.client import ComfyClient, ComfyError, Features, Outcome, Pl
 from faceswap.comfy.embedded import EmbeddedEngine
 from faceswap.comfy.failures import PromptRejected
 from faceswap.comfy.listener import Listener
-from faceswap.comfy.messages import Executing, Message, OutputFile, Progress, Succeeded
+from faceswap.comfy.messages import Executing, Message, OutputFile, Progress
 from faceswap.errors import JobFailure
 from faceswap.workflow import Workflow, extra_data
 
@@ -619,6 +619,6 @@ async def test_a_job_goes_through_the_embedded_engine_from_upload_to_file(tmp_pa
             await asyncio.gather(listener, return_exceptions=True)
             await engine.stop()
     assert read_numbers(tmp_path / "out.mp4") == [4, 5, 6, 7, 8]
-    assert messages.count(Succeeded("p-1")) == 1
+    assert messages.count(Executing("p-1", None)) == 1
     assert Executing("p-1", workflow.swap) in messages
     assert {workflow.role(message.node) for message in messages if isinstance(message, Progress)} >= {"swap", "combine"}

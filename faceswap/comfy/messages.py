@@ -28,18 +28,13 @@ class OutputFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """ComfyUI took the prompt from its queue."""
+class Activity:
+    """A frame that only shows that ComfyUI works on the prompt: it starts, a node has an output, it succeeds.
+
+    History tells the outputs and the success; the end itself is an `Executing` without a node.
+    """
 
     prompt_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Cached:
-    """These nodes will not run: their results are known from an earlier prompt."""
-
-    prompt_id: str
-    nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,22 +56,6 @@ class Progress:
     node: str
     value: float
     maximum: float
-
-
-@dataclass(frozen=True, slots=True)
-class NodeOutput:
-    """An output node has finished, or its result came from the cache."""
-
-    prompt_id: str
-    node: str
-    files: tuple[OutputFile, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Succeeded:
-    """The prompt ran to its end. History may not know it for another moment."""
-
-    prompt_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +93,7 @@ class Preview:
     mime: str
 
 
-Message = (
-    Started | Cached | Executing | Progress | NodeOutput | Succeeded | Failed | Interrupted | QueueRemaining | Preview
-)
+Message = Activity | Executing | Progress | Failed | Interrupted | QueueRemaining | Preview
 
 
 def parse(frame: str | bytes) -> Message | None:
@@ -136,20 +113,17 @@ def parse(frame: str | bytes) -> Message | None:
 def from_event(kind: str, data: object) -> Message | None:
     """Return the message of one event, as frames carry it and as history lists it. Never raises."""
     match kind, data:
-        case "execution_start", {"prompt_id": str(prompt_id)}:
-            return Started(prompt_id)
-        case "execution_cached", {"prompt_id": str(prompt_id), "nodes": [*nodes]}:
-            return Cached(prompt_id, tuple(node for node in nodes if isinstance(node, str)))
+        case (
+            ("execution_start" | "execution_cached" | "executed" | "execution_success"),
+            {"prompt_id": str(prompt_id)},
+        ):
+            return Activity(prompt_id)
         case "executing", {"prompt_id": str(prompt_id), "node": (str() | None) as node}:
             return Executing(prompt_id, node)
         case "executing", {"node": str(node)}:
             return Executing(None, node)
         case "progress", {"prompt_id": str(prompt_id), "node": str(node), "value": value, "max": maximum}:
             return _progress(prompt_id, node, value, maximum)
-        case "executed", {"prompt_id": str(prompt_id), "node": str(node), "output": output}:
-            return NodeOutput(prompt_id, node, output_files(output))
-        case "execution_success", {"prompt_id": str(prompt_id)}:
-            return Succeeded(prompt_id)
         case "execution_error", {"prompt_id": str(prompt_id), **details}:
             names = ("node_id", "node_type", "exception_type", "exception_message")
             return Failed(prompt_id, *(_text(details.get(name)) for name in names))
