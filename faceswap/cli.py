@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from . import __version__
+from .child_process import kill_group, terminate, wait_within
 from .client import ClientError, FaceSwapClient, JobEvent, is_url
 from .config import ConfigError, Settings, default_data_dir
 from .errors import BadRequest
@@ -378,14 +379,9 @@ async def _stop(process: asyncio.subprocess.Process, grace_s: float) -> None:
     """Stop the service, which stops its engine; after `grace_s` seconds both are killed."""
     try:
         if process.returncode is None:
-            # Not process.terminate(): it would reap a child that has just ended, from under asyncio.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await process.wait()
+            terminate(process.pid)
+        await wait_within(grace_s, process.wait())
     finally:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process.pid)
         await process.wait()

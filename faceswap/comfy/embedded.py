@@ -7,15 +7,15 @@ import logging
 import os
 import re
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from yarl import URL
+
+from ..child_process import kill_group, terminate, wait_within
 
 log = logging.getLogger(__name__)
 
@@ -141,14 +141,11 @@ class EmbeddedEngine:
         if stdin := transport.get_pipe_transport(0):
             stdin.close()
         if not self._child.exited.is_set():
-            with suppress(ProcessLookupError):
-                # Not transport.terminate(): it would reap a child that has just ended, from under asyncio.
-                os.kill(transport.get_pid(), signal.SIGTERM)
-            await _within(STOP_TIMEOUT_S, self._child.exited)
-        with suppress(ProcessLookupError):
-            os.killpg(transport.get_pid(), signal.SIGKILL)
+            terminate(transport.get_pid())
+            await wait_within(STOP_TIMEOUT_S, self._child.exited.wait())
+        kill_group(transport.get_pid())
         await self._child.exited.wait()
-        await _within(DRAIN_TIMEOUT_S, self._child.silent)
+        await wait_within(DRAIN_TIMEOUT_S, self._child.silent.wait())
         transport.close()
         self._child = None
 
@@ -196,9 +193,3 @@ class _Child(asyncio.SubprocessProtocol):
         log.info("engine: %s", line)
         if not self.listening.done() and (found := LISTENING.match(line)):
             self.listening.set_result(URL(found[1]))
-
-
-async def _within(seconds: float, event: asyncio.Event) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()

@@ -6,8 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from .. import errors
+from ..child_process import kill_group, wait_within
 from .facts import CuttingFacts, ImageFacts, JoinFacts, PieceFacts, Verdict, VideoFacts
 
 PROBES_AT_ONCE = 2
@@ -124,9 +123,7 @@ class Child:
         """End the process at once."""
         self.end()
         if self.process.returncode is None:
-            # Not process.kill(): it would reap a child that has just ended, from under asyncio.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)
+            kill_group(self.process.pid)
 
 
 class MediaWorker:
@@ -159,13 +156,10 @@ class MediaWorker:
             self._idle.clear()
         for child in self._children:
             child.end()
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await self._wait_for_ends()
-        except TimeoutError:
-            for child in self._children:
-                child.kill()
-            await self._wait_for_ends()
+        await wait_within(CLOSE_S, self._wait_for_ends())
+        for child in self._children:
+            child.kill()
+        await self._wait_for_ends()
 
     async def _wait_for_ends(self) -> None:
         for child in self._children:
