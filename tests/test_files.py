@@ -95,6 +95,7 @@ async def test_pieces_of_any_size_make_one_file_with_its_digest(tmp_path: Path) 
     async with new_file(tmp_path / "file") as file:
         for part in parts:
             await file.write(part)
+            assert not (tmp_path / "file").exists()
     whole = b"".join(parts)
     assert (tmp_path / "file").read_bytes() == whole
     assert (file.size, file.sha256) == (len(whole), hashlib.sha256(whole).hexdigest())
@@ -131,9 +132,13 @@ async def test_a_sync_goes_on_beside_the_receiving_and_one_at_a_time(
     for _ in range(4):  # the first two are being synced
         await file.write(PIECE)
     await eventually(disk.begun)
-    assert file.size == 4 * PIECE_BYTES
+
+    async def written() -> bool:
+        return (tmp_path / "part").stat().st_size == 4 * PIECE_BYTES
+
+    await eventually(written)
     third = asyncio.create_task(file.write(PIECE))  # the next two have to be, and wait for that
-    await asyncio.wait({third}, timeout=0.05)
+    await asyncio.wait({third}, timeout=0.3)
     assert not third.done()
     disk.released.set()
     await third
