@@ -241,6 +241,8 @@ class Scheduler:
                 await retry_writes(partial(self._store.mark_stopped, prompt.segment))
         except LeaseLost:
             held.lose()
+        except NotFound:
+            log.info("job %s was erased", prompt_id)
         finally:
             backend.end(prompt)
             others = self._attempts[prompt_id]
@@ -262,13 +264,10 @@ class Scheduler:
         cause: GivenUp | Lost | TooLong | JobFailure
         try:
             return await self._runner.run(prompt, backend, look_first=look_first)
-        except LeaseLost:
+        except (LeaseLost, NotFound):
             raise
         except Stopped:
             log.info("stopped %s on %s", prompt.prompt_id, backend.name)
-            return False
-        except NotFound:
-            log.info("job %s was erased", prompt_id)
             return False
         except (GivenUp, Lost, TooLong, JobFailure) as error:
             cause = error
