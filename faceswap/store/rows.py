@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import lru_cache
+from typing import Any
 
 from ..errors import BadRequest, NotFound
 from ..jobs import Inputs, Job, JobState, Options, Segment, SegmentState
 from .connection import Row
+
+PARSED_LIMIT = 1024
+"""Parsed texts of each kind that are kept."""
 
 _JOB_COLUMNS = (
     "prompt_id, owner, state, step, options, workflow, output_name, created_at, updated_at, started_at, finished_at,"
@@ -39,14 +44,30 @@ SEGMENT_COLUMNS = (
 def job_of(row: Row) -> Job:
     """Return the job of a row that `SELECT_JOB` gave."""
     values = dict(row)
-    facts = json.loads(values.pop("video_facts"))
+    facts = _facts(values.pop("video_facts"))
     inputs = {name: values.pop(name) for name in _INPUT_COLUMNS if name != "video_facts"}
-    facts["frame_rate"] = Fraction(facts["frame_rate"])
     values["state"] = JobState(values["state"])
-    values["options"] = Options(**json.loads(values["options"]))
-    values["warnings"] = tuple(json.loads(values["warnings"]))
+    values["options"] = _options(values["options"])
+    values["warnings"] = _warnings(values["warnings"])
     values["cancel_requested"] = bool(values["cancel_requested"])
     return Job(inputs=Inputs(**inputs, **facts), **values)
+
+
+# The same few texts are read again and again, by those who poll.
+@lru_cache(PARSED_LIMIT)
+def _facts(text: str) -> Mapping[str, Any]:
+    facts = json.loads(text)
+    return {**facts, "frame_rate": Fraction(facts["frame_rate"])}
+
+
+@lru_cache(PARSED_LIMIT)
+def _options(text: str) -> Options:
+    return Options(**json.loads(text))
+
+
+@lru_cache(PARSED_LIMIT)
+def _warnings(text: str) -> tuple[str, ...]:
+    return tuple(json.loads(text))
 
 
 def input_rows(prompt_id: str, inputs: Inputs) -> list[tuple[str, str, int, str, int | None, str, str]]:
@@ -69,7 +90,7 @@ def segment_of(row: Row) -> Segment:
     """Return the segment of a row with `SEGMENT_COLUMNS`."""
     values = dict(row)
     values["state"] = SegmentState(values["state"])
-    values["warnings"] = tuple(json.loads(values["warnings"]))
+    values["warnings"] = _warnings(values["warnings"])
     return Segment(**values)
 
 
