@@ -1,4 +1,4 @@
-"""Every part made, wired and put in order: the only file that sees all parts."""
+"""The application: every part is made and wired here. No other module knows all parts."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from .workflow import Graph, Workflow, WorkflowError, load_workflows
 log = logging.getLogger(__name__)
 
 FORM_BYTES = 1024 * 1024
-"""Bytes of an upload to the engine besides the file."""
+"""Bytes of an upload to the engine besides the file, at most."""
 FAILED = web.AppKey("failed", asyncio.Event)
-"""Set when a background task died: the process must end."""
+"""Set when a background task failed: the process must end."""
 
 
 def load_workflow(settings: Settings) -> dict[str, Workflow]:
@@ -61,7 +61,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     workflows = load_workflow(settings)
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
-        """Make the parts from the ground up; tear them down in the reverse order."""
+        """Make the parts, lowest layer first; close them in the reverse order."""
         files, hub = app[keys.FILES], app[keys.HUB]
         await asyncio.to_thread(files.create)
         store = app[keys.STORE] = await Store.open(files.database, resource_dir("migrations"), hub.publish)
@@ -106,7 +106,7 @@ async def make_backends(
     engine: EmbeddedEngine | None,
     graph: Graph,
 ) -> BackendPool:
-    """Make one for each ComfyUI that was named, or one for the embedded engine, whose address comes when it listens."""
+    """Make a backend for each ComfyUI of the settings, or one for the embedded engine, whose address comes later."""
     pool = BackendPool()
 
     async def add(name: str, client: ComfyClient) -> Backend:
@@ -142,7 +142,7 @@ async def _background(scheduler: Scheduler, janitor: Janitor, engine: EmbeddedEn
 
 
 def _check(background: asyncio.Task[None], failed: asyncio.Event) -> None:
-    """Take the process down with a background task that dies: its supervisor starts it again."""
+    """End the process when a background task fails: its supervisor starts it again."""
     if not background.cancelled() and background.exception() is not None:
         log.critical("a background task died", exc_info=background.exception())
         failed.set()

@@ -1,4 +1,4 @@
-"""The end of a job: its segments joined, the whole checked, the result published, the job finished."""
+"""The end of a job: its segments joined, the whole checked, the result kept, the job finished."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Assembly:
         if facts.frames != job.total_frames:
             raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
         filename = f"{job.output_name}.mp4"
-        await self._files.publish_result(job.prompt_id, filename)
+        await self._files.keep_result(job.prompt_id, filename)
         self._progress_reporter.close(job.prompt_id)
         if await self._store.succeed(
             job,

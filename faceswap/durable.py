@@ -1,9 +1,16 @@
-"""Sync files, folders and names to the disk, so that they survive a power cut. Every call waits for the disk."""
+"""Sync files, folders and names to the disk, so that they survive a power cut. Every call waits for the disk.
+
+The service and the engine share this module.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""Errors of a full disk, a full quota, or a file at its size limit. They pass when there is room again."""
 
 
 def sync(*paths: Path) -> None:

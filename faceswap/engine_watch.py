@@ -1,4 +1,4 @@
-"""Watches over the engines: jobs are told when none can be asked, and end when none has been there for a day."""
+"""The watch over all engines: jobs are told when none answers, and end when none has answered for a day."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .store import Store, retry_writes
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Between two looks at the engines."""
+"""Pause between two looks at the engines."""
 MOST_TOLD = 200
-"""Jobs that are told of an outage by an event; `/status` tells of it for all."""
+"""Jobs that get an event for an outage, at most; `/status` reports it for all jobs."""
 
 
 class EngineWatch:
-    """Knows whether any engine can be given work, and whom to tell when none can.
+    """The state of the engines together, and the jobs to tell when no engine can be given work.
 
-    `outage` is a sentence while there is none.
+    `outage` is a sentence while that lasts.
     """
 
     def __init__(self, store: Store, backends: Sequence[Backend], timeouts: Timeouts) -> None:
         self.outage: str | None = None
         self.pause_s = min(LOOK_S, timeouts.outage_s / 2, timeouts.gone_s / 4)
-        """Between two looks."""
+        """Pause between two looks, in seconds."""
         self._store = store
         self._backends = backends
         self._timeouts = timeouts

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""The errors of a full disk, quota or file: they pass when there is room again."""
 INTERNAL_ERROR = "Something went wrong inside the service; its log says what."
 
 

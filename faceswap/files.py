@@ -1,7 +1,7 @@
-"""The files of jobs in the local data folder: the only place that knows where bytes lie.
+"""The files of jobs in the local data folder. No other module knows their paths.
 
-Names come from ids and checked output names only, never from a client's path. Whatever touches the disk runs in a
-thread: the event loop waits for no disk.
+Names are made from ids and checked output names only, never from a client's path. All disk access runs in threads, so
+that the event loop waits for no disk.
 """
 
 from __future__ import annotations
@@ -30,21 +30,23 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 ENGINE_FOLDERS = ("input", "temp", "output")
-"""Folders of the embedded engine where a job has one of its own: results lie in `temp`, older jobs' in `output`."""
+"""Folders of the embedded engine that hold a subfolder for each job. Results are in `temp`, older jobs' in `output`."""
 LOST_STAMP = "%Y%m%dT%H%M%S.%fZ"
-"""Format of the names of the folders in `lost+found`: the time, in UTC, their content was put there."""
+"""Format of the names of the folders in `lost+found`: the time, in UTC, at which files were moved there."""
 UPLOAD, ERASURE = ".upload", ".erasure"
-"""Marks of a job: its inputs are still coming in; everything of it is being erased."""
+"""Marks of a job: its inputs are still being received; all its files are being erased."""
+CLAIM = "published"
+"""Mark in a job's scratch folder: the file under the name of its result is its own."""
 PIECE_BYTES = 1024 * 1024
-"""Size of the pieces that are handed to a thread. For smaller ones the hand-over costs more than the write."""
+"""Size of the pieces that are written in a thread. For smaller ones the hand-over costs more than the write."""
 SYNC_BYTES = 16 * 1024 * 1024
-"""After so many bytes a sync begins beside the receiving, so that few are left to be synced at the end."""
+"""Unsynced bytes at which a sync begins while more are received, so that few are left to sync at the end."""
 _TRANSFERS = ThreadPoolExecutor(16, "transfer")
-"""Threads of their own for pieces and syncs: nothing quick has to wait behind a slow disk for a thread."""
+"""Threads for pieces and syncs only, so that no quick call waits for a thread behind a slow disk."""
 
 
 def in_thread(work: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
-    """Make a method that waits for the disk one that does so in a thread."""
+    """Turn a function that blocks into a coroutine function that runs it in a thread."""
 
     @wraps(work)
     async def run(*arguments: P.args, **named: P.kwargs) -> R:
@@ -54,7 +56,7 @@ def in_thread(work: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
 
 
 class _HashedFile(io.FileIO):
-    """A new file, for its owner only, that hashes what is written to it."""
+    """A new file, readable by its owner only, that hashes the bytes written to it."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))
@@ -69,22 +71,22 @@ class _HashedFile(io.FileIO):
         return len(data)
 
     def sync(self) -> None:
-        """Wait until the disk has what was written before."""
+        """Wait until all bytes written so far are on the disk."""
         os.fdatasync(self.fileno())
 
 
 class FileWriter:
-    """A file that grows from a stream, hashed and synced on the way.
+    """A file written from a stream, hashed and synced while it grows.
 
-    A thread writes a piece while the next one comes in, and another syncs what was written before; no more than one
-    piece and one sync are under way. An error of either is raised by a later call. The file is closed only when the
-    threads have left it, whatever was cancelled: a descriptor that was closed may be another file's by then.
+    One thread writes a piece while the next one is received, and another syncs the bytes written before. At most one
+    piece and one sync are under way. A later call raises the error of either. The file is closed only when no thread
+    uses it any more, even after a cancellation: the number of a closed descriptor may belong to another file.
     """
 
     def __init__(self, path: Path) -> None:
-        """`path` is the name that the file has until it is finished."""
+        """Begin a file at `path`, its name until it is finished."""
         self.size = 0
-        """Bytes that have come in."""
+        """Bytes received so far."""
         self._path = path
         self._gathered = bytearray()
         self._unsynced = 0
@@ -95,12 +97,12 @@ class FileWriter:
 
     @property
     def sha256(self) -> str:
-        """Digest of a finished file, hexadecimal."""
+        """SHA-256 of a finished file, hexadecimal."""
         assert self._opening is not None
         return self._opening.result().sha256.hexdigest()
 
     async def write(self, data: bytes) -> None:
-        """Add bytes. The first ones create the file. Raises `OSError`, for earlier bytes too."""
+        """Append bytes; the first call creates the file. Raises `OSError`, for earlier bytes too."""
         await self._opened()
         self.size += len(data)
         self._gathered += data
@@ -108,7 +110,7 @@ class FileWriter:
             await self._write_gathered()
 
     async def finish(self, name: str) -> None:
-        """Have the disk hold all bytes, close the file and name it; the name is not synced. Raises `OSError`."""
+        """Sync all bytes, close the file and rename it to `name`; the name is not synced. Raises `OSError`."""
         raw = await self._opened()
         await self._write_gathered()
         await self._written()
@@ -120,13 +122,13 @@ class FileWriter:
         await aiofiles.os.replace(self._path, self._path.with_name(name))
 
     async def close(self) -> None:
-        """Close the file once no thread works on it. A second call waits for the same."""
+        """Close the file once no thread uses it. A second call waits for the first."""
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
     async def discard(self) -> None:
-        """Close the file and delete it, where it has no name yet."""
+        """Close the file and delete it, unless it is finished."""
         await self.close()
         with suppress(OSError):
             await aiofiles.os.unlink(self._path)
@@ -137,7 +139,7 @@ class FileWriter:
         return await asyncio.shield(self._opening)
 
     async def _write_gathered(self) -> None:
-        """Begin with a piece when the one before is written."""
+        """Begin to write the gathered piece once the one before is written."""
         await self._written()
         file: AsyncFileIO = threadpool.wrap(await self._opened(), executor=_TRANSFERS)
         piece, self._gathered = self._gathered, bytearray()
@@ -145,7 +147,7 @@ class FileWriter:
         self._writing = asyncio.ensure_future(file.write(piece))
 
     async def _written(self) -> None:
-        """Wait for the piece that is under way; where much is unsynced, begin a sync when the one before has ended."""
+        """Wait until the last piece is written; begin a sync, after the one before, when `SYNC_BYTES` are unsynced."""
         if self._writing is not None:
             await asyncio.shield(self._writing)
         if self._unsynced >= SYNC_BYTES:
@@ -167,7 +169,7 @@ def _in_transfers(work: Callable[[], R]) -> asyncio.Future[R]:
 
 @asynccontextmanager
 async def new_file(destination: Path) -> AsyncIterator[FileWriter]:
-    """Fill a file that takes its name at the end of the block, whole and synced; after an exception it is gone."""
+    """Write a file that gets its name at the end of the block, complete and synced; an exception deletes it."""
     writer = FileWriter(destination.with_name(f".{destination.name}.part"))
     try:
         yield writer
@@ -179,7 +181,7 @@ async def new_file(destination: Path) -> AsyncIterator[FileWriter]:
 
 
 class Files:
-    """The folders of one data directory, all readable by their owner only."""
+    """The folders of one data directory, readable by their owner only."""
 
     def __init__(self, data_dir: Path) -> None:
         self.root = data_dir
@@ -192,56 +194,56 @@ class Files:
         self._results = data_dir / "outputs"
 
     def create(self) -> None:
-        """Make what is missing."""
+        """Make the folders that are missing."""
         for folder in (self.root, self._inputs, self._scratch, self._results, self.engine):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for file in self.root.glob(f"{self.database.name}*"):  # what a copy or a restored backup may have opened
+        for file in self.root.glob(f"{self.database.name}*"):  # a copy or a restored backup may be readable by others
             file.chmod(0o600)
 
-    # Paths: none of these looks at the disk.
+    # Paths, made without disk access
 
     def inputs(self, prompt_id: str) -> Path:
-        """The folder of a job's inputs."""
+        """Return the folder of a job's inputs."""
         return self._inputs / prompt_id
 
     def input(self, prompt_id: str, file: str) -> Path:
-        """One of a job's inputs."""
+        """Return the path of one of a job's inputs."""
         return self._inputs / prompt_id / file
 
     def video(self, prompt_id: str, inputs: Inputs) -> Path:
-        """A job's video."""
+        """Return the path of a job's video."""
         return self.input(prompt_id, inputs.video_file)
 
     def image(self, prompt_id: str, inputs: Inputs) -> Path:
-        """A job's face."""
+        """Return the path of a job's face."""
         return self.input(prompt_id, inputs.image_file)
 
     def segment(self, segment: Segment) -> Path:
-        """The output of an attempt at a segment."""
+        """Return the path of the output of an attempt at a segment."""
         return self._scratch / segment.prompt_id / f"{segment.number:05d}-{segment.attempt}.mp4"
 
     def piece(self, segment: Segment) -> Path:
-        """The part of the video that an attempt at a segment needs, for as long as it is uploaded."""
+        """Return the path of the piece of the video for an attempt at a segment, which exists while it is uploaded."""
         return self._scratch / segment.prompt_id / f"{segment.number:05d}-{segment.attempt}-source"
 
     def prepared(self, prompt_id: str) -> Path:
-        """A job's video made anew so that pieces can be cut from it."""
+        """Return the path of the copy of a job's video that pieces are cut from."""
         return self._scratch / prompt_id / "prepared.mp4"
 
     def finished_segment(self, segment: Segment) -> Path:
-        """A finished segment's output."""
+        """Return the path of a finished segment's output."""
         return self._scratch / segment.prompt_id / (segment.output_file or "")
 
     def joined(self, prompt_id: str) -> Path:
-        """A job's segments, joined."""
+        """Return the path of a job's joined segments."""
         return self._scratch / prompt_id / "joined.mp4"
 
     def result(self, filename: str) -> Path:
-        """A result."""
+        """Return the path of a result."""
         return self._results / filename
 
     def _folders_of(self, prompt_id: str) -> tuple[Path, ...]:
-        # The engine's folders are its own; what we uploaded lies under the job's id there.
+        # Uploads to the engine are in subfolders named by the job's id.
         return (
             self.inputs(prompt_id),
             self._scratch / prompt_id,
@@ -255,24 +257,24 @@ class Files:
 
     @in_thread
     def exists(self, path: Path) -> bool:
-        """Tell whether there is such a file."""
+        """Return whether a file exists."""
         return path.is_file()
 
     @in_thread
     def delete(self, path: Path) -> None:
-        """Delete a file, which may be gone."""
+        """Delete a file, if it exists."""
         path.unlink(missing_ok=True)
 
     @in_thread
     def free_bytes(self) -> int:
-        """Return the room that is left on the disk."""
+        """Return the free space on the disk, in bytes."""
         return shutil.disk_usage(self.root).free
 
     # Inputs
 
     @in_thread
     def begin_upload(self, prompt_id: str) -> None:
-        """Make the folder of a job's inputs, marked as an upload: after a crash it was never promised anything."""
+        """Make the folder of a job's inputs, with the mark `UPLOAD`: after a crash no client was promised this job."""
         self._inputs.mkdir(parents=True, exist_ok=True)
         mark = self._mark(prompt_id, UPLOAD)
         mark.touch(mode=0o600)
@@ -284,18 +286,18 @@ class Files:
 
     @in_thread
     def sync_upload(self, prompt_id: str) -> None:
-        """Sync the names of a job's inputs, which are synced themselves, and of their folder."""
+        """Sync the names of a job's inputs and of their folder. The inputs themselves are synced already."""
         durable.sync(self.inputs(prompt_id), self._inputs)
 
     @in_thread
     def accept_upload(self, prompt_id: str) -> None:
-        """Remove the mark of an upload whose job was committed."""
-        with suppress(OSError):  # it goes at the next start
+        """Remove the mark of an upload after its job was committed."""
+        with suppress(OSError):  # the next start removes it
             self._mark(prompt_id, UPLOAD).unlink()
 
     @in_thread
     def delete_upload(self, prompt_id: str) -> None:
-        """Delete inputs that no job was made of, their mark last."""
+        """Delete the inputs of a job that was never committed, their mark last."""
         with suppress(FileNotFoundError):
             shutil.rmtree(self.inputs(prompt_id))
         self._mark(prompt_id, UPLOAD).unlink(missing_ok=True)
@@ -306,16 +308,16 @@ class Files:
         for folder in self._folders_of(prompt_id):
             shutil.rmtree(folder, ignore_errors=True)
 
-    # Scratch: where a job's parts are fetched, cut, prepared and joined
+    # Scratch: a job's parts while they are downloaded, cut, prepared and joined
 
     @in_thread
     def make_scratch(self, prompt_id: str) -> None:
-        """Make a job's scratch folder, unless it is there."""
+        """Make a job's scratch folder, unless it exists."""
         (self._scratch / prompt_id).mkdir(mode=0o700, exist_ok=True)
 
     @in_thread
     def delete_scratch(self, prompt_id: str) -> None:
-        """Delete what only a running job needs, in the embedded engine too."""
+        """Delete the files that only a running job needs, in the embedded engine too."""
         shutil.rmtree(self._scratch / prompt_id, ignore_errors=True)
         for kind in ENGINE_FOLDERS[1:]:
             shutil.rmtree(self.engine / kind / prompt_id, ignore_errors=True)
@@ -323,12 +325,12 @@ class Files:
     # Results
 
     @in_thread
-    def publish_result(self, prompt_id: str, filename: str) -> None:
-        """Give a job's joined video its public name, for good.
+    def keep_result(self, prompt_id: str, filename: str) -> None:
+        """Move a job's joined video to its public name, and sync the name.
 
-        Only a file that the same job published before is replaced. Raises `FileExistsError` for any other.
+        A result that the same job kept before is replaced. Raises `FileExistsError` for any other file of that name.
         """
-        result, claim = self.result(filename), self._scratch / prompt_id / "published"
+        result, claim = self.result(filename), self._scratch / prompt_id / CLAIM
         try:
             result.touch(mode=0o600, exist_ok=False)
         except FileExistsError:
@@ -344,19 +346,19 @@ class Files:
 
     @in_thread
     def delete_result(self, filename: str) -> None:
-        """Delete a result, which may be gone."""
+        """Delete a result, if it exists."""
         self.result(filename).unlink(missing_ok=True)
 
     @in_thread
     def list_results(self) -> set[str]:
-        """Return the names of all results, and of what was left of one."""
+        """Return the names of all results, incomplete ones included."""
         return {file.name for file in self._results.iterdir()}
 
-    # What a crash leaves
+    # Leftovers of a crash
 
     @in_thread
     def mark_erasure(self, prompt_id: str) -> None:
-        """Mark a job as being erased."""
+        """Mark a job that is being erased."""
         self._mark(prompt_id, ERASURE).touch(mode=0o600)
 
     @in_thread
@@ -371,13 +373,13 @@ class Files:
 
     @in_thread
     def list_jobs(self) -> set[str]:
-        """Return the ids of all jobs that have a folder here, ended or never begun."""
+        """Return the ids of all jobs that have a folder, in the embedded engine too."""
         parents = (self._inputs, self._scratch, *(self.engine / kind for kind in ENGINE_FOLDERS))
         return {name for parent in parents for name in _folders_in(parent)}
 
     @in_thread
     def move_to_lost(self, prompt_ids: Iterable[str], filenames: Iterable[str], now: datetime) -> list[Path]:
-        """Move the folders of jobs and results into a new folder in `lost+found`; return where they are then.
+        """Move the folders of jobs and results into a new folder in `lost+found`; return their new paths.
 
         Empty folders are deleted. Raises `OSError`.
         """
@@ -395,11 +397,11 @@ class Files:
 
     @in_thread
     def delete_lost(self, before: datetime) -> None:
-        """Delete what was moved there before a time, and nothing that a file system check may have put there."""
+        """Delete all that was moved to `lost+found` before a time; leave files that a file system check put there."""
         try:
             found = list(self.lost.iterdir())
         except (FileNotFoundError, PermissionError):
-            return  # the latter where the data folder is a disk of its own, and nothing was moved there
+            return  # no permission: the data folder is a disk of its own, and nothing was moved there
         for folder in found:
             with suppress(ValueError):
                 if datetime.strptime(folder.name, LOST_STAMP).replace(tzinfo=UTC) <= before:

@@ -1,4 +1,4 @@
-"""Decides what becomes of an attempt that came to nothing: again, elsewhere, in shorter parts, or the job's end."""
+"""Recovery from a failed attempt: the segment is done again, elsewhere or in shorter parts, or the job ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from .comfy.client import ComfyError
 from .comfy.in_flight import GivenUp, InFlightPrompt, Lost
 from .comfy.inputs import EngineInputs
 from .config import Timeouts
-from .errors import DISK_FULL, JobFailure
+from .durable import DISK_FULL
+from .errors import JobFailure
 from .jobs import Segment
 from .progress_reporter import ProgressReporter
 from .store import Store, StoreError, retry_writes
@@ -24,10 +25,10 @@ from .workflow import Workflow
 log = logging.getLogger(__name__)
 
 ELSEWHERE = frozenset({"node_missing", "model_missing", "model_broken", "upload_too_large", "image_too_large"})
-"""Failures that are one ComfyUI's own: another may well do it."""
+"""Failures of one ComfyUI only: another may succeed."""
 FIRST_LOSS_PAUSE_S = 0.1
 DISK_PAUSE_S = 2.0
-"""Between two tries while the disk is full."""
+"""Pause between two attempts while the disk is full."""
 DISK_FULL_MESSAGE = "The disk is full; the job goes on when there is room."
 
 
@@ -44,9 +45,9 @@ class Again:
     """The segment waits and is done again, at any backend."""
 
     message: str | None = None
-    """For those who watch the job."""
+    """Text for the watchers of the job."""
     is_step: bool = False
-    """True where `/status` shows the message too."""
+    """True when `/status` shows the message too."""
     pause_s: float = 0.0
     failed: bool = False
     lost: bool = False
@@ -64,9 +65,9 @@ class InParts:
     died: bool = False
     unsent: bool = False
     alone: bool = False
-    """True where the rest of the job keeps its length."""
+    """True when the other segments of the job keep their length."""
     free_memory: bool = False
-    """True where the engine is asked to free its memory first."""
+    """True when the engine is asked to free its memory first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def decide(
 
 
 def _after_loss(segment: Segment, timeouts: Timeouts, *, died: bool, splittable: bool) -> Decision:
-    """Do again what the engine has forgotten. When it died at work on it, that may be the video."""
+    """Decide what becomes of a segment that the engine lost. An engine that died may have died of the video."""
     deaths = segment.deaths + died
     if deaths >= timeouts.death_limit or segment.losses + 1 >= timeouts.loss_limit:
         message = "ComfyUI forgot the prompt again and again; look into its log, then retry the job."
@@ -122,7 +123,7 @@ def _after_loss(segment: Segment, timeouts: Timeouts, *, died: bool, splittable:
 def _after_failure(
     segment: Segment, failure: JobFailure, pauses_s: tuple[float, ...], *, splittable: bool, replaceable: bool
 ) -> Decision:
-    """Try again what may pass by itself; end the job otherwise."""
+    """Decide to try again after a transient failure, and to end the job after any other."""
     if failure.code == "engine_disk_full":
         return Again(failure.message, is_step=True, pause_s=pauses_s[-1])
     elsewhere = failure.code in ELSEWHERE and replaceable
@@ -140,7 +141,7 @@ def _after_failure(
 
 
 class Recovery:
-    """Puts segments back into the queue, as they are or cut, and counts what went wrong with them."""
+    """The way back into the queue for segments, whole or split, with a count of their failures."""
 
     def __init__(
         self,
@@ -157,7 +158,7 @@ class Recovery:
         self._timeouts = timeouts
 
     async def recover(self, prompt: InFlightPrompt, backend: Backend, cause: Cause) -> JobFailure | None:
-        """Put back the segment of an attempt that came to nothing; return the failure when its job has to end."""
+        """Requeue or split the segment of a failed attempt; return the failure when the job has to end."""
         segment = prompt.segment
         log.warning(
             "job %s, frame %d on, at %s: %s", segment.prompt_id, segment.first_frame, backend.name, _said(cause)
@@ -208,7 +209,7 @@ class Recovery:
 
 
 def _said(cause: Cause) -> str:
-    """Return what the log says of a cause."""
+    """Return the text of a cause for the log."""
     match cause:
         case JobFailure(code=code, message=message):
             return f"{code}: {message}"
@@ -225,7 +226,7 @@ def is_full(error: OSError | StoreError) -> bool:
 
 
 async def wait_for_room(store: Store, prompt_id: str) -> None:
-    """Pause a job on a full disk, which its step says where that can be written."""
+    """Pause a job on a full disk, and show that as its step if it can be written."""
     with suppress(StoreError):
         if (await store.job(prompt_id)).step != DISK_FULL_MESSAGE:
             log.warning("job %s: the disk is full; it goes on when there is room", prompt_id)

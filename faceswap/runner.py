@@ -49,7 +49,7 @@ OUTPUT_LIMIT_BYTES = 64 * 2**30
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A prompt, with what it takes to carry it out."""
+    """A prompt with all that its attempt needs."""
 
     job: Job
     workflow: Workflow
@@ -63,7 +63,7 @@ class _Attempt:
 
 
 class Runner:
-    """Carries out attempts at segments."""
+    """The one way to carry out attempts at segments."""
 
     def __init__(
         self,
@@ -152,7 +152,7 @@ class Runner:
         return moved is not None and moved.segments_done == moved.segments_total
 
     async def _swap(self, attempt: _Attempt, look_first: bool) -> None:
-        """Have the engine do the prompt, which it may know already; `prompt.outcome` tells what came of it."""
+        """Follow a prompt to its `prompt.outcome`; submit it first, unless the engine knows it already."""
         if look_first and await self._resume(attempt):
             return
         prompt = attempt.prompt
@@ -198,7 +198,7 @@ class Runner:
                 await self._report(attempt, message)
 
     async def _report(self, attempt: _Attempt, message: News) -> None:
-        """Tell the job's watchers of what its engine does."""
+        """Report a message of the engine to the job's watchers."""
         prompt_id, workflow = attempt.job.prompt_id, attempt.workflow
         match message:
             case Executing(node=str(node)):
@@ -213,7 +213,7 @@ class Runner:
                 self._progress_reporter.take_preview(prompt_id, image)
 
     async def _collect(self, attempt: _Attempt) -> tuple[Path, Verdict]:
-        """Fetch an output and check it. What does not pass is not kept."""
+        """Download an output and check it. Delete it when it does not pass."""
         job, segment, outcome = attempt.job, attempt.segment, attempt.prompt.outcome
         assert outcome is not None
         output = _output_file(outcome.outputs.get(attempt.workflow.output, ()))

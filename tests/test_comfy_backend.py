@@ -136,7 +136,7 @@ def ended(prompt: InFlightPrompt) -> bool:
 def test_an_inbox_is_bounded_and_keeps_every_pass_and_the_newest_picture() -> None:
     inbox = Inbox()
     passes = [Progress("p", "swap", value, 3) for value in (1, 2, 3, 1, 2, 1)]
-    pictures = [Preview("p", "swap", image, "image/jpeg") for image in (b"old", b"new")]
+    pictures = [Preview("p", "swap", image) for image in (b"old", b"new")]
     for message in (*passes, *pictures):
         inbox.put(message)
     assert [inbox.take() for _ in range(5)] == [passes[2], passes[4], passes[5], pictures[1], None]

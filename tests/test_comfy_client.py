@@ -200,7 +200,7 @@ async def test_recorded_history_tells_how_each_prompt_ended(recording: str, prom
     async with client_of(Replay(recording).app()) as client:
         outcome = await client.outcome(prompt_id)
     assert outcome is not None
-    files = [file.filename for file in outcome.files]
+    files = [file.filename for files in outcome.outputs.values() for file in files]
     code = outcome.failure.code if outcome.failure else None
     assert (outcome.state, files, code) == OUTCOMES[recording, prompt_id]
 
@@ -355,7 +355,7 @@ async def test_what_an_engine_tells_of_its_swaps_is_read_where_it_makes_sense(
 
 
 async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "ANSWER_LIMIT", 1000)
+    monkeypatch.setattr(client_module, "ANSWER_LIMIT_BYTES", 1000)
     async with client_of(saying({"queue_running": ["x" * 2000], "queue_pending": []})) as client:
         with pytest.raises(ComfyError, match="too long"):
             await client.queue()
@@ -549,7 +549,7 @@ async def test_a_redirect_is_not_followed_for_our_headers_are_not_for_others() -
 
 async def test_a_server_that_never_answers_times_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ComfyClient._call, "__defaults__", (0.05,))
-    monkeypatch.setattr(client_module, "SILENCE_TIMEOUT", 0.05)
+    monkeypatch.setattr(client_module, "SILENCE_TIMEOUT_S", 0.05)
 
     async def hang(_: web.Request) -> web.Response:
         await asyncio.sleep(1)

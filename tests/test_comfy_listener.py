@@ -19,16 +19,7 @@ from faceswap.comfy import client as client_module
 from faceswap.comfy import listener as listener_module
 from faceswap.comfy.client import ComfyClient, ComfyError
 from faceswap.comfy.listener import Listener
-from faceswap.comfy.messages import (
-    Activity,
-    Executing,
-    Failed,
-    Interrupted,
-    Message,
-    Preview,
-    Progress,
-    QueueRemaining,
-)
+from faceswap.comfy.messages import Activity, Executing, Failed, Interrupted, Message, Preview, Progress
 
 # What the socket alone tells of each prompt; "unheard" is one whose end it never told: deleted, lost, or still running.
 ENDS = {
@@ -149,7 +140,6 @@ async def test_a_recorded_job_is_heard_from_start_to_end() -> None:
         assert nodes == ["8", "12", "11", "10", "3", "9", None]
         frames = [message for message in heard.messages if isinstance(message, Progress)]
         assert len(frames) == 363 and {message.maximum for message in frames if message.node == "3"} >= {72.0}
-        assert [m.count for m in heard.messages if isinstance(m, QueueRemaining)] == [0, 1, 1, 0]
 
 
 async def test_previews_name_their_prompt_and_node() -> None:
@@ -158,9 +148,7 @@ async def test_previews_name_their_prompt_and_node() -> None:
         await asyncio.wait_for(replay.finished.wait(), WAIT_S)
         previews = [message for message in heard.messages if isinstance(message, Preview)]
         assert len(previews) == 72
-        assert {(preview.prompt_id, preview.node, preview.mime) for preview in previews} == {
-            ("l-3cf67f", "3", "image/jpeg")
-        }
+        assert {(preview.prompt_id, preview.node) for preview in previews} == {("l-3cf67f", "3")}
 
 
 class SocketTable:
@@ -178,12 +166,12 @@ class SocketTable:
         app.on_shutdown.append(self._close)
         return app
 
-    async def say(self, client_id: str, count: int) -> bool:
-        """Send a status frame; return false when nobody is known by that id."""
+    async def say(self, client_id: str, prompt_id: str) -> bool:
+        """Send a frame about a prompt; return false when nobody is known by that client id."""
         socket = self.sockets.get(client_id)
         if socket is None:
             return False
-        await socket.send_json({"type": "status", "data": {"status": {"exec_info": {"queue_remaining": count}}}})
+        await socket.send_json({"type": "execution_start", "data": {"prompt_id": prompt_id}})
         return True
 
     async def _handle(self, request: web.Request) -> web.WebSocketResponse:
@@ -212,8 +200,8 @@ async def test_reconnect_sees_the_old_socket_closed_before_it_opens_the_next() -
     async with listening(table.app(), heard) as listener:
         for count in range(1, 6):
             await until(lambda count=count: heard.connects == count)  # type: ignore[misc]
-            assert await table.say("cl-test", count)
-            await until(lambda count=count: QueueRemaining(count) in heard.messages)  # type: ignore[misc]
+            assert await table.say("cl-test", f"p{count}")
+            await until(lambda count=count: Activity(f"p{count}") in heard.messages)  # type: ignore[misc]
             await listener.reconnect()
         await until(lambda: heard.connects == 6)
         assert table.most_open == 1
@@ -225,11 +213,11 @@ async def test_a_deaf_socket_hears_again_after_a_reconnect() -> None:
     async with listening(table.app(), heard) as listener:
         await until(lambda: heard.connects == 1)
         table.sockets.clear()  # what an old socket does to its successor by closing late
-        assert not await table.say("cl-test", 1)
+        assert not await table.say("cl-test", "p1")
         await listener.reconnect()
         await until(lambda: heard.connects == 2)
-        assert await table.say("cl-test", 2)
-        await until(lambda: heard.messages == [QueueRemaining(2)])
+        assert await table.say("cl-test", "p2")
+        await until(lambda: heard.messages == [Activity("p2")])
 
 
 async def test_it_connects_again_when_the_server_comes_back(unused_tcp_port: int) -> None:
@@ -277,8 +265,8 @@ async def test_cancelling_ends_it_and_closes_the_socket() -> None:
 
 
 async def test_a_server_that_answers_no_pings_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "SOCKET_HEARTBEAT", 0.1)
-    monkeypatch.setattr(client_module, "SOCKET_CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(client_module, "SOCKET_HEARTBEAT_S", 0.1)
+    monkeypatch.setattr(client_module, "SOCKET_CLOSE_TIMEOUT_S", 0.1)
     heard = Heard()
 
     async def play_dead(request: web.Request) -> web.WebSocketResponse:
@@ -304,11 +292,11 @@ async def test_frames_are_read_while_the_greeting_is_under_way() -> None:
 
     async with listening(table.app(), heard, on_connect=greet):
         await until(lambda: heard.connects == 1)
-        assert await table.say("cl-test", 7)
-        await until(lambda: heard.messages == [QueueRemaining(7)])
+        assert await table.say("cl-test", "p7")
+        await until(lambda: heard.messages == [Activity("p7")])
         greeted.set()
-        assert await table.say("cl-test", 8)
-        await until(lambda: QueueRemaining(8) in heard.messages)
+        assert await table.say("cl-test", "p8")
+        await until(lambda: Activity("p8") in heard.messages)
         assert heard.connects == 1
 
 
@@ -335,7 +323,7 @@ async def test_what_a_callback_raises_ends_the_listener() -> None:
         client = ComfyClient(URL(str(server.make_url("/"))), session)
         task = asyncio.create_task(Listener(client, "cl-test", refuse, lambda: None).run())
         await until(lambda: table.open == 1)
-        assert await table.say("cl-test", 1)
+        assert await table.say("cl-test", "p")
         with pytest.raises(KeyError):
             await task
 

@@ -78,12 +78,12 @@ def test_a_joined_video_is_synced_and_so_is_its_name(synced: Synced, tmp_path: P
     assert synced.holding(tmp_path, "joined.mp4")
 
 
-async def test_a_published_result_is_synced_under_its_public_name(synced: Synced, tmp_path: Path) -> None:
+async def test_a_kept_result_is_synced_under_its_public_name(synced: Synced, tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.create()
     await files.make_scratch("job-1")
     files.joined("job-1").write_bytes(b"video")
-    await files.publish_result("job-1", "clip.mp4")
+    await files.keep_result("job-1", "clip.mp4")
     assert synced.holding(tmp_path / "outputs", "clip.mp4")
 
 

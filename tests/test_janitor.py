@@ -374,13 +374,13 @@ async def test_folders_are_their_owners_alone(tmp_path: Path) -> None:
     assert await files.free_bytes() > 0
 
 
-async def test_a_published_result_takes_its_public_name_whole(tmp_path: Path) -> None:
+async def test_a_kept_result_takes_its_public_name_whole(tmp_path: Path) -> None:
     files = Files(tmp_path / "data")
     files.create()
     await files.make_scratch("job")
     for content in (b"a video", b"the same video, joined again"):
         files.joined("job").write_bytes(content)
-        await files.publish_result("job", "clip.mp4")
+        await files.keep_result("job", "clip.mp4")
         assert files.result("clip.mp4").read_bytes() == content
         assert not files.joined("job").exists()
     assert await files.list_results() == {"clip.mp4"}
@@ -395,8 +395,8 @@ async def test_a_result_never_replaces_another_jobs(tmp_path: Path) -> None:
     for job in ("one", "two"):
         await files.make_scratch(job)
         files.joined(job).write_text(job)
-    await files.publish_result("one", "clip.mp4")
+    await files.keep_result("one", "clip.mp4")
     with pytest.raises(FileExistsError):
-        await files.publish_result("two", "clip.mp4")
+        await files.keep_result("two", "clip.mp4")
     assert files.result("clip.mp4").read_text() == "one"
     assert files.joined("two").exists()

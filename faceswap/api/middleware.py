@@ -13,7 +13,8 @@ from aiohttp.typedefs import Handler
 from yarl import URL
 
 from ..config import Settings, is_loopback
-from ..errors import DISK_FULL, Forbidden, Problem, Unavailable
+from ..durable import DISK_FULL
+from ..errors import Forbidden, Problem, Unavailable
 from ..store import StoreError
 from .keys import SETTINGS
 

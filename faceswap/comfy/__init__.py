@@ -1,6 +1,7 @@
-"""ComfyUI from the service's side: what it says, how it is asked, how it is listened to, how our own one is kept alive.
+"""All that the service knows of ComfyUI.
 
-`messages` turns frames into a small typed union, `failures` its errors into a `JobFailure`, `client` makes the HTTP
-calls, `listener` holds the one WebSocket, `embedded` looks after the engine that runs as a child process. The socket
-makes it lively; `/history` and `/queue`, asked by the client, decide.
+`messages` turns frames into a small typed union and `failures` turns errors into a `JobFailure`. `client` makes the
+HTTP calls, `listener` holds the one WebSocket, and `embedded` runs the engine of our own as a child process. `backend`
+keeps the prompts that are `in_flight` at one ComfyUI, `inputs` uploads the files of jobs, and `inspection` finds nodes
+and models that a workflow misses. The socket is for progress only: `/history` and `/queue` decide.
 """

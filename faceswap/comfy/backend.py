@@ -1,7 +1,7 @@
-"""One ComfyUI: the prompts it was given, how it is doing, and all that is ever asked of it.
+"""One ComfyUI: its prompts in flight, its health, and all calls to it.
 
-The socket makes it lively; `/history` and `/queue` decide. They are asked every few seconds while a prompt is in
-flight, at once after every (re)connect, and whenever the socket tells of an end.
+The socket is for progress only: `/history` and `/queue` decide. They are asked every few seconds while a prompt is in
+flight, at once after every (re)connect, and whenever the socket reports an end.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from .client import ComfyClient, ComfyError, Features, Outcome, Place
 from .in_flight import GivenUp, InFlightPrompt, Lost, News, Stopped
 from .inspection import node_classes, problems
 from .listener import Listener
-from .messages import Executing, Message, Preview, Progress, QueueRemaining
+from .messages import Executing, Message, Preview, Progress
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
-"""The name under which the embedded engine's work is kept, whatever port it listens on."""
+"""Name of the embedded engine in the database, on any port."""
 EMBEDDED_TITLE = "The embedded engine"
 MAX_PROMPTS = 2
-"""Prompts given to one ComfyUI at a time: one running and one ready."""
+"""Prompts that one ComfyUI is given at a time: one running and one ready."""
 MAX_COLLECTING = 4
 """Outputs of one ComfyUI that may be fetched and checked at a time before it is given more to do."""
 SPEED_WEIGHT = 0.5
@@ -42,7 +42,7 @@ BYTES_PER_PIXEL = 37
 MEMORY_SHARE = 0.5
 """Share of ComfyUI's free memory that one segment may take."""
 DANGEROUS_DEATHS = 2
-"""An engine that died so often in a row with a segment is given nothing else together with it."""
+"""Deaths of engines in a row with one segment, after which an engine that has it is given no other segment."""
 
 MakeListener = Callable[[ComfyClient, str, Callable[[Message], None], Callable[[], None]], Listener]
 """A listener for a client, its client id, what takes each message and what is called after each (re)connect."""
@@ -183,7 +183,7 @@ class Backend:
         return max(int(self._free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * pixels)), math.ceil(frame_rate), 1)
 
     async def free_memory_for(self, pixels: int, frames: int) -> None:
-        """Have it let go of what it keeps of its last prompts when the next of so many frames would not fit."""
+        """Ask it to free the memory of its last prompts when one of `frames` frames would not fit."""
         if self.features is None or self.features.streams:
             return
         with suppress(ComfyError):
@@ -273,13 +273,13 @@ class Backend:
         return self.healthy and not alone and len(self.in_flight) <= busy and self._collecting < MAX_COLLECTING
 
     def begin(self, segment: Segment) -> InFlightPrompt:
-        """Take a place for a segment's prompt, until `end`."""
+        """Add a segment's prompt to those in flight, until `end`."""
         prompt = InFlightPrompt(segment)
         self.in_flight[prompt.prompt_id] = prompt
         return prompt
 
     def end(self, prompt: InFlightPrompt) -> None:
-        """Give the place of a prompt back, whatever became of it."""
+        """Remove a prompt from those in flight, however it ended."""
         self.in_flight.pop(prompt.prompt_id, None)
         self._pool.changed.set()
 
@@ -341,9 +341,7 @@ class Backend:
             await asyncio.gather(end, return_exceptions=True)
 
     def _take(self, message: Message) -> None:
-        """Hand what the socket brings to the prompt it is about."""
-        if isinstance(message, QueueRemaining):
-            return
+        """Hand a message of the socket to its prompt."""
         prompt = self.in_flight.get(message.prompt_id or "")
         if prompt is None:
             return
@@ -359,7 +357,7 @@ class Backend:
                 prompt.inbox.put(message)
 
     async def _end_of(self, prompt: InFlightPrompt) -> Outcome:
-        """Ask until history tells of a prompt's end, whatever the socket says or does not say."""
+        """Ask until history reports a prompt's end, whatever the socket reports."""
         misses = 0
         answered_at = monotonic()
         while True:
@@ -477,7 +475,7 @@ class Backend:
 
 
 def _missing(prompt: InFlightPrompt) -> Exception:
-    """Return what it means that ComfyUI, asked twice, does not know a prompt."""
+    """Return the error for a prompt that ComfyUI, asked twice, does not know."""
     if prompt.stopping_since is not None:
         return Stopped()
     if prompt.refusal is not None:

@@ -1,7 +1,7 @@
-"""The HTTP side of one ComfyUI: files in, prompts in, questions, files out.
+"""The HTTP client of one ComfyUI: uploads, prompts, queries, downloads.
 
-Every call has a time limit and every answer a size limit. What goes wrong on the way is a `ComfyError`; what ComfyUI
-says is wrong with the job is a `JobFailure`. Routes and answers as in ComfyUI's `server.py`.
+Every call has a time limit and every answer a size limit. A call that cannot be made raises `ComfyError`; a fault of
+the job that ComfyUI reports raises `JobFailure`. Routes and answers are those of ComfyUI's `server.py`.
 """
 
 from __future__ import annotations
@@ -29,33 +29,39 @@ from ..files import PIECE_BYTES, new_file
 from .failures import PromptRejected, disk_full, failure_from_error
 from .messages import Failed, Interrupted, OutputFile, decode_json, from_event, output_files
 
-CONNECT_TIMEOUT = 10.0
-ANSWER_TIMEOUT = 30.0
-TRANSFER_TIMEOUT = 3600.0
-SILENCE_TIMEOUT = 60.0
-ANSWER_LIMIT = 16 * 1024 * 1024
+CONNECT_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 30.0
+"""Time limit of a whole call that transfers no file."""
+TRANSFER_TIMEOUT_S = 3600.0
+"""Time limit of an upload or a download."""
+SILENCE_TIMEOUT_S = 60.0
+"""Time limit of any call between two reads."""
+ANSWER_LIMIT_BYTES = 16 * 1024 * 1024
 FORM_BYTES = 4096
+"""Bytes of an upload request besides the file, at most."""
 
-SOCKET_HEARTBEAT = 30.0
-SOCKET_CLOSE_TIMEOUT = 2.0
-SOCKET_MESSAGE_LIMIT = 64 * 1024 * 1024
+SOCKET_HEARTBEAT_S = 30.0
+SOCKET_CLOSE_TIMEOUT_S = 2.0
+SOCKET_MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024
 
-BUSY = (408, 425, 429)  # statuses by which a proxy asks to come again
-GATEWAY = (502, 503, 504)  # statuses by which a proxy tells that it did not reach ComfyUI
-
+BUSY = (408, 425, 429)
+"""Statuses by which a proxy asks for the call to be repeated later."""
+GATEWAY = (502, 503, 504)
+"""Statuses by which a proxy reports that it did not reach ComfyUI."""
 INSUFFICIENT_STORAGE = 507
 
 FEATURE_FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+"""First message on the WebSocket: previews shall name their prompt and node."""
 
 _PROMPT_ID = re.compile(r"[\w.:-]{1,128}")
 _GRAPH_NAME = re.compile(r"[\w ()+@,=-][\w .()+@,=-]*(?:/[\w ()+@,=-][\w .()+@,=-]*)*")
 
 
 class ComfyError(Exception):
-    """ComfyUI cannot be reached or answers what it should not.
+    """ComfyUI cannot be reached, or its answer is not a valid one.
 
-    `message` is for a person and names no URL, header or path. `transient` is true when asking again may help,
-    `answered` when ComfyUI itself answered with an error, rather than nothing or a proxy in front of it.
+    `message` is for a person and names no URL, header or path. `transient` is true when asking again may help.
+    `answered` is true when ComfyUI itself answered with an error; false without an answer, or for a proxy's error.
     """
 
     def __init__(self, message: str, *, transient: bool, answered: bool = False) -> None:
@@ -66,7 +72,7 @@ class ComfyError(Exception):
 
 
 class Place(enum.Enum):
-    """Where a prompt stands in ComfyUI's queue."""
+    """A prompt's place in ComfyUI's queue."""
 
     PENDING = "pending"
     """It waits for its turn."""
@@ -76,7 +82,7 @@ class Place(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class QueueState:
-    """The prompt ids ComfyUI is at work on and those that wait, in its order."""
+    """The ids of the prompts that ComfyUI runs and of those that wait, in its order."""
 
     running: tuple[str, ...]
     pending: tuple[str, ...]
@@ -84,11 +90,11 @@ class QueueState:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a prompt ended, as history tells it.
+    """The end of a prompt, as history reports it.
 
-    outputs  its files by node id
+    outputs  the files by node id
     failure  set for `error`
-    swapped  the share (0–1) of frames in which a swap node changed a face, by node id; only the embedded engine tells
+    swapped  the share (0–1) of frames in which a swap node changed a face, by node id; from the embedded engine only
     """
 
     state: Literal["success", "error", "interrupted"]
@@ -96,18 +102,13 @@ class Outcome:
     failure: JobFailure | None = None
     swapped: Mapping[str, float] = field(default_factory=dict)
 
-    @property
-    def files(self) -> tuple[OutputFile, ...]:
-        """All files of all nodes."""
-        return tuple(file for files in self.outputs.values() for file in files)
-
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What this ComfyUI allows and does.
+    """The limits and abilities of a ComfyUI.
 
-    max_upload_size  bytes a request, None when it does not tell
-    streams          it decodes frames as they are needed: no clip is too long for its memory (the embedded engine)
+    max_upload_size  bytes of a request, None when unknown
+    streams          true when frames are decoded as needed: no clip is too long for its memory (embedded engine)
     """
 
     max_upload_size: int | None
@@ -115,16 +116,16 @@ class Features:
 
 
 class ComfyClient:
-    """Speaks to the ComfyUI at `base_url`, which may be https and may have a path prefix.
+    """A client of the ComfyUI at `base_url`, which may be https and may have a path prefix.
 
-    `headers` go with every call and are never logged; credentials in the URL become such a header. `url` is the address
-    without them, fit to be shown.
+    `headers` are sent with every call and never logged; credentials in the URL become such a header. `url` is the
+    address without credentials, for logs and users.
     """
 
     def __init__(self, base_url: URL, session: aiohttp.ClientSession, headers: Mapping[str, str] | None = None) -> None:
         self.url = base_url.with_user(None).with_query(None).with_fragment(None)
         self.has_jobs = False
-        """Whether it has `/api/jobs`, as a newer ComfyUI does: set by `find_jobs`."""
+        """True for a newer ComfyUI, which has `/api/jobs`: set by `find_jobs`."""
         self._session = session
         self._headers = dict(headers or {})
         if base_url.user is not None and "authorization" not in {name.lower() for name in self._headers}:
@@ -132,10 +133,10 @@ class ComfyClient:
             self._headers["Authorization"] = f"Basic {base64.b64encode(credentials).decode()}"
 
     async def upload(self, path: Path, filename: str, subfolder: str) -> str:
-        """Stream the file at `path` into ComfyUI's input folder; returns its name for the graph (`sub/clip.mp4`).
+        """Stream the file at `path` into ComfyUI's input folder; return its name for the graph (`sub/clip.mp4`).
 
-        The name is made of what ComfyUI returned: it renames a file whose name is taken by other bytes. Raises
-        JobFailure `upload_too_large` or `engine_disk_full`, ComfyError, and OSError when `path` cannot be read.
+        The name is taken from the answer: ComfyUI renames a file when another of that name has other bytes. Raises
+        `JobFailure` `upload_too_large` or `engine_disk_full`, `ComfyError`, and `OSError` when `path` cannot be read.
         """
         async with aiofiles.open(path, "rb", buffering=0) as file:
             size = await file.seek(0, os.SEEK_END)
@@ -145,7 +146,7 @@ class ComfyClient:
             form.add_field("image", _FilePayload(file, size), filename=filename)
             form.add_field("subfolder", subfolder)
             form.add_field("type", "input")
-            async with self._call("POST", "upload/image", data=form, timeout=TRANSFER_TIMEOUT) as response:
+            async with self._call("POST", "upload/image", data=form, timeout=TRANSFER_TIMEOUT_S) as response:
                 if response.status == 413:
                     raise _too_large(size, None)
                 if response.status == INSUFFICIENT_STORAGE:
@@ -167,11 +168,11 @@ class ComfyClient:
         *,
         output_node: str | None = None,
     ) -> str:
-        """Queue a graph; returns the id it goes by, which an older ComfyUI chooses itself.
+        """Queue a graph; return the prompt's id, which an older ComfyUI chooses itself.
 
-        Raises PromptRejected when ComfyUI refuses the graph, or takes it but drops `output_node` (without one: any
-        output); the prompt is withdrawn then. After a passing ComfyError it may have been queued all the same: look
-        for `prompt_id` before sending it again, the same id posted twice runs twice.
+        Raises `PromptRejected` when ComfyUI refuses the graph, or accepts it without `output_node` (None: without any
+        of its outputs); the prompt is then withdrawn. After a transient `ComfyError` it may still have been queued:
+        look for `prompt_id` before sending it again, because the same id posted twice runs twice.
         """
         body = {"prompt": graph, "client_id": client_id, "prompt_id": prompt_id, "extra_data": extra_data or {}}
         async with self._call("POST", "prompt", json=body) as response:
@@ -189,30 +190,30 @@ class ComfyClient:
         raise ComfyError("ComfyUI took the prompt without naming its id.", transient=True)
 
     async def queue(self) -> QueueState:
-        """What runs and what waits."""
+        """Return the prompts that run and that wait."""
         match await self._get("queue"):
             case {"queue_running": [*running], "queue_pending": [*pending]}:
                 return QueueState(_queued_ids(running), _queued_ids(pending))
         raise _unexpected("its queue")
 
     async def outcome(self, prompt_id: str) -> Outcome | None:
-        """How the prompt ended; None while history does not know it, which a restart of ComfyUI makes it forget."""
+        """Return a prompt's end; None when history does not have it: it has not ended, or ComfyUI was restarted."""
         match await self._get("history", prompt_id):
             case {**entries}:
                 return _outcome_of(entries.get(prompt_id))
         raise _unexpected("its history")
 
     async def find_jobs(self) -> None:
-        """Find out whether it tells of a prompt in one answer, as a newer ComfyUI does.
+        """Set `has_jobs`: a newer ComfyUI reports history and queue in one answer.
 
-        Only who has the route may say by a 404 that a prompt is unknown.
+        A 404 for a prompt means that it is unknown only when the route itself exists.
         """
         async with self._call("GET", "api/jobs", params={"limit": "1"}) as response:
             answer = await _document(response) if response.status == 200 else None
         self.has_jobs = isinstance(answer, dict) and isinstance(answer.get("jobs"), list)
 
     async def look(self, prompt_id: str) -> Outcome | Place | None:
-        """How a prompt ended, or where it stands; None when ComfyUI does not know it."""
+        """Return a prompt's end, or its place in the queue; None when ComfyUI does not know it."""
         if self.has_jobs:
             return await self._job(prompt_id)
         outcome = await self.outcome(prompt_id)
@@ -227,7 +228,7 @@ class ComfyClient:
         return await self.outcome(prompt_id)
 
     async def _job(self, prompt_id: str) -> Outcome | Place | None:
-        """History and queue in one look."""
+        """Return the same as `look`, from one call."""
         async with self._call("GET", "api/jobs", prompt_id) as response:
             answer = await _document(response, expected=404 if response.status == 404 else 200)
         match answer:
@@ -253,26 +254,26 @@ class ComfyClient:
             await self.cancel_pending(prompt_id)
 
     async def cancel_pending(self, prompt_id: str) -> None:
-        """Take a waiting prompt out of the queue: it leaves no trace in history. A running one does not notice."""
+        """Remove a waiting prompt from the queue; history will not have it. A running prompt is not affected."""
         await self._post("queue", {"delete": [prompt_id]})
 
     async def interrupt(self, prompt_id: str) -> None:
         """Ask for a running prompt to stop at its next progress step.
 
-        Sent soon after `submit` it can get lost: repeat it until the id has left the queue.
+        ComfyUI may lose a request that comes soon after `submit`: repeat it until the id has left the queue.
         """
         await self._post("interrupt", {"prompt_id": prompt_id})
 
     async def download(self, file: OutputFile, destination: Path, max_bytes: int) -> int:
-        """Stream a result to `destination`, which then is complete or absent; returns its size in bytes.
+        """Stream a result to `destination`, which is then complete or absent; return its size in bytes.
 
-        Raises JobFailure `output_missing` or `output_too_large`, ComfyError (passing for a body cut short), and
-        OSError when the disk does not take it.
+        Raises `JobFailure` `output_missing` or `output_too_large`, `ComfyError` (transient when the body is cut short),
+        and `OSError` when it cannot be written.
         """
         if "/" in file.filename or "\\" in file.filename or ".." in PurePosixPath(file.subfolder).parts:
             raise JobFailure("output_missing", "ComfyUI named a result outside of its folders; it was not fetched.")
         query = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
-        async with self._call("GET", "view", params=query, timeout=TRANSFER_TIMEOUT) as response:
+        async with self._call("GET", "view", params=query, timeout=TRANSFER_TIMEOUT_S) as response:
             if response.status == 404:
                 raise JobFailure("output_missing", "ComfyUI no longer has the result.", transient=True)
             _check_status(response)
@@ -284,7 +285,7 @@ class ComfyClient:
         return result.size
 
     async def object_info(self, node_class: str) -> dict[str, Any] | None:
-        """A node class's inputs with their choices; None when ComfyUI does not have the class."""
+        """Return a node class's inputs with their choices; None when ComfyUI does not have the class."""
         match await self._get("object_info", node_class):
             case {**classes}:
                 info = classes.get(node_class)
@@ -293,7 +294,7 @@ class ComfyClient:
         raise _unexpected("a node class")
 
     async def features(self) -> Features:
-        """What this ComfyUI allows. An older one, which has no `/features`, tells nothing."""
+        """Return the limits and abilities. An older ComfyUI has no `/features`: its limit is unknown."""
         async with self._call("GET", "features") as response:
             if response.status == 404:
                 return Features(None)
@@ -305,11 +306,11 @@ class ComfyClient:
         return Features(None, streams)
 
     async def free(self, *, models: bool = True) -> None:
-        """Have it give memory back once nothing runs, and unload its `models` too."""
+        """Ask ComfyUI to free memory once nothing runs, and to unload its `models` too."""
         await self._post("free", {"unload_models": models, "free_memory": True})
 
     async def free_memory(self) -> int | None:
-        """Bytes of the machine's memory that are free; None when it does not tell."""
+        """Return the free bytes of the machine's memory; None when unknown."""
         match await self._get("system_stats"):
             case {"system": {"ram_free": int() | float() as free_bytes}} if 0 < free_bytes < 2**63:
                 return int(free_bytes)
@@ -320,20 +321,20 @@ class ComfyClient:
     async def open_socket(self, client_id: str) -> aiohttp.ClientWebSocketResponse:
         """Open the WebSocket of a client id and ask for previews that name their prompt. The caller closes it."""
         with _transport_errors():
-            async with asyncio.timeout(CONNECT_TIMEOUT):
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 socket = await self._session.ws_connect(
                     self.url / "ws",
                     params={"clientId": client_id},
                     headers=self._headers,
-                    heartbeat=SOCKET_HEARTBEAT,
-                    timeout=aiohttp.ClientWSTimeout(ws_close=SOCKET_CLOSE_TIMEOUT),
-                    max_msg_size=SOCKET_MESSAGE_LIMIT,
+                    heartbeat=SOCKET_HEARTBEAT_S,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=SOCKET_CLOSE_TIMEOUT_S),
+                    max_msg_size=SOCKET_MESSAGE_LIMIT_BYTES,
                 )
             await socket.send_json(FEATURE_FLAGS)
             return socket
 
     async def _check_upload_size(self, size: int) -> None:
-        """Refuse what ComfyUI would refuse, before the bytes are sent: it cuts the connection while they still flow."""
+        """Refuse a file that ComfyUI would refuse: it would cut the connection while the bytes are sent."""
         try:
             limit = (await self.features()).max_upload_size
         except ComfyError:
@@ -351,11 +352,11 @@ class ComfyClient:
 
     @asynccontextmanager
     async def _call(
-        self, method: str, *path: str, timeout: float = ANSWER_TIMEOUT, **arguments: Any
+        self, method: str, *path: str, timeout: float = ANSWER_TIMEOUT_S, **arguments: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """One call, its answer still to be read. What the transport raises meanwhile becomes a ComfyError."""
+        """Make a call; the block reads the answer. Errors of the transport become a `ComfyError`."""
         url = self.url.joinpath(*(quote(part, safe="/" if part is path[0] else "") for part in path), encoded=True)
-        limits = aiohttp.ClientTimeout(timeout, sock_connect=CONNECT_TIMEOUT, sock_read=SILENCE_TIMEOUT)
+        limits = aiohttp.ClientTimeout(timeout, sock_connect=CONNECT_TIMEOUT_S, sock_read=SILENCE_TIMEOUT_S)
         with _transport_errors():
             async with self._session.request(
                 method, url, headers=self._headers, timeout=limits, allow_redirects=False, **arguments
@@ -371,18 +372,18 @@ class _FilePayload(aiohttp.Payload):
         self._size = size
 
     async def write(self, writer: AbstractStreamWriter) -> None:
-        """Send the file from where it stands."""
+        """Send the file from its current position."""
         while piece := await self._value.read(PIECE_BYTES):
             await writer.write(piece)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Refuse to hold the file in memory."""
+        """Refuse: the file is not held in memory."""
         raise NotImplementedError
 
 
 @contextmanager
 def _transport_errors() -> Iterator[None]:
-    """Name what aiohttp raises without its text, which holds addresses and headers."""
+    """Turn aiohttp's errors into `ComfyError`, without their text, which has addresses and headers."""
     try:
         yield
     except TimeoutError as error:
@@ -413,12 +414,12 @@ def _answered(status: int) -> ComfyError:
 
 
 async def _document(response: aiohttp.ClientResponse, expected: int = 200) -> Any:
-    """The JSON of an answer with the expected status."""
+    """Return the JSON of an answer. Raises `ComfyError` for another status, a long answer, or other content."""
     _check_status(response, expected)
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
-        if len(body) > ANSWER_LIMIT:
+        if len(body) > ANSWER_LIMIT_BYTES:
             raise ComfyError("ComfyUI's answer is too long.", transient=False)
     try:
         return decode_json(bytes(body))
@@ -443,7 +444,7 @@ def _files_by_node(outputs: Mapping[Any, object]) -> dict[str, tuple[OutputFile,
 
 
 def _outcome_of(entry: object) -> Outcome | None:
-    """What an entry of history says. An interrupted prompt reads `error` there too: only its messages tell."""
+    """Return the end that an entry of history reports. Only the messages tell an interrupted prompt from an error."""
     match entry:
         case {"status": {"status_str": "success"}, "outputs": {**outputs}, **rest}:
             return Outcome("success", _files_by_node(outputs), swapped=_swapped(rest.get("faceswap")))
@@ -457,7 +458,7 @@ def _outcome_of(entry: object) -> Outcome | None:
 
 
 def _swapped(counts: object) -> dict[str, float]:
-    """The share of frames that each swap node changed; what is not understood counts as not told."""
+    """Return the share of frames that each swap node changed, without the counts that make no sense."""
     shares = {}
     for node, count in counts.items() if isinstance(counts, dict) else ():
         match count:
@@ -467,7 +468,7 @@ def _swapped(counts: object) -> dict[str, float]:
 
 
 def _unsuccessful(messages: list[object], outputs: Mapping[str, tuple[OutputFile, ...]]) -> Outcome:
-    """Tell an interruption from an error by the events history lists as `[kind, data]`."""
+    """Tell an interruption from an error by the events, which history lists as `[kind, data]`."""
     for message in messages:
         match message:
             case [str(kind), data]:
@@ -481,7 +482,7 @@ def _unsuccessful(messages: list[object], outputs: Mapping[str, tuple[OutputFile
 
 
 def _output_dropped(node_errors: object, output_node: str | None) -> bool:
-    """Whether errors of a prompt that was taken all the same cost us our output."""
+    """Return whether the errors of an accepted prompt affect our output."""
     match node_errors:
         case {**errors} if errors and output_node is not None:
             return output_node in errors or any(_takes_down(error, output_node) for error in errors.values())

@@ -1,4 +1,4 @@
-"""A prompt that is in flight, what was heard of it, and the ways in which following it ends."""
+"""A prompt that is in flight, the messages about it, and the ways in which it ends."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .client import ComfyError, Outcome
 from .messages import Executing, Preview, Progress
 
 INBOX_LIMIT = 1024
-"""Messages that may wait to be read; a ComfyUI that changes nodes more often is not believed."""
+"""Unread messages that are kept; those that come while there are so many are dropped."""
 
 News = Executing | Progress | Preview
-"""The messages that whoever follows a prompt gets to read."""
+"""The messages that `Backend.follow` yields."""
 
 
 class Lost(Exception):
@@ -40,9 +40,9 @@ class Stopped(Exception):
 
 
 class Inbox:
-    """Messages about one prompt that were not read yet.
+    """Unread messages about one prompt.
 
-    It is bounded: a bar that moves on takes the place of its older value, a picture that of the one before.
+    It is bounded: a newer value of a progress bar replaces the older one, a picture the one before.
     """
 
     def __init__(self) -> None:

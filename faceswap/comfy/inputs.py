@@ -1,4 +1,4 @@
-"""The inputs of jobs at the engines: sent once to each, or cut into pieces where the whole video would not do."""
+"""The inputs of jobs at the engines: uploaded once to each, or cut into pieces where the whole video is unsuitable."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ WHOLE_LEAD = 2.5
 
 It decodes all that comes before a segment, so the work for a job would grow with the square of its length.
 """
-DEFAULT_UPLOAD_LIMIT = 100 * 1024 * 1024
-"""The upload limit of a ComfyUI that does not tell its own."""
+DEFAULT_UPLOAD_LIMIT_BYTES = 100 * 1024 * 1024
+"""Upload limit of a ComfyUI that does not report its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Original:
 
 
 class EngineInputs:
-    """The videos and faces that engines have, and what has to be sent to them."""
+    """The videos and faces that the engines have, and the uploads that are missing."""
 
     def __init__(self, files: Files, media: MediaWorker, progress_reporter: ProgressReporter) -> None:
         self._files = files
@@ -87,7 +87,7 @@ class EngineInputs:
             del self._sent[key]
 
     def forget(self, prompt_id: str) -> None:
-        """Drop what was kept of a job that has ended."""
+        """Forget the uploads of a job that has ended."""
         for key in [key for key in self._sent if key[1] == prompt_id]:
             self._sent.pop(key).cancel()
         if task := self._prepared.pop(prompt_id, None):
@@ -103,7 +103,7 @@ class EngineInputs:
         return not await self._prepare(job)
 
     async def _send(self, job: Job, backend: Backend, file: Path) -> str:
-        """Upload a file, unless it was; a video that is too large is not tried again."""
+        """Upload a file, unless the backend has it. A video that is too large is not tried again."""
         key = (backend.name, job.prompt_id, file.name)
         task = self._sent.get(key)
         if task is None or (task.done() and _is_worth_repeating(task)):
@@ -122,7 +122,7 @@ class EngineInputs:
             raise JobFailure("image_too_large", message) from failure
 
     async def _send_piece(self, job: Job, segment: Segment, backend: Backend, face: str) -> Provided:
-        limit = (await _features(backend)).max_upload_size or DEFAULT_UPLOAD_LIMIT
+        limit = (await _features(backend)).max_upload_size or DEFAULT_UPLOAD_LIMIT_BYTES
         piece = self._files.piece(segment)
         await self._prepare(job)
         try:

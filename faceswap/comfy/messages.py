@@ -1,7 +1,8 @@
 """The messages of ComfyUI's WebSocket as a small typed union.
 
 `parse` is the border: nothing behind it ever sees raw JSON. The shapes are those of ComfyUI's `server.py` and
-`execution.py`. `progress_state` repeats `progress`, so it is not a message here.
+`execution.py`. Two kinds of frames are no messages here: `progress_state` repeats `progress`, and `status` counts the
+prompts of all clients.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 PREVIEW_IMAGE = 1
 PREVIEW_IMAGE_WITH_METADATA = 4
 
-IMAGE_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
+IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+"""First bytes of JPEG and PNG, the formats of previews."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +79,15 @@ class Interrupted:
 
 
 @dataclass(frozen=True, slots=True)
-class QueueRemaining:
-    """The number of prompts that ComfyUI has, the running one included."""
-
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
 class Preview:
-    """A picture of the running work, `mime` from its bytes. Without metadata it names neither prompt nor node."""
+    """A picture of the running work, JPEG or PNG. Without metadata it names neither prompt nor node."""
 
     prompt_id: str | None
     node: str | None
     image: bytes
-    mime: str
 
 
-Message = Activity | Executing | Progress | Failed | Interrupted | QueueRemaining | Preview
+Message = Activity | Executing | Progress | Failed | Interrupted | Preview
 
 
 def parse(frame: str | bytes) -> Message | None:
@@ -129,8 +123,6 @@ def from_event(kind: str, data: object) -> Message | None:
             return Failed(prompt_id, *(_text(details.get(name)) for name in names))
         case "execution_interrupted", {"prompt_id": str(prompt_id)}:
             return Interrupted(prompt_id)
-        case "status", {"status": {"exec_info": {"queue_remaining": int(count)}}}:
-            return QueueRemaining(count)
     return None
 
 
@@ -200,7 +192,4 @@ def _preview(frame: bytes) -> Preview | None:
 
 
 def _picture(prompt_id: str | None, node: str | None, image: bytes) -> Preview | None:
-    for magic, mime in IMAGE_TYPES.items():
-        if image.startswith(magic):
-            return Preview(prompt_id, node, image, mime)
-    return None
+    return Preview(prompt_id, node, image) if image.startswith(IMAGE_SIGNATURES) else None

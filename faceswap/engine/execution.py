@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import av
 import cv2
 
+from ..durable import DISK_FULL
 from .catalog import describe
 from .faults import Faults, InjectedError
-from .folders import DISK_FULL, DISK_FULL_MESSAGE, Folders
+from .folders import DISK_FULL_MESSAGE, Folders
 from .frames import Frame
 from .graph import Graph, execution_order, is_link, signatures
 from .nodes import RUN, Inputs, NodeContext, Result, depends_on, encoding_of, video_combines

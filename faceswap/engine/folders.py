@@ -13,11 +13,8 @@ from pathlib import Path, PurePosixPath
 KINDS = ("input", "output", "temp")
 _ANNOTATION = re.compile(r"^(?P<name>.*?)(?: \[(?P<kind>input|output|temp)\])?$", re.DOTALL)
 
-
-DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""No room on the disk, in the user's quota, or in what one file of this process may hold."""
-
 DISK_FULL_MESSAGE = f"[Errno {errno.ENOSPC}] {os.strerror(errno.ENOSPC)}"
+"""Text of Python's error for a full disk, which the service knows."""
 
 
 class OutsideError(ValueError):

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from aiohttp import BodyPartReader, web
 
-from .folders import DISK_FULL, Folders, OutsideError
+from ..durable import DISK_FULL
+from .folders import Folders, OutsideError
 
 _CHUNK = 1 << 20
 _FIELD_BYTES = 4096

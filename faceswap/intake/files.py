@@ -1,4 +1,4 @@
-"""A job's input folder while it fills: files counted, hashed and synced; on failure nothing is left of it."""
+"""The input folder of a job while files are received: bounded, hashed and synced. A failure deletes it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from ..errors import BadRequest, TooLarge, Unavailable
 from ..files import Files, FileWriter
 
 ROOM_CHECK_BYTES = 64 * 1024 * 1024
-"""After so many bytes of a file the room left on the disk is looked at again."""
+"""Bytes of a file after which the free space on the disk is checked again."""
 HEAD_BYTES = 64
+"""First bytes of a file that are searched for the signature of its format."""
 RETRY_AFTER_S = 60
+"""Pause that a client is asked for when the disk has too little free space."""
 _EXTENSIONS = {
     "video": (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif"),
     "image": (".png", ".jpg", ".webp", ".gif", ".bmp"),
 }
-"""What a file may be called; the first is for bytes that nobody knows."""
+"""Extensions of each kind of input; the first is for files of unknown format."""
 _SIGNATURES = (
     (4, b"ftypqt  ", ".mov"),
     (4, b"ftyp", ".mp4"),
@@ -34,11 +36,12 @@ _SIGNATURES = (
     (0, b"\xff\xd8\xff", ".jpg"),
     (0, b"BM", ".bmp"),
 )
+"""Signatures of formats: offset in bytes, the bytes there, extension."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file in the folder, synced to disk. `size` in bytes."""
+    """A file in the folder, synced to the disk; `size` in bytes, `sha256` hexadecimal."""
 
     name: str
     size: int
@@ -46,7 +49,7 @@ class StoredFile:
 
 
 def extension(kind: str, head: bytes) -> str:
-    """Return the extension for a `video` or `image` that starts with `head`: a hint for programs that go by names."""
+    """Return the extension for a `video` or `image` that begins with `head`, as a hint for programs that read names."""
     found = next((name for offset, magic, name in _SIGNATURES if head.startswith(magic, offset)), "")
     if found == ".mkv" and b"webm" in head:
         found = ".webm"
@@ -54,13 +57,13 @@ def extension(kind: str, head: bytes) -> str:
 
 
 def check_size(kind: str, size: int, max_bytes: int) -> None:
-    """Raise `TooLarge` where a file has more bytes than are taken."""
+    """Raise `TooLarge` when a file has more than `max_bytes` bytes."""
     if size > max_bytes:
         raise TooLarge(f"'{kind}' is larger than {max_bytes:,} bytes, the most that is taken.")
 
 
 class Room:
-    """The room on the disk, less what the uploads under way have yet to bring."""
+    """The free space on the disk, less the bytes that uploads under way have reserved."""
 
     def __init__(self, files: Files, min_free_bytes: int) -> None:
         self._files = files
@@ -68,15 +71,15 @@ class Room:
         self._expected: dict[InputFolder, int] = {}
 
     async def expect(self, folder: InputFolder, size: int) -> None:
-        """Reserve room for `size` more bytes at most. Raises `Unavailable` where there is none."""
+        """Reserve room for at most `size` more bytes. Raises `Unavailable` when there is too little."""
         free_bytes = await self._files.free_bytes()
-        # Nothing is awaited from here on: of uploads that come at once, each sees the reservations of those before it.
+        # No await from here on: of simultaneous uploads, each sees the reservations of those before it.
         self._expected.pop(folder, None)
         self._check(free_bytes - size)
         self._expected[folder] = size
 
     async def check(self) -> None:
-        """Raise `Unavailable` where all that is still to come would leave too little room."""
+        """Raise `Unavailable` when the reserved bytes would leave too little free space."""
         self._check(await self._files.free_bytes())
 
     def _check(self, free_bytes: int) -> None:
@@ -84,16 +87,16 @@ class Room:
             raise Unavailable("The server has too little disk space left.", code="disk_low", retry_after=RETRY_AFTER_S)
 
     def arrived(self, folder: InputFolder, size: int) -> None:
-        """Give back the reservation of `size` bytes that have come."""
+        """Release the reservation of `size` bytes that were received."""
         self._expected[folder] = max(0, self._expected[folder] - size)
 
     def forget(self, folder: InputFolder) -> None:
-        """Expect nothing more of an upload."""
+        """Release all that an upload has reserved."""
         self._expected.pop(folder, None)
 
 
 class InputFolder:
-    """The folder of one job's inputs, while `new_input_folder` holds it open."""
+    """The folder of one job's inputs, inside a `new_input_folder` block."""
 
     def __init__(self, path: Path, room: Room) -> None:
         self._path = path
@@ -101,32 +104,32 @@ class InputFolder:
         self._writers: list[FileWriter] = []
 
     async def expect(self, size: int) -> None:
-        """Reserve room for so many bytes that are still to come. Raises `Unavailable`."""
+        """Reserve room for `size` bytes to be received. Raises `Unavailable`."""
         await self._room.expect(self, size)
 
     async def check_room(self) -> None:
-        """Raise `Unavailable` where the disk has too little room by now."""
+        """Raise `Unavailable` when the disk has too little free space by now."""
         await self._room.check()
 
     def arrived(self, size: int) -> None:
-        """Give back the reservation of bytes that have come."""
+        """Release the reservation of `size` bytes that were received."""
         self._room.arrived(self, size)
 
     def new_writer(self, name: str) -> FileWriter:
-        """Return a file of this name that is yet to be opened; the folder closes it."""
+        """Return a writer for a new file of this name; the folder closes it."""
         writer = FileWriter(self._path / name)
         self._writers.append(writer)
         return writer
 
     async def close(self) -> None:
-        """Close its files, once no thread writes to them any more."""
+        """Close the files once no thread writes to them."""
         for writer in self._writers:
             await writer.close()
 
 
 @asynccontextmanager
 async def new_input_folder(files: Files, prompt_id: str, room: Room) -> AsyncIterator[InputFolder]:
-    """Create the folder and its mark, for their owner only; at the end sync it, after any exception delete both."""
+    """Create the folder and its mark, for their owner only; sync them at the end, delete them after any exception."""
     creation = asyncio.ensure_future(files.begin_upload(prompt_id))
     folder = InputFolder(files.inputs(prompt_id), room)
     try:
@@ -143,15 +146,15 @@ async def new_input_folder(files: Files, prompt_id: str, room: Room) -> AsyncIte
 
 
 async def _discard(creation: asyncio.Future[None], folder: InputFolder, files: Files, prompt_id: str) -> None:
-    """Delete an upload when no thread works on it any more."""
+    """Delete an upload once no thread works on it."""
     await asyncio.wait({creation})
     await folder.close()
-    if creation.exception() is None:  # or the folder may be another's
+    if creation.exception() is None:  # else the folder may be another upload's
         await files.delete_upload(prompt_id)
 
 
 class FileSink:
-    """One input (`kind` is `video` or `image`) on its way into the folder, of at most `max_bytes` bytes."""
+    """One input that is being received, a `video` or `image` (`kind`) of at most `max_bytes` bytes."""
 
     def __init__(self, folder: InputFolder, kind: str, max_bytes: int) -> None:
         self.kind = kind
@@ -162,7 +165,7 @@ class FileSink:
         self._next_check = ROOM_CHECK_BYTES
 
     async def write(self, piece: bytes) -> None:
-        """Add bytes. Raises `TooLarge`, `Unavailable`, or `OSError` of the disk."""
+        """Append bytes. Raises `TooLarge`, `Unavailable`, and `OSError` of the disk."""
         writer = self._writer
         size = writer.size + len(piece)
         check_size(self.kind, size, self._max_bytes)
@@ -175,7 +178,7 @@ class FileSink:
         self._folder.arrived(len(piece))
 
     async def finish(self) -> StoredFile:
-        """Sync the file and give it its name; raises `BadRequest` where it is empty."""
+        """Sync the file and rename it to its final name. Raises `BadRequest` when it is empty."""
         writer = self._writer
         if not writer.size:
             raise BadRequest(f"'{self.kind}' is empty.", code=f"empty_{self.kind}")

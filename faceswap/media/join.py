@@ -20,7 +20,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from .. import durable
-from ..errors import DISK_FULL, JobFailure
+from ..errors import JobFailure
 from .facts import JoinFacts
 from .sound import AacEncoder, DecodedTrack, add_aac_track, decode_tracks
 from .timeline import (
@@ -92,7 +92,7 @@ def disk_full_fails_the_job() -> Iterator[None]:
     try:
         yield
     except (OSError, av.FFmpegError) as error:
-        if error.errno not in DISK_FULL:
+        if error.errno not in durable.DISK_FULL:
             raise
         raise JobFailure("disk_full", "The disk is full: free some space.", transient=True) from error
 
