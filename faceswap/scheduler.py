@@ -141,6 +141,7 @@ class Scheduler:
         """Take up what was left with a backend, then listen to it; attempts are cancelled together with this."""
         backend.abandoned = await retry_writes(partial(self._store.abandoned, backend.name))
         submitted = await retry_writes(partial(self._store.adopt, held.lease))
+        backend.may_be_given_work = lambda: held.is_sure
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._held[backend] = _HeldBackend(held, tasks)
@@ -242,6 +243,8 @@ class Scheduler:
                 await retry_writes(partial(self._store.mark_stopped, prompt.segment))
         except LeaseLost:
             held.lose()
+        except NotFound:
+            log.info("job %s was erased", prompt_id)
         finally:
             backend.end(prompt)
             others = self._attempts[prompt_id]
@@ -263,13 +266,10 @@ class Scheduler:
         cause: GivenUp | Lost | TooLong | JobFailure
         try:
             return await self._runner.run(prompt, backend, look_first=look_first)
-        except LeaseLost:
+        except (LeaseLost, NotFound):
             raise
         except Stopped:
             log.info("stopped %s on %s", prompt.prompt_id, backend.name)
-            return False
-        except NotFound:
-            log.info("job %s was erased", prompt_id)
             return False
         except (GivenUp, Lost, TooLong, JobFailure) as error:
             cause = error

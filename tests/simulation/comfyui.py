@@ -39,6 +39,8 @@ GAP_S = 0.3
 LATE_S = 0.3
 """The longest that a request whose connection was cut arrives after the cut."""
 LOADER, OUTPUT = ("VHS_LoadVideo", "VHS_VideoCombine")
+TROUBLES = ("lost", "cut", "late", "refused", "done but refused")
+"""What becomes of a request that is not answered as it should be."""
 STEPS = 3
 """Progress messages of a prompt."""
 
@@ -162,7 +164,9 @@ class ComfyUI:
         """End the process: queue, history and temporary files are gone."""
         self.up, self.frozen = False, False
         self.generation += 1
-        self._held.clear()
+        held, self._held = self._held, []
+        for work in held:  # whoever waits is told that the connection is gone
+            work()
         self.pending.clear()
         self.prompts.clear()
         self.files.clear()
@@ -217,46 +221,47 @@ class ComfyUI:
     # Requests.
 
     async def call(self, work: Callable[[], T], timeout_s: float = ANSWER_TIMEOUT_S) -> T:
-        """Carry out a request: on the way, done, on the way back. Raises `ComfyError`."""
-        fate = self._random.choice(("lost", "cut", "late", "500", "500")) if self._chance(self.trouble) else "answered"
-        await asyncio.sleep(self.latency())
-        if not self.up:
-            raise ComfyError("ComfyUI cannot be reached.", transient=True)
-        if fate == "lost":
-            raise ComfyError("ComfyUI cannot be reached.", transient=True)
-        if fate == "late":
-            self.later(self._random.uniform(0, LATE_S), lambda: self._quietly(work))
-            raise ComfyError("ComfyUI cannot be reached.", transient=True)
-        if fate == "500" and self._chance(0.5):
-            raise ComfyError("ComfyUI answered 500; its log may say why.", transient=True, answered=True)
-        result = await self._held_back(work, timeout_s) if self.frozen else work()
-        await asyncio.sleep(self.latency())
-        if fate == "cut":
-            raise ComfyError("ComfyUI broke off in the middle of its answer.", transient=True)
-        if fate == "500":
-            raise ComfyError("ComfyUI answered 500; its log may say why.", transient=True, answered=True)
-        return result
-
-    async def _held_back(self, work: Callable[[], T], timeout_s: float) -> T:
-        """Wait for a frozen ComfyUI, which does what it was asked even when nobody waits for it any more."""
+        """Carry out a request. Once sent it arrives, whatever becomes of the node. Raises `ComfyError`."""
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-        def thawed() -> None:
-            try:
-                result = work()
-            except Exception as error:  # noqa: BLE001  # to whoever waits
-                if not answer.done():
-                    answer.set_exception(error)
-                return
-            if not answer.done():
-                answer.set_result(result)
-
-        self._held.append(thawed)
+        fate = self._random.choice(TROUBLES) if self._chance(self.trouble) else "answered"
+        self.world.environment.call_later(self.latency(), self._arrive, work, answer, fate)
         try:
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
             raise ComfyError("ComfyUI did not answer in time.", transient=True) from None
+
+    def _arrive(self, work: Callable[[], T], answer: asyncio.Future[T], fate: str) -> None:
+        """Do what a request asks for, even when nobody waits for the answer any more."""
+        unreachable = ComfyError("ComfyUI cannot be reached.", transient=True)
+        answered_500 = ComfyError("ComfyUI answered 500; its log may say why.", transient=True, answered=True)
+        if self.up and self.frozen:
+            self._held.append(lambda: self._arrive(work, answer, fate))
+        elif not self.up or fate == "lost":
+            self._reply(answer, unreachable)
+        elif fate == "late":
+            self._reply(answer, unreachable)
+            self.later(self._random.uniform(0, LATE_S), lambda: self._quietly(work))
+        elif fate == "refused":
+            self._reply(answer, answered_500)
+        else:
+            try:
+                result: T | Exception = work()
+            except JobFailure as failure:
+                result = failure
+            troubles = {"cut": unreachable, "done but refused": answered_500}
+            self._reply(answer, troubles.get(fate, result))
+
+    def _reply(self, answer: asyncio.Future[T], result: T | Exception) -> None:
+        def arrives() -> None:
+            if answer.done():
+                return
+            if isinstance(result, Exception):
+                answer.set_exception(result)
+            else:
+                answer.set_result(result)
+
+        self.world.environment.call_later(self.latency(), arrives)
 
     def _quietly(self, work: Callable[[], Any]) -> None:
         with suppress(JobFailure):

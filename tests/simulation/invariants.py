@@ -183,6 +183,9 @@ class Invariants:
     def _segment_moved(
         self, node: Node, prompt_id: str, number: int, was: str, now: str, details: dict[str, Any]
     ) -> None:
+        if node.on_move is not None:
+            node.on_move()
+            node.on_move = None
         name = f"segment {number} of {prompt_id}"
         before, after = SegmentState(was), SegmentState(now)
         self._check(after in SEGMENT_MOVES[before], f"{name} goes from {was} to {now}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -171,6 +171,8 @@ class Node:
         self.connections: list[InlineConnection] = []
         self.last_published: dict[str, int] = {}
         self.clock_s = 0.0
+        self.on_move: Callable[[], None] | None = None
+        """What is to happen at the next move of a segment that it commits."""
         self.begun_at_ms = 0
         """When its transaction was begun, by the clock that leases are measured with."""
 
@@ -189,7 +191,7 @@ class Node:
         if self.machine is None:
             return
         self.world.note(f"{self.name} is killed")
-        machine, self.machine, self.ready = self.machine, None, False
+        machine, self.machine, self.ready, self.on_move = self.machine, None, False, None
         machine.kill()
         for connection in self.connections:
             connection.raw.close()

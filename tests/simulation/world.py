@@ -212,7 +212,15 @@ class World:
             node.kill()
             self._for_a_while(self.random.choice((1.0, 5.0, 40.0)), lambda: self._start(node))
 
-        node.machine.light_fuse(self.random.randrange(self.random.choice((10, 100, 1000))), crash)
+        self._strike(node, node.machine, crash)
+
+    def _strike(self, node: Node, machine: Machine, action: Callable[[], None]) -> None:
+        """Do something to a machine between two callbacks: some time soon, or soon after it moves a segment."""
+        steps = self.random.randrange(self.random.choice((10, 100, 1000)))
+        if self.random.random() < 0.5:
+            machine.light_fuse(steps, action)
+        else:
+            node.on_move = lambda: machine.light_fuse(steps // 10, action)
 
     def _start(self, node: Node) -> None:
         if node.machine is None:
@@ -229,7 +237,7 @@ class World:
             machine.frozen = True
             self._for_a_while(self.random.choice((1.0, 10.0, 60.0)), lambda: self._thaw(machine))
 
-        machine.light_fuse(self.random.randrange(self.random.choice((10, 100, 1000))), freeze)
+        self._strike(node, machine, freeze)
 
     def _thaw(self, machine: Machine) -> None:
         if machine.frozen:
@@ -320,6 +328,7 @@ class World:
             else:
                 node.machine.frozen = False
                 node.machine.defuse()
+            node.on_move = None
 
     # Users.
 
