@@ -1,7 +1,6 @@
-"""How much faster one long job is on several ComfyUI servers than on one.
+"""Speed-up of one long job by several ComfyUI servers, against one.
 
-The engines only wait for each frame, as if each had a GPU of its own, so that what is measured is how busy the service
-keeps them.
+The engines only wait for each frame, as if each had a GPU of its own: measured is how busy the service keeps them.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ SEGMENT_FRAMES = 30
 
 
 async def seconds_on(count: int, clip: Path, folder: Path) -> float:
-    """How long a job takes on so many engines, from its submission to its end."""
+    """Measure the seconds of a job on `count` engines, from its submission to its end."""
     folder.mkdir()
     async with AsyncExitStack() as stack:
         engines = [

@@ -1,4 +1,4 @@
-"""The embedded engine's frames a second, against decoding and encoding the same clip alone, and its peak memory."""
+"""The embedded engine's frames a second, against only decoding and encoding the same clip, and its peak memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RUNS = 3
 
 
 def clip(folder: Path, size: tuple[int, int], seconds: int) -> Path:
-    """The astronaut, moving; every ten seconds the same again."""
+    """Write a clip of the moving astronaut, which repeats every ten seconds."""
     path = folder / f"{size[1]}-{seconds}.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE, options={"preset": "veryfast", "crf": "18"})
@@ -44,7 +44,7 @@ def clip(folder: Path, size: tuple[int, int], seconds: int) -> Path:
 
 
 def recode(path: Path, out: Path) -> float:
-    """Decode and encode with the engine's settings and nothing between; returns the seconds it took."""
+    """Decode and encode with the engine's settings, without a swap; returns the seconds it took."""
     started = time.perf_counter()
     with av.open(str(path)) as source, av.open(str(out), "w") as target:
         video = source.streams.video[0]
@@ -59,7 +59,7 @@ def recode(path: Path, out: Path) -> float:
 
 
 class EngineRun:
-    """An engine process and a client of it."""
+    """An engine process, with a client."""
 
     def __init__(self, engine: Child, client: ComfyClient) -> None:
         self.engine = engine

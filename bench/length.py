@@ -1,4 +1,4 @@
-"""What a job costs for 1, 4 and 16 minutes of the same picture: the CPU seconds of the engine and of the service.
+"""The cost of jobs of 1, 4 and 16 minutes of the same picture: CPU seconds of the engine and of the service.
 
 The engine is the embedded one, made to decode from the first frame for each prompt as ComfyUI does. A real ComfyUI
 takes its place where `BENCH_COMFYUI_URL` and the id of its process, `BENCH_COMFYUI_PID`, are set.
@@ -13,9 +13,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import psutil
 from clips import make_clip
-from common import print_table
+from common import cpu_s, print_table
 from processes import Engine, Service
 
 from faceswap.client import FaceSwapClient
@@ -29,7 +28,7 @@ GROUPS = {"a key frame every 2 seconds": 48, "one group of pictures": 1_000_000}
 
 @asynccontextmanager
 async def engine(folder: Path) -> AsyncIterator[tuple[str, int]]:
-    """The address and the process of the engine to measure."""
+    """Yield the address and the process id of the engine to measure, started here unless the environment names one."""
     if url := os.environ.get("BENCH_COMFYUI_URL"):
         yield url, int(os.environ["BENCH_COMFYUI_PID"])
         return
@@ -37,16 +36,8 @@ async def engine(folder: Path) -> AsyncIterator[tuple[str, int]]:
         yield started.url, started.pid
 
 
-def cpu_s(pid: int) -> float:
-    """CPU seconds of a process and of its children, those that have ended as well."""
-    process = psutil.Process(pid)
-    times = process.cpu_times()
-    alive = [child.cpu_times() for child in process.children(recursive=True)]
-    return sum(times) + sum(each.user + each.system for each in alive)
-
-
 async def cost(clip: Path, folder: Path) -> tuple[float, float]:
-    """CPU seconds of the engine and of the service for one job."""
+    """Measure the CPU seconds of the engine and of the service for one job."""
     async with engine(folder) as (url, pid), Service(folder, url) as service, FaceSwapClient(service.url) as client:
         before = cpu_s(pid), cpu_s(service.pid)
         prompt_id = await client.submit(clip, FACE)

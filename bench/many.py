@@ -1,4 +1,4 @@
-"""Many engines, and a long queue: one job through each of 150 engines at once, and pages of 20,000 queued jobs."""
+"""Many engines, and a long queue: one job on each of 150 engines at once, and pages of 20,000 queued jobs."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ async def _end(client: FaceSwapClient, prompt_id: str) -> str:
 
 
 async def long_queue(folder: Path, jobs: int) -> list[object]:
-    """How long the service takes for a page of so many queued jobs, for the last one's status, and for a prompt."""
+    """Measure the time of a page of many queued jobs, of the last one's status, and of a prompt."""
     folder.mkdir()
     data = folder / "data"
     data.mkdir()
     store = await Store.open(data / "faceswap.db", resource_dir("migrations"), lambda event: None)
-    # What is due is not this benchmark's: nothing of it may be claimed, or the inputs would be missed.
+    # Durability is not measured. The service below has no ComfyUI that answers: a claimed job would miss its inputs.
     await store._run("PRAGMA synchronous = OFF")
     for number in range(jobs):
         job, _ = await store.create(new_job(output_name=f"job {number}"), jobs + 1)

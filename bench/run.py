@@ -1,4 +1,4 @@
-"""Every benchmark in turn, or those named: `python bench/run.py upload start`."""
+"""Run every benchmark in turn, or those named: `python bench/run.py upload start`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 
 def main() -> None:
-    names = sys.argv[1:] or sorted(path.stem for path in HERE.glob("*.py") if path.stem not in ("run", "common"))
+    names = sys.argv[1:] or sorted(
+        path.stem for path in HERE.glob("*.py") if path.stem not in ("run", "common", "bare")
+    )
     for name in names:
         module = importlib.import_module(name)
         asyncio.run(module.main())

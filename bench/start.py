@@ -1,4 +1,4 @@
-"""Start with 100,000 ended and 1,000 waiting jobs, against a start with none; `/status` in both."""
+"""The time of a start with 100,000 ended and 1,000 waiting jobs, against a start with none; `/status` in both."""
 
 from __future__ import annotations
 
@@ -20,32 +20,36 @@ from faceswap.samples import FACE
 
 ENDED, WAITING = 100_000, 1_000
 FAR_FUTURE_MS = 4_000_000_000_000
-"""The waiting jobs shall wait, and not be worked on while the clock runs: their inputs are nowhere."""
+"""The time until which the waiting jobs, which have no inputs, are not worked on."""
 STARTS, REQUESTS = 5, 2_000
 
 
-def fill(database: Path, prompt_id: str) -> None:
-    """Copy one ended job as often as it takes."""
+def fill(database: Path, prompt_id: str, ended: int, waiting: int) -> None:
+    """Insert the jobs as copies of one ended job."""
     connection = sqlite3.connect(database)
     columns = [row[1] for row in connection.execute("PRAGMA table_info(job)")]
     values = connection.execute("SELECT * FROM job WHERE prompt_id = ?", (prompt_id,)).fetchone()
     job = dict(zip(columns, values, strict=True))
     marks = ", ".join("?" * len(columns))
     with connection:
-        for number in range(ENDED + WAITING):
+        for number in range(ended + waiting):
             copy = {**job, "prompt_id": str(uuid.uuid4()), "output_name": f"copy {number}"}
             copy |= {"created_at": job["created_at"] - 1000 * number, "idempotency_key": None}
-            if number < ENDED:
-                # Ended, and its files are erased: what a year leaves.
+            if number < ended:
+                # Ended, and its files are erased, as after a year.
                 copy |= {"inputs_erased": 1, "result_erased": 1, "result_file": f"copy {number}.mp4"}
             else:
                 copy |= {"state": "QUEUED", "finished_at": None, "result_file": None, "segments_done": 0}
             connection.execute(f"INSERT INTO job VALUES ({marks})", list(copy.values()))
             connection.execute(
+                "INSERT INTO input SELECT ?, role, number, file, bytes, sha256, facts FROM input WHERE prompt_id = ?",
+                (copy["prompt_id"], prompt_id),
+            )
+            connection.execute(
                 "INSERT INTO segment"
                 " (prompt_id, number, first_frame, frame_count, state, priority, created_at, not_before)"
                 " VALUES (?, 0, 0, 24, ?, 0, ?, ?)",
-                (copy["prompt_id"], "done" if number < ENDED else "waiting", copy["created_at"], FAR_FUTURE_MS),
+                (copy["prompt_id"], "done" if number < ended else "waiting", copy["created_at"], FAR_FUTURE_MS),
             )
             for seq in range(1, 9):
                 connection.execute(
@@ -84,7 +88,7 @@ async def measure(folder: Path, fill_it: bool) -> list[object]:
                 pass
             await service.stop()
             if fill_it:
-                fill(service.data_dir / "faceswap.db", prompt_id)
+                fill(service.data_dir / "faceswap.db", prompt_id, ENDED, WAITING)
             starts, speeds = [], []
             for _ in range(STARTS):
                 starts.append(await seconds_to_ready(service))

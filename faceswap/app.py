@@ -18,9 +18,7 @@ from .comfy.embedded import EmbeddedEngine
 from .config import ConfigError, Settings, Timeouts, resource_dir
 from .files import Files
 from .hub import Hub
-from .intake.fetch import Fetcher
-from .intake.readers import Intake
-from .intake.submit import Submitter
+from .intake import Fetcher, Submitter
 from .janitor import Janitor
 from .media import MediaWorker
 from .progress_reporter import ProgressReporter
@@ -31,13 +29,13 @@ from .workflow import Graph, Workflow, WorkflowError, load_workflows
 log = logging.getLogger(__name__)
 
 FORM_BYTES = 1024 * 1024
-"""What an upload to the engine holds besides the file."""
+"""Bytes of an upload to the engine besides the file."""
 FAILED = web.AppKey("failed", asyncio.Event)
 """Set when a background task died: the process must end."""
 
 
 def load_workflow(settings: Settings) -> dict[str, Workflow]:
-    """The workflows to choose from, the default one among them. Raises `ConfigError`."""
+    """Load the workflows to choose from, the default one among them. Raises `ConfigError`."""
     if not settings.workflow_dir.is_dir():
         raise ConfigError(f"FACESWAP_WORKFLOW_DIR={str(settings.workflow_dir)!r}: allowed is a folder with workflows")
     try:
@@ -53,7 +51,7 @@ def load_workflow(settings: Settings) -> dict[str, Workflow]:
 
 
 def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Application:
-    """The service, ready to be run. Raises `ConfigError` for a workflow that cannot be used."""
+    """Make the service, ready to be run. Raises `ConfigError` for a workflow that cannot be used."""
     timeouts = timeouts or Timeouts()
     app = web.Application(middlewares=[middleware.problems, middleware.same_origin])
     app[keys.SETTINGS] = settings
@@ -63,9 +61,9 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     workflows = load_workflow(settings)
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
-        """From the ground up; torn down in the reverse order."""
+        """Make the parts from the ground up; tear them down in the reverse order."""
         files, hub = app[keys.FILES], app[keys.HUB]
-        files.create()
+        await asyncio.to_thread(files.create)
         store = app[keys.STORE] = await Store.open(files.database, resource_dir("migrations"), hub.publish)
         media, fetcher = MediaWorker(), Fetcher(settings.url_allow)
         # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.
@@ -75,9 +73,8 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
             app[keys.ENGINE] = engine
             graph = workflows[settings.workflow].graph
             pool = await make_backends(settings, store, session, timeouts, engine, graph)
-            submitter = app[keys.SUBMITTER] = Submitter(settings, store, media, workflows, pool.frame_limit)
-            app[keys.INTAKE] = Intake(settings, fetcher, submitter.check_options)
-            progress_reporter = app[keys.REPORTS] = ProgressReporter(store)
+            app[keys.SUBMITTER] = Submitter(settings, store, files, media, fetcher, workflows, pool.frame_limit)
+            progress_reporter = app[keys.PROGRESS_REPORTER] = ProgressReporter(store)
             scheduler = app[keys.SCHEDULER] = Scheduler(
                 store, files, media, progress_reporter, workflows, pool, timeouts
             )
@@ -96,7 +93,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
 
     app.cleanup_ctx.append(parts)
     app.on_shutdown.append(_close_streams)
-    app.on_response_prepare.append(middleware.allow_origin)
+    app.on_response_prepare.append(middleware.add_common_headers)
     add_routes(app)
     return app
 
@@ -145,7 +142,7 @@ async def _background(scheduler: Scheduler, janitor: Janitor, engine: EmbeddedEn
 
 
 def _check(background: asyncio.Task[None], failed: asyncio.Event) -> None:
-    """A background task that dies takes the process down with it: what looks after us starts it again."""
+    """Take the process down with a background task that dies: its supervisor starts it again."""
     if not background.cancelled() and background.exception() is not None:
         log.critical("a background task died", exc_info=background.exception())
         failed.set()

@@ -74,7 +74,7 @@ class Assembly:
         if facts.frames != job.total_frames:
             raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
         filename = f"{job.output_name}.mp4"
-        await asyncio.to_thread(self._files.publish, joined, filename)
+        await self._files.publish_result(job.prompt_id, filename)
         self._progress_reporter.close(job.prompt_id)
         if await self._store.succeed(
             job,
@@ -84,9 +84,9 @@ class Assembly:
             sha256=facts.sha256,
             warnings=tuple(dict.fromkeys((*warnings, *facts.warnings))),
         ):
-            await asyncio.to_thread(self._files.erase_work, job.prompt_id)
+            await self._files.delete_scratch(job.prompt_id)
         else:
-            self._files.erase_result(filename)
+            await self._files.delete_result(filename)
 
 
 def _check_changed(segments: Sequence[Segment]) -> tuple[str, ...]:

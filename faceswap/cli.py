@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from . import __version__
-from .client import ClientError, Event, FaceSwapClient, is_url
+from .child_process import kill_group, terminate, wait_within
+from .client import ClientError, FaceSwapClient, JobEvent, is_url
 from .config import ConfigError, Settings, default_data_dir
 from .errors import BadRequest
 from .jobs import Options
@@ -29,18 +30,18 @@ from .jobs import Options
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 API_KEY_VARIABLE = "FACESWAP_API_KEY"
-"""Where `swap --url` finds its key: in the environment, because others on the machine can read a command line."""
+"""The environment variable of the key for `swap --url`: others on the machine can read a command line."""
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15.0
 QUIT_TIMEOUT_S = 2.0
 CANCEL_TIMEOUT_S = 10
 PRIVATE_RESUMES = 2
-"""Nobody starts a private service again."""
+"""Fewer than for a server, because nobody restarts a private service."""
 LOG_TAIL_BYTES = 4000
 
 _LISTENING = re.compile(r"faceswap: listening on (https?://\S+)")
-_STEPS_WITHOUT_TERMINAL = 10
+_LINE_EVERY_PERCENT = 10
 
 _OPTION_NAMES = textwrap.fill(", ".join(option.name for option in fields(Options)), 76, subsequent_indent="  ")
 
@@ -75,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def say(text: str) -> None:
-    """Tell the user something that is not the command's result."""
+    """Print a line on standard error, for what is not the command's result."""
     print(f"faceswap: {text}", file=sys.stderr, flush=True)
 
 
@@ -118,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _option(text: str) -> tuple[str, Any]:
-    """`k=v` with `v` read as JSON where it is JSON, else as text."""
+    """Parse `k=v`, with `v` as JSON where it is JSON, else as text."""
     name, equals, value = text.partition("=")
     if not name or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not of the form name=value")
@@ -140,14 +141,14 @@ def _serve(arguments: argparse.Namespace) -> int:
         say(str(error))
         return USAGE
     if arguments.watch_stdin:
-        threading.Thread(target=_end_with_input, name="watch stdin", daemon=True).start()
+        threading.Thread(target=_stop_with_stdin, name="watch stdin", daemon=True).start()
     from .serve import serve  # here, because the other commands need none of the service
 
     return serve(settings, allow_anonymous=arguments.allow_anonymous)
 
 
-def _end_with_input() -> None:
-    """Stop this process when whoever holds the other end of its standard input is gone, in whatever way."""
+def _stop_with_stdin() -> None:
+    """Stop this process once the process at the other end of its standard input has ended in any way."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
@@ -173,7 +174,7 @@ def _swap(arguments: argparse.Namespace) -> int:
 
 
 def _check_paths(arguments: argparse.Namespace) -> None:
-    """Raise ValueError, with a sentence, for what can be told to be wrong before anything is started."""
+    """Raise ValueError, with a sentence, for an input or output that cannot be used, before anything is started."""
     for name in ("image", "video"):
         source = getattr(arguments, name)
         if not is_url(source) and not Path(source).is_file():
@@ -205,7 +206,7 @@ async def _swap_job(arguments: argparse.Namespace, options: dict[str, Any]) -> i
 
 
 def _cancel_on(*signals: signal.Signals) -> None:
-    """Let these end the current task as Ctrl-C does, so that what it started is stopped too."""
+    """Let these signals cancel the current task as Ctrl-C does, so that it stops the processes it started."""
     task = asyncio.current_task()
     if task is not None:
         for number in signals:
@@ -222,10 +223,10 @@ class JobCancelled(Exception):
 
 async def run_job(
     client: FaceSwapClient, video: str, image: str, output: Path, options: dict[str, Any], bar: ProgressBar
-) -> Event:
+) -> JobEvent:
     """Submit a job, show it in `bar` and save its result to `output`; returns the `completed` event.
 
-    When this task is cancelled the job is cancelled too, and `JobCancelled` raised. Raises `JobFailed`, `ClientError`.
+    Cancelling this task cancels the job and raises `JobCancelled`. Raises `JobFailed`, `ClientError`.
     """
     started = time.monotonic()
     prompt_id = await client.submit(video, image, options=options)
@@ -246,7 +247,7 @@ async def run_job(
     return end
 
 
-async def _follow(client: FaceSwapClient, prompt_id: str, bar: ProgressBar) -> Event:
+async def _follow(client: FaceSwapClient, prompt_id: str, bar: ProgressBar) -> JobEvent:
     """Show the job until it ends; returns the event that ended it."""
     async for event in client.watch(prompt_id):
         if event.type == "progress":
@@ -263,7 +264,7 @@ class ProgressBar:
         self._stream = stream
         self._live = stream.isatty()
         self._step = ""
-        self._told = 0
+        self._next_percentage = 0
         self._drawn = False
 
     def __enter__(self) -> ProgressBar:
@@ -273,7 +274,7 @@ class ProgressBar:
         self._erase()
 
     def step(self, message: str) -> None:
-        """Say what the job does now."""
+        """Show the job's current step."""
         if message == self._step:
             return
         self._step = message
@@ -287,8 +288,8 @@ class ProgressBar:
         percentage = float(progress["percentage"])
         if self._live:
             return self._draw(self._row(percentage, progress))
-        if percentage >= self._told:
-            self._told = int(percentage // _STEPS_WITHOUT_TERMINAL + 1) * _STEPS_WITHOUT_TERMINAL
+        if percentage >= self._next_percentage:
+            self._next_percentage = (int(percentage) // _LINE_EVERY_PERCENT + 1) * _LINE_EVERY_PERCENT
             self.line(self._row(percentage, progress))
         return None
 
@@ -331,9 +332,9 @@ def _clock(seconds: float) -> str:
 
 @contextlib.asynccontextmanager
 async def private_service() -> AsyncIterator[FaceSwapClient]:
-    """A client of a service of one's own, with the embedded engine, on a free port, gone without a trace afterwards.
+    """Start a private service with the embedded engine on a free port; it and its files are removed afterwards.
 
-    Raises `ClientError` with the end of its log when it does not start, or ends before it should.
+    Yields a client of it. Raises `ClientError` with the end of its log when it does not start, or ends too early.
     """
     folder = tempfile.TemporaryDirectory(prefix="faceswap-", ignore_cleanup_errors=True)
     with folder as data_dir, tempfile.TemporaryFile() as log:
@@ -344,7 +345,7 @@ async def private_service() -> AsyncIterator[FaceSwapClient]:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
-            start_new_session=True,  # Ctrl-C is for us, who cancel the job before the service is stopped
+            start_new_session=True,  # Ctrl-C reaches this process only, which cancels the job, then stops the service
         )
         grace_s = STOP_TIMEOUT_S
         try:
@@ -364,7 +365,7 @@ async def private_service() -> AsyncIterator[FaceSwapClient]:
 
 
 async def _listening(process: asyncio.subprocess.Process) -> str:
-    """The address in the line that the service prints when it accepts requests."""
+    """Read the address from the line that the service prints when it accepts requests."""
     assert process.stdout is not None
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(START_TIMEOUT_S):
@@ -375,17 +376,12 @@ async def _listening(process: asyncio.subprocess.Process) -> str:
 
 
 async def _stop(process: asyncio.subprocess.Process, grace_s: float) -> None:
-    """End the service, which ends its engine; it has `grace_s` seconds for that."""
+    """Stop the service, which stops its engine; after `grace_s` seconds both are killed."""
     try:
         if process.returncode is None:
-            # Not process.terminate(): it would reap a child that has just ended, from under asyncio.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGTERM)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await process.wait()
+            terminate(process.pid)
+        await wait_within(grace_s, process.wait())
     finally:
         if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kill_group(process.pid)
         await process.wait()

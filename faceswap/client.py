@@ -1,4 +1,4 @@
-"""The API from outside: for `faceswap swap`, the tests and users' own programs."""
+"""A client of the HTTP API: for `faceswap swap`, the tests and users' own programs."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from yarl import URL
 from .jobs import TERMINAL_EVENTS
 
 MAX_EVENT_CHARS = 1 << 20
-"""An event longer than this is not one of this service."""
+"""The longest event; this service sends none that is longer."""
 
 RESUMES = 10
-"""As many tries take about a minute: a restart's worth."""
+"""The number of tries that takes about a minute, which is enough for a restart of the service."""
 
 MAX_PAUSE_S = 8.0
 _CHUNK_BYTES = 1 << 18
 _TRANSIENT = frozenset({0, 429, 502, 503, 504})
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=60)
-"""Of silence, not of work: an upload takes as long as it takes, and an event stream says something every 15 s."""
+"""Bounds on silence, not on the whole: an upload may take hours, and an event stream sends something every 15 s."""
 
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 class ClientError(Exception):
-    """A call that did not succeed.
+    """An unsuccessful call.
 
     `status` is the HTTP status, 0 when there was no answer; `code` a stable word; `detail` a sentence for a person.
     """
@@ -51,8 +51,8 @@ class ClientError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """Something a job told its watchers. `id` is what to give back as `last_event_id`."""
+class JobEvent:
+    """An event of a job. `id` is the value for `last_event_id` after it."""
 
     id: str
     type: str
@@ -60,13 +60,13 @@ class Event:
 
     @property
     def terminal(self) -> bool:
-        """Whether the job had ended with this event."""
+        """True of an event that ended the job."""
         return self.type in TERMINAL_EVENTS
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
-    """One dispatched message of an event stream."""
+class ServerSentEvent:
+    """One event of a `text/event-stream`, its data not yet parsed."""
 
     id: str
     type: str
@@ -74,10 +74,10 @@ class Message:
 
 
 class EventStreamParser:
-    """Bytes of `text/event-stream` in, messages out (WHATWG HTML, 9.2.6 "Interpreting an event stream").
+    """A parser of `text/event-stream` (WHATWG HTML, 9.2.6 "Interpreting an event stream").
 
-    Chunks may end anywhere, in the middle of a line end or of a character too. A message that the end of the stream
-    cuts short is never dispatched. Raises `ClientError` for a message longer than `MAX_EVENT_CHARS`.
+    Chunks may end anywhere, in the middle of a line end or of a character too. An event that the end of the stream
+    cuts short is never dispatched. Raises `ClientError` for an event longer than `MAX_EVENT_CHARS`.
     """
 
     def __init__(self) -> None:
@@ -90,8 +90,8 @@ class EventStreamParser:
         self._data: list[str] = []
         self._chars = 0
 
-    def feed(self, chunk: bytes) -> Iterator[Message]:
-        """The messages that this chunk completes."""
+    def feed(self, chunk: bytes) -> Iterator[ServerSentEvent]:
+        """Yield the events that this chunk completes."""
         text = self._decoder.decode(chunk)
         if not text:
             return
@@ -102,8 +102,8 @@ class EventStreamParser:
         for line in lines:
             if line:
                 self._field(line)
-            elif (message := self._dispatch()) is not None:
-                yield message
+            elif (event := self._dispatch()) is not None:
+                yield event
         if self._chars + len(self._rest) > MAX_EVENT_CHARS:
             raise ClientError(0, "bad_stream", "The server sent an event that is too long.")
 
@@ -121,17 +121,18 @@ class EventStreamParser:
             case "retry" if value.isascii() and value.isdigit():
                 self.retry_ms = int(value)
 
-    def _dispatch(self) -> Message | None:
-        message = Message(self.last_event_id, self._type or "message", "\n".join(self._data)) if self._data else None
+    def _dispatch(self) -> ServerSentEvent | None:
+        data, type = "\n".join(self._data), self._type or "message"
+        event = ServerSentEvent(self.last_event_id, type, data) if self._data else None
         self._type, self._data, self._chars = "", [], 0
-        return message
+        return event
 
 
 class FaceSwapClient:
     """A client of one service, used as `async with FaceSwapClient(url) as client`.
 
-    `base_url` may have a path prefix. A `session` that is given stays the caller's to close. `resumes` is how often in
-    a row a cut stream or download is taken up again. Every method raises `ClientError`.
+    `base_url` may have a path prefix. The caller closes a `session` that it passes. `resumes` is the number of times in
+    a row that a cut stream or download is resumed. Every method raises `ClientError`.
     """
 
     def __init__(
@@ -170,7 +171,7 @@ class FaceSwapClient:
         options: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
     ) -> str:
-        """Ask for a swap of the face in `image` into `video`; returns the job's `prompt_id` once the job is on disk.
+        """Submit a swap of the face in `image` into `video`; returns the job's `prompt_id` once the job is on disk.
 
         Each of the two is a file, streamed from disk, or an http(s) address as text, which the service fetches.
         """
@@ -191,11 +192,11 @@ class FaceSwapClient:
             async with self._request("POST", "face-swap", headers=headers, **body) as response:
                 return str((await response.json())["prompt_id"])
 
-    async def watch(self, prompt_id: str, last_event_id: str | None = None) -> AsyncIterator[Event]:
-        """The job's events, from its first or from the one after `last_event_id`, up to the one that ends it.
+    async def watch(self, prompt_id: str, last_event_id: str | None = None) -> AsyncIterator[JobEvent]:
+        """Yield the job's events, from its first or from the one after `last_event_id`, up to the one that ends it.
 
-        The last event is the job's end; a job that was retried has earlier ends in between. A cut connection, or a
-        service that restarts, is waited for and the stream resumed where it broke off.
+        The last event is the job's end; a job that was retried has earlier ends in between. After a cut connection or
+        a restart of the service the stream is resumed where it was cut.
         """
         failures, pause_s, ended = 0, 0.5, False
         while True:
@@ -207,9 +208,9 @@ class FaceSwapClient:
             try:
                 async with self._request("GET", "events", prompt_id, headers=headers) as response:
                     async for chunk in response.content.iter_any():
-                        for message in parser.feed(chunk):
-                            failures, last_event_id = 0, message.id
-                            event = Event(message.id, message.type, json.loads(message.data))
+                        for sent in parser.feed(chunk):
+                            failures, last_event_id = 0, sent.id
+                            event = JobEvent(sent.id, sent.type, json.loads(sent.data))
                             ended = event.terminal
                             yield event
             except ClientError as error:
@@ -224,19 +225,19 @@ class FaceSwapClient:
             await self._pause(failures, pause_s, cause)
 
     async def status(self, prompt_id: str) -> dict[str, Any]:
-        """The document of `GET /status/{prompt_id}`."""
+        """Return the document of `GET /status/{prompt_id}`."""
         async with self._request("GET", "status", prompt_id) as response:
             return dict(await response.json())
 
     async def cancel(self, prompt_id: str) -> None:
-        """Ask for the job to stop; `ClientError` 409 when it has ended."""
+        """Cancel the job; `ClientError` 409 when it has ended."""
         async with self._request("POST", "jobs", prompt_id, "cancel"):
             pass
 
     async def download(self, filename: str, destination: Path, *, sha256: str | None = None) -> None:
-        """Fetch a result to `destination`, which is replaced in one step once everything has come, or not at all.
+        """Download a result to `destination`, which is replaced in one step once all bytes are there, or not at all.
 
-        A cut connection is resumed where it broke off. With `sha256` (hex) a file that differs is refused.
+        A download that was cut is resumed where it stopped. With `sha256` (hex) a file that differs is refused.
         """
         partial = _PartialFile(destination)
         etag, failures = "", 0
@@ -264,7 +265,7 @@ class FaceSwapClient:
             partial.discard()
 
     async def _pause(self, failures: int, first_s: float, cause: ClientError) -> None:
-        """Wait before the next try, twice as long each time; raises `cause` when there were enough."""
+        """Wait before the next try, twice as long each time; raises `cause` after the last one."""
         if failures > self._resumes:
             raise cause
         await asyncio.sleep(min(first_s * 2 ** (failures - 1), MAX_PAUSE_S))
@@ -288,14 +289,14 @@ class FaceSwapClient:
 
 
 def is_url(value: Path | str) -> bool:
-    """Whether an input is an address rather than a file."""
+    """Tell whether an input is an address rather than a file."""
     return isinstance(value, str) and value.lower().startswith(("http://", "https://"))
 
 
 def _form(
     video: Path | str, image: Path | str, values: Mapping[str, Any], stack: contextlib.ExitStack
 ) -> aiohttp.FormData:
-    """The request as multipart; the files are open until `stack` ends."""
+    """Build the request as multipart; the files are open until `stack` closes."""
     form = aiohttp.FormData()
     for name, value in values.items():
         form.add_field(name, value if isinstance(value, str) else json.dumps(value))
@@ -309,7 +310,7 @@ def _form(
 
 
 async def _problem(response: aiohttp.ClientResponse) -> ClientError:
-    """The error that a problem+json answer (RFC 9457), or one of a proxy in between, tells of."""
+    """Parse the error of a problem+json answer (RFC 9457), or of an answer of a proxy in between."""
     try:
         document = json.loads(await response.content.read(_CHUNK_BYTES))
     except ValueError:
@@ -321,7 +322,7 @@ async def _problem(response: aiohttp.ClientResponse) -> ClientError:
 
 
 class _PartialFile:
-    """A file that grows under a temporary name beside its destination, hashed as it grows."""
+    """A file that is written and hashed under a temporary name beside its destination."""
 
     def __init__(self, destination: Path) -> None:
         self._destination = destination.resolve()
@@ -353,6 +354,6 @@ class _PartialFile:
         self._path.replace(self._destination)
 
     def discard(self) -> None:
-        """Remove what was not kept."""
+        """Close the file, and remove it unless it was kept."""
         self._file.close()
         self._path.unlink(missing_ok=True)

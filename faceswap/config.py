@@ -1,4 +1,4 @@
-"""All the configuration there is: one frozen dataclass, read from the environment and the options of `serve`."""
+"""The configuration: one frozen dataclass, read from the environment and the options of `serve`."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ HOST_PATTERN = re.compile(r"[A-Za-z0-9._:%-]+")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-
 NOT_SUPPORTED = ("FACESWAP_API_KEYS_FILE", "FACESWAP_WEBHOOK_SECRET")
-"""Settings to come. Who sets one relies on it, so it is refused and not passed over."""
+"""Variables of features that do not exist yet. They are refused: an operator who sets one relies on it."""
 
 
 class ConfigError(ValueError):
-    """A wrong value: one line that names the variable, the value and what is allowed."""
+    """A wrong value; the message is one line with the variable, the value and the allowed ones."""
 
 
 def resource_dir(name: str) -> Path:
-    """Where `migrations` or `workflows` lie: beside the package in a checkout, inside it when installed."""
+    """Return the folder `migrations` or `workflows`: beside the package in a checkout, inside it when installed."""
     package = Path(__file__).parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:
-    """`$STATE_DIRECTORY` under systemd, else the user's data folder by the XDG base directory rules."""
+    """Return `$STATE_DIRECTORY` under systemd, else the user's data folder by the XDG base directory rules."""
     if environ.get("STATE_DIRECTORY"):
         return Path(environ["STATE_DIRECTORY"].split(":")[0])
     base = environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
@@ -43,7 +42,7 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a host name or address."""
+    """Tell whether only this machine can reach a host name or address."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -78,12 +77,12 @@ class Settings:
 
     @property
     def max_upload_bytes(self) -> int:
-        """The largest video or image that is taken in, in bytes."""
+        """The largest video or image that is accepted, in bytes."""
         return self.max_upload_mb * 1024 * 1024
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
-        """Settings from the environment; `overrides` (command-line options, as text) win. Raises `ConfigError`."""
+        """Read the environment; `overrides` (command-line options, as text) win. Raises `ConfigError`."""
         environ = os.environ if environ is None else environ
         for variable in NOT_SUPPORTED:
             if environ.get(variable):
@@ -206,31 +205,31 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """The bounds of every wait for an engine, in seconds, and of every repetition."""
+    """The bounds of all waits for an engine, in seconds, and of all repetitions."""
 
     reconcile_s: float = 3.0
-    """Between two looks at queue and history while a prompt is out."""
+    """The time between two looks at queue and history while a prompt is in flight."""
     silence_s: float = 20.0
-    """Silence on the socket, while a prompt runs, after which the socket is distrusted."""
+    """The silence on the socket, while a prompt runs, after which the socket is reconnected."""
     stuck_s: float = 600.0
-    """Silence after which the engine is held for stuck."""
+    """The silence after which the engine is considered stuck."""
     stop_s: float = 60.0
-    """For an interrupted prompt to leave the queue."""
+    """The time for an interrupted prompt to leave the queue."""
     unreachable_s: float = 30.0
-    """Without an answer before the work is given to another ComfyUI, where there is one."""
+    """The time without an answer after which work is moved to another ComfyUI, where there is one."""
     confirm_s: float = 0.5
-    """Between the two looks that must both miss a prompt before it is lost."""
+    """The time between the two looks that must both miss a prompt before it counts as lost."""
     retry_s: tuple[float, ...] = (2.0, 10.0)
-    """Before the second and the third attempt at what may pass by itself; there is no fourth."""
+    """The pauses before the second and the third attempt after a transient failure; there is no fourth."""
     gone_s: float = 24 * 3600.0
-    """Without any engine before the jobs that wait for one end."""
+    """The time without any engine after which the jobs that wait for one fail."""
     loss_limit: int = 25
-    """Times a prompt may be forgotten before its job fails."""
+    """The number of times a prompt may be lost before its job fails."""
     death_limit: int = 5
-    """Times in a row an engine may die while it works on a segment before its job fails: some videos kill engines."""
+    """The deaths of an engine in a row, while it works on a segment, after which the job fails: some videos kill it."""
     inspect_s: float = 60.0
-    """Between two looks at what a ComfyUI has: its nodes, its models, its memory."""
+    """The time between two inspections of a ComfyUI: its nodes, its models, its memory."""
     lease_s: float = 3600.0
-    """Without a renewal before another node may take over what a node does."""
+    """The time without a renewal after which another node may take over a node's work."""
     outage_s: float = 3.0
-    """Without any ComfyUI before the jobs that wait for one are told."""
+    """The time without any ComfyUI after which the jobs that wait for one report an outage."""

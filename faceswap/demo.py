@@ -1,4 +1,4 @@
-"""`python -m faceswap.demo`: the sample face into the sample clip, through the public API of a service of its own."""
+"""`python -m faceswap.demo`: swap the sample face into the sample clip through the API of a private service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .cli import FAILED, INTERRUPTED, JobCancelled, JobFailed, ProgressBar, priv
 from .client import ClientError
 
 MOMENTS = (0.1, 0.45, 0.8)
-"""Which frames the picture shows, as shares of the clip."""
+"""The frames that the picture shows, as shares of the clip."""
 
 _TILE = 360
 _LABEL = 40
@@ -22,7 +22,7 @@ _GAP = 8
 
 
 def main() -> int:
-    """Leave source.mp4, result.mp4 and before_after.png in a folder and print their paths; returns the exit status."""
+    """Write source.mp4, result.mp4 and before_after.png to a folder and print their paths; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m faceswap.demo", description="Swap the sample face into a clip.")
     parser.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="folder for the results (demo)")
     out: Path = parser.parse_args().out
@@ -50,7 +50,7 @@ async def _swap(source: Path, result: Path) -> None:
 
 
 def before_after(face: Path, source: Path, result: Path, picture: Path) -> None:
-    """Write a PNG: the face that was put in, then each of `MOMENTS` before (upper row) and after (lower row)."""
+    """Write a PNG: the face, then each of `MOMENTS` before (upper row) and after (lower row) the swap."""
     import cv2
     import numpy as np
 
@@ -73,7 +73,7 @@ def before_after(face: Path, source: Path, result: Path, picture: Path) -> None:
 
 
 def _frames_at(clip: Path, shares: tuple[float, ...]) -> list[tuple[float, Any]]:
-    """For each share of the clip's length, the time in seconds and the frame, uint8 (H, W, 3) BGR."""
+    """Decode the frame at each share of the clip's length: its time in seconds, and uint8 (H, W, 3) BGR."""
     import av
 
     with av.open(str(clip)) as container:
@@ -84,7 +84,7 @@ def _frames_at(clip: Path, shares: tuple[float, ...]) -> list[tuple[float, Any]]
 
 
 def _tile(frame: Any, label: str) -> Any:
-    """The frame at the tile's width under a white bar with its label."""
+    """Scale a frame to the tile's width, under a white bar with its label."""
     import cv2
 
     height = round(frame.shape[0] * _TILE / frame.shape[1])
@@ -95,7 +95,7 @@ def _tile(frame: Any, label: str) -> Any:
 
 
 def _stack(pictures: list[Any], axis: int) -> Any:
-    """The pictures side by side (axis 1) or one above the other (axis 0), with a white gap between."""
+    """Join pictures side by side (axis 1) or one above the other (axis 0), with a white gap between."""
     import numpy as np
 
     gap = np.full_like(pictures[0][:, :_GAP] if axis else pictures[0][:_GAP], 255)

@@ -1,11 +1,11 @@
-"""The problems: what can go wrong with a request or a job, each with its stable code and one clear sentence."""
+"""Problems of requests and failures of jobs, each with its stable code and one clear sentence."""
 
 from __future__ import annotations
 
 import errno
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-"""The errors of a disk, a quota or a file that can take no more: they pass when there is room again."""
+"""The errors of a full disk, quota or file: they pass when there is room again."""
 INTERNAL_ERROR = "Something went wrong inside the service; its log says what."
 
 
@@ -80,7 +80,7 @@ class Unavailable(Problem):
 
 
 class JobFailure(Exception):
-    """Why a job or one attempt at a segment failed: a stable `code`, a `message` that says what to do.
+    """The failure of a job, or of one attempt at a segment: a stable `code`, a `message` that says what to do.
 
     `transient` is true when the cause may pass by itself, so that another attempt makes sense.
     """

@@ -1,4 +1,4 @@
-"""Every event a watcher can be told: its type and its data, one function each. Pure."""
+"""Every event that a watcher can be told: its type and its data, one function each. Pure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Payload:
 
 
 def queued(prompt_id: str, queue_position: int) -> Payload:
-    """The job was accepted."""
+    """Tell that the job was accepted."""
     data = {
         "prompt_id": prompt_id,
         "message": QUEUED_MESSAGE,
@@ -35,17 +35,17 @@ def queued(prompt_id: str, queue_position: int) -> Payload:
 
 
 def status(state: JobState, message: str) -> Payload:
-    """The job, in this state, does something else now."""
+    """Tell what the job, which is in this state, does now."""
     return Payload("status", {"status": state.value, "message": message})
 
 
 def executing(node: str, title: str) -> Payload:
-    """ComfyUI has come to a node of the workflow."""
+    """Tell which node of the workflow ComfyUI has come to."""
     return Payload("executing", {"node": node, "title": title, "message": f"Executing: {title}"})
 
 
 def progress(report: Report) -> Payload:
-    """The job is that far."""
+    """Tell how far the job is."""
     data = {
         "percentage": report.percentage,
         "current": report.current,
@@ -58,12 +58,12 @@ def progress(report: Report) -> Payload:
 
 
 def preview(prompt_id: str, frame: int) -> Payload:
-    """There is a new picture of the running job."""
+    """Tell that there is a new picture of the running job."""
     return Payload("preview", {"url": f"/preview/{prompt_id}", "frame": frame})
 
 
 def completed(job: Job, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...]) -> Payload:
-    """The job has ended with a result of `size` bytes."""
+    """Tell that the job has ended with a result of `size` bytes."""
     data = {
         "message": COMPLETED_MESSAGE,
         "filename": result_file,
@@ -78,10 +78,10 @@ def completed(job: Job, *, result_file: str, size: int, sha256: str, warnings: t
 
 
 def error(prompt_id: str, code: str, message: str) -> Payload:
-    """The job has failed."""
+    """Tell that the job has failed, and why."""
     return Payload("error", {"detail": message, "code": code, "prompt_id": prompt_id})
 
 
 def cancelled(prompt_id: str) -> Payload:
-    """The job has ended because its end was asked for."""
+    """Tell that the job has ended because its end was asked for."""
     return Payload("cancelled", {"prompt_id": prompt_id, "message": CANCELLED_MESSAGE})

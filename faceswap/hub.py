@@ -46,7 +46,7 @@ class Subscription:
         self._wake.set()
 
     async def next(self, timeout: float | None = None) -> Event | None:
-        """The next event, or None after `timeout` seconds of silence.
+        """Wait for the next event; returns None after `timeout` seconds of silence.
 
         Raises `Lagging` when the queue overflowed, `Closing` when the service stops.
         """
@@ -92,7 +92,7 @@ class Hub:
             subscription.offer(event)
 
     def close(self) -> None:
-        """The service stops: end every subscription, those to come too."""
+        """End every subscription, those to come too: the service stops."""
         self._closing = True
         for watchers in self._subscriptions.values():
             for subscription in watchers:
@@ -100,5 +100,5 @@ class Hub:
 
     @property
     def watchers(self) -> int:
-        """How many subscriptions are open."""
+        """The number of open subscriptions."""
         return sum(len(watchers) for watchers in self._subscriptions.values())

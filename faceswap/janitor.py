@@ -1,4 +1,4 @@
-"""What is past its time goes: inputs, results, and what crashes left behind."""
+"""Erases what is past its time: inputs, results, and what crashes left behind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 
 from .config import Settings
 from .files import ERASURE, UPLOAD, Files
-from .intake.files import accept_upload, erase_upload
 from .store import JANITOR_LEASE, LOCAL_HOLDER, Store, StoreError, now_ms
 
 log = logging.getLogger(__name__)
@@ -16,12 +15,12 @@ log = logging.getLogger(__name__)
 SWEEP_S = 30.0
 """Between two rounds."""
 LEASE_S = 3600.0
-"""How long a round may take before another node may begin one."""
+"""The time a round may take before another node may begin one."""
 BATCH = 100
 
 
 class Janitor:
-    """Erases on time. What goes is marked in the database first, so that nobody is promised what is half gone."""
+    """Erases on time: first marked in the database, so that nobody is promised what is half gone."""
 
     def __init__(self, settings: Settings, store: Store, files: Files, holder: str = LOCAL_HOLDER) -> None:
         self._holder = holder
@@ -53,13 +52,13 @@ class Janitor:
         while due := await self._store.with_expired_inputs(now - self._settings.input_ttl_s * 1000, BATCH):
             for prompt_id in due:
                 if await self._store.mark_inputs_erased(prompt_id):
-                    await asyncio.to_thread(self._files.erase_inputs, prompt_id)
+                    await self._files.delete_inputs(prompt_id)
         while results := await self._store.with_expired_results(now - self._settings.output_ttl_s * 1000, BATCH):
             for prompt_id, filename in results:
                 await self._store.mark_result_erased(prompt_id)
-                await asyncio.to_thread(self._files.erase_result, filename)
+                await self._files.delete_result(filename)
         before = datetime.now(UTC) - timedelta(seconds=self._settings.output_ttl_s)
-        await asyncio.to_thread(self._files.erase_lost, before)
+        await self._files.delete_lost(before)
 
     async def clear_debris(self) -> None:
         """Put in order what a crash left. Called once, before the first request. Raises `OSError`.
@@ -73,38 +72,38 @@ class Janitor:
 
     async def _finish_erasures(self) -> None:
         """Delete the records of jobs that were being erased for good; what was left of their files is gone."""
-        marked = await asyncio.to_thread(self._files.marked, ERASURE)
+        marked = await self._files.list_marked(ERASURE)
         for prompt_id in marked - await self._store.with_inputs(marked):  # of those that have them, none was begun
             await self._store.erase(prompt_id)
         for prompt_id in marked:
-            self._files.erasure_mark(prompt_id).unlink(missing_ok=True)
+            await self._files.unmark_erasure(prompt_id)
 
     async def _clear_uploads(self) -> None:
         """Erase uploads that did not become a job; of those that did, only the mark was left."""
-        marked = await asyncio.to_thread(self._files.marked, UPLOAD)
+        marked = await self._files.list_marked(UPLOAD)
         known = await self._store.known(marked)
         for prompt_id in marked:
-            inputs = self._files.inputs(prompt_id)
-            await asyncio.to_thread(accept_upload if prompt_id in known else erase_upload, inputs)
+            end = self._files.accept_upload if prompt_id in known else self._files.delete_upload
+            await end(prompt_id)
 
     async def _clear_inputs(self) -> set[str]:
         """Erase the inputs that were to go; returns the ids of the jobs that the database does not know."""
-        folders = await asyncio.to_thread(lambda: set(self._files.job_folders()))
+        folders = await self._files.list_jobs()
         known = await self._store.known(folders)
         for prompt_id in known - await self._store.with_inputs(folders):
-            await asyncio.to_thread(self._files.erase_inputs, prompt_id)
+            await self._files.delete_inputs(prompt_id)
         return folders - known
 
     async def _clear_results(self) -> set[str]:
         """Erase results that were to go or never committed; returns those that the database does not know."""
-        results = await asyncio.to_thread(lambda: set(self._files.results()))
+        results = await self._files.list_results()
         known = await self._store.known_results(results)
         for filename in known - await self._store.unexpired_results(results):
-            await asyncio.to_thread(self._files.erase_result, filename)
+            await self._files.delete_result(filename)
         return results - known
 
     async def _set_aside(self, prompt_ids: set[str], filenames: set[str]) -> None:
-        moved = await asyncio.to_thread(self._files.set_aside, prompt_ids, filenames, datetime.now(UTC))
+        moved = await self._files.move_to_lost(prompt_ids, filenames, datetime.now(UTC))
         if moved:
             log.warning(
                 "the database knows nothing of %d files and folders in the data folder; is it the right one?"

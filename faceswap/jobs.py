@@ -17,7 +17,7 @@ from .errors import BadRequest
 
 
 class JobState(enum.StrEnum):
-    """Where a job stands, as `/status` tells it."""
+    """The state of a job, as `/status` tells it."""
 
     QUEUED = "QUEUED"
     """Accepted and on disk; no frame has been given to an engine yet."""
@@ -32,7 +32,7 @@ class JobState(enum.StrEnum):
 
 
 class SegmentState(enum.StrEnum):
-    """Where one prompt's worth of frames stands."""
+    """The state of one prompt's worth of frames."""
 
     WAITING = "waiting"
     """To be given to a backend."""
@@ -68,7 +68,7 @@ PROMPT_NAMESPACE = uuid.UUID("6f1d4f4e-52b1-4f0e-9d5c-1f2b7a3c9e10")
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What a user may choose about a swap. `None` leaves the workflow's own value."""
+    """The choices a user has about a swap. `None` leaves the workflow's own value."""
 
     face_index: str | None = None
     source_face_index: str | None = None
@@ -104,7 +104,7 @@ class Options:
         return None if self.frame_rate is None else Fraction(self.frame_rate).limit_denominator(1001)
 
     def to_dict(self) -> dict[str, Any]:
-        """The options that were chosen, as JSON values."""
+        """Return the options that were chosen, as JSON values."""
         values = {option.name: getattr(self, option.name) for option in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
 
@@ -165,7 +165,7 @@ _OPTION_CHECKS: Mapping[str, Any] = {
 
 
 def check_output_name(name: str) -> str:
-    """The name a user wants for the result, without extension; raises `BadRequest`."""
+    """Return the name a user wants for the result, without extension; raises `BadRequest`."""
     if not NAME_PATTERN.fullmatch(name):
         raise BadRequest(
             "'output_name' must be 1-100 of A-Z a-z 0-9 . _ - and space, and not start with a dot.",
@@ -175,27 +175,27 @@ def check_output_name(name: str) -> str:
 
 
 def default_output_name(now: datetime) -> str:
-    """The name of a result for which the user chose none."""
+    """Return the name of a result for which the user chose none."""
     return now.strftime("faceswap_%Y%m%d_%H%M%S")
 
 
 def download_path(result_file: str) -> str:
-    """Where a result is fetched: a path as it stands in a URL."""
+    """Return the path, as it stands in a URL, at which a result is fetched."""
     return f"/download/{quote(result_file)}"
 
 
 def new_prompt_id() -> str:
-    """A job's public id."""
+    """Make a job's public id."""
     return str(uuid.uuid4())
 
 
 def comfy_prompt_id(prompt_id: str, segment: int, attempt: int) -> str:
-    """The id under which an attempt at a segment is known to ComfyUI: the same after a crash as before it."""
+    """Return the id under which ComfyUI knows an attempt at a segment: the same after a crash as before it."""
     return str(uuid.uuid5(PROMPT_NAMESPACE, f"{prompt_id}/{segment}/{attempt}"))
 
 
 def iso(milliseconds: int | None) -> str | None:
-    """UTC, ISO 8601 with milliseconds and `Z`, of Unix time in milliseconds."""
+    """Return Unix time in milliseconds as UTC, ISO 8601 with milliseconds and `Z`."""
     if milliseconds is None:
         return None
     moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
@@ -204,7 +204,7 @@ def iso(milliseconds: int | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What was asked for and found out before a job was accepted. Files lie in the job's input folder."""
+    """The input files of a job, in its input folder, and the facts found out about them before it was accepted."""
 
     video_file: str
     image_file: str
@@ -280,11 +280,14 @@ class Job:
 
     @property
     def needs_engine(self) -> bool:
-        """Whether frames are still to be swapped."""
+        """True while frames are still to be swapped."""
         return self.state not in TERMINAL and self.segments_done < self.segments_total
 
     def status(self, queue_position: int | None = None, outage: str | None = None) -> dict[str, Any]:
-        """The document of `GET /status/{prompt_id}`; during an `outage` of the engines that is what a job waits for."""
+        """Return the document of `GET /status/{prompt_id}`.
+
+        During an `outage` of the engines its step is that a job waits for them.
+        """
         return {
             "prompt_id": self.prompt_id,
             "status": self.state.value,
@@ -338,7 +341,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something a watcher is told, numbered within its job. Encoded once, however many watch."""
+    """An event that watchers are told, numbered within its job. Encoded once, however many watch."""
 
     prompt_id: str
     seq: int
@@ -348,18 +351,18 @@ class Event:
 
     @property
     def terminal(self) -> bool:
-        """Whether the stream ends after this event."""
+        """True when the stream ends after this event."""
         return self.type in TERMINAL_EVENTS
 
     def sse(self) -> bytes:
-        """The event as Server-Sent Events bytes."""
+        """Return the event as Server-Sent Events bytes."""
         if "sse" not in self._encoded:
             data = json.dumps(self.data, ensure_ascii=False)
             self._encoded["sse"] = f"id: {self.seq}\nevent: {self.type}\ndata: {data}\n\n".encode()
         return bytes(self._encoded["sse"])
 
     def text(self) -> str:
-        """The event as a WebSocket text frame."""
+        """Return the event as a WebSocket text frame."""
         if "text" not in self._encoded:
             document = {"id": self.seq, "event": self.type, "data": self.data}
             self._encoded["text"] = json.dumps(document, ensure_ascii=False)

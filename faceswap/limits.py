@@ -1,9 +1,13 @@
-"""What untrusted media may ask of a process that decodes it: the service's workers and the engine alike."""
+"""The limits of untrusted media for the processes that decode it: the service's workers and the engine."""
 
 from __future__ import annotations
 
 import os
 import resource
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from av.video.stream import VideoStream
 
 MAX_SIDE = 8192
 MAX_PIXELS = 50_000_000
@@ -26,8 +30,19 @@ DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 
 
 def too_large(width: int, height: int) -> bool:
-    """Whether a picture, in pixels, is more than is decoded."""
+    """Return true if a picture, in pixels, is larger than is decoded."""
     return max(width, height) > MAX_SIDE or width * height > MAX_PIXELS
+
+
+def bound_decoder(stream: VideoStream, large_pixels: int) -> None:
+    """Bound the pictures and the threads of a stream's decoder.
+
+    Each thread holds pictures of its own in memory, so pictures of more than `large_pixels` are decoded by one.
+    """
+    context = stream.codec_context
+    context.options = DECODER_OPTIONS
+    stream.thread_type = "AUTO"
+    context.thread_count = 1 if context.width * context.height > large_pixels else DECODER_THREADS
 
 
 def limit_process(data_bytes: int) -> None:

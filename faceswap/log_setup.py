@@ -10,9 +10,10 @@ from .config import Settings
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
+    """A formatter that writes one JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Format one record; a traceback becomes the field `exception`."""
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         document = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
@@ -26,7 +27,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(settings: Settings) -> None:
-    """Log as the settings say."""
+    """Set up logging by the settings."""
     handler = logging.StreamHandler()
     text = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     handler.setFormatter(JsonFormatter() if settings.log_format == "json" else text)

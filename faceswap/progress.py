@@ -1,9 +1,9 @@
-"""Many bars in, one percentage that never falls and an ETA out. Pure: time is handed in, in seconds.
+"""Progress of jobs: from the progress bars of many nodes to one percentage that never falls, and an ETA. Pure.
 
 A prompt drives several bars: loading, one or more passes of the swap node (ReActor runs its bar once each for
 filtering, analysing, swapping and restoring), encoding. Each pass is a phase with a cost in seconds per frame,
-guessed at first, measured while it runs and learned for the next job. The fraction done is time spent over time
-spent and time still to come, so that it grows evenly.
+guessed at first, measured while it runs and learned for the next job. The fraction done is the time spent divided by
+the sum of the time spent and the time remaining, so that it grows evenly. Callers pass the time, in seconds.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 FIRST_GUESS: Mapping[str, float] = {"load 1": 0.006, "swap 1": 0.05, "swap 2": 0.005, "swap 3": 0.3, "combine 1": 0.005}
-"""Seconds per frame of a ReActor workflow on a machine never seen before."""
+"""The assumed seconds per frame of a ReActor workflow on an unknown machine."""
 FIRST_GUESS_EMBEDDED: Mapping[str, float] = {"load 1": 0.001, "swap 1": 0.03, "combine 1": 0.001}
 ROLES = ("load", "swap", "combine")
 OVERHEAD_S = 0.3
-"""Time a segment needs besides its frames: upload, start, fetch and check."""
+"""The time of a segment besides its frames: upload, start, download and check."""
 WELL_UNDER_WAY = 0.1
-"""Of a pass, before its own speed tells when it ends."""
+"""The share of a pass after which its own speed predicts its end."""
 JOIN_S = 0.5
-"""Time a job needs after its last segment."""
+"""The time of a job after its last segment."""
 
 
 def _order(phase: str) -> tuple[int, int]:
@@ -31,13 +31,13 @@ def _order(phase: str) -> tuple[int, int]:
 
 @dataclass
 class SegmentProgress:
-    """How far one prompt is."""
+    """The progress of one prompt."""
 
     frames: int
     expected: Mapping[str, float]
     started_s: float
     guessed: bool = False
-    """Whether what is expected was never measured: it is good enough for a percentage, and not for an ETA."""
+    """True when the expected costs were never measured: good enough for a percentage, not for an ETA."""
     measured: dict[str, float] = field(default_factory=dict)
     """Seconds per frame of the phases that have ended."""
     _phase: str | None = None
@@ -47,7 +47,7 @@ class SegmentProgress:
     _ended_s: float | None = None
 
     def feed(self, role: str, value: float, maximum: float, now_s: float) -> None:
-        """Take a bar's new value. A bar that falls back has begun its next pass; `0` only ends one."""
+        """Take a bar's new value. A bar that falls back has begun its next pass; a value of 0 is ignored."""
         if not 0 < value <= maximum < math.inf:
             return
         number = 1
@@ -57,7 +57,7 @@ class SegmentProgress:
                 number = int(current_number) + (1 if value < self._value else 0)
         phase = f"{role} {number}"
         if self._phase is None:
-            # Until now it waited for its turn, but for the time these frames took.
+            # Until now the prompt waited in the queue, except for the time of these frames.
             frames_s = value / maximum * self.expected.get(phase, 0.0) * self.frames
             self._phase, self.started_s = phase, max(self.started_s, now_s - frames_s)
             self._phase_started_s = self.started_s
@@ -67,7 +67,7 @@ class SegmentProgress:
         self._value, self._maximum = value, maximum
 
     def end(self, now_s: float) -> Mapping[str, float]:
-        """The prompt has ended: what each of its phases cost, in seconds per frame."""
+        """End the prompt; returns the cost of each of its phases, in seconds per frame."""
         self._end_phase(now_s)
         self._ended_s = now_s
         return self.measured
@@ -78,7 +78,7 @@ class SegmentProgress:
 
     @property
     def predictable(self) -> bool:
-        """Whether what is still to come is known: it was measured before, or one pass remains and is well under way."""
+        """True when the remaining time is known: costs were measured before, or the only pass is well under way."""
         if not self.guessed or self._ended_s is not None:
             return True
         swaps = sum(phase.startswith("swap") for phase in self.expected)
@@ -86,11 +86,11 @@ class SegmentProgress:
 
     @property
     def begun(self) -> bool:
-        """Whether a bar has moved."""
+        """True once a bar has moved."""
         return self._phase is not None
 
     def remaining_s(self, now_s: float) -> float:
-        """Seconds of work still to come."""
+        """Estimate the seconds of work that remain."""
         if self._ended_s is not None:
             return max(OVERHEAD_S - (now_s - self._ended_s), 0.0)
         if self._phase is None:
@@ -105,7 +105,7 @@ class SegmentProgress:
         return current_s + later_s * self.frames + OVERHEAD_S
 
     def fraction(self, now_s: float) -> float:
-        """Share of the prompt's time that has passed, 0–1."""
+        """Estimate the share of the prompt's time that has passed, 0–1."""
         if self._phase is None:
             return 0.0
         spent_s = max(now_s - self.started_s, 0.0)
@@ -115,7 +115,7 @@ class SegmentProgress:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a watcher is told of a job's progress."""
+    """The figures of a job's `progress` event."""
 
     percentage: float
     current: int
@@ -125,59 +125,59 @@ class Report:
 
 
 class JobProgress:
-    """How far a job is, over all passes of all segments and over restarts."""
+    """The progress of a job, over all passes of all segments and over restarts."""
 
     def __init__(self, total_frames: int, done_frames: int, floor: float, now_s: float) -> None:
-        """`floor` is the percentage told before: what is left to do takes it from there to the end."""
+        """`floor` is the percentage reported before; the remaining work takes it from there to 100."""
         self.total_frames = total_frames
         self._done_frames = done_frames
         self._floor = floor
         self._running: dict[int, SegmentProgress] = {}
-        self._set_out(now_s)
+        self._restart_growth(now_s)
 
-    def _set_out(self, now_s: float) -> None:
-        """From here, what is told grows evenly to the end."""
+    def _restart_growth(self, now_s: float) -> None:
+        """Let the percentage grow evenly from here to the end."""
         self._origin_s, self._origin_percentage, self._origin_fraction = now_s, self._floor, self._fraction(now_s)
 
     def _fraction(self, now_s: float) -> float:
-        """Share of the job's work that is done, 0–1."""
+        """Return the share of the job's work that is done, 0–1."""
         frames = self._done_frames + sum(segment.frames * segment.fraction(now_s) for segment in self._running.values())
         return min(frames / self.total_frames, 1.0) if self.total_frames else 0.0
 
     def begin(
         self, number: int, frames: int, expected: Mapping[str, float], now_s: float, *, guessed: bool = False
     ) -> SegmentProgress:
-        """A segment was given to an engine (again)."""
+        """Begin the progress of a segment that was submitted, maybe again."""
         self._running[number] = SegmentProgress(frames, expected, now_s, guessed)
         return self._running[number]
 
     def learn(self, costs: Mapping[str, float]) -> None:
-        """Expect of the segments that have not begun what another has cost."""
+        """Set the measured costs of one segment as the expected costs of those that have not begun."""
         for segment in self._running.values():
             if segment.guessed and not segment.begun:
                 segment.expected, segment.guessed = costs, False
 
     def abandon(self, number: int, now_s: float) -> None:
-        """A segment's attempt came to nothing: there is more to do again."""
+        """Forget a segment's attempt that failed: its frames remain to be done."""
         if self._running.pop(number, None):
-            self._set_out(now_s)
+            self._restart_growth(now_s)
 
     def finish(self, number: int) -> None:
-        """A segment's frames are done."""
+        """Count a segment's frames as done."""
         segment = self._running.pop(number, None)
         if segment is not None:
             self._done_frames += segment.frames
 
     @property
     def moving(self) -> bool:
-        """Whether anything was heard yet: before that there is nothing to tell."""
+        """True once there is any progress to report."""
         return self._done_frames > 0 or any(segment.begun for segment in self._running.values())
 
     def report(self, now_s: float) -> Report:
-        """The state now. The percentage stays below 100 until the job has ended."""
+        """Compute the figures now. The percentage stays below 100 until the job has ended."""
         fraction = self._fraction(now_s)
         if fraction <= self._origin_fraction:
-            self._origin_s = now_s  # what waits has not set out yet
+            self._origin_s = now_s  # time in the queue does not count
         spent_s = now_s - self._origin_s
         gained, to_gain = fraction - self._origin_fraction, 1 - self._origin_fraction
         share = gained / to_gain if to_gain > 0 else 1.0

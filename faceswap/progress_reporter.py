@@ -1,14 +1,14 @@
-"""What is told of running jobs: their steps, and four times a second their progress and the newest preview."""
+"""Tells watchers of running jobs: their steps, and four times a second their progress and the newest preview."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 
 from . import events
+from .clock import monotonic
 from .events import Payload
 from .jobs import Job
 from .progress import JobProgress, Report
@@ -17,15 +17,15 @@ from .store import Store, StoreError, retry_writes
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
-"""At most four progress events a second."""
+"""Between two reports: at most four progress events a second."""
 PAUSE_S = 2.0
-"""After what is to be told could not be stored."""
+"""Before the next report, when one could not be stored."""
 PREVIEW_S = 1.0
 
 
 @dataclass
 class Reporter:
-    """One running job: how far it is, and what was told of that."""
+    """A running job: how far it is, and how much of that was told."""
 
     progress: JobProgress
     start: float
@@ -44,27 +44,27 @@ class ProgressReporter:
         self._previews: dict[str, bytes] = {}
 
     def progress(self, job: Job) -> JobProgress:
-        """The progress of a running job, taken up where the database has it."""
+        """Return the progress of a running job, taken up where the database has it."""
         reporter = self._reporters.get(job.prompt_id)
         if reporter is None:
             done = job.total_frames * job.segments_done // job.segments_total
-            progress = JobProgress(job.total_frames, done, job.percentage, time.monotonic())
+            progress = JobProgress(job.total_frames, done, job.percentage, monotonic())
             reporter = self._reporters[job.prompt_id] = Reporter(progress, job.percentage)
         return reporter.progress
 
     def preview(self, prompt_id: str) -> bytes | None:
-        """The newest preview of a job, JPEG."""
+        """Return the newest preview of a job, JPEG; None when there is none."""
         return self._previews.get(prompt_id)
 
     def take_preview(self, prompt_id: str, image: bytes) -> None:
-        """The engine has made a picture."""
+        """Keep a picture that the engine has made, for the next report."""
         reporter = self._reporters.get(prompt_id)
         if reporter is not None:
             self._previews[prompt_id] = image
             reporter.preview_is_new = True
 
     def close(self, prompt_id: str) -> None:
-        """The job is about to end: no more of its progress is told."""
+        """Report no more of a job, which is about to end."""
         self._reporters.pop(prompt_id, None)
         self._previews.pop(prompt_id, None)
 
@@ -87,8 +87,8 @@ class ProgressReporter:
                 await asyncio.sleep(PAUSE_S)
 
     async def _report_all(self) -> None:
-        """Tell of all jobs at once: stored first, in one commit, so that no restart takes back what was told."""
-        now = time.monotonic()
+        """Report all jobs at once: stored first, in one commit, so that no restart takes back what was told."""
+        now = monotonic()
         reports = {prompt_id: _report(reporter, now) for prompt_id, reporter in self._reporters.items()}
         news = {
             prompt_id: report
@@ -112,7 +112,7 @@ class ProgressReporter:
 
 
 def _report(reporter: Reporter, now: float) -> Report:
-    """How far a job is. The first time it is where it starts, however fast the first frames were."""
+    """Return how far a job is; the first time where it starts, however fast the first frames were."""
     report = reporter.progress.report(now)
     if reporter.told < 0:
         report = replace(report, percentage=reporter.start, current=int(reporter.start / 100 * report.total))

@@ -46,7 +46,7 @@ class Again:
     message: str | None = None
     """For those who watch the job."""
     is_step: bool = False
-    """Whether the message is also what `/status` shows."""
+    """True where `/status` shows the message too."""
     pause_s: float = 0.0
     failed: bool = False
     lost: bool = False
@@ -64,9 +64,9 @@ class InParts:
     died: bool = False
     unsent: bool = False
     alone: bool = False
-    """Whether the rest of the job keeps its length."""
+    """True where the rest of the job keeps its length."""
     free_memory: bool = False
-    """Whether the engine is asked to let go of what it keeps."""
+    """True where the engine is asked to free its memory first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ LOOK_AGAIN_S = 0.5
 CUT_LIMIT = 20
 """Times the way to an engine or back may be cut before that counts as a failure."""
 REPLANNED_ABOVE = 1.25
-"""How much longer than its engine's memory wants it a segment may be: it was planned for other memory then."""
+"""Length of a segment, as a multiple of its engine's limit, above which it was planned for other memory."""
 FETCHED = frozenset({"temp", "output"})
 """ComfyUI's folders that results are fetched from: the first is asked for, an older node may know the second only."""
 NO_FILE = "ComfyUI reported success but made no file; look into its log and at the workflow's encoder settings."
@@ -119,7 +119,7 @@ class Runner:
         await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _carry_out(self, prompt: InFlightPrompt, backend: Backend, look_first: bool) -> bool:
-        """From upload to a checked output in the work folder; return whether it was the job's last segment."""
+        """Take a prompt from the upload to a checked output; return whether it was the job's last segment."""
         segment, job = prompt.segment, await self._store.job(prompt.segment.prompt_id)
         if job.state in TERMINAL or job.cancel_requested:
             prompt.stop()
@@ -223,8 +223,9 @@ class Runner:
         await self._progress_reporter.add_status(job.prompt_id, message, message)
         share = outcome.swapped.get(attempt.workflow.swap)
         path = self._files.segment(segment)
+        await self._files.make_scratch(job.prompt_id)
         await attempt.backend.client.download(output, path, OUTPUT_LIMIT_BYTES)
-        original = self._inputs.original(job)
+        original = await self._inputs.original(job)
         try:
             verdict = await self._media.verify(
                 path,
@@ -235,7 +236,7 @@ class Runner:
                 crf=job.options.crf if share is None else None,
             )
         except BaseException:
-            path.unlink(missing_ok=True)
+            await self._files.delete(path)
             raise
         return path, verdict if share is None else replace(verdict, changed_share=share)
 

@@ -1,4 +1,4 @@
-"""What is done next, and by which engine: recover, dispatch, cancel, erase. Owns the tasks of all jobs.
+"""The way of every job: recover, dispatch, cancel, erase. It owns the tasks and holds the leases.
 
 The database says what is to be done and what was done; this only carries it out, so that it can stop anywhere and go
 on after a restart.
@@ -98,14 +98,13 @@ class Scheduler:
         """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it."""
         while tasks := list(self._attempts.get(job.prompt_id, {}).values()):
             await asyncio.wait(tasks)
-        mark = self._files.erasure_mark(job.prompt_id)
-        mark.touch(mode=0o600)
+        await self._files.mark_erasure(job.prompt_id)
         await self._store.begin_erasure(job.prompt_id)
         self._forget(job.prompt_id)
-        await asyncio.to_thread(self._files.erase_inputs, job.prompt_id)
-        self._files.erase_result(job.result_file or f"{job.output_name}.mp4")
+        await self._files.delete_inputs(job.prompt_id)
+        await self._files.delete_result(job.result_file or f"{job.output_name}.mp4")
         await self._store.erase(job.prompt_id)
-        mark.unlink(missing_ok=True)
+        await self._files.unmark_erasure(job.prompt_id)
 
     async def run(self) -> None:
         """Take up what was left, then work until cancelled. Prompts in flight stay with ComfyUI."""

@@ -1,4 +1,4 @@
-"""`faceswap serve`: one process per data folder, run until it is told to stop."""
+"""`faceswap serve`: one process per data folder, running until a signal stops it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from .systemd import feed_watchdog, notify
 log = logging.getLogger(__name__)
 
 SHUTDOWN_S = 4.0
-"""How long open answers may take to end; the whole stop stays below ten seconds."""
+"""The longest time for open answers to end; the whole stop stays below ten seconds."""
 
 
 def serve(settings: Settings, *, allow_anonymous: bool = False) -> int:
-    """Run the service until it is told to stop; returns the exit status."""
-    os.umask(0o077)  # of what is written here, by our processes too, nothing is anybody else's
+    """Run the service until a signal stops it; returns the exit status."""
+    os.umask(0o077)  # only this user may read the files of this process and its children
     log_setup.configure(settings)
     if not is_loopback(settings.host) and not allow_anonymous:
         print(
@@ -77,28 +77,33 @@ async def _serve(settings: Settings) -> int:
         shown = f"[{host}]" if ":" in host else host
         print(f"faceswap: listening on http://{shown}:{port} (engine: {engine})", flush=True)
         notify("READY=1")
-        work = [
-            asyncio.create_task(listener.run(), name="listener"),
-            asyncio.create_task(stop.wait(), name="stop"),
-            asyncio.create_task(app[FAILED].wait(), name="failure"),
-        ]
-        watchdog = asyncio.create_task(feed_watchdog(app[keys.STORE]), name="watchdog")
-        done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
-        for task in (watchdog, *work):
-            task.cancel()
-        await asyncio.gather(watchdog, *work, return_exceptions=True)
-        for task in done:
-            if task.exception() is not None:
-                log.critical("the %s died", task.get_name(), exc_info=task.exception())
-        return 0 if work[1] in done else 1
+        return await _accept_until(stop, app, listener)
     finally:
         notify("STOPPING=1")
         listener.close()
         await runner.cleanup()
 
 
+async def _accept_until(stop: asyncio.Event, app: web.Application, listener: Listener) -> int:
+    """Accept connections until told to stop, or until a background task dies; returns the exit status."""
+    work = [
+        asyncio.create_task(listener.run(), name="listener"),
+        asyncio.create_task(stop.wait(), name="stop"),
+        asyncio.create_task(app[FAILED].wait(), name="failure"),
+    ]
+    watchdog = asyncio.create_task(feed_watchdog(app[keys.STORE]), name="watchdog")
+    done, _ = await asyncio.wait(work, return_when=asyncio.FIRST_COMPLETED)
+    for task in (watchdog, *work):
+        task.cancel()
+    await asyncio.gather(watchdog, *work, return_exceptions=True)
+    for task in done:
+        if task.exception() is not None:
+            log.critical("the %s died", task.get_name(), exc_info=task.exception())
+    return 0 if work[1] in done else 1
+
+
 def _unusable(settings: Settings, error: StoreError | OSError) -> str:
-    """Why the data folder cannot be used, in a sentence."""
+    """Say in a sentence why the data folder cannot be used."""
     if isinstance(error, StoreError):
         return f"the database {str(Files(settings.data_dir).database)!r} cannot be used: {error}"
     reason = error.strerror or error
@@ -106,7 +111,7 @@ def _unusable(settings: Settings, error: StoreError | OSError) -> str:
 
 
 def _lock(settings: Settings) -> IO[str]:
-    """One process per data folder. Raises `OSError` with a sentence."""
+    """Lock the data folder, which has one process at a time. Raises `OSError` with a sentence."""
     files = Files(settings.data_dir)
     try:
         files.create()

@@ -1,4 +1,4 @@
-"""What systemd is told: ready, alive, stopping. The protocol is sd_notify(3); without systemd nothing happens."""
+"""Messages to systemd: ready, alive, stopping. The protocol is sd_notify(3); without systemd nothing is sent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CHECK_TIMEOUT_S = 10.0
 
 
 def notify(state: str) -> None:
-    """Send one state, such as `READY=1`, to the socket systemd gave us."""
+    """Send one state, such as `READY=1`, to the socket that systemd named."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
@@ -26,7 +26,7 @@ def notify(state: str) -> None:
 
 
 async def feed_watchdog(store: Store) -> None:
-    """Tell systemd that we live, as often as it asks, for as long as loop and database do."""
+    """Tell systemd that the service is alive, as often as it asks, as long as event loop and database respond."""
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     if not microseconds.isdecimal():
         return
@@ -36,5 +36,5 @@ async def feed_watchdog(store: Store) -> None:
                 await store.counts()
             notify("WATCHDOG=1")
         except (StoreError, TimeoutError):
-            pass  # unfed, systemd starts us again
+            pass  # without the message systemd restarts the service
         await asyncio.sleep(int(microseconds) / 1e6 / 3)

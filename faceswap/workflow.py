@@ -1,14 +1,13 @@
-"""A workflow file and a request → the graph ComfyUI is given. Pure.
+"""Workflows: from a workflow file and a request to the graph of a prompt. Pure.
 
 A workflow is a graph in ComfyUI's API format: `{node id: {"class_type", "inputs", "_meta": {"title"}}}`, an input being
-a value or a link `[node id, output slot]`. What the service has to fill in is found by what nodes are and how they are
-connected, never by ids or titles: the video that goes in, the face, the swap, the video that comes out.
+a value or a link `[node id, output slot]`. The nodes that the service fills in are found by their classes and links,
+never by ids or titles: the loader of the video, the loader of the face, the swap, the video output.
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import logging
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,7 +33,7 @@ VIDEO_INFO_SLOT = 3  # of both video loaders
 LOADED_FPS_SLOT = 5  # of VHS_VideoInfo
 ADDED_INFO_NODE = "loaded frame rate"
 
-# Where an option goes: the link to follow from the swap node ("" for the node itself) and the input there.
+# The places of an option: the link to follow from the swap node ("" for the node itself) and the input there.
 SWAP_OPTIONS = {
     "face_index": (("", "input_faces_index"), ("options", "input_faces_index")),
     "source_face_index": (("", "source_faces_index"), ("options", "source_faces_index")),
@@ -46,7 +45,7 @@ SWAP_OPTIONS = {
 }
 
 # One frame out for each frame in, without the prompt in the file's tags, and in the folder that ComfyUI empties at its
-# start: what lies in `output` stays for good.
+# start: it never deletes files in `output`.
 COMBINE_INPUTS = {
     "save_output": False,
     "save_metadata": False,
@@ -55,9 +54,8 @@ COMBINE_INPUTS = {
     "trim_to_audio": False,
 }
 
-
-# Formats of VideoHelperSuite that an mp4, which every result is, cannot hold. A format that is not known here may be
-# anybody's own: what it makes is looked at when the first segment is there.
+# Formats of VideoHelperSuite that an mp4, which every result is, cannot hold. A format that is not listed may be a
+# user's own: its output is checked with the first segment.
 UNJOINABLE = {
     "video/ProRes": "mp4 cannot hold ProRes",
     "video/8bit-png": "it makes a file for each frame",
@@ -70,19 +68,18 @@ UNJOINABLE = {
 
 
 class WorkflowError(Exception):
-    """A workflow the service cannot use, in one sentence that names the node classes looked for."""
+    """A workflow that cannot be used; the message is one sentence that names the node classes needed."""
 
 
 @dataclass(frozen=True)
 class Workflow:
-    """A workflow that has been understood.
+    """A workflow with the nodes that the service fills in.
 
-    `graph` is never changed; `build` makes new ones. `loader`, `face`, `swap` and `output` are the ids of its four
-    slots, `options` the node and input each option of a request goes to, `digest` the SHA-256 of what the file says.
+    `graph` is never changed; `build` makes new ones. `loader`, `face`, `swap` and `output` are the ids of the four
+    nodes, `options` the node and input for each option of a request.
     """
 
     name: str
-    digest: str
     graph: Graph = field(repr=False)
     loader: str
     face: str
@@ -92,7 +89,7 @@ class Workflow:
 
     @classmethod
     def load(cls, path: Path) -> Workflow:
-        """Read a workflow file; its name is the file's without `.json`. Raises WorkflowError."""
+        """Read a workflow file, which is named without its `.json`. Raises WorkflowError."""
         try:
             text = path.read_bytes()
         except OSError as error:
@@ -107,9 +104,8 @@ class Workflow:
 
     @classmethod
     def from_graph(cls, name: str, graph: object) -> Workflow:
-        """Understand a graph. Raises WorkflowError."""
+        """Find the nodes to fill in and check that the graph can be used. Raises WorkflowError."""
         nodes = _checked(name, graph)
-        digest = hashlib.sha256(json.dumps(nodes, sort_keys=True).encode()).hexdigest()
         swap, output = _swap_and_output(name, nodes)
         loader = _only(
             name, nodes, VIDEO_LOADERS, _upstream(nodes, nodes[swap]["inputs"]["input_image"]), "before the swap"
@@ -119,22 +115,22 @@ class Workflow:
         )
         _follow_clip_rate(nodes, loader, output)
         options = _options(nodes, swap, output)
-        return cls(name, digest, nodes, loader, face, swap, output, options)
+        return cls(name, nodes, loader, face, swap, output, options)
 
     @property
     def splittable(self) -> bool:
-        """Whether a run of frames can be asked for, so that a long video can be done in segments."""
+        """True when a prompt can be limited to a run of frames, so that a long video can be split into segments."""
         return bool(self.graph[self.loader]["class_type"] == "VHS_LoadVideo")
 
     def title(self, node_id: str) -> str:
-        """What a person knows the node by: its title, else its class, else its id."""
+        """Return a node's name for people: its title, else its class, else its id."""
         node = self.graph.get(node_id, {})
         meta = node.get("_meta")
         title = meta.get("title") if isinstance(meta, dict) else None
         return title if isinstance(title, str) and title else node.get("class_type", node_id)
 
     def role(self, node_id: str) -> Role | None:
-        """Which phase of the work a node's progress bar tells of; None for the rest."""
+        """Return the phase of the work that a node's progress bar belongs to; None for other nodes."""
         roles: dict[str, Role] = {self.loader: "load", self.swap: "swap", self.output: "combine"}
         return roles.get(node_id)
 
@@ -148,25 +144,18 @@ class Workflow:
         skip_first_frames: int = 0,
         frame_load_cap: int = 0,
     ) -> Graph:
-        """A new graph for one run of frames.
+        """Build a new graph for one run of frames.
 
-        `video` and `image` are names that an upload returned, `output_prefix` is our own. The clip is taken at its own
-        rate; a `frame_load_cap` of 0 means to the end. Options that are None or are none of the graph's are left
-        alone. The clip's sound is left out: the service puts it on the whole.
-        Raises WorkflowError for an option or a run of frames that this workflow has no place for.
+        `video` and `image` are names that an upload returned. The clip keeps its own frame rate; a `frame_load_cap` of
+        0 means to the end. Options that are None, or that do not concern the graph, are ignored. The output has no
+        sound: the service adds it to the joined video. Raises WorkflowError for an option or a run of frames that this
+        workflow has no place for.
         """
         graph = copy.deepcopy(self.graph)
         loader, combine = graph[self.loader]["inputs"], graph[self.output]["inputs"]
         if skip_first_frames and not self.splittable:
             raise WorkflowError(f"The workflow {self.name} cannot start at a later frame: use VHS_LoadVideo in it.")
-        for option, value in options.items():
-            if value is None or option not in (*SWAP_OPTIONS, "crf"):
-                continue
-            if option in self.options:
-                node, key = self.options[option]
-                graph[node]["inputs"][key] = value
-            elif option != "crf":  # always given; the formats without it are lossless
-                raise WorkflowError(f"The workflow {self.name} has no place for the option {option}.")
+        self._set_options(graph, options)
         if self.splittable:
             loader |= {"skip_first_frames": skip_first_frames, "select_every_nth": 1}
         else:
@@ -179,9 +168,19 @@ class Workflow:
             del combine["audio"]
         return graph
 
+    def _set_options(self, graph: Graph, options: Mapping[str, Any]) -> None:
+        for option, value in options.items():
+            if value is None or option not in (*SWAP_OPTIONS, "crf"):
+                continue
+            if option in self.options:
+                node, key = self.options[option]
+                graph[node]["inputs"][key] = value
+            elif option != "crf":  # always given; the formats without it are lossless
+                raise WorkflowError(f"The workflow {self.name} has no place for the option {option}.")
+
 
 def load_workflows(directory: Path) -> dict[str, Workflow]:
-    """Every usable workflow of a folder by its name; the others are named in the log. Raises WorkflowError."""
+    """Load every usable workflow of a folder, by its name; the others are logged. Raises WorkflowError."""
     if not directory.is_dir():
         raise WorkflowError("There is no workflow folder; set FACESWAP_WORKFLOW_DIR.")
     workflows = {}
@@ -194,12 +193,12 @@ def load_workflows(directory: Path) -> dict[str, Workflow]:
 
 
 def extra_data() -> dict[str, Any]:
-    """What goes with every prompt: VideoHelperSuite then leaves the finished video only, no parts, no picture."""
+    """Return the extra data of every prompt, which makes VideoHelperSuite keep only the finished video."""
     return {"extra_pnginfo": {"workflow": {"extra": {"VHS_KeepIntermediate": False, "VHS_MetadataImage": False}}}}
 
 
 def _checked(name: str, graph: object) -> Graph:
-    """A copy of the graph with every node well-formed, every link leading somewhere, and no circles."""
+    """Copy a graph after checking that its nodes are well-formed, its links lead to nodes, and there is no circle."""
     if not isinstance(graph, dict):
         raise WorkflowError(f"The workflow {name} is not an object of nodes.")
     if isinstance(graph.get("nodes"), list):
@@ -223,7 +222,7 @@ def _checked(name: str, graph: object) -> Graph:
 
 
 def _swap_and_output(name: str, nodes: Graph) -> tuple[str, str]:
-    """The face swap and the video output that its pictures reach."""
+    """Find the face swap and the video output that its pictures reach."""
     swaps = {
         node_id
         for node_id, node in nodes.items()
@@ -252,7 +251,7 @@ def _swap_and_output(name: str, nodes: Graph) -> tuple[str, str]:
 
 
 def _only(name: str, nodes: Graph, classes: tuple[str, ...], among: Iterable[str], where: str) -> str:
-    """The one node of these classes; a sentence that names them where there is none or more than one."""
+    """Find the one node of these classes. Raises WorkflowError where there is none or more than one."""
     found = [node_id for node_id in among if nodes[node_id]["class_type"] in classes]
     if len(found) == 1:
         return found[0]
@@ -261,7 +260,7 @@ def _only(name: str, nodes: Graph, classes: tuple[str, ...], among: Iterable[str
 
 
 def _follow_clip_rate(nodes: Graph, loader: str, output: str) -> None:
-    """Let the output play at the rate the frames were loaded with, unless its rate already comes from the clip."""
+    """Set the output's frame rate to that of the loaded frames, unless it is already linked to the clip's."""
     inputs = nodes[output]["inputs"]
     if loader in _upstream(nodes, inputs.get("frame_rate")):
         return
@@ -274,7 +273,7 @@ def _follow_clip_rate(nodes: Graph, loader: str, output: str) -> None:
 
 
 def _options(nodes: Graph, swap: str, output: str) -> dict[str, tuple[str, str]]:
-    """The place of each option this workflow has one for."""
+    """Find the node and input of each option that this workflow has a place for."""
     inputs = nodes[swap]["inputs"]
     places = {"crf": (output, "crf")} if "crf" in nodes[output]["inputs"] else {}
     for option, candidates in SWAP_OPTIONS.items():
@@ -287,7 +286,7 @@ def _options(nodes: Graph, swap: str, output: str) -> dict[str, tuple[str, str]]
 
 
 def _upstream(nodes: Graph, value: object) -> set[str]:
-    """The nodes that what `value` links to depends on, that node included."""
+    """Return the node that `value` links to, and all nodes that it depends on."""
     found: set[str] = set()
     waiting = list(_links([value]))
     while waiting:
@@ -303,7 +302,7 @@ def _links(values: Iterable[object]) -> Iterator[str]:
 
 
 def _link(value: object) -> str | None:
-    """The node an input is linked to; None for a plain value."""
+    """Return the node that an input is linked to; None for a plain value."""
     match value:
         case [str(node_id), int()]:
             return node_id

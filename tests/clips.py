@@ -1,4 +1,4 @@
-"""Makes small test videos whose every frame carries its number, readable after any encoding."""
+"""Small test videos whose every frame carries its number, readable after any encoding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BITS = 12
 
 
 def numbered(number: int, width: int = 128, height: int = 96) -> Picture:
-    """An RGB picture with `number` as a row of black and white cells over a gradient."""
+    """Draw an RGB picture with `number` as a row of black and white cells over a gradient."""
     y, x = np.mgrid[0:height, 0:width]
     picture = np.stack([60 + x * 120 // width, 60 + y * 120 // height, 90 + 0 * x], axis=2).astype(np.uint8)
     for bit in range(BITS):
@@ -27,7 +27,7 @@ def numbered(number: int, width: int = 128, height: int = 96) -> Picture:
 
 
 def read_number(picture: Picture) -> int:
-    """The number that `numbered` wrote, from a decoded RGB or grey picture."""
+    """Return the number that `numbered` drew, from a decoded RGB or grey picture."""
     grey = picture if picture.ndim == 2 else picture.mean(axis=2)
     height, width = grey.shape
     cells = grey[height // 12 : height // 4]
@@ -39,7 +39,7 @@ def read_number(picture: Picture) -> int:
 
 
 def read_numbers(path: Path) -> list[int]:
-    """The numbers of all frames of a video, in the order they are shown."""
+    """Return the numbers of all frames of a video, in the order they are shown."""
     with av.open(str(path)) as container:
         return [read_number(frame.to_ndarray(format="gray")) for frame in container.decode(video=0)]
 
@@ -65,7 +65,7 @@ def make_clip(
     rotation: int = 0,
     options: dict[str, str] | None = None,
 ) -> Path:
-    """Encodes a clip and returns its path.
+    """Encode a clip and return its path.
 
     times          presentation time of each frame in ticks of `time_base`: variable frame rate
     video_start    ticks of the time base by which the picture starts late
@@ -113,7 +113,7 @@ def _tone(pitch: float, seconds: float, sample_format: str) -> Iterable[av.Audio
 
 
 def sound_packets(path: Path) -> list[list[tuple[bytes, float]]]:
-    """For each sound track its packets and their times in seconds."""
+    """Return for each sound track its packets and their times in seconds."""
     with av.open(str(path)) as container:
         tracks: dict[int, list[tuple[bytes, float]]] = {s.index: [] for s in container.streams.audio}
         for packet in container.demux():
@@ -123,13 +123,13 @@ def sound_packets(path: Path) -> list[list[tuple[bytes, float]]]:
 
 
 def frame_times(path: Path) -> list[float]:
-    """The time in seconds at which each frame is shown."""
+    """Return the time in seconds at which each frame is shown."""
     with av.open(str(path)) as container:
         return [float(frame.time) for frame in container.decode(video=0)]
 
 
 def cut_short(path: Path, out: Path, share: float) -> Path:
-    """The first `share` (0–1) of a file."""
+    """Write the first `share` (0–1) of a file."""
     data = path.read_bytes()
     out.write_bytes(data[: int(len(data) * share)])
     return out
@@ -143,7 +143,7 @@ def _boxes(data: bytes, start: int, end: int) -> Iterable[tuple[bytes, int, int]
 
 
 def _find_box(data: bytes, *names: bytes) -> tuple[int, int]:
-    """Start and end of the first MP4 box at the path `names`."""
+    """Return start and end of the first MP4 box at the path `names`."""
     start, end = -8, len(data)
     for name in names:
         start, end = next((a, b) for found, a, b in _boxes(data, start + 8, end) if found == name)
@@ -151,8 +151,10 @@ def _find_box(data: bytes, *names: bytes) -> tuple[int, int]:
 
 
 def with_edit_list(path: Path, out: Path, *, skipped: int, shown: int) -> Path:
-    """A copy of an mp4 whose first track's edit list starts `skipped` media ticks later and shows `shown`
-    movie ticks (milliseconds)."""
+    """Copy an mp4 with another first edit list.
+
+    It starts `skipped` media ticks later and shows `shown` movie ticks (milliseconds).
+    """
     data = bytearray(path.read_bytes())
     start, _ = _find_box(bytes(data), b"moov", b"trak", b"edts", b"elst")
     duration, media_time = struct.unpack_from(">Ii", data, start + 16)
@@ -162,7 +164,7 @@ def with_edit_list(path: Path, out: Path, *, skipped: int, shown: int) -> Path:
 
 
 def with_lying_header(path: Path, out: Path) -> Path:
-    """A copy of an mp4 whose headers tell a hundred times its length."""
+    """Copy an mp4 whose headers then declare a hundred times its length."""
     data = bytearray(path.read_bytes())
     for names, offset in (((b"mvhd",), 24), ((b"trak", b"tkhd"), 28), ((b"trak", b"mdia", b"mdhd"), 24)):
         start, _ = _find_box(bytes(data), b"moov", *names)
@@ -173,7 +175,7 @@ def with_lying_header(path: Path, out: Path) -> Path:
 
 
 def growing(path: Path, *sizes: tuple[int, int]) -> Path:
-    """A clip with one plain picture of each size (width, height); its headers tell of the first only."""
+    """Make a clip with one plain picture of each size (width, height); its headers declare only the first."""
     with av.open(str(path), "w", format="matroska") as output:
         stream = output.add_stream("mjpeg", rate=24, options={"strict": "unofficial"})
         stream.width, stream.height, stream.pix_fmt = *sizes[0], "yuvj420p"
@@ -187,7 +189,7 @@ def growing(path: Path, *sizes: tuple[int, int]) -> Path:
 
 
 def many_tracks(path: Path, count: int) -> Path:
-    """A clip with so many tracks, each of one small picture; the name tells the container."""
+    """Make a clip with so many tracks, each of one small picture; the name tells the container."""
     with av.open(str(path), "w") as output:
         streams = [output.add_stream("mpeg4", rate=24) for _ in range(count)]
         for stream in streams:
@@ -201,7 +203,7 @@ def many_tracks(path: Path, count: int) -> Path:
 
 
 def huge_png(path: Path, width: int = 60000, height: int = 60000) -> Path:
-    """A few bytes of PNG that declare a picture of `width`×`height`."""
+    """Make a few bytes of PNG that declare a picture of `width`×`height`."""
     import zlib
 
     def chunk(name: bytes, body: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""What every test may use. Being here, this file also puts the helpers beside it on the import path."""
+"""Fixtures of all tests. This file also puts the helpers beside it on the import path."""
 
 from hypothesis import HealthCheck, settings
 

@@ -1,4 +1,4 @@
-"""Drives an engine as a program written for ComfyUI does, and reads recordings of ComfyUI for comparison."""
+"""A client that drives an engine like a program written for ComfyUI, and recordings of ComfyUI to compare with."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAINT = Faults(paint=True)
 
 
 def workflow(video: str = "clip.mp4", image: str = "face.png", **inputs: Any) -> dict[str, Any]:
-    """The seed workflow for these files; `inputs` go to whichever node has an input of that name."""
+    """Return the seed workflow for these files; `inputs` go to whichever node has an input of that name."""
     graph: dict[str, Any] = copy.deepcopy(SEED)
     graph["8"]["inputs"]["video"] = video
     graph["10"]["inputs"]["image"] = image
@@ -77,13 +77,13 @@ class Rig:
             yield Socket(connection)
 
     async def run(self, graph: dict[str, Any], prompt_id: str = "p") -> list[Message]:
-        """Runs a prompt and returns the frames it sent, from before it was posted to its end."""
+        """Run a prompt and return the frames it sent, from before it was posted to its end."""
         async with self.socket() as socket:
             await self.submit(graph, prompt_id)
             return await socket.until_end(prompt_id)
 
     async def ended(self, prompt_id: str) -> Message:
-        """The history of a prompt, once there is one."""
+        """Return the history of a prompt, once there is one."""
         async with asyncio.timeout(WAIT_S):
             while not (history := await self.get(f"/history/{prompt_id}")):
                 await asyncio.sleep(0.02)
@@ -91,7 +91,7 @@ class Rig:
         return entry
 
     async def swap(self, graph: dict[str, Any], prompt_id: str = "p") -> Path:
-        """Runs a prompt to success and returns the file it made."""
+        """Run a prompt to success and return the file it made."""
         await self.submit(graph, prompt_id)
         entry = await self.ended(prompt_id)
         assert entry["status"]["completed"], entry["status"]["messages"]
@@ -99,7 +99,7 @@ class Rig:
 
 
 class Socket:
-    """A WebSocket and what it heard."""
+    """A WebSocket and the frames it received."""
 
     def __init__(self, connection: aiohttp.ClientWebSocketResponse) -> None:
         self.connection = connection
@@ -107,7 +107,7 @@ class Socket:
         self.previews: list[bytes] = []
 
     async def until(self, wanted: Callable[[Message], bool]) -> list[Message]:
-        """All frames up to the first that is wanted."""
+        """Return all frames up to the first that is wanted."""
         async with asyncio.timeout(WAIT_S):
             while True:
                 frame = await self.connection.receive()
@@ -126,7 +126,7 @@ class Socket:
 
 @asynccontextmanager
 async def engine(data: Path, faults: Faults | None = PAINT, **options: Any) -> AsyncIterator[Rig]:
-    """A running engine with a face and a clip of 24 frames uploaded."""
+    """Run an engine with a face and a clip of 24 frames uploaded."""
     app = create_app(data, faults=faults, preset="veryfast", **options)
     async with TestClient(TestServer(app)) as client:
         rig = Rig(client, data)
@@ -137,17 +137,17 @@ async def engine(data: Path, faults: Faults | None = PAINT, **options: Any) -> A
 
 
 def recorded(name: str, connection: str = "A") -> list[Message]:
-    """The text frames one socket heard in a recording."""
+    """Return the text frames of one socket in a recording."""
     return [entry["msg"] for entry in replay.read(name) if entry["kind"] == "ws" and entry["conn"] == connection]
 
 
 def of_prompt(frames: list[Message], prompt_id: str) -> list[Message]:
-    """The frames of one prompt."""
+    """Return the frames of one prompt."""
     return [frame for frame in frames if frame["data"].get("prompt_id") == prompt_id]
 
 
 def shape(frames: list[Message]) -> tuple[list[str], dict[str, list[str]]]:
-    """What matters in the order of a prompt's frames: those that belong to no node, and for each node its own.
+    """Return the order of a prompt's frames: those that belong to no node, and for each node its own.
 
     Repeats are left out, and so is the order of nodes that do not depend on each other: ComfyUI's varies.
     """
@@ -168,5 +168,5 @@ def shape(frames: list[Message]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def order(frames: list[Message]) -> list[str]:
-    """The nodes in the order they were executed."""
+    """Return the nodes in the order they were executed."""
     return [f["data"]["node"] for f in frames if f["type"] == "executing" and f["data"]["node"] is not None]

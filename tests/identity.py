@@ -1,4 +1,4 @@
-"""Who is in a picture, by a network the engine does not use: dlib's ResNet face embedding.
+"""Recognition of the person in a picture, by a network the engine does not use: dlib's ResNet face embedding.
 
 Distances between pictures of one person are about 0.33 to 0.44, between two people 0.68 to 0.99.
 """

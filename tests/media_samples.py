@@ -13,7 +13,7 @@ ASTRONAUT = SAMPLES / "astronaut.png"
 GRACE_HOPPER = SAMPLES / "grace_hopper.jpg"
 
 FACE_CENTRE = (225.0, 125.0)
-"""Where the face lies in astronaut.png, pixels."""
+"""The face in astronaut.png, pixels."""
 
 CLIP_PERIOD = 75
 """Frames after which the motion of the made clip repeats."""

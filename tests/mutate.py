@@ -61,7 +61,7 @@ class Mutation:
 
 
 def mutations() -> list[Mutation]:
-    """All that is listed."""
+    """Read all mutations of the list."""
     entries = tomllib.loads(LIST.read_text(encoding="utf-8"))["mutation"]
     return [Mutation(**{**entry, "tests": tuple(entry["tests"])}) for entry in entries]
 
@@ -102,7 +102,7 @@ class Trees:
             self._free.put(copy)
 
     def noticed_by(self, mutation: Mutation) -> str | None:
-        """The test that notices a mutation, None when it survives."""
+        """Return the test that fails by a mutation; None when it survives."""
         root = self._free.get()
         original = (root / mutation.file).read_bytes()
         try:

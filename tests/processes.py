@@ -24,14 +24,14 @@ LISTENING = re.compile(rb"listening on (http://\S+)")
 
 
 def free_port() -> int:
-    """A port nobody listens on now."""
+    """Return a port nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def files_in(folder: Path) -> list[str]:
-    """Every file in a folder, relative; folders may come and go meanwhile, which `rglob` does not stand."""
+    """Return every file in a folder, relative; unlike `rglob` it bears folders that appear and vanish meanwhile."""
     return sorted(os.path.relpath(Path(at, name), folder) for at, _, names in os.walk(folder) for name in names)
 
 
@@ -78,11 +78,11 @@ class Child:
         return self._log.read_text(errors="replace")
 
     async def kill(self) -> None:
-        """As a power cut would."""
+        """Kill the process, as a power cut would."""
         await self._signal(signal.SIGKILL)
 
     async def stop(self) -> int:
-        """As systemd would; returns the exit status."""
+        """Stop the process as systemd would; returns the exit status."""
         return await self._signal(signal.SIGTERM)
 
     async def ended(self) -> int:
@@ -98,7 +98,7 @@ class Child:
             return await self._process.wait()
 
     def memory_mb(self) -> float:
-        """What it holds in memory now, MiB."""
+        """Return the memory that the process holds now, MiB."""
         return psutil.Process(self.pid).memory_info().rss / 2**20
 
     async def __aenter__(self) -> Self:
@@ -127,7 +127,7 @@ class Engine(Child):
         )
 
     async def hold(self) -> None:
-        """From now on prompts stop after their first frame, until `release`."""
+        """Let prompts from now on stop after their first frame, until `release`."""
         self._gate.unlink(missing_ok=True)
         await self.set_faults(hold_until=str(self._gate))
 
@@ -136,7 +136,7 @@ class Engine(Child):
         self._gate.touch()
 
     async def set_faults(self, **faults: Any) -> None:
-        """From now on these faults and no others."""
+        """Set these faults and no others from now on."""
         async with (
             aiohttp.ClientSession() as session,
             session.post(f"{self.url}/faults", json=faults) as response,
@@ -160,7 +160,7 @@ class Service(Child):
         )
 
     def files(self) -> list[str]:
-        """Every file in the data folder but the database and the lock, relative."""
+        """Return every file in the data folder but the database and the lock, relative."""
         return [name for name in files_in(self.data_dir) if not name.startswith(("faceswap.db", "lock"))]
 
 
@@ -168,6 +168,6 @@ class Service(Child):
 async def service_and_engine(
     folder: Path, faults: dict[str, Any], **settings: object
 ) -> AsyncIterator[tuple[Service, Engine]]:
-    """A service in front of one engine with faults."""
+    """Yield a service in front of one engine with faults."""
     async with Engine(folder, **faults) as engine, Service(folder, engine.url, **settings) as service:
         yield service, engine

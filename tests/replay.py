@@ -22,13 +22,13 @@ ABRUPT = 1006
 
 
 def read(name: str) -> list[dict[str, Any]]:
-    """The entries of a recording, one a line."""
+    """Return the entries of a recording, one a line."""
     with (TRANSCRIPTS / f"{name}.jsonl").open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def frame(entry: dict[str, Any]) -> str | bytes:
-    """The frame as it was on the wire. Of binary ones the recording kept the beginning: the rest is filled up."""
+    """Return the frame as it was on the wire; binary frames, of which only the start is recorded, are filled up."""
     if entry["kind"] == "ws":
         return json.dumps(entry["msg"])
     head = struct.pack(">II", entry["ev"], entry["second"]) + entry["ascii"].encode("latin-1")
@@ -55,7 +55,7 @@ class Replay:
                     self._answers[_call(entry["method"], entry["path"], entry["req"])].append(entry)
 
     def app(self) -> web.Application:
-        """The server, to be run by a test."""
+        """Make the server, to be run by a test."""
         app = web.Application()
         app.router.add_get("/ws", self._play)
         app.router.add_route("*", "/{path:.*}", self._answer)
@@ -93,6 +93,6 @@ class Replay:
 
 
 def _call(method: str, path: str, body: Any) -> tuple[str, str]:
-    """What makes two calls the same: the method, the path, and for a prompt its id."""
+    """Return the key of a call: the method, the path, and for a prompt its id."""
     prompt_id = body.get("prompt_id", "") if path == "/prompt" and isinstance(body, dict) else ""
     return method, f"{path}#{prompt_id}"

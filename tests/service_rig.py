@@ -71,7 +71,7 @@ class EngineRig:
         return str(self._server.make_url("/"))
 
     def set_faults(self, **faults: Any) -> None:
-        """From now on these faults and no others."""
+        """Set these faults and no others from now on."""
         self._app[ENGINE].faults.now = Faults.parse(faults)
 
     def hold(self, *, after: int = 0) -> None:
@@ -96,7 +96,7 @@ class EngineRig:
 
     @property
     def submissions(self) -> int:
-        """How often a prompt was sent to it."""
+        """The number of prompts sent to it."""
         return self.calls.count(("POST", "/prompt"))
 
     @property
@@ -106,12 +106,12 @@ class EngineRig:
 
     @property
     def loads(self) -> list[dict[str, Any]]:
-        """What each of these prompts asked VHS_LoadVideo for."""
+        """The inputs of VHS_LoadVideo in each of these prompts."""
         graphs = (entry["prompt"][2] for entry in self._app[ENGINE].prompts.history.values())
         return [node["inputs"] for graph in graphs for node in graph.values() if node["class_type"] == "VHS_LoadVideo"]
 
     def interrupt(self) -> None:
-        """As somebody would in ComfyUI's own page."""
+        """Interrupt as a user of ComfyUI's own page would."""
         self._app[ENGINE].prompts.interrupt(None)
 
     async def __aenter__(self) -> EngineRig:
@@ -150,7 +150,7 @@ class ServiceRig:
         return await self.get(f"/status/{prompt_id}")
 
     async def ended(self, prompt_id: str) -> dict[str, Any]:
-        """The status of a job once it has ended."""
+        """Return the status of a job once it has ended."""
 
         async def end() -> dict[str, Any] | None:
             status = await self.status(prompt_id)
@@ -175,22 +175,22 @@ class ServiceRig:
         return to
 
     async def messages(self, prompt_id: str) -> list[str]:
-        """What watchers of an ended job were told, in order."""
+        """Return the events of an ended job, in order."""
         events = await self.client.app[keys.STORE].events(prompt_id, 0)
         return [str(event.data.get("message") or event.data.get("detail")) for event in events]
 
     async def segments(self, prompt_id: str) -> list[tuple[int, int, int]]:
-        """First frame, frames and attempts of each segment of a job, in order."""
+        """Return first frame, frames and attempts of each segment of a job, in order."""
         found = await self.client.app[keys.STORE].segments(prompt_id)
         return [(segment.first_frame, segment.frame_count, segment.attempt) for segment in found]
 
     async def finished_segments(self, prompt_id: str) -> set[str]:
-        """The files of a job's finished segments, relative to the data folder."""
+        """Return the files of a job's finished segments, relative to the data folder."""
         found = await self.client.app[keys.STORE].segments(prompt_id)
         return {f"work/{prompt_id}/{segment.output_file}" for segment in found if segment.state == "done"}
 
     def files(self) -> list[str]:
-        """Every file in the data folder but the database, relative."""
+        """Return every file in the data folder but the database, relative."""
         return [name for name in files_in(self.folder) if not name.startswith("faceswap.db")]
 
 
@@ -198,7 +198,7 @@ class ServiceRig:
 async def running_service(
     folder: Path, *engines: EngineRig | str, timeouts: Timeouts = QUICK, **settings: Any
 ) -> AsyncIterator[ServiceRig]:
-    """A service in front of these engines, or addresses, ready for jobs."""
+    """Yield a service in front of these engines, or addresses, ready for jobs."""
     urls = tuple(URL(engine if isinstance(engine, str) else engine.url) for engine in engines)
     app = create_app(Settings(folder, comfyui_urls=urls, min_free_mb=0, **settings), timeouts)
     async with TestClient(TestServer(app)) as client:
@@ -217,7 +217,7 @@ async def service_and_engines(
     settings: dict[str, Any] | None = None,
     **faults: Any,
 ) -> AsyncIterator[tuple[ServiceRig, list[EngineRig]]]:
-    """A service in front of some engines, all with the same faults."""
+    """Yield a service in front of some engines, all with the same faults."""
     async with AsyncExitStack() as stack:
         engines = [
             await stack.enter_async_context(EngineRig(folder / f"engine-{number}", lie, **faults))

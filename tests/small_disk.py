@@ -51,7 +51,7 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(folder: Path, size: str = "16m") -> Iterator[SmallDisk]:
-    """A disk at `folder`."""
+    """Yield a disk at `folder`."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={_ENTRIES}", "tmpfs", str(folder)]
     mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0

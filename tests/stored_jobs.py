@@ -29,7 +29,7 @@ def new_job(
     options: dict[str, Any] | None = None,
     **changes: Any,
 ) -> NewJob:
-    """A job of some segments of `frames` frames, or of the given ones, ready to be created."""
+    """Make a job of some segments of `frames` frames, or of the given ones, ready to be created."""
     if isinstance(segments, int):
         segments = tuple(SegmentPlan(number, number * frames, frames) for number in range(segments))
     total = sum(plan.frame_count for plan in segments)
@@ -58,12 +58,12 @@ def new_job(
 
 
 async def create(store: Store, **changes: Any) -> Job:
-    """An accepted job."""
+    """Store an accepted job."""
     return (await store.create(new_job(**changes), QUEUE_LIMIT))[0]
 
 
 async def hold(store: Store, backend: str = "one") -> Lease:
-    """The lease on a backend, which a store takes once."""
+    """Return the lease on a backend, which a store acquires once."""
     leases = _LEASES.setdefault(store, {})
     if backend not in leases:
         leases[backend] = await acquire(store, backend_lease(backend))
@@ -71,26 +71,26 @@ async def hold(store: Store, backend: str = "one") -> Lease:
 
 
 async def acquire(store: Store, name: str, holder: str = LOCAL_HOLDER) -> Lease:
-    """A lease, anew; nobody else may have it."""
+    """Acquire a lease, which no other holder may have."""
     lease = await store.acquire_lease(name, holder, LEASE_S)
     assert lease is not None
     return lease
 
 
 async def try_claim(store: Store, backend: str = "one", **conditions: Any) -> Segment | None:
-    """The next segment, if there is one."""
+    """Claim the next segment, if there is one."""
     return await store.claim(await hold(store, backend), **conditions)
 
 
 async def claim(store: Store, backend: str = "one") -> Segment:
-    """The next segment; there must be one."""
+    """Claim the next segment; there must be one."""
     segment = await try_claim(store, backend)
     assert segment is not None
     return segment
 
 
 async def adopt(store: Store) -> list[Segment]:
-    """The submitted segments of all backends, taken over as at a start."""
+    """Return the submitted segments of all backends, taken over as at a start."""
     names = sorted({segment.backend or "" for segment in await store.submitted()})
     return [segment for name in names for segment in await store.adopt(await hold(store, name))]
 
@@ -102,7 +102,7 @@ async def finish(store: Store, job: Job) -> bool:
 
 
 async def run_to_success(store: Store, **changes: Any) -> Job:
-    """A job of one segment, done."""
+    """Store a job of one segment that is done."""
     job = await create(store, **changes)
     await store.finish_segment(await claim(store), "00000-1.mp4", 1.0)
     assert await finish(store, job)
@@ -117,7 +117,7 @@ def sql(path: Path, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
 
 @asynccontextmanager
 async def opened(path: Path, published: list[Event] | None = None) -> AsyncIterator[Store]:
-    """A store on a file, closed in the end; what it publishes is put into the list."""
+    """Yield a store on a file, closed in the end; its events are put into the list."""
     store = await Store.open(path, MIGRATIONS, (published if published is not None else []).append)
     try:
         yield store

@@ -23,19 +23,19 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("parts of one thing each", frozenset({"media", "store", "hub", "workflow", "client"})),
     ("where things lie", frozenset({"files", "config"})),
     ("what a job is", frozenset({"events", "jobs"})),
-    ("ground", frozenset({"clock", "errors", "limits", "progress", "samples", ""})),
+    ("ground", frozenset({"child_process", "clock", "durable", "errors", "limits", "progress", "samples", ""})),
 )
 """The layers from top to bottom. Each module or subpackage stands in one; `""` is the package itself."""
 
 ALONE = frozenset({"engine"})
-"""What no other part imports and what imports no other part: a process of its own."""
+"""Parts that no other part imports and that import no other part: processes of their own."""
 
-SHARED = frozenset({"limits"})
-"""What the ones that stand alone share with the others: constants."""
+SHARED = frozenset({"durable", "limits"})
+"""Modules that the parts that stand alone share with the others."""
 
 
 def name_of(path: Path) -> str:
-    """A file's module name within the package: `comfy.client`; `comfy` for its `__init__.py`, `""` for the package."""
+    """Name a file's module in the package: `comfy.client`; `comfy` for its `__init__.py`, `""` for the package."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -44,7 +44,7 @@ FILES: Mapping[str, Path] = {name_of(path): path for path in sorted(PACKAGE.rglo
 
 
 def imports(path: Path) -> Iterator[str]:
-    """The full names that a file imports: of modules, or of what is in them."""
+    """Yield the full names that a file imports: of modules, or of what is in them."""
     package = ("faceswap", *path.relative_to(PACKAGE).parent.parts)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -56,7 +56,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def modules(path: Path) -> set[str]:
-    """The modules of the package that a file imports."""
+    """Return the modules of the package that a file imports."""
     found = set()
     for full_name in imports(path):
         root, _, name = full_name.partition(".")
@@ -71,12 +71,12 @@ GRAPH: Mapping[str, set[str]] = {name: modules(path) - {name} for name, path in 
 
 
 def part(module: str) -> str:
-    """The part of the architecture that a module belongs to."""
+    """Return the part of the architecture that a module belongs to."""
     return module.split(".")[0]
 
 
 def layer(module: str) -> int:
-    """How far down a module stands."""
+    """Return the number of layers above a module."""
     return next(level for level, (_, parts) in enumerate(LAYERS) if part(module) in parts)
 
 
@@ -110,7 +110,7 @@ def test_files_do_not_import_each_other_in_circles() -> None:
 
 
 def circle(graph: Mapping[str, set[str]]) -> list[str] | None:
-    """Some way through a graph that comes back to where it was."""
+    """Find a circle in a graph, as the names on its way."""
     done: set[str] = set()
 
     def walk(name: str, way: list[str]) -> list[str] | None:

@@ -42,7 +42,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a service with its embedded engine, as `faceswap serve` prints it."""
+    """Yield the address of a service with its embedded engine, as `faceswap serve` prints it."""
     folder = tmp_path_factory.mktemp("service")
     with (
         (folder / "log").open("wb") as log,

@@ -14,7 +14,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faceswap.client import MAX_EVENT_CHARS, ClientError, EventStreamParser, FaceSwapClient, Message
+from faceswap.client import MAX_EVENT_CHARS, ClientError, EventStreamParser, FaceSwapClient, ServerSentEvent
 
 Serve = Callable[..., Awaitable[str]]
 RESULT = bytes(range(256)) * 4096
@@ -33,7 +33,7 @@ async def serve(aiohttp_server: Callable[..., Awaitable[object]]) -> Serve:
     return start
 
 
-def parse(*chunks: bytes) -> list[Message]:
+def parse(*chunks: bytes) -> list[ServerSentEvent]:
     parser = EventStreamParser()
     return [message for chunk in chunks for message in parser.feed(chunk)]
 
@@ -43,10 +43,10 @@ STREAM = (
     "data:first\r\ndata: second\r\ndata\r\n\r\nevent: no data\n\n:\rid\rdata: x\r\revent:e\nid: 7\ndata: last\n\n"
 ).encode()
 MESSAGES = [
-    Message("1", "queued", '{"a": "ü 🌌"}'),
-    Message("1", "message", "first\nsecond\n"),
-    Message("", "message", "x"),
-    Message("7", "e", "last"),
+    ServerSentEvent("1", "queued", '{"a": "ü 🌌"}'),
+    ServerSentEvent("1", "message", "first\nsecond\n"),
+    ServerSentEvent("", "message", "x"),
+    ServerSentEvent("7", "e", "last"),
 ]
 
 
@@ -61,12 +61,12 @@ def test_an_event_stream_reads_the_same_byte_by_byte() -> None:
 
 
 def test_a_message_that_the_end_of_the_stream_cuts_short_is_not_dispatched() -> None:
-    assert parse(b"data: whole\n\ndata: half\n") == [Message("", "message", "whole")]
+    assert parse(b"data: whole\n\ndata: half\n") == [ServerSentEvent("", "message", "whole")]
 
 
 def test_an_id_with_a_null_and_a_retry_that_is_no_number_are_ignored() -> None:
     parser = EventStreamParser()
-    assert list(parser.feed(b"id: 3\nid: 4\0\nretry: 5s\ndata: x\n\n")) == [Message("3", "message", "x")]
+    assert list(parser.feed(b"id: 3\nid: 4\0\nretry: 5s\ndata: x\n\n")) == [ServerSentEvent("3", "message", "x")]
     assert parser.retry_ms is None
 
 
@@ -178,7 +178,7 @@ def submissions() -> list[dict[str, object]]:
 
 @pytest.fixture
 def accept(submissions: list[dict[str, object]]) -> web.RouteDef:
-    """A `POST /face-swap` under a path prefix that keeps what it was sent."""
+    """Make a route `POST /face-swap` under a path prefix, which keeps its requests."""
 
     async def handler(request: web.Request) -> web.Response:
         fields: dict[str, object] = {"headers": request.headers, "type": request.content_type}

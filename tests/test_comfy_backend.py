@@ -56,7 +56,7 @@ class Pilot:
         return self.backend.begin(segment)
 
     def add_another(self) -> None:
-        """From now on another backend could do the work."""
+        """Let another backend be able to do the work from now on."""
         self.pool.backends.append(cast(Backend, SimpleNamespace(healthy=True)))
 
     async def submit(self, prompt: InFlightPrompt) -> None:
@@ -129,7 +129,7 @@ async def test_who_reads_slowly_misses_no_pass_of_a_bar_and_delays_no_look(clip:
 
 
 def ended(prompt: InFlightPrompt) -> bool:
-    """Whether the task that asks for a prompt's end has it."""
+    """Tell whether the task that asks for a prompt's end has it."""
     return not [task for task in asyncio.all_tasks() if task.get_name() == f"end of {prompt.prompt_id}"]
 
 

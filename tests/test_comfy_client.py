@@ -23,7 +23,7 @@ from faceswap.comfy.client import ComfyClient, ComfyError, Features, Outcome, Pl
 from faceswap.comfy.embedded import EmbeddedEngine
 from faceswap.comfy.failures import PromptRejected
 from faceswap.comfy.listener import Listener
-from faceswap.comfy.messages import Executing, Message, OutputFile, Progress, Succeeded
+from faceswap.comfy.messages import Executing, Message, OutputFile, Progress
 from faceswap.errors import JobFailure
 from faceswap.workflow import Workflow, extra_data
 
@@ -52,7 +52,7 @@ def answering(*routes: tuple[str, str, Handler]) -> web.Application:
 
 
 def saying(body: object, status: int = 200) -> web.Application:
-    """A server with one answer for everything."""
+    """Make a server with one answer for every request."""
 
     async def answer(_: web.Request) -> web.Response:
         text = body if isinstance(body, str) else json.dumps(body)
@@ -234,11 +234,11 @@ JOBS = {
         "interrupted",
     ),
 }
-"""What ComfyUI 0.33 answers to `GET /api/jobs/{id}`, and what that means."""
+"""Answers of ComfyUI 0.33 to `GET /api/jobs/{id}`, each with its meaning."""
 
 
 def newer(status: int, job: object, calls: list[str]) -> web.Application:
-    """A ComfyUI that has `/api/jobs`."""
+    """Make a ComfyUI that has `/api/jobs`."""
 
     async def jobs(request: web.Request) -> web.Response:
         calls.append(f"{request.method} {request.path_qs}")
@@ -362,7 +362,7 @@ async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch)
 
 
 def storing(folder: Path, limit: int | None = None) -> web.Application:
-    """An upload route that answers as ComfyUI does, with a size limit."""
+    """Make an upload route that answers as ComfyUI does, with a size limit."""
 
     async def upload(request: web.Request) -> web.Response:
         parts = {}
@@ -619,6 +619,6 @@ async def test_a_job_goes_through_the_embedded_engine_from_upload_to_file(tmp_pa
             await asyncio.gather(listener, return_exceptions=True)
             await engine.stop()
     assert read_numbers(tmp_path / "out.mp4") == [4, 5, 6, 7, 8]
-    assert messages.count(Succeeded("p-1")) == 1
+    assert messages.count(Executing("p-1", None)) == 1
     assert Executing("p-1", workflow.swap) in messages
     assert {workflow.role(message.node) for message in messages if isinstance(message, Progress)} >= {"swap", "combine"}

@@ -1,4 +1,4 @@
-"""The embedded engine's keeper, with child processes that behave and that do not."""
+"""The embedded engine's supervisor, with child processes that behave and that do not."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ sys.stdin.buffer.read()
 
 
 def child(data_dir: Path, port: int = 0, before: str = "", after: str = "") -> EmbeddedEngine:
-    """A keeper of the child above, which runs some Python before and after it listens."""
+    """Supervise the child above, which runs some Python before and after it listens."""
     return EmbeddedEngine(
         data_dir, port, extra_args=("--before", before, "--after", after), command=(sys.executable, "-c", CHILD)
     )
@@ -51,7 +51,7 @@ def child(data_dir: Path, port: int = 0, before: str = "", after: str = "") -> E
 
 @asynccontextmanager
 async def kept(engine: EmbeddedEngine) -> AsyncIterator[list[URL]]:
-    """The engine under `run`, with the addresses that were ready so far."""
+    """Run the engine and give the addresses that were ready so far."""
     ready: list[URL] = []
     task = asyncio.create_task(engine.run(ready.append))
     try:
@@ -65,7 +65,7 @@ async def kept(engine: EmbeddedEngine) -> AsyncIterator[list[URL]]:
 
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded_module, "FIRST_PAUSE", 0.02)
+    monkeypatch.setattr(embedded_module, "FIRST_PAUSE_S", 0.02)
 
 
 async def test_it_tells_where_the_engine_listens_and_leaves_no_process(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ async def test_an_engine_that_keeps_failing_is_tried_again_with_growing_pauses(
 async def test_an_engine_that_will_not_stop_is_killed_with_its_own_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_module, "STOP_TIMEOUT", 0.2)
+    monkeypatch.setattr(embedded_module, "STOP_TIMEOUT_S", 0.2)
     stubborn = (
         "import signal, subprocess, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
         "worker = subprocess.Popen(['sleep', '60']); print('worker', worker.pid, flush=True); time.sleep(60)"

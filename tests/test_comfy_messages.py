@@ -1,4 +1,4 @@
-"""Frames become messages, and nothing ComfyUI or anyone else sends makes the parser raise."""
+"""Frames become messages, and no frame of ComfyUI or anyone else makes the parser raise."""
 
 from __future__ import annotations
 
@@ -13,17 +13,15 @@ from replay import TRANSCRIPTS, frame, read
 
 from faceswap.comfy.failures import failure_from_error
 from faceswap.comfy.messages import (
-    Cached,
+    Activity,
     Executing,
     Failed,
     Interrupted,
-    NodeOutput,
     OutputFile,
     Preview,
     Progress,
     QueueRemaining,
-    Started,
-    Succeeded,
+    output_files,
     parse,
 )
 
@@ -42,30 +40,16 @@ def with_metadata(metadata: bytes, image: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("kind", "data", "message"),
     [
-        ("execution_start", {"prompt_id": "p", "timestamp": 1}, Started("p")),
-        ("execution_cached", {"prompt_id": "p", "nodes": ["3", "8"]}, Cached("p", ("3", "8"))),
+        ("execution_start", {"prompt_id": "p", "timestamp": 1}, Activity("p")),
+        ("execution_cached", {"prompt_id": "p", "nodes": ["3", "8"]}, Activity("p")),
         ("executing", {"prompt_id": "p", "node": "3", "display_node": "3"}, Executing("p", "3")),
         ("executing", {"prompt_id": "p", "node": None}, Executing("p", None)),
         ("executing", {"node": "3"}, Executing(None, "3")),
         ("progress", {"prompt_id": "p", "node": "3", "value": 7, "max": 72}, Progress("p", "3", 7.0, 72.0)),
-        ("execution_success", {"prompt_id": "p"}, Succeeded("p")),
+        ("execution_success", {"prompt_id": "p"}, Activity("p")),
         ("execution_interrupted", {"prompt_id": "p", "node_id": "3"}, Interrupted("p")),
         ("status", {"status": {"exec_info": {"queue_remaining": 2}}, "sid": "c"}, QueueRemaining(2)),
-        ("executed", {"prompt_id": "p", "node": "9", "output": None}, NodeOutput("p", "9", ())),
-        (
-            "executed",
-            {"prompt_id": "p", "node": "9", "output": {"text": ["hi"], "videos": [{"filename": "a.mp4"}]}},
-            NodeOutput("p", "9", (OutputFile("a.mp4", "", "output"),)),
-        ),
-        (
-            "executed",
-            {
-                "prompt_id": "p",
-                "node": "5",
-                "output": {"images": [{"filename": "b", "subfolder": "s", "type": "temp"}]},
-            },
-            NodeOutput("p", "5", (OutputFile("b", "s", "temp"),)),
-        ),
+        ("executed", {"prompt_id": "p", "node": "9", "output": None}, Activity("p")),
         (
             "execution_error",
             {"prompt_id": "p", "node_id": "3", "node_type": "N", "exception_type": "E", "exception_message": "m"},
@@ -76,6 +60,18 @@ def with_metadata(metadata: bytes, image: bytes) -> bytes:
 )
 def test_each_kind_of_frame_is_its_message(kind: str, data: dict[str, Any], message: object) -> None:
     assert parse(text(kind, data)) == message
+
+
+@pytest.mark.parametrize(
+    ("output", "files"),
+    [
+        (None, ()),
+        ({"text": ["hi"], "videos": [{"filename": "a.mp4"}]}, (OutputFile("a.mp4", "", "output"),)),
+        ({"images": [{"filename": "b", "subfolder": "s", "type": "temp"}]}, (OutputFile("b", "s", "temp"),)),
+    ],
+)
+def test_the_files_of_an_output_are_found_in_every_list(output: object, files: tuple[OutputFile, ...]) -> None:
+    assert output_files(output) == files
 
 
 @pytest.mark.parametrize(

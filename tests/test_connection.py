@@ -22,7 +22,7 @@ from faceswap.api import connection as connection_module
 from faceswap.api.connection import LEAST_READ_BYTES, MOST_READ_BYTES, Connection, Listener
 from faceswap.api.swap import _first_of
 from faceswap.errors import BadRequest
-from faceswap.intake.readers import MAX_TEXT_BYTES
+from faceswap.intake import MAX_TEXT_BYTES
 
 WAIT_S = 30.0
 MIB = 1024 * 1024
@@ -37,7 +37,7 @@ class Rig:
         self.body_bytes = 0
 
     async def connect(self, *data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection on which something was sent, in pieces."""
+        """Open a connection and send bytes on it, in pieces."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         for piece in data:
             writer.write(piece)
@@ -46,7 +46,7 @@ class Rig:
         return reader, writer
 
     async def answer(self, *data: bytes) -> bytes:
-        """Everything that comes back until the server closes the connection."""
+        """Read everything that comes back until the server closes the connection."""
         reader, writer = await self.connect(*data)
         async with asyncio.timeout(WAIT_S):
             answer = await reader.read()
@@ -99,7 +99,7 @@ def frame(kind: WSMsgType, payload: bytes, *, last: bool = True) -> bytes:
 
 
 async def close_code(rig: Rig, *data: bytes) -> int:
-    """The code with which the server closes a socket, whatever it has sent before."""
+    """Return the code with which the server closes a socket, whatever it has sent before."""
     answer = await rig.answer(UPGRADE + data[0], *data[1:])
     head, _, rest = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 101 ")
@@ -241,7 +241,7 @@ async def test_what_is_no_http_is_answered_with_a_problem(
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many bytes were to be read at once, each time."""
+    """Record the size of each read."""
     reads: list[int] = []
     get_buffer = Connection.get_buffer
 

@@ -1,8 +1,10 @@
-"""What was promised is on the disk before anybody is told: files and the folders that name them are synced."""
+"""Promises are on the disk before a client is told: files and the folders that name them are synced."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -28,29 +30,31 @@ class Synced(list[Path]):
         self.contents: set[tuple[Path, str]] = set()
 
     def holding(self, folder: Path, name: str) -> bool:
-        """Whether the folder was synced while a file of that name was in it."""
+        """Tell whether the folder was synced while a file of that name was in it."""
         return (folder, name) in self.contents
 
 
 @pytest.fixture
 def synced(monkeypatch: pytest.MonkeyPatch) -> Synced:
-    found, fsync = Synced(), os.fsync
+    found = Synced()
 
-    def note(descriptor: int) -> None:
-        fsync(descriptor)
+    def note(sync: Callable[[int], None], descriptor: int) -> None:
+        sync(descriptor)
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
         found.append(path)
         if path.is_dir():
             found.contents |= {(path, entry.name) for entry in path.iterdir()}
 
-    monkeypatch.setattr(os, "fsync", note)
+    for sync in (os.fsync, os.fdatasync):
+        monkeypatch.setattr(os, sync.__name__, partial(note, sync))
     return found
 
 
 async def test_an_upload_is_synced_and_so_are_the_folders_that_lead_to_it(synced: Synced, tmp_path: Path) -> None:
-    path = tmp_path / "inputs" / "job-1"
-    async with new_input_folder(path, Room(0)) as folder:
-        folder.expect(1000)
+    files = Files(tmp_path)
+    path = files.inputs("job-1")
+    async with new_input_folder(files, "job-1", Room(files, 0)) as folder:
+        await folder.expect(1000)
         sink = FileSink(folder, "video", 1000)
         await sink.write(b"bytes")
         assert (await sink.finish()).size == 5
@@ -74,11 +78,12 @@ def test_a_joined_video_is_synced_and_so_is_its_name(synced: Synced, tmp_path: P
     assert synced.holding(tmp_path, "joined.mp4")
 
 
-def test_a_published_result_is_synced_under_its_public_name(synced: Synced, tmp_path: Path) -> None:
+async def test_a_published_result_is_synced_under_its_public_name(synced: Synced, tmp_path: Path) -> None:
     files = Files(tmp_path)
     files.create()
-    (tmp_path / "joined.mp4").write_bytes(b"video")
-    files.publish(tmp_path / "joined.mp4", "clip.mp4")
+    await files.make_scratch("job-1")
+    files.joined("job-1").write_bytes(b"video")
+    await files.publish_result("job-1", "clip.mp4")
     assert synced.holding(tmp_path / "outputs", "clip.mp4")
 
 

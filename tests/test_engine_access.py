@@ -1,4 +1,4 @@
-"""Who may call the engine: nobody without its token, and no page whose host was pointed at this machine."""
+"""Access to the engine: nobody gets in without its token, and no page whose host was pointed at this machine."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ print(json.dumps([found, seen]))
 
 
 def as_another_user(port: int, calls: Sequence[Any], files: Sequence[str]) -> tuple[list[int], list[str | None]]:
-    """Statuses of calls and contents of files as another user gets them; as this one where there is no other to be."""
+    """Return statuses of calls and contents of files as another user gets them; as this one without another."""
     given = json.dumps({"port": port, "calls": calls, "files": files})
     ended = subprocess.run([sys.executable, "-c", INTRUDER], input=given, capture_output=True, text=True, check=True)
     found, seen = json.loads(ended.stdout)
@@ -69,7 +69,7 @@ def as_another_user(port: int, calls: Sequence[Any], files: Sequence[str]) -> tu
 
 @asynccontextmanager
 async def embedded(data: Path) -> AsyncIterator[tuple[EmbeddedEngine, URL]]:
-    """A real engine as the service runs it, with every route there is."""
+    """Run a real engine as the service runs it, with every route."""
     keeper = EmbeddedEngine(data, extra_args=("--faults", "{}"))
     try:
         yield keeper, await keeper.start()
@@ -164,7 +164,7 @@ async def test_a_call_that_names_no_host_is_refused(tmp_path: Path) -> None:
 
 
 def alone(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """`faceswap engine` as a developer starts it."""
+    """Run `faceswap engine` as a developer starts it."""
     return subprocess.Popen(
         [sys.executable, "-m", "faceswap", "engine", "--port", "0", *arguments],
         stdout=subprocess.PIPE,
@@ -175,7 +175,7 @@ def alone(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 def status_of(line: str, headers: dict[str, str]) -> int:
-    """What `/queue` answers at the address of a listening line."""
+    """Return the status of `/queue` at the address of a listening line."""
     url = URL(line.split()[-1])
     assert url.host is not None
     connection = http.client.HTTPConnection(url.host, url.port, timeout=20)

@@ -1,4 +1,4 @@
-"""An engine whose disk is full: it says so, leaves nothing half done, and goes on when there is room."""
+"""An engine with a full disk: it reports it, leaves nothing half done, and goes on when there is room."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ FRAMES = 60
 
 @pytest.fixture
 async def full(tmp_path: Path) -> AsyncIterator[tuple[SmallDisk, Engine, Rig]]:
-    """A disk, an engine on it, and a caller that has uploaded a face and a clip."""
+    """Give a disk, an engine on it, and a caller that has uploaded a face and a clip."""
     with small_disk(tmp_path / "engine") as disk:
         async with Engine(tmp_path, paint=True) as engine, aiohttp.ClientSession(engine.url) as session:
             rig = Rig(session, engine.data_dir)  # type: ignore[arg-type]  # all that Rig calls
@@ -35,14 +36,17 @@ async def full(tmp_path: Path) -> AsyncIterator[tuple[SmallDisk, Engine, Rig]]:
 
 
 def files(engine: Engine) -> set[str]:
-    """Every file of the engine, and those it has erased but still holds open."""
+    """Return every file of the engine, and those it has erased but still holds open."""
     found = {str(path) for path in engine.data_dir.rglob("*") if path.is_file()}
-    links = [link.readlink() for link in Path(f"/proc/{engine.pid}/fd").iterdir()]
-    return found | {str(link) for link in links if str(link).endswith("(deleted)")}
+    for link in Path(f"/proc/{engine.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed since it was listed
+            target = str(link.readlink())
+            found |= {target} if target.endswith("(deleted)") else set()
+    return found
 
 
 async def failed(rig: Rig, prompt_id: str) -> dict[str, Any] | None:
-    """Run the workflow; what its error says, None when it went well."""
+    """Run the workflow and return the error's data, None when it went well."""
     await rig.submit(workflow(filename_prefix=prompt_id, crf=10), prompt_id)
     entry = await rig.ended(prompt_id)
     kind, told = entry["status"]["messages"][-1]
@@ -104,7 +108,7 @@ async def test_a_prompt_that_meets_a_full_disk_fails_with_that_and_leaves_nothin
 async def test_an_engine_starts_when_there_is_room_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(embedded_module, "LONGEST_PAUSE", 0.2)
+    monkeypatch.setattr(embedded_module, "LONGEST_PAUSE_S", 0.2)
     with small_disk(tmp_path / "disk") as disk:
         disk.fill_with_files()
         data = disk.folder / "engine"

@@ -1,4 +1,4 @@
-"""What the engine can be told to do wrong, and the engine as a process of its own."""
+"""The faults that the engine injects on demand, and the engine as a process of its own."""
 
 from __future__ import annotations
 

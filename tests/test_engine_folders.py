@@ -1,4 +1,4 @@
-"""Nothing outside of the engine's three folders can be named, whatever the words."""
+"""The engine's three folders: no name leads out of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from faceswap.engine.folders import Folders, OutsideError
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Folders:
-    """An engine's folders, with links that lead out of them."""
+    """Make an engine's folders, with links that lead out of them."""
     folders = Folders(tmp_path / "engine")
     (tmp_path / "secret").write_text("a face")
     (tmp_path / "engine" / "input" / "link").symlink_to(tmp_path / "secret")

@@ -14,7 +14,7 @@ ASTRONAUT_BOX = (180, 70, 271, 179)
 
 
 def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    """Intersection over union of two boxes."""
+    """Return intersection over union of two boxes."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     common = max(0.0, width) * max(0.0, height)
     return common / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common)
@@ -29,7 +29,7 @@ def on_canvas(picture: np.ndarray, scale: float, left: int, top: int, size: tupl
 
 
 def two_people() -> np.ndarray:
-    """The larger face is on the right."""
+    """Draw two people, the larger face on the right."""
     left, right = read_image(ASTRONAUT), read_image(GRACE_HOPPER)[:512]
     return np.hstack([left, right])
 

@@ -1,9 +1,11 @@
-"""Media that asks for more than the engine takes: one failed prompt with a sentence, and the engine goes on."""
+"""Media beyond the engine's limits: one failed prompt with a sentence, and the engine goes on."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import logging
 import os
 import resource
 import sys
@@ -17,11 +19,12 @@ import cv2
 import numpy as np
 import pytest
 from clips import growing, huge_png, make_clip, many_tracks
-from engine_rig import FACE, Rig, workflow
+from engine_rig import FACE, Rig, engine, workflow
 from processes import Engine
 
 from faceswap.engine.clip import Clip, MediaLimitError, Selection, open_media, probe
 from faceswap.engine.execution import lacks_memory
+from faceswap.engine.frames import Frame
 from faceswap.engine.prompts import LEAKED_EXIT_CODE, STALLED_EXIT_CODE
 from faceswap.limits import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE, MAX_TRACKS, OPEN_OPTIONS
 
@@ -56,7 +59,7 @@ def test_a_demuxer_does_not_make_more_tracks_than_are_taken(tmp_path: Path) -> N
 
 
 async def result(rig: Rig, prompt_id: str, **inputs: Any) -> tuple[str, str] | None:
-    """What a prompt's error says, type and message; None when it went well."""
+    """Run a prompt and return the type and the message of its error; None when it went well."""
     await rig.submit(workflow(filename_prefix=prompt_id, **inputs), prompt_id)
     entry = await rig.ended(prompt_id)
     if entry["status"]["completed"]:
@@ -67,7 +70,7 @@ async def result(rig: Rig, prompt_id: str, **inputs: Any) -> tuple[str, str] | N
 
 @pytest.fixture
 async def process(tmp_path: Path) -> AsyncIterator[tuple[Engine, Rig]]:
-    """An engine process with a face and a small clip, and a caller."""
+    """Give an engine process with a face and a small clip, and a caller."""
     async with Engine(tmp_path, paint=True) as engine, aiohttp.ClientSession(engine.url) as session:
         rig = Rig(session, engine.data_dir)  # type: ignore[arg-type]  # all that Rig calls
         await rig.upload(FACE, "face.png")
@@ -124,11 +127,23 @@ def _data_bytes(pid: int) -> int:
     return int(status.split("VmData:")[1].split()[0]) * 1024
 
 
+async def test_a_failed_prompt_leaves_no_picture_in_memory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.CRITICAL)  # pytest keeps the tracebacks of what is logged
+    async with engine(tmp_path) as rig:
+        await rig.upload(growing(tmp_path / "grow.mkv", *[(64, 64)] * 4, (MAX_SIDE + 8, 64)))
+        gc.disable()
+        try:
+            assert await result(rig, "grow", video="grow.mkv") is not None
+            assert not [kept for kept in gc.get_objects() if isinstance(kept, Frame)]
+        finally:
+            gc.enable()
+
+
 async def test_a_prompt_that_makes_no_progress_ends_the_engine(tmp_path: Path) -> None:
     code = (
         "import sys\n"
         "from faceswap.engine import __main__, prompts\n"
-        "prompts.LOOK_S, prompts.STALL_S = 0.1, 1\n"
+        "prompts.STALL_CHECK_S, prompts.STALL_S = 0.1, 1\n"
         "__main__.main(sys.argv[1:])\n"
     )
     options = ("--no-token", "--port", "0", "--data-dir", str(tmp_path / "data"))

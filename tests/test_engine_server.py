@@ -1,4 +1,4 @@
-"""The engine's protocol, held against recordings of ComfyUI."""
+"""The engine's protocol, compared with recordings of ComfyUI."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ async def test_a_second_socket_goes_on_hearing_when_the_first_closes(rig: Rig) -
 
 
 async def stalled_reader(rig: Rig) -> socket.socket:
-    """A WebSocket of the client `me` that reads nothing after its handshake."""
+    """Open a WebSocket of the client `me` that reads nothing after its handshake."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.setblocking(False)

@@ -50,7 +50,7 @@ def swap(source: SourceFace, frames: list[np.ndarray]) -> Iterator[tuple[np.ndar
 
 
 def two_people() -> np.ndarray:
-    """The astronaut on the left, another, smaller one in colours of her own on the right."""
+    """Draw the astronaut on the left and another, smaller one in colours of her own on the right."""
     left = read_image(ASTRONAUT)[:400, 80:400]
     right = cv2.resize(left, None, fx=0.8, fy=0.8, interpolation=cv2.INTER_AREA)
     canvas = np.full((400, 640, 3), 120, np.uint8)

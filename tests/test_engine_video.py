@@ -34,9 +34,9 @@ from faceswap.engine.clip import Clip, Selection, probe
 from faceswap.engine.faults import Faults
 from faceswap.engine.folders import Folders
 from faceswap.engine.frames import Colour, Frame, split_planes
-from faceswap.engine.nodes import Task, load_video, video_info
+from faceswap.engine.nodes import NodeContext, load_video, video_info
 from faceswap.engine.swap import find_faces
-from faceswap.engine.video import ahead, as_rate
+from faceswap.engine.video import as_rate, prefetch
 
 NTSC = Fraction(30000, 1001)
 
@@ -48,7 +48,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 async def swapped(rig: Rig, clip: Path, **inputs: Any) -> Path:
-    """What the workflow makes of a clip at its own rate, with a square painted in place of a face."""
+    """Run the workflow on a clip at its own rate, with a square painted in place of a face."""
     await rig.upload(clip, "in" + clip.suffix, overwrite="true")
     return await rig.swap(workflow("in" + clip.suffix, **{"force_rate": 0, **inputs}), os.urandom(4).hex())
 
@@ -186,7 +186,7 @@ async def test_segments_put_together_are_the_whole(rig: Rig, tmp_path: Path) -> 
 
 
 def vhs_frames(count: int, fps: float, force_rate: float) -> list[int]:
-    """The source frames that VideoHelperSuite 1.7.9 (`cv_frame_generator`) gives for a forced rate."""
+    """Return the source frames that VideoHelperSuite 1.7.9 (`cv_frame_generator`) gives for a forced rate."""
     base, target = 1 / fps, 1 / force_rate
     offset, source, chosen = target, 0, []
     while True:
@@ -267,7 +267,7 @@ def test_the_facts_of_a_video_are_those_of_videohelpersuite(tmp_path: Path) -> N
     folders = Folders(tmp_path)
     make_clip(tmp_path / "input" / "made.mp4", 60, rate=Fraction(30))
     bars: list[int] = []
-    task = Task(folders, Faults(), "veryfast", threading.Event(), None, lambda value, *_: bars.append(value))
+    context = NodeContext(folders, Faults(), "veryfast", threading.Event(), None, lambda value, *_: bars.append(value))
     inputs = {
         "video": "made.mp4",
         "force_rate": 20.0,
@@ -277,8 +277,8 @@ def test_the_facts_of_a_video_are_those_of_videohelpersuite(tmp_path: Path) -> N
         "skip_first_frames": 2,
         "select_every_nth": 2,
     }
-    loaded = load_video(task, inputs)
-    facts = video_info(task, {"video_info": loaded.values[3]}).values
+    loaded = load_video(context, inputs)
+    facts = video_info(context, {"video_info": loaded.values[3]}).values
     assert facts == (30.0, 60, 2.0, 128, 96, 10.0, 10, 1.0, 64, 48)
     assert loaded.values[1] == 10 and bars == list(range(1, 11))
 
@@ -356,7 +356,7 @@ async def test_two_swaps_in_a_row_both_take_effect(rig: Rig) -> None:
 
 
 def _portrait(number: int, width: int, height: int) -> NDArray[np.uint8]:
-    """A sample that moves a pixel a frame."""
+    """Draw a sample that moves a pixel a frame."""
     photo = cv2.imread(str(PACKAGE / "samples" / "grace_hopper.jpg"), cv2.IMREAD_COLOR_RGB)
     scaled = cv2.resize(photo, (width + 16, (width + 16) * photo.shape[0] // photo.shape[1]))
     return np.ascontiguousarray(scaled[number : number + height, number : number + width], np.uint8)
@@ -416,7 +416,7 @@ def test_a_thread_ahead_stops_with_its_reader_and_passes_errors_on() -> None:
         finally:
             closed.set()
 
-    reader = ahead(numbers(), depth=3)
+    reader = prefetch(numbers(), depth=3)
     assert [next(reader), next(reader)] == [0, 1]
     reader.close()
     assert closed.is_set() and len(made) <= 6
@@ -426,7 +426,7 @@ def test_a_thread_ahead_stops_with_its_reader_and_passes_errors_on() -> None:
         raise OSError("disk")
 
     with pytest.raises(OSError, match="disk"):
-        list(ahead(failing()))
+        list(prefetch(failing()))
 
 
 async def test_memory_does_not_depend_on_the_length_of_a_video(tmp_path: Path) -> None:

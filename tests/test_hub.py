@@ -16,7 +16,7 @@ def event(seq: int, type: str = "status", prompt_id: str = "job") -> Event:
 
 
 async def drain(subscription: Subscription) -> list[int]:
-    """The numbers of what is queued."""
+    """Return the numbers of the queued events."""
     numbers = []
     while (found := await subscription.next(0.001)) is not None:
         numbers.append(found.seq)

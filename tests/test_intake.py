@@ -7,9 +7,10 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
@@ -24,12 +25,13 @@ from waiting import WAIT_S
 from faceswap.api.middleware import known_failures
 from faceswap.config import Settings
 from faceswap.errors import BadRequest, Problem, TooLarge, Unavailable
-from faceswap.files import upload_mark
+from faceswap.files import Files
+from faceswap.intake import MAX_TEXT_BYTES, Submission, parse_object
 from faceswap.intake import files as inputs_module
-from faceswap.intake import readers as intake_module
+from faceswap.intake import readers as readers_module
 from faceswap.intake.fetch import Fetcher
 from faceswap.intake.files import InputFolder, Room, extension
-from faceswap.intake.readers import MAX_TEXT_BYTES, Intake, Submission, parse_object
+from faceswap.intake.readers import RequestReader
 from faceswap.jobs import Options
 
 VIDEO = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 40
@@ -44,7 +46,7 @@ IMAGE_PART: Part = ("image", "face.png", IMAGE)
 
 
 def form(*parts: Part, end: bool = True) -> bytes:
-    """A multipart body; a part's file name of None makes it a plain field."""
+    """Build a multipart body; a part's file name of None makes it a plain field."""
     body = b""
     for name, filename, data in parts:
         file_part = "" if filename is None else f'; filename="{filename}"'
@@ -54,7 +56,7 @@ def form(*parts: Part, end: bool = True) -> bytes:
 
 
 def check_options(options: Options) -> None:
-    """As where there are no workflows to choose from."""
+    """Check options as where there are no workflows to choose from."""
     if options.workflow:
         raise BadRequest("There is no such workflow.", code="unknown_workflow")
 
@@ -63,9 +65,10 @@ class Door:
     """A server whose requests go through the intake; `outcome` is what became of the next one."""
 
     def __init__(self, settings: Settings) -> None:
+        files = Files(settings.data_dir)
         self.fetcher = Fetcher(settings.url_allow)
-        self.intake = Intake(settings, self.fetcher, check_options)
-        self.folder = settings.data_dir / "inputs" / "job-1"
+        self.reader = RequestReader(settings, files, self.fetcher, check_options)
+        self.folder = files.inputs("job-1")
         self.outcomes: asyncio.Queue[Submission | Exception] = asyncio.Queue()
         self.tasks: list[asyncio.Task[Any]] = []
         self.port = 0
@@ -83,7 +86,7 @@ class Door:
         return outcome
 
     async def refusal(self) -> Problem:
-        """The problem of the next request, which must have left nothing on disk."""
+        """Return the problem of the next request, which must have left nothing on disk."""
         outcome = await self.outcome()
         assert isinstance(outcome, Problem), outcome
         assert not list((self.folder.parent).glob("*"))
@@ -105,20 +108,20 @@ class Door:
         await self.post(data=data, headers={"Content-Type": FORM_TYPE} | (headers or {}))
 
     async def raw(self, length: int) -> asyncio.StreamWriter:
-        """A connection on which the head of a multipart request of `length` bytes was sent."""
+        """Open a connection and send the head of a multipart request of `length` bytes."""
         _, writer = await asyncio.open_connection("127.0.0.1", self.port)
         head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM_TYPE}\r\nContent-Length: {length}\r\n\r\n"
         writer.write(head.encode())
         return writer
 
     async def on_post(self, request: web.Request) -> web.StreamResponse:
-        return await self._note(self.intake.from_request(request, self.folder), web.Response())
+        return await self._note(self.reader.from_request(request, "job-1"), web.Response())
 
     async def on_websocket(self, request: web.Request) -> web.StreamResponse:
         ws = web.WebSocketResponse()
         await ws.prepare(request)
         first = parse_object(await ws.receive_str())
-        await self._note(self.intake.from_websocket(first, ws, self.folder), ws)
+        await self._note(self.reader.from_websocket(first, ws, "job-1"), ws)
         await ws.close()
         return ws
 
@@ -166,9 +169,9 @@ async def door(open_door: Callable[..., Any]) -> Door:
     return await open_door()  # type: ignore[no-any-return]
 
 
-def check_files(submission: Submission) -> None:
-    video, image = submission.folder / submission.video_file, submission.folder / submission.image_file
-    assert set(submission.folder.iterdir()) == {video, image}
+def check_files(door: Door, submission: Submission) -> None:
+    video, image = door.folder / submission.video_file, door.folder / submission.image_file
+    assert set(door.folder.iterdir()) == {video, image}
     assert video.read_bytes() == VIDEO
     assert image.read_bytes() == IMAGE
     assert submission.video_sha256 == hashlib.sha256(VIDEO).hexdigest()
@@ -190,7 +193,7 @@ async def test_parts_may_come_in_any_order(door: Door, turn: int) -> None:
     parts = [VIDEO_PART, ("options", None, b'{"crf": 18}'), IMAGE_PART, ("output_name", None, b"my film")]
     await door.post_form(*parts[turn:], *parts[:turn])
     submission = await door.submission()
-    check_files(submission)
+    check_files(door, submission)
     assert submission.options.crf == 18
     assert submission.output_name == "my film"
 
@@ -205,9 +208,9 @@ async def test_a_form_with_files_only_has_defaults(door: Door) -> None:
 
 async def test_only_the_owner_can_read_the_files(door: Door) -> None:
     await door.post_form(VIDEO_PART, IMAGE_PART)
-    submission = await door.submission()
-    assert stat.S_IMODE(submission.folder.stat().st_mode) == 0o700
-    assert {stat.S_IMODE(path.stat().st_mode) for path in submission.folder.iterdir()} == {0o600}
+    await door.submission()
+    assert stat.S_IMODE(door.folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in door.folder.iterdir()} == {0o600}
 
 
 async def test_a_form_may_arrive_byte_by_byte(door: Door) -> None:
@@ -217,10 +220,10 @@ async def test_a_form_may_arrive_byte_by_byte(door: Door) -> None:
         writer.write(bytes([byte]))
         await writer.drain()
         await asyncio.sleep(0)
-    submission = await door.submission()
+    await door.submission()
     writer.close()
-    assert (submission.folder / "video.mp4").read_bytes() == VIDEO[:300]
-    assert (submission.folder / "image.png").read_bytes() == IMAGE[:300]
+    assert (door.folder / "video.mp4").read_bytes() == VIDEO[:300]
+    assert (door.folder / "image.png").read_bytes() == IMAGE[:300]
 
 
 async def test_the_line_break_after_the_last_boundary_may_come_late(door: Door) -> None:
@@ -229,7 +232,7 @@ async def test_the_line_break_after_the_last_boundary_may_come_late(door: Door) 
     writer.write(body[:-2])
     await appears(door.folder, "image.png")
     writer.write(body[-2:])
-    check_files(await door.submission())
+    check_files(door, await door.submission())
     writer.close()
 
 
@@ -247,27 +250,27 @@ async def test_a_body_of_unknown_length_is_taken(door: Door) -> None:
             yield body[start : start + 1000]
 
     await door.post(data=pieces(), headers={"Content-Type": FORM_TYPE})
-    check_files(await door.submission())
+    check_files(door, await door.submission())
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "C:\\\\x.mp4", "a\x00b", "x" * 3000, "%2e%2e%2fx"])
 async def test_the_client_names_no_file(door: Door, name: str) -> None:
     await door.post_form(("video", name, VIDEO), IMAGE_PART)
     submission = await door.submission()
-    check_files(submission)
+    check_files(door, submission)
     assert submission.video_file == "video.mp4"
 
 
 async def test_a_part_without_a_file_name_is_a_file_all_the_same(door: Door) -> None:
     await door.post_form(("video", None, VIDEO), ("image", "", IMAGE))
-    check_files(await door.submission())
+    check_files(door, await door.submission())
 
 
 async def test_what_a_browser_sends_for_inputs_left_blank_counts_as_not_given(door: Door) -> None:
     url = f"{door.url}/files/clip".encode()
     blank = [(name, None, b"") for name in ("image_url", "output_name", "options", "webhook_url")]
     await door.post_form(("video", "", b""), ("video_url", None, url), IMAGE_PART, *blank)
-    check_files(await door.submission())
+    check_files(door, await door.submission())
 
 
 @pytest.mark.parametrize("preference", ["respond-async", "wait=5, Respond-Async", "respond-async; x=1"])
@@ -305,7 +308,7 @@ async def test_json_with_urls_is_taken(door: Door) -> None:
         }
     )
     submission = await door.submission()
-    check_files(submission)
+    check_files(door, submission)
     assert submission.id_only
     assert submission.options.face_index == "0,1"
 
@@ -314,9 +317,9 @@ async def test_the_digest_is_that_of_what_is_asked_for(door: Door) -> None:
     async def digest(*parts: Part) -> str:
         await door.post_form(*parts)
         submission = await door.submission()
-        for path in submission.folder.iterdir():
+        for path in door.folder.iterdir():
             path.unlink()
-        submission.folder.rmdir()
+        door.folder.rmdir()
         return submission.digest
 
     first = await digest(VIDEO_PART, IMAGE_PART)
@@ -513,7 +516,7 @@ async def test_a_body_that_is_cut_off_leaves_nothing(door: Door, sent: int) -> N
 
 
 async def test_a_broken_chunk_leaves_nothing(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake_module, "IDLE_S", 0.1)  # aiohttp does not tell the handler; it reads on as in silence
+    monkeypatch.setattr(readers_module, "IDLE_S", 0.1)  # aiohttp does not tell the handler; it reads on as in silence
     _, writer = await asyncio.open_connection("127.0.0.1", door.port)
     head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM_TYPE}\r\nTransfer-Encoding: chunked\r\n\r\n"
     writer.write(head.encode() + b"1f4\r\n" + BODY[:500] + b"\r\n")
@@ -534,7 +537,7 @@ async def test_a_cancelled_request_leaves_nothing(door: Door) -> None:
 
 
 async def test_a_client_that_stalls_is_given_up(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake_module, "IDLE_S", 0.1)
+    monkeypatch.setattr(readers_module, "IDLE_S", 0.1)
     writer = await door.raw(len(BODY))
     writer.write(BODY[:5000])
     problem = await door.refusal()
@@ -543,7 +546,7 @@ async def test_a_client_that_stalls_is_given_up(door: Door, monkeypatch: pytest.
 
 
 async def test_a_client_that_drips_is_given_up(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake_module, "GRACE_S", 0.2)
+    monkeypatch.setattr(readers_module, "GRACE_S", 0.2)
     writer = await door.raw(len(BODY))
     refusal = asyncio.ensure_future(door.refusal())
     for byte in BODY:
@@ -618,9 +621,9 @@ async def test_too_little_room_on_the_disk_is_told(open_door: Callable[..., Any]
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """What the disk has left, as a test wants it; one MiB of it is to be left."""
+    """Provide a disk whose free space a test sets; one MiB must stay free."""
     disk = SimpleNamespace(free=0)
-    monkeypatch.setattr(inputs_module.shutil, "disk_usage", lambda path: disk)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk)
     return disk
 
 
@@ -633,7 +636,7 @@ async def test_what_is_announced_has_room_before_it_comes(door: Door, disk: Simp
 async def test_an_upload_ends_when_others_have_taken_its_room(
     door: Door, disk: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inputs_module, "SYNC_BYTES", 1000)
+    monkeypatch.setattr(inputs_module, "ROOM_CHECK_BYTES", 1000)
     disk.free = 10 * MIB
     writer = await door.raw(len(BODY))
     writer.write(BODY[:500])
@@ -654,26 +657,26 @@ async def test_an_upload_of_unknown_size_needs_room_for_the_largest(
     for disk.free, code in ((3 * MIB, "disk_low"), (4 * MIB, None)):
         await door.post(data=body(), headers={"Content-Type": FORM_TYPE})
         if code is None:
-            check_files(await door.submission())
+            check_files(door, await door.submission())
         else:
             assert (await door.refusal()).code == code
 
 
-def test_room_is_reserved_until_the_bytes_have_come(tmp_path: Path, disk: SimpleNamespace) -> None:
-    room = Room(0)
-    one, two = (InputFolder(tmp_path, ExitStack(), room) for _ in range(2))
+async def test_room_is_reserved_until_the_bytes_have_come(tmp_path: Path, disk: SimpleNamespace) -> None:
+    room = Room(Files(tmp_path), 0)
+    one, two = (InputFolder(tmp_path, room) for _ in range(2))
     disk.free = 100
-    one.expect(60)
+    await one.expect(60)
     with pytest.raises(Unavailable):
-        two.expect(41)
+        await two.expect(41)
     room.forget(two)
     one.arrived(50)
     disk.free = 50
-    two.expect(40)
+    await two.expect(40)
     with pytest.raises(Unavailable):
-        two.expect(41)
+        await two.expect(41)
     room.forget(one)
-    two.expect(50)
+    await two.expect(50)
 
 
 async def test_an_upload_is_marked_as_such_until_it_is_refused(door: Door) -> None:
@@ -682,13 +685,13 @@ async def test_an_upload_is_marked_as_such_until_it_is_refused(door: Door) -> No
     await appears(door.folder.parent, f"{door.folder.name}.upload")
     writer.close()
     await door.refusal()
-    assert not upload_mark(door.folder).exists()
+    assert not (door.folder.parent / "job-1.upload").exists()
 
 
 async def test_an_upload_is_marked_until_its_job_is_committed(door: Door) -> None:
     await door.post_form(VIDEO_PART, IMAGE_PART)
     await door.submission()
-    assert upload_mark(door.folder).exists()
+    assert (door.folder.parent / "job-1.upload").exists()
 
 
 async def test_room_is_given_back_when_an_upload_ends(door: Door, disk: SimpleNamespace) -> None:
@@ -705,7 +708,7 @@ async def test_a_disk_that_fills_up_is_told(door: Door, monkeypatch: pytest.Monk
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "fdatasync", full)
     await door.post_form(VIDEO_PART, IMAGE_PART)
     problem = await door.refusal()
     assert (problem.status, problem.code) == (503, "disk_full")
@@ -716,7 +719,7 @@ async def test_a_disk_that_fills_up_is_told(door: Door, monkeypatch: pytest.Monk
 
 
 def _peak_rss() -> int:
-    """The process's greatest resident memory since `_reset_peak_rss`, in bytes."""
+    """Return the process's greatest resident memory since `_reset_peak_rss`, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
@@ -738,9 +741,9 @@ async def test_memory_does_not_grow_with_an_upload(door: Door) -> None:
         await door.post(data=pieces(), headers={"Content-Type": FORM_TYPE})
         submission = await door.submission()
         assert submission.video_bytes == mebibytes * MIB + 1
-        for path in submission.folder.iterdir():
+        for path in door.folder.iterdir():
             path.unlink()
-        submission.folder.rmdir()
+        door.folder.rmdir()
 
     await upload(8)
     _reset_peak_rss()
@@ -772,25 +775,25 @@ async def test_frames_of_any_size_are_taken(door: Door, size: int) -> None:
     frames = [body[start : start + size] for start in range(0, len(body), size)]
     await upload_frames(door, announced(len(video), len(image)) | {"options": {"crf": 3}}, frames)
     submission = await door.submission()
-    assert (submission.folder / submission.video_file).read_bytes() == video
-    assert (submission.folder / submission.image_file).read_bytes() == image
+    assert (door.folder / submission.video_file).read_bytes() == video
+    assert (door.folder / submission.image_file).read_bytes() == image
     assert submission.options.crf == 3
 
 
 async def test_an_empty_frame_is_no_end(door: Door) -> None:
     await upload_frames(door, announced(), [b"", VIDEO, b"", IMAGE])
-    check_files(await door.submission())
+    check_files(door, await door.submission())
 
 
 async def test_urls_over_a_websocket_are_taken(door: Door) -> None:
     await upload_frames(door, {"video_url": f"{door.url}/files/clip", "image_url": f"{door.url}/files/face"}, [])
-    check_files(await door.submission())
+    check_files(door, await door.submission())
 
 
 async def test_a_file_and_a_url_over_a_websocket_are_taken(door: Door) -> None:
     first = {"video_url": f"{door.url}/files/clip", "image": {"size": len(IMAGE)}}
     await upload_frames(door, first, [IMAGE])
-    check_files(await door.submission())
+    check_files(door, await door.submission())
 
 
 @pytest.mark.parametrize(
@@ -836,7 +839,7 @@ async def test_a_socket_closed_in_an_upload_leaves_nothing(door: Door) -> None:
 
 
 async def test_a_socket_that_stalls_in_an_upload_is_given_up(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake_module, "IDLE_S", 0.1)
+    monkeypatch.setattr(readers_module, "IDLE_S", 0.1)
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{door.url}/ws") as ws:
         await ws.send_str(json.dumps(announced()))
         assert (await door.refusal()).code == "upload_stalled"

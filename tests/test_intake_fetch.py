@@ -113,13 +113,17 @@ async def strict_fetcher() -> AsyncIterator[Fetcher]:
     await fetcher.close()
 
 
+async def expect_anything(size: int) -> None:
+    """Have room for any size."""
+
+
 async def fetch(fetcher: Fetcher, url: str, max_bytes: int = 10**9) -> bytes:
     received = bytearray()
 
     async def receive(piece: bytes) -> None:
         received.extend(piece)
 
-    await fetcher.fetch("video_url", check_url("video_url", url), receive, max_bytes)
+    await fetcher.fetch("video_url", check_url("video_url", url), receive, max_bytes, expect_anything)
     return bytes(received)
 
 
@@ -232,7 +236,7 @@ async def test_what_the_receiver_raises_comes_through(site: Site, fetcher: Fetch
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        await fetcher.fetch("video_url", URL(site.url("/clip")), receive, 10**9)
+        await fetcher.fetch("video_url", URL(site.url("/clip")), receive, 10**9, expect_anything)
 
 
 # Addresses
@@ -327,7 +331,10 @@ async def test_how_much_may_come_is_told_before_it_comes(
     async def receive(piece: bytes) -> None:
         told.append(-len(piece))
 
-    await fetcher.fetch("video_url", URL(site.url(path)), receive, 2 * len(BODY), told.append)
+    async def expect(size: int) -> None:
+        told.append(size)
+
+    await fetcher.fetch("video_url", URL(site.url(path)), receive, 2 * len(BODY), expect)
     assert told[0] == expected
     assert sum(told[1:]) == -len(BODY)
 

@@ -1,4 +1,4 @@
-"""What is past its time goes, and nothing before."""
+"""Expired files are erased, and none before its time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stored_jobs import MIGRATIONS, acquire, claim, create, opened, sql
 from faceswap.comfy.backend import BackendPool
 from faceswap.config import Settings, Timeouts
 from faceswap.errors import Gone, NotFound
-from faceswap.files import Files, upload_mark
+from faceswap.files import ERASURE, Files
 from faceswap.janitor import BATCH, Janitor
 from faceswap.jobs import Job, JobState
 from faceswap.media import MediaWorker
@@ -39,7 +39,7 @@ class House:
         return Janitor(self.settings, self.store, self.files)
 
     def furnish(self, job: Job) -> None:
-        """Everything that a job has on disk."""
+        """Create every file that a job has on disk."""
         for folder in (
             self.files.inputs(job.prompt_id),
             self.files.joined(job.prompt_id).parent,
@@ -52,7 +52,7 @@ class House:
         self.files.result(f"{job.output_name}.mp4").write_bytes(b"a video")
 
     async def job(self, state: JobState, age_s: float = 0) -> Job:
-        """A furnished job in a state, ended so many seconds ago."""
+        """Store a job in a state, with its files, that ended some seconds ago."""
         job = await create(self.store)
         self.furnish(job)
         if state != JobState.QUEUED:
@@ -68,14 +68,14 @@ class House:
         return await self.store.job(job.prompt_id)
 
     def age(self, job: Job, age_s: float) -> None:
-        """As if it had been made, and had ended if it has, so many seconds ago."""
+        """Move the times of a job's creation and end some seconds into the past."""
         then = now_ms() - int(age_s * 1000)
         statement = "UPDATE job SET created_at = ?1, finished_at = iif(finished_at IS NULL, NULL, ?1)"
         sql(self.files.database, f"{statement} WHERE prompt_id = ?2", then, job.prompt_id)
 
     def has_inputs(self, job: Job) -> bool:
-        """Whether anything of the inputs is left, here or in the engine; all of it must be, then."""
-        there = [folder for folder in self.files.job_folders() if folder == job.prompt_id]
+        """Tell whether the inputs are on disk, here and in the engine: either all of them are, or none."""
+        there = [path for folders in ("*", "engine/*") for path in self.files.root.glob(f"{folders}/{job.prompt_id}")]
         assert len(there) in (0, 5)
         return bool(there)
 
@@ -106,8 +106,8 @@ async def test_results_go_on_time_and_not_before(house: House) -> None:
     await house.janitor.sweep()
     assert (house.has_result(due), house.has_result(not_yet)) == (False, True)
     with pytest.raises(Gone):
-        await house.store.result(f"{due.output_name}.mp4")
-    assert await house.store.result(f"{not_yet.output_name}.mp4") == not_yet
+        await house.store.result(f"{due.output_name}.mp4", None)
+    assert await house.store.result(f"{not_yet.output_name}.mp4", None) == not_yet
 
 
 async def test_one_node_at_a_time_sweeps(house: House) -> None:
@@ -132,10 +132,10 @@ async def test_a_job_that_has_not_ended_keeps_everything_however_old_it_is(house
 class BrokenDisk(Files):
     """Folders from which nothing can be erased."""
 
-    def erase_inputs(self, prompt_id: str) -> None:
+    async def delete_inputs(self, prompt_id: str) -> None:
         raise OSError("the disk is gone")
 
-    def erase_result(self, filename: str) -> None:
+    async def delete_result(self, filename: str) -> None:
         raise OSError("the disk is gone")
 
 
@@ -193,8 +193,13 @@ async def test_more_than_a_batch_goes_in_one_sweep(house: House) -> None:
     assert not house.has_inputs(template)
 
 
+def upload_mark(files: Files, prompt_id: str) -> Path:
+    """Return the file that lies beside an input folder until its job is committed."""
+    return files.inputs(prompt_id).with_name(f"{prompt_id}.upload")
+
+
 def everything(files: Files) -> set[str]:
-    """All files of jobs in the data folder, relative, with their marks."""
+    """Return all files of jobs in the data folder, relative, with their marks."""
     found = (path.relative_to(files.root) for path in files.root.rglob("*") if path.is_file())
     return {str(path) for path in found if not path.name.startswith("faceswap.db")}
 
@@ -232,7 +237,7 @@ async def test_what_was_set_aside_goes_when_it_has_lain_there_long_enough(house:
     for number, age_s in enumerate((OUTPUT_TTL_S - 30, OUTPUT_TTL_S + 1)):
         house.files.inputs(f"job {number}").mkdir()
         (house.files.inputs(f"job {number}") / "video.mp4").touch()
-        assert house.files.set_aside([f"job {number}"], [], now - timedelta(seconds=age_s))
+        assert await house.files.move_to_lost([f"job {number}"], [], now - timedelta(seconds=age_s))
     (house.files.lost / "#1234").touch()  # of a file system check
     await house.janitor.sweep()
     assert {path.name for path in house.files.lost.rglob("*") if not path.name.startswith("2")} == {
@@ -256,7 +261,7 @@ async def test_empty_folders_are_not_kept(house: House) -> None:
 @pytest.mark.parametrize("files", [None, [], ["video.part"], ["video.mp4", "image.png"], ["image.png"]])
 async def test_an_upload_that_became_no_job_is_erased(house: House, files: list[str] | None) -> None:
     folder = house.files.inputs("cut-off")
-    upload_mark(folder).touch()
+    upload_mark(house.files, folder.name).touch()
     if files is not None:
         folder.mkdir()
         for name in files:
@@ -269,10 +274,10 @@ async def test_an_upload_that_became_no_job_is_erased(house: House, files: list[
 
 async def test_a_job_that_was_committed_just_before_the_crash_keeps_its_inputs(house: House) -> None:
     job = await house.job(JobState.QUEUED)
-    upload_mark(house.files.inputs(job.prompt_id)).touch()
+    upload_mark(house.files, job.prompt_id).touch()
     await house.janitor.clear_debris()
     assert house.has_inputs(job)
-    assert not upload_mark(house.files.inputs(job.prompt_id)).exists()
+    assert not upload_mark(house.files, job.prompt_id).exists()
 
 
 class KilledError(BaseException):
@@ -284,7 +289,7 @@ def dying(*_: object) -> None:
 
 
 def scheduler_of(store: Store, files: Files) -> Scheduler:
-    """One that has no engine."""
+    """Make a scheduler that has no engine."""
     progress_reporter = ProgressReporter(store)
     return Scheduler(store, files, MediaWorker(), progress_reporter, {}, BackendPool(), Timeouts())
 
@@ -292,7 +297,7 @@ def scheduler_of(store: Store, files: Files) -> Scheduler:
 @pytest.mark.parametrize("state", [JobState.SUCCESS, JobState.FAILED])
 @pytest.mark.parametrize(
     ("part", "step"),
-    [("files", "erase_inputs"), ("files", "erase_result"), ("store", "erase"), ("files", "one of the inputs")],
+    [("files", "delete_inputs"), ("files", "delete_result"), ("store", "erase"), ("files", "one of the inputs")],
 )
 async def test_a_delete_that_was_cut_off_is_carried_out_at_the_next_start(
     house: House, state: JobState, part: str, step: str, monkeypatch: pytest.MonkeyPatch
@@ -302,7 +307,7 @@ async def test_a_delete_that_was_cut_off_is_carried_out_at_the_next_start(
     with monkeypatch.context() as crash:
         if step == "one of the inputs":
             folder = house.files.inputs(job.prompt_id)
-            crash.setattr(house.files, "erase_inputs", lambda _: (shutil.rmtree(folder), dying()))
+            crash.setattr(house.files, "delete_inputs", lambda _: (shutil.rmtree(folder), dying()))
         else:
             crash.setattr(getattr(house, part), step, dying)
         with suppress(KilledError):
@@ -324,14 +329,14 @@ async def test_a_delete_that_had_not_begun_takes_nothing_at_the_next_start(
             await scheduler_of(house.store, house.files).erase(job)
     await house.janitor.clear_debris()
     assert (house.has_inputs(job), house.has_result(job)) == (True, True)
-    assert not house.files.erasure_mark(job.prompt_id).exists()
+    assert await house.files.list_marked(ERASURE) == set()
 
 
 async def test_a_job_whose_erasure_has_begun_cannot_be_retried_or_fetched(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await house.job(JobState.FAILED)
-    monkeypatch.setattr(house.files, "erase_inputs", dying)
+    monkeypatch.setattr(house.files, "delete_inputs", dying)
     with pytest.raises(KilledError):
         await scheduler_of(house.store, house.files).erase(job)
     with pytest.raises(Gone):
@@ -360,24 +365,38 @@ async def test_an_erasure_that_a_crash_cut_off_is_carried_out_at_the_next_start(
     assert (house.has_inputs(job), house.has_result(job)) == (False, False)
 
 
-def test_folders_are_their_owners_alone(tmp_path: Path) -> None:
+async def test_folders_are_their_owners_alone(tmp_path: Path) -> None:
     files = Files(tmp_path / "data")
     files.create()
     files.create()
     for folder in (files.root, files.engine, files.inputs("x").parent, files.result("x").parent):
         assert folder.stat().st_mode & 0o777 == 0o700
-    assert files.free_bytes() > 0
+    assert await files.free_bytes() > 0
 
 
-def test_a_published_result_takes_its_public_name_whole(tmp_path: Path) -> None:
+async def test_a_published_result_takes_its_public_name_whole(tmp_path: Path) -> None:
     files = Files(tmp_path / "data")
     files.create()
-    files.joined("job").parent.mkdir()
-    files.joined("job").write_bytes(b"a video")
-    files.publish(files.joined("job"), "clip.mp4")
-    assert files.result("clip.mp4").read_bytes() == b"a video"
-    assert not files.joined("job").exists()
-    assert list(files.results()) == ["clip.mp4"]
-    files.erase_result("clip.mp4")
-    files.erase_result("clip.mp4")
-    assert not list(files.results())
+    await files.make_scratch("job")
+    for content in (b"a video", b"the same video, joined again"):
+        files.joined("job").write_bytes(content)
+        await files.publish_result("job", "clip.mp4")
+        assert files.result("clip.mp4").read_bytes() == content
+        assert not files.joined("job").exists()
+    assert await files.list_results() == {"clip.mp4"}
+    await files.delete_result("clip.mp4")
+    await files.delete_result("clip.mp4")
+    assert not await files.list_results()
+
+
+async def test_a_result_never_replaces_another_jobs(tmp_path: Path) -> None:
+    files = Files(tmp_path / "data")
+    files.create()
+    for job in ("one", "two"):
+        await files.make_scratch(job)
+        files.joined(job).write_text(job)
+    await files.publish_result("one", "clip.mp4")
+    with pytest.raises(FileExistsError):
+        await files.publish_result("two", "clip.mp4")
+    assert files.result("clip.mp4").read_text() == "one"
+    assert files.joined("two").exists()

@@ -1,4 +1,4 @@
-"""What a user may ask for, and how jobs and events read."""
+"""Options, states of jobs, and the text of events."""
 
 from __future__ import annotations
 

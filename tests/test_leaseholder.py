@@ -1,4 +1,4 @@
-"""What is done under a lease is done by one node, and cancelled when another may do it."""
+"""Work under a lease is one node's, and is cancelled when another may do it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import pytest
 from clips import Picture, frame_times, make_clip, numbered, read_numbers, with_edit_list
 
 from faceswap.errors import JobFailure
-from faceswap.media.cut import LONGEST_GROUP, cut, look, prepare
+from faceswap.media.cut import LONGEST_GROUP, check_cuttable, cut, prepare
 from faceswap.media.timeline import read_timeline
 
 FRAMES = 60
@@ -81,8 +81,8 @@ def test_pieces_of_any_video_at_any_rate_together_are_the_whole(
     shown, timeline = read_numbers(source), read_timeline(source)
     total = round(timeline.duration * rate) if rate else len(shown)
     wanted = [shown[index] for index in timeline.shown(rate, 0, total)]
-    assert look(source).cuttable == (kind not in ("no times", "one group"))
-    if not look(source).cuttable or kind == "no index":  # as `Uploads` does after a first cut that was not exact
+    assert check_cuttable(source).cuttable == (kind not in ("no times", "one group"))
+    if not check_cuttable(source).cuttable or kind == "no index":  # as `inputs` does after an inexact cut
         prepare(source, tmp_path / "prepared.mp4", total, rate)
         source, rate = tmp_path / "prepared.mp4", None
     numbers = []
@@ -94,7 +94,7 @@ def test_pieces_of_any_video_at_any_rate_together_are_the_whole(
 
 
 def test_a_rate_that_was_asked_for_shows_each_picture_within_half_a_frame_of_its_time(tmp_path: Path) -> None:
-    """Of a clip that is slow, then quick, then pauses: by its average rate pictures would be a second off."""
+    """Cut a clip that is slow, then quick, then pauses: by its average rate pictures would be a second off."""
     steps = [20] * 20 + [2] * 50 + [150] + [4] * 30
     times = [sum(steps[:i]) for i in range(len(steps))]
     source = make_clip(tmp_path / "uneven.mp4", len(times), times=times, time_base=Fraction(1, 100))

@@ -23,7 +23,7 @@ from faceswap.errors import JobFailure
 from faceswap.media import join as join_module
 from faceswap.media.join import join
 from faceswap.media.probe import probe_video
-from faceswap.media.sound import listen
+from faceswap.media.sound import decode_tracks
 from faceswap.media.timeline import open_media
 
 SOURCES: dict[str, dict[str, Any]] = {
@@ -162,9 +162,9 @@ def test_sound_that_does_not_fit_into_mp4_is_encoded_and_said_so(tmp_path: Path,
 
 
 def assert_same_sound(source: Path, out: Path) -> None:
-    """The tracks of both begin and end together, within a frame of AAC, seen from the first picture; all decodes."""
+    """Check that the tracks of both start and end together, within a frame of AAC from the first picture."""
     first, ours_first = clips.frame_times(source)[0], clips.frame_times(out)[0]
-    tracks, originals = list(listen(out).values()), list(listen(source).values())
+    tracks, originals = list(decode_tracks(out).values()), list(decode_tracks(source).values())
     assert len(tracks) == len(originals)
     for track, original in zip(tracks, originals, strict=True):
         assert track.damaged == 0
@@ -175,7 +175,7 @@ def assert_same_sound(source: Path, out: Path) -> None:
 
 
 def spoilt(path: Path, out: Path, share: float) -> Path:
-    """A copy of a clip in which this share of the sound's packets are noise, the first of them not."""
+    """Copy a clip and turn this share of the sound's packets into noise, but for the first of them."""
     rng = random.Random(3)
     with av.open(str(path)) as clip, av.open(str(out), "w") as output:
         streams = {stream.index: output.add_stream_from_template(stream) for stream in clip.streams}
@@ -197,7 +197,7 @@ def test_damaged_sound_is_encoded_as_far_as_it_decodes_and_keeps_its_time(tmp_pa
     codec = "aac" if name == "clip.mp4" else "eac3"
     clip = clips.make_clip(tmp_path / name, 40, sounds=[codec])
     source, out = spoilt(clip, tmp_path / f"spoilt-{name}", 0.3), tmp_path / "out.mp4"
-    assert next(iter(listen(source).values())).damaged > 5
+    assert next(iter(decode_tracks(source).values())).damaged > 5
     facts = join(make_segments(tmp_path, [40]), source, out, None)
     assert facts.warnings == ("Sound track 1 of the video is damaged; what can be decoded of it was encoded to AAC.",)
     assert_same_sound(source, out)
@@ -205,7 +205,7 @@ def test_damaged_sound_is_encoded_as_far_as_it_decodes_and_keeps_its_time(tmp_pa
 
 
 def correlation(source: Path, out: Path) -> float:
-    """How well the sound of one file goes with that of another at the same time after the first picture (0–1)."""
+    """Return the correlation (0–1) of two files' sound at the same time after the first picture."""
     waves = []
     for path in (source, out):
         wave = np.zeros(48000 * 3, np.float32)

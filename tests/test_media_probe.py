@@ -1,4 +1,4 @@
-"""What a file really holds, whatever its name or its header says."""
+"""The contents of a file, whatever its name or its header says."""
 
 from __future__ import annotations
 

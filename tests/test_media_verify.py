@@ -1,4 +1,4 @@
-"""A result counts only when it is what was asked for; each end that lies has its own code."""
+"""A result counts only when it is what was asked for; each false success has a code of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from faceswap.engine.clip import Clip, Selection, probe
-from faceswap.engine.streams import Swapping
+from faceswap.engine.streams import SwappedClip
 from faceswap.engine.swap import FaceSwapper, SourceFace
 from faceswap.engine.video import Encoding, SwapCount, encode
 from faceswap.errors import JobFailure
@@ -29,14 +29,14 @@ TINT = np.array([35, 12, -25])
 
 
 def scene(number: int, width: int, height: int) -> clips.Picture:
-    """A photograph that moves, with grain: what encoders find hard."""
+    """Draw a photograph that moves, with grain, which is hard to encode."""
     x, y = 20 + 2 * number % 60, 40 + number % 30
     grain = np.random.default_rng(number).normal(0, 2, (height, width, 3))
     return np.clip(PHOTO[y : y + height, x : x + width] + grain, 0, 255).astype(np.uint8)
 
 
 def painted(number: int, width: int, height: int, side: int = 24) -> clips.Picture:
-    """The scene with a patch of `side` pixels painted on, which moves with it."""
+    """Draw the scene with a patch of `side` pixels painted on, which moves with it."""
     picture = scene(number, width, height)
     x, y = 150 - 2 * number % 60, 100
     patch = picture[y : y + side, x : x + side]
@@ -77,7 +77,7 @@ def test_an_encode_without_a_swap_never_counts_as_changed(tmp_path: Path, source
 
 
 def lettering(number: int, width: int, height: int) -> clips.Picture:
-    """Words over a photograph that moves fast."""
+    """Draw words over a photograph that moves fast."""
     x = 8 * number % 80
     picture = cv2.resize(PHOTO[256:496, x : x + 426], (width, height))
     for line in range(4):
@@ -88,7 +88,7 @@ def lettering(number: int, width: int, height: int) -> clips.Picture:
 
 
 def fading(number: int, width: int, height: int) -> clips.Picture:
-    """A photograph that moves and fades."""
+    """Draw a photograph that moves and fades."""
     x = 8 * number % 80
     dim = 1 - 0.8 * abs(np.sin(number / 12))
     return (PHOTO[256 : 256 + height, x : x + width] * dim).astype(np.uint8)
@@ -111,7 +111,7 @@ def test_what_is_hard_to_encode_never_counts_as_changed(tmp_path: Path, draw: An
 
 
 def again(clip: Path) -> Any:
-    """The frames of a clip, to be drawn once more."""
+    """Yield the frames of a clip, to be drawn once more."""
     with av.open(str(clip)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return lambda number, width, height: frames[number]
@@ -119,7 +119,7 @@ def again(clip: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A person, the face about 80 pixels wide."""
+    """Draw a person, the face about 80 pixels wide."""
 
     def draw(number: int, width: int, height: int) -> clips.Picture:
         return np.ascontiguousarray(PHOTO[number : number + height, 2 * number : 2 * number + width])
@@ -132,7 +132,7 @@ def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_real_swap_is_seen_or_cannot_be_told(tmp_path: Path, portrait: Path, crf: int, least: float | None) -> None:
     face = SourceFace.from_image(cv2.imread(str(media_samples.GRACE_HOPPER)))
     count = SwapCount()
-    frames = Swapping(Clip(probe(portrait), Selection()), lambda: FaceSwapper([face], [0], frame_rate=24.0), count)
+    frames = SwappedClip(Clip(probe(portrait), Selection()), lambda: FaceSwapper([face], [0], frame_rate=24.0), count)
     result = tmp_path / "r.mp4"
     encode(frames, result, Fraction(24), Encoding(crf), lambda number, frame: None)
     assert count == SwapCount(24, 24)

@@ -43,7 +43,7 @@ def children() -> list[psutil.Process]:
 
 
 def big_clip(path: Path) -> Path:
-    """A clip that takes seconds to verify."""
+    """Make a clip that takes seconds to verify."""
     return clips.make_clip(path, 60, size=(1280, 720), b_frames=0)
 
 
@@ -118,11 +118,12 @@ async def test_a_worker_that_is_killed_is_one_error_and_is_replaced(tmp_path: Pa
 
 async def test_a_worker_that_met_bad_media_is_not_used_again(tmp_path: Path, media: MediaWorker) -> None:
     (tmp_path / "text.mp4").write_text("hello")
-    await media.warm()
+    clip = clips.make_clip(tmp_path / "clip.mp4")
+    await media.probe_video(clip, 1000)
     first = children()
     with pytest.raises(Problem):
         await media.probe_video(tmp_path / "text.mp4", 1000)
-    await media.probe_video(clips.make_clip(tmp_path / "clip.mp4"), 1000)
+    await media.probe_video(clip, 1000)
     assert first != children()
 
 
@@ -144,10 +145,9 @@ async def test_an_idle_worker_that_died_is_not_used_again(tmp_path: Path, media:
 async def test_a_probe_that_takes_too_long_is_one_error(
     tmp_path: Path, media: MediaWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "PROBE_TIMEOUT_S", 0.5)
     clip = clips.make_clip(tmp_path / "clip.mp4")
-    await media.warm()
-    await until(lambda: bool(children()))
+    await media.probe_video(clip, 1000)
+    monkeypatch.setattr(worker, "PROBE_TIMEOUT_S", 0.5)
     children()[0].send_signal(signal.SIGSTOP)
     with pytest.raises(Problem) as problem:
         await media.probe_video(clip, 1000)
@@ -213,7 +213,7 @@ async def test_closing_ends_all_workers_in_the_middle_of_their_work(tmp_path: Pa
     clip = big_clip(tmp_path / "clip.mp4")
     media = MediaWorker()
     check = asyncio.create_task(media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, crf=20))
-    await media.warm()
+    await media.probe_video(clip, 1000)
     await until(lambda: len(children()) == 2)
     await media.close()
     assert not children()
@@ -222,17 +222,19 @@ async def test_closing_ends_all_workers_in_the_middle_of_their_work(tmp_path: Pa
 
 
 async def test_workers_end_when_the_service_is_killed(tmp_path: Path) -> None:
+    clip = clips.make_clip(tmp_path / "clip.mp4")
     code = (
         "import asyncio, sys\n"
+        "from pathlib import Path\n"
         "from faceswap.media import MediaWorker\n"
         "async def main():\n"
         "    media = MediaWorker()\n"
-        "    await media.warm()\n"
+        "    await media.probe_video(Path(sys.argv[1]), 1000)\n"
         "    print(media._children[0].process.pid, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )
-    service = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    service = await asyncio.create_subprocess_exec(sys.executable, "-c", code, clip, stdout=asyncio.subprocess.PIPE)
     assert service.stdout
     pid = int(await service.stdout.readline())
     assert psutil.pid_exists(pid)

@@ -1,4 +1,4 @@
-"""What holds for every request: whose hosts and origins are ours, and which failures will pass."""
+"""Middleware: hosts and origins that are ours, and failures that will pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ async def ok(_request: web.Request) -> web.StreamResponse:
 
 
 async def outcome(settings: dict[str, object], **headers: str) -> str:
-    """What becomes of a request with these headers: `ok`, or the problem's code."""
+    """Return the result of a request with these headers: `ok`, or the problem's code."""
     app = web.Application()
     app[SETTINGS] = Settings(Path("data"), **settings)  # type: ignore[arg-type]
     request = make_mocked_request("GET", "/jobs", headers=headers, app=app)
@@ -103,7 +103,7 @@ async def test_any_other_origin_is_foreign(origin: str) -> None:
 
 
 def code_of(error: Exception) -> str:
-    """The code of the problem that a failure in a handler becomes; of its own kind where it is none."""
+    """Return the code of the problem that a handler's failure becomes, or its class where it becomes none."""
     try:
         with known_failures():
             raise error

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from contextlib import closing
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from stored_jobs import MIGRATIONS, adopt, claim, finish, opened, sql
 
 from faceswap.errors import Conflict
-from faceswap.jobs import JobState
+from faceswap.jobs import Event, Job, JobState
 from faceswap.store import NewerDatabase, Store, StoreError
 from faceswap.store.sqlite import migrate
 
@@ -21,7 +22,7 @@ SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, nam
 
 
 def restored(dump: Path, path: Path) -> Path:
-    """A database made of a dump, at `path`."""
+    """Make a database of a dump, at `path`."""
     with closing(sqlite3.connect(path)) as connection:
         connection.executescript(dump.read_text(encoding="utf-8"))
     return path
@@ -33,7 +34,7 @@ def version(path: Path) -> int:
 
 @pytest.fixture
 def migrations(tmp_path: Path) -> Path:
-    """A copy of the migrations, to be added to."""
+    """Copy the migrations, so that a test can add to them."""
     return shutil.copytree(MIGRATIONS, tmp_path / "migrations")
 
 
@@ -56,7 +57,7 @@ def test_a_migrated_database_is_like_a_fresh_one(dump: Path, tmp_path: Path) -> 
 async def test_the_jobs_of_a_historical_database_are_there_and_go_on(dump: Path, tmp_path: Path) -> None:
     path = restored(dump, tmp_path / "old.db")
     async with opened(path) as store:
-        jobs, _ = await store.jobs(state=None, limit=9, cursor=None, owner=None)
+        jobs = await jobs_in(store)
         states = {job.state: job for job in jobs}
         assert len(jobs) == 4
         assert set(states) == {"SUCCESS", "FAILED", "PROCESSING", "QUEUED"}
@@ -75,6 +76,46 @@ async def test_the_jobs_of_a_historical_database_are_there_and_go_on(dump: Path,
         assert await finish(store, running)
         assert await store.client_id("embedded")
         assert await store.phase_costs("embedded|FaceSwap-Reactor-API") == {"load 1": 0.001, "swap 1": 0.03}
+
+
+async def jobs_in(store: Store) -> list[Job]:
+    """Return the jobs of every owner in the historical databases."""
+    return [
+        job for owner in ("ann", None) for job in (await store.jobs(state=None, limit=9, cursor=None, owner=owner))[0]
+    ]
+
+
+async def test_a_database_of_the_first_version_goes_on(tmp_path: Path) -> None:
+    published: list[Event] = []
+    path = restored(HISTORICAL[0], tmp_path / "old.db")
+    told = dict(sql(path, "SELECT prompt_id, max(seq) FROM event GROUP BY prompt_id"))
+    async with opened(path, published) as store:
+        states = {job.state: job for job in await jobs_in(store)}
+        for job in states.values():
+            inputs, frames = job.inputs, job.inputs.frames
+            assert (inputs.video_file, inputs.image_file) == ("video.mp4", "image.png")
+            assert (inputs.video_sha256, inputs.image_sha256, inputs.video_bytes) == ("a" * 64, "b" * 64, 1234)
+            assert (inputs.width, inputs.height, inputs.frame_rate) == (640, 480, Fraction(30000, 1001))
+            assert (inputs.duration_s, inputs.has_audio) == (pytest.approx(frames * 1001 / 30000), True)
+
+        running, waiting = states[JobState.PROCESSING], states[JobState.QUEUED]
+        [adopted] = await adopt(store)
+        assert (adopted.prompt_id, adopted.number, adopted.epoch) == (running.prompt_id, 0, 1)
+        await store.finish_segment(adopted, "0.mp4", 1.0)
+        claimed = [await claim(store), await claim(store)]
+        assert [segment.prompt_id for segment in claimed] == [running.prompt_id, waiting.prompt_id]
+        for segment in claimed:
+            await store.finish_segment(segment, f"{segment.number}.mp4", 1.0)
+        for job in (running, waiting):
+            assert await finish(store, job)
+            assert (await store.job(job.prompt_id)).state == JobState.SUCCESS
+            # Numbers that the first version told and did not store are not used again.
+            assert min(event.seq for event in published if event.prompt_id == job.prompt_id) > told[job.prompt_id] + 999
+        failed = states[JobState.FAILED]
+        await store.retry(failed.prompt_id, failed.owner)
+        assert published[-1].seq == told[failed.prompt_id] + 1
+        done = states[JobState.SUCCESS]
+        assert (await store.result("holiday.mp4", "ann")).status() == done.status()
 
 
 def test_there_is_a_historical_database_of_every_version() -> None:
@@ -155,12 +196,12 @@ async def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("state", ["SUCCESS", "PROCESSING"])
 async def test_rules_hold_for_historical_jobs_too(tmp_path: Path, state: str) -> None:
     async with opened(restored(HISTORICAL[0], tmp_path / "old.db")) as store:
-        [job], _ = await store.jobs(state=JobState(state), limit=9, cursor=None, owner=None)
+        [job] = [job for job in await jobs_in(store) if job.state == state]
         with pytest.raises(Conflict):
-            await store.retry(job.prompt_id, None)
+            await store.retry(job.prompt_id, job.owner)
 
 
 def dump_of(path: Path) -> list[str]:
-    """Everything in a database, as SQL."""
+    """Dump a database as SQL."""
     with closing(sqlite3.connect(path)) as connection:
         return list(connection.iterdump())

@@ -30,7 +30,7 @@ Bar = tuple[float, str, float, float]
 
 
 def recorded() -> tuple[list[Bar], float]:
-    """The bars of the recording with seconds since its start, and the seconds it took."""
+    """Return the bars of the recording with seconds since its start, and the seconds it took."""
     frames = [(entry["t"], entry["msg"]) for entry in read("r_real_full") if entry["kind"] == "ws"]
     [start_s] = [t for t, message in frames if message["type"] == "execution_start"]
     [end_s] = [t for t, message in frames if message["type"] == "execution_success"]

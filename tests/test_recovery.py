@@ -31,7 +31,7 @@ FRAMES = 9
 def decided(
     cause: Cause, *, died: bool = False, splittable: bool = True, replaceable: bool = False, **counts: Any
 ) -> Decision:
-    """What is decided about a segment with these counts."""
+    """Decide about a segment with these counts."""
     values = {"failures": 0, "losses": 0, "deaths": 0, **counts}
     segment = Segment(
         prompt_id="job",

@@ -92,7 +92,7 @@ class Jobs(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def lead_to_an_end(self, prompt_id: str) -> None:
-        """What a runner does after its start, with engines that know nothing any more, ends every job."""
+        """End every job as a runner does after its start, with engines that have forgotten everything."""
         for backend in BACKENDS:
             for segment in self.take(backend, self.leases[backend].holder):
                 self.run(self.store.requeue(segment))
@@ -149,7 +149,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(attempt=attempts)
     def finish_segment(self, attempt: Segment | None) -> None:
-        """Also of an attempt that was given up long ago: an engine answers late."""
+        """Finish an attempt, also one that was given up long ago: an engine answers late."""
         if attempt is not None:
             self.move(attempt, self.store.finish_segment(attempt, "x.mp4", 1.0))
 
@@ -165,7 +165,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(prompt_id=jobs)
     def succeed(self, prompt_id: str) -> None:
-        """As the runner does, only when all segments are done."""
+        """Finish a job as the runner does, only when all segments are done."""
         for job in self.run(self.store.unfinished()):
             if job.prompt_id == prompt_id:
                 assert self.run(finish(self.store, job))
@@ -182,7 +182,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(target=attempts, backend=st.sampled_from(BACKENDS))
     def take_over(self, backend: str) -> Segment | None:
-        """A holder freezes until its lease has run out, and another takes its backend."""
+        """Let a holder freeze until its lease has run out, and another take its backend."""
         lease = self.leases[backend]
         other = next(holder for holder in HOLDERS if holder != lease.holder)
         assert self.run(self.store.acquire_lease(lease.name, other, 1000)) is None
@@ -211,7 +211,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule(target=attempts, method=st.sampled_from(["claim", "create"]), turns=st.integers(0, 12))
     def crash(self, method: str, turns: int) -> Segment | None:
-        """The power goes in the middle of a method: what the disk holds then is all that another process finds."""
+        """Cut the power in the middle of a method: another process finds only what the disk holds then."""
         work = (
             self.store.claim(self.leases[BACKENDS[0]])
             if method == "claim"

@@ -1,4 +1,4 @@
-"""What the store promises, on a real file."""
+"""Promises of the store, on a real file."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ from faceswap.store import (
     retry_writes,
 )
 from faceswap.store.connection import Connection
-from faceswap.store.sqlite import ThreadedConnection, store_error
+from faceswap.store.sqlite import InlineSQLite, ThreadedConnection, store_error
 
 PREVIEW = events.preview("id", 1)
-SCAN = r"SCAN (job|segment|event|lease)(?! USING INDEX segment_(waiting|submitted))"
+SCAN = r"SCAN (job|segment|event|lease|input|video|face)(?! USING INDEX segment_(waiting|submitted))"
 """A step of a plan that reads a table from end to end."""
 
 
@@ -140,9 +140,7 @@ async def test_a_name_that_is_taken_gets_the_next_free_number(store: Store) -> N
 
 async def test_a_name_that_thousands_had_is_found_without_comparing_each_with_each(store: Store, path: Path) -> None:
     job = await create(store, output_name="clip")
-    columns = "owner, state, step, options, workflow, priority, video_file, image_file, video_sha256, image_sha256,"
-    columns += " video_bytes, width, height, frames, frame_rate, duration_s, has_audio, created_at, updated_at,"
-    columns += " total_frames, segments_total"
+    columns = "owner, state, step, options, workflow, priority, created_at, updated_at, total_frames, segments_total"
     values = columns.replace("state", "'SUCCESS'")
     sql(
         path,
@@ -571,7 +569,7 @@ async def test_a_job_that_has_ended_cannot_be_cancelled(store: Store, end: JobSt
 
 
 async def ended_job(store: Store, end: JobState) -> Job:
-    """A job of one segment in the given end state."""
+    """Store a job of one segment in the given end state."""
     if end == JobState.SUCCESS:
         return await run_to_success(store)
     job = await create(store)
@@ -662,8 +660,8 @@ async def test_an_erased_job_leaves_no_row(store: Store, path: Path) -> None:
     with pytest.raises(NotFound):
         await store.job(job.prompt_id)
     with pytest.raises(NotFound):
-        await store.result("clip.mp4")
-    for table in ("job", "segment", "event"):
+        await store.result("clip.mp4", None)
+    for table in ("job", "segment", "event", "input"):
         assert sql(path, f"SELECT DISTINCT prompt_id FROM {table}") == [(other.prompt_id,)]
 
 
@@ -724,14 +722,15 @@ async def test_a_cursor_that_is_not_ours_is_refused(store: Store, cursor: str) -
 
 async def test_an_owner_sees_and_touches_their_own_jobs_only(store: Store) -> None:
     hers, nobodys = await create(store, owner="ann"), await create(store)
-    for touch in (store.job, store.request_cancel, store.retry):
-        for job in (hers, nobodys):
+    for touch in (store.owned_job, store.request_cancel, store.retry):
+        for job, owner in ((hers, "bob"), (nobodys, "bob"), (nobodys, "ann"), (hers, None), (hers, "")):
             with pytest.raises(NotFound):
-                await touch(job.prompt_id, "bob")
+                await touch(job.prompt_id, owner)
     assert [await state_of(store, job) for job in (hers, nobodys)] == ["QUEUED", "QUEUED"]
-    found, _ = await store.jobs(state=None, limit=9, cursor=None, owner="ann")
-    assert [job.prompt_id for job in found] == [hers.prompt_id]
-    assert (await store.job(hers.prompt_id, "ann")).prompt_id == hers.prompt_id
+    for job, owner in ((hers, "ann"), (nobodys, None)):
+        found, _ = await store.jobs(state=None, limit=9, cursor=None, owner=owner)
+        assert [one.prompt_id for one in found] == [job.prompt_id]
+        assert (await store.owned_job(job.prompt_id, owner)).prompt_id == job.prompt_id
 
 
 # Event numbers.
@@ -750,7 +749,7 @@ async def test_event_numbers_never_repeat_over_a_crash(path: Path) -> None:
 
 
 async def store_events(path: Path, job: Job) -> list[int]:
-    """The numbers of a job's stored events."""
+    """Return the numbers of a job's stored events."""
     async with opened(path) as store:
         return [event.seq for event in await store.events(job.prompt_id, 0)]
 
@@ -943,13 +942,13 @@ async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path)
     await finish(store, job)
     for method in (store.request_cancel, store.retry):
         with pytest.raises(Conflict):
-            await method(job.prompt_id, None)
+            await method(job.prompt_id, "ann")
     for state in (None, JobState.SUCCESS):
         await store.jobs(state=state, limit=1, cursor=f"{now_ms()}-x", owner=None)
     queued = await create(store)
     await store.queue_position(queued)
     await store.queue_positions([queued])
-    await store.result("clip.mp4")
+    await store.result("clip.mp4", "ann")
     await store.with_expired_inputs(now_ms(), 1)
     await store.with_expired_results(now_ms(), 1)
     await store.with_inputs([job.prompt_id])
@@ -962,9 +961,7 @@ async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path)
             plan = [row[3] for row in sql(path, f"EXPLAIN QUERY PLAN {statement}")]
             explained += bool(plan)
             for step in plan:
-                assert not re.match(
-                    r"SCAN (job|segment|event|lease)(?! USING INDEX segment_(waiting|submitted))", step
-                ), step
+                assert not re.match(SCAN, step), step
     assert explained > 30
 
 
@@ -1056,6 +1053,59 @@ async def test_a_job_is_ended_by_who_has_its_joining_only(store: Store) -> None:
         await store.fail(job.prompt_id, "code", "sentence", frozen)
     assert await state_of(store, job) == JobState.PROCESSING
     assert await finish(store, job)
+
+
+# SQLite inline, as the simulation has it.
+
+
+async def test_two_nodes_on_one_file_wait_for_each_others_locks_and_share_what_is_committed(path: Path) -> None:
+    seen: list[Event] = []
+    one = await Store.open(path, MIGRATIONS, seen.append, driver=InlineSQLite())
+    two = await Store.open(path, MIGRATIONS, seen.append, driver=InlineSQLite())
+    try:
+        job = await create(one, segments=2)
+        first = await claim(one, "a")
+        async with one._transaction():
+            with pytest.raises(StoreError, match="locked") as locked:
+                await two.add_status(job.prompt_id, "busy")
+            assert locked.value.transient
+        await two.add_status(job.prompt_id, "free")
+        second = await claim(two, "b")
+        assert (first.number, second.number) == (0, 1)
+        assert await one.submitted() == [first, second]
+        with pytest.raises(StoreError, match="readonly"):
+            await one._reader.fetch("DELETE FROM job")
+        await one.publish_transient({job.prompt_id: PREVIEW})
+        await two.add_status(job.prompt_id, "in order")
+        assert [event.seq for event in seen] == [1, 2, 3, 4]
+    finally:
+        await one.close()
+        await two.close()
+
+
+async def test_the_clock_is_the_one_that_was_given(path: Path) -> None:
+    class Clock:
+        milliseconds = 5_000
+
+        def now_ms(self) -> int:
+            return self.milliseconds
+
+        def monotonic_ms(self) -> int:
+            return self.milliseconds
+
+    clock = Clock()
+    store = await Store.open(path, MIGRATIONS, lambda event: None, driver=InlineSQLite(), clock=clock)
+    try:
+        assert (await create(store)).created_at == 5_000
+        lease = await store.acquire_lease("janitor", "one", 1)
+        assert lease is not None
+        clock.milliseconds = 5_999
+        assert await store.acquire_lease("janitor", "two", 1) is None
+        clock.milliseconds = 6_000
+        assert not await store.renew_lease(lease, 1)
+        assert await store.acquire_lease("janitor", "two", 1) is not None
+    finally:
+        await store.close()
 
 
 # What outlives a process.

@@ -1,4 +1,4 @@
-"""How tests wait: for a condition, with a bound that only a hang reaches."""
+"""Waiting in tests: for a condition, with a bound that only a hang reaches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def eventually(condition: Callable[[], Awaitable[Any]]) -> Any:
 
 
 async def until(condition: Callable[[], Any]) -> Any:
-    """As `eventually`, for a condition that need not be awaited."""
+    """Wait as `eventually`, for a condition that need not be awaited."""
     async with asyncio.timeout(WAIT_S):
         while not (result := condition()):
             await asyncio.sleep(POLL_S)

@@ -1,4 +1,4 @@
-"""Connections: how they are accepted, read and limited before a request or a message is whole."""
+"""Connections: accepting, reading and limiting them before a request or a message is whole."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from aiohttp import WSMsgType, hdrs, web
 from aiohttp.http_exceptions import LineTooLong
 
 from ..errors import BadRequest, HeadersTooLarge, Problem
-from ..intake.readers import MAX_TEXT_BYTES
+from ..intake import MAX_TEXT_BYTES
 from .middleware import SERVER_NAME, problem_response
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 30.0
-"""How long a connection may take for the headers of a request, and stay open without one."""
+"""The longest time for the headers of a request to arrive, and for a connection to stay open without a request."""
 BACKLOG = 128
 WANTED_DESCRIPTORS = 65536
 PAUSE_S = 1.0
-"""After a connection could not be accepted."""
+"""The pause after a connection could not be accepted."""
 WARN_S = 60.0
-"""Between two lines in the log about connections that have to wait."""
+"""The time between two log lines about connections that have to wait."""
 LEAST_READ_BYTES, MOST_READ_BYTES = 1024, 256 * 1024
 LONG_S, SHORT_S = 0.0005, 0.00015
-"""A read that took more of the processor than `LONG_S` is followed by smaller ones; less than `SHORT_S`, by larger."""
+"""A read whose parsing takes more processor time than `LONG_S` halves the next one; less than `SHORT_S` doubles it."""
 
 
 class Connection(web.RequestHandler, asyncio.BufferedProtocol):
-    """A client's connection. What is long to parse is read in small pieces: others get their turn in between.
+    """A client's connection. Bytes that take long to parse are read in small pieces, so that others get their turn.
 
-    Chunks, frames or requests of a few bytes each cost a hundred times what the same bytes cost in one piece.
+    Chunks, frames or requests of a few bytes each cost a hundred times more than the same bytes in one piece.
     """
 
     __slots__ = ("_buffer", "_on_lost", "_read_bytes")
@@ -55,15 +55,16 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
         self._read_bytes = len(buffer)
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        """Free the connection's place."""
         super().connection_lost(exc)
         self._on_lost()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the transport puts what it reads next."""
+        """Return the buffer for the transport's next read."""
         return self._buffer[: self._read_bytes]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Parse what was read, and choose how much to read next by the processor time it took."""
+        """Parse the bytes read, and choose the size of the next read by the processor time that took."""
         started = time.thread_time()
         self.data_received(bytes(self._buffer[:nbytes]))
         taken_s = time.thread_time() - started
@@ -73,7 +74,7 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
             self._read_bytes = min(self._read_bytes * 2, len(self._buffer))
 
     def set_parser(self, parser: Any, data_received_cb: Callable[[], None] | None = None) -> None:
-        """Take the reader of a WebSocket's frames, behind a check of what they announce."""
+        """Put a check of announced sizes in front of the reader of a WebSocket's frames."""
         limited: Any = _MessageLimit(parser)
         super().set_parser(limited, data_received_cb)
 
@@ -84,7 +85,7 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """Answer what no handler has seen as `application/problem+json`. Always closes the connection."""
+        """Answer a request that reached no handler as `application/problem+json`; the connection is closed."""
         if status >= 500:
             log.error("a request failed outside of its handler", exc_info=exc)
         if request.writer.output_size:
@@ -110,10 +111,10 @@ class _Reader(Protocol):
 
 
 class _MessageLimit:
-    """Holds back messages that announce more than is taken, before aiohttp's reader collects them.
+    """A check in front of aiohttp's reader that refuses messages by the sizes that their frames announce.
 
-    The reader knows one limit for all messages. Ours is that of JSON over HTTP for the first message and for every
-    text; only then, binary messages may be as large as the reader takes. What is passed on ends with whole heads.
+    The reader has one limit for all messages. Here the first message and every text have the limit of JSON over HTTP,
+    and later binary messages that of the reader. Only whole frame heads are passed on.
     """
 
     IMPOSSIBLE = b"\x82\xff" + b"\xff" * 8
@@ -123,7 +124,7 @@ class _MessageLimit:
         self._reader = reader
         self._head = b""
         self._missing = 0
-        """What has not come yet of a frame's payload."""
+        """The bytes of the current frame's payload that have not arrived yet."""
         self._is_first = True
         self._is_text = False
         self._message_bytes = 0
@@ -137,7 +138,7 @@ class _MessageLimit:
             head = None if self._missing else _FrameHead.parse(data, end)
             if head is None:
                 break
-            if not self._takes(head):
+            if not self._allows(head):
                 return self._reader.feed_data(data[:end] + self.IMPOSSIBLE)
             end += head.length
             self._missing = head.payload_bytes
@@ -147,7 +148,7 @@ class _MessageLimit:
     def feed_eof(self) -> None:
         self._reader.feed_eof()
 
-    def _takes(self, head: _FrameHead) -> bool:
+    def _allows(self, head: _FrameHead) -> bool:
         if head.kind not in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
             return True  # a control frame: at most 125 bytes, as the reader checks
         if head.kind != WSMsgType.CONTINUATION:
@@ -171,7 +172,7 @@ class _FrameHead:
 
     @classmethod
     def parse(cls, data: bytes, start: int) -> _FrameHead | None:
-        """The head at a place in the data, or None when it has not come whole."""
+        """Parse the head at a place in the data; returns None when it has not arrived whole."""
         if len(data) < start + 2:
             return None
         size = data[start + 1] & 0x7F
@@ -185,9 +186,10 @@ class _FrameHead:
 
 
 class Listener:
-    """Accepts connections, as many at a time as leave half of the descriptors to files, database and engines.
+    """Accepts connections, at most half as many at a time as the process may have descriptors open.
 
-    asyncio's own loop logs a traceback for every connection it cannot accept, thousands in a second.
+    The other half is for files, database and engines. asyncio's own server logs a traceback for every connection it
+    cannot accept, thousands in a second.
     """
 
     def __init__(self, server: web.Server) -> None:
@@ -195,7 +197,7 @@ class Listener:
         self._sockets: list[socket.socket] = []
         self._free = asyncio.Semaphore(raise_descriptor_limit() // 2)
         self._buffer = memoryview(bytearray(MOST_READ_BYTES))
-        """Shared: what is in it is copied before another connection is read."""
+        """Shared by all connections: its content is copied before another connection is read."""
         self._warned_at = -WARN_S
 
     async def bind(self, host: str, port: int) -> tuple[str, int]:
@@ -242,7 +244,7 @@ class Listener:
             tasks.create_task(self._connect(client), name="connect")
 
     async def _connect(self, client: socket.socket) -> None:
-        """Begin a connection; one that has ended already is no reason for the service to end."""
+        """Start a connection; an error of one that has already ended is logged and does not stop the service."""
         try:
             await asyncio.get_running_loop().connect_accepted_socket(self._new_connection, client)
         except OSError as error:
@@ -261,7 +263,7 @@ class Listener:
 
 
 def raise_descriptor_limit() -> int:
-    """Allow this process as many open files as it may and needs; returns how many those are."""
+    """Raise this process's limit of open files as far as allowed and needed; returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, WANTED_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,22 +1,24 @@
-"""Results, out again."""
+"""Downloads of results."""
 
 from __future__ import annotations
 
+import aiofiles.os
 from aiohttp import hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
 from ..errors import Gone
-from .keys import FILES, STORE, owner
+from .keys import FILES, STORE, owner_of
 
 
 async def download(request: web.Request) -> web.StreamResponse:
-    """A result: whole, in ranges, or its headers only."""
-    job = await request.app[STORE].result(request.match_info["filename"], owner(request))
-    path = request.app[FILES].result(job.result_file or "")
-    if not path.is_file():
+    """Send a result: whole, in ranges, or its headers only."""
+    job = await request.app[STORE].result(request.match_info["filename"], owner_of(request))
+    files = request.app[FILES]
+    path = files.result(job.result_file or "")
+    if not await files.exists(path):
         raise Gone("This result was removed from the server's disk.", code="result_expired", prompt_id=job.prompt_id)
     disposition = "inline" if request.query.get("inline") == "1" else "attachment"
-    return _Result(
+    return _RangeFileResponse(
         path,
         headers={
             "Content-Type": "video/mp4",
@@ -26,13 +28,13 @@ async def download(request: web.Request) -> web.StreamResponse:
     )
 
 
-class _Result(web.FileResponse):
-    """A file whose `If-Range` may be its entity tag; aiohttp itself knows only the date."""
+class _RangeFileResponse(web.FileResponse):
+    """A file response that accepts an entity tag in `If-Range`; aiohttp's own accepts only a date."""
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         if_range = request.headers.get(hdrs.IF_RANGE, "")
         if if_range.startswith(('"', "W/")):
-            stat = self._path.stat()
+            stat = await aiofiles.os.stat(self._path)
             if if_range != f'"{stat.st_mtime_ns:x}-{stat.st_size:x}"':
                 headers = request.headers.copy()
                 headers.popall(hdrs.RANGE, None)

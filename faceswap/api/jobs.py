@@ -1,4 +1,4 @@
-"""Jobs that exist: how they are, what they tell, and their end."""
+"""Handlers of existing jobs: status, events, preview, list, cancel, retry, delete."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from aiohttp import web
 from ..errors import BadRequest, Conflict, NotFound
 from ..hub import Closing, Lagging
 from ..jobs import TERMINAL, Job, JobState
-from .keys import HUB, REPORTS, SCHEDULER, STORE, owner
+from .keys import HUB, PROGRESS_REPORTER, SCHEDULER, STORE, owner_of
 from .stream import stream_events
 
 MAX_WAIT_S = 60.0
 LOOK_S = 1.0
-"""Between two looks at a job that somebody waits for: of some changes, as of its place in the queue, no event tells."""
+"""The time between two looks at a job for `?wait=`: some changes, such as the place in the queue, raise no event."""
 DEFAULT_PAGE, LARGEST_PAGE = 50, 200
 
 
 async def get_status(request: web.Request) -> web.Response:
-    """How a job is; with `?wait=` as soon as that changes."""
+    """Answer with a job's status; with `?wait=` once it has changed."""
     store, prompt_id = request.app[STORE], request.match_info["prompt_id"]
-    wait_s = _wait(request)
+    wait_s = _parse_wait(request)
     with request.app[HUB].subscribe(prompt_id) as subscription:
-        job = await store.job(prompt_id, owner(request))
+        job = await store.owned_job(prompt_id, owner_of(request))
         body, etag = await _status(request.app, job)
         if wait_s and job.state not in TERMINAL:
             known = _known_etags(request) or {etag}
@@ -33,7 +33,7 @@ async def get_status(request: web.Request) -> web.Response:
                 async with asyncio.timeout(wait_s):
                     while etag in known:
                         await subscription.next(LOOK_S)
-                        body, etag = await _status(request.app, await store.job(prompt_id, owner(request)))
+                        body, etag = await _status(request.app, await store.owned_job(prompt_id, owner_of(request)))
             except (TimeoutError, Lagging, Closing):
                 pass
     headers = {"ETag": f'"{etag}"', "Cache-Control": "no-cache"}
@@ -47,13 +47,13 @@ def _known_etags(request: web.Request) -> set[str]:
 
 
 async def _status(app: web.Application, job: Job) -> tuple[bytes, str]:
-    """The document, and the entity tag it has."""
+    """Return the status document and its entity tag."""
     document = job.status(await app[STORE].queue_position(job), app[SCHEDULER].outage)
     body = json.dumps(document, ensure_ascii=False).encode()
     return body, hashlib.blake2b(body, digest_size=12).hexdigest()
 
 
-def _wait(request: web.Request) -> float:
+def _parse_wait(request: web.Request) -> float:
     text = request.query.get("wait", "0")
     try:
         wait_s = float(text)
@@ -65,14 +65,14 @@ def _wait(request: web.Request) -> float:
 
 
 async def get_events(request: web.Request) -> web.StreamResponse:
-    """A job's events from the beginning, or from `Last-Event-ID` on."""
-    job = await request.app[STORE].job(request.match_info["prompt_id"], owner(request))
+    """Stream a job's events from the beginning, or from `Last-Event-ID` on."""
+    job = await request.app[STORE].owned_job(request.match_info["prompt_id"], owner_of(request))
     last = request.headers.get("Last-Event-ID", request.query.get("last_event_id"))
     return await stream_events(request, job, parse_event_id(last))
 
 
 def parse_event_id(value: object) -> int:
-    """The number of the last event a client has seen; 0 for none."""
+    """Parse the number of the last event a client has seen; 0 for none."""
     if value is None or value == "":
         return 0
     if isinstance(value, int | str) and str(value).isdecimal() and len(str(value)) < 16:
@@ -81,22 +81,22 @@ def parse_event_id(value: object) -> int:
 
 
 async def get_preview(request: web.Request) -> web.Response:
-    """The newest picture of a running job."""
-    job = await request.app[STORE].job(request.match_info["prompt_id"], owner(request))
-    image = None if job.state in TERMINAL else request.app[REPORTS].preview(job.prompt_id)
+    """Send the newest preview of a running job."""
+    job = await request.app[STORE].owned_job(request.match_info["prompt_id"], owner_of(request))
+    image = None if job.state in TERMINAL else request.app[PROGRESS_REPORTER].preview(job.prompt_id)
     if image is None:
         raise NotFound("There is no preview of this job now.", code="no_preview", prompt_id=job.prompt_id)
     return web.Response(body=image, content_type="image/jpeg", headers={"Cache-Control": "no-store"})
 
 
 async def get_jobs(request: web.Request) -> web.Response:
-    """Jobs, newest first."""
+    """List jobs, newest first."""
     store = request.app[STORE]
     jobs, next_cursor = await store.jobs(
-        state=_state(request.query.get("status")),
-        limit=_limit(request.query.get("limit")),
+        state=_parse_state(request.query.get("status")),
+        limit=_parse_limit(request.query.get("limit")),
         cursor=request.query.get("cursor"),
-        owner=owner(request),
+        owner=owner_of(request),
     )
     places = await store.queue_positions(jobs)
     outage = request.app[SCHEDULER].outage
@@ -104,7 +104,7 @@ async def get_jobs(request: web.Request) -> web.Response:
     return web.json_response({"jobs": documents, "next_cursor": next_cursor})
 
 
-def _state(text: str | None) -> JobState | None:
+def _parse_state(text: str | None) -> JobState | None:
     if not text:
         return None
     try:
@@ -113,7 +113,7 @@ def _state(text: str | None) -> JobState | None:
         raise BadRequest(f"'status' must be one of {', '.join(JobState)}.", code="invalid_status") from None
 
 
-def _limit(text: str | None) -> int:
+def _parse_limit(text: str | None) -> int:
     if text is None:
         return DEFAULT_PAGE
     if not text.isdecimal() or len(text) > 3 or not 1 <= int(text) <= LARGEST_PAGE:
@@ -122,31 +122,31 @@ def _limit(text: str | None) -> int:
 
 
 async def post_cancel(request: web.Request) -> web.Response:
-    """Ask for a job's end."""
+    """Cancel a job; it ends a little later."""
     job = await cancel_job(request, request.match_info["prompt_id"])
     return web.json_response(job.status(), status=202)
 
 
 async def cancel_job(request: web.Request, prompt_id: str) -> Job:
-    """Store the wish, then stop what is out."""
-    job = await request.app[STORE].request_cancel(prompt_id, owner(request))
+    """Store the request to cancel, then interrupt the job's prompts."""
+    job = await request.app[STORE].request_cancel(prompt_id, owner_of(request))
     request.app[SCHEDULER].cancel(prompt_id)
     return job
 
 
 async def post_retry(request: web.Request) -> web.Response:
-    """A failed or cancelled job again, from its last finished segment."""
-    job = await request.app[STORE].retry(request.match_info["prompt_id"], owner(request))
+    """Queue a failed or cancelled job again; its finished segments are kept."""
+    job = await request.app[STORE].retry(request.match_info["prompt_id"], owner_of(request))
     request.app[SCHEDULER].wake()
     return web.json_response(job.status(await request.app[STORE].queue_position(job)), status=202)
 
 
 async def delete_job(request: web.Request) -> web.Response:
-    """Erase a job for good."""
+    """Cancel a job if it runs, and erase it with its files."""
     prompt_id = request.match_info["prompt_id"]
     try:
         job = await cancel_job(request, prompt_id)
     except Conflict:  # it had ended
-        job = await request.app[STORE].job(prompt_id, owner(request))
+        job = await request.app[STORE].owned_job(prompt_id, owner_of(request))
     await request.app[SCHEDULER].erase(job)
     return web.Response(status=204)

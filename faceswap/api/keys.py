@@ -1,4 +1,4 @@
-"""Where the handlers find the parts of the application."""
+"""Keys under which handlers find the parts of the application."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from ..comfy.embedded import EmbeddedEngine
 from ..config import Settings
 from ..files import Files
 from ..hub import Hub
-from ..intake.readers import Intake
-from ..intake.submit import Submitter
+from ..intake import Submitter
 from ..progress_reporter import ProgressReporter
 from ..scheduler import Scheduler
 from ..store import Store
@@ -20,10 +19,9 @@ SETTINGS = web.AppKey("settings", Settings)
 STORE = web.AppKey("store", Store)
 HUB = web.AppKey("hub", Hub)
 SCHEDULER = web.AppKey("scheduler", Scheduler)
-REPORTS = web.AppKey("reports", ProgressReporter)
-INTAKE = web.AppKey("intake", Intake)
-SUBMITTER = web.AppKey("admission", Submitter)
-FILES = web.AppKey("folders", Files)
+PROGRESS_REPORTER = web.AppKey("progress_reporter", ProgressReporter)
+SUBMITTER = web.AppKey("submitter", Submitter)
+FILES = web.AppKey("files", Files)
 
 STOPPING = web.AppKey("stopping", asyncio.Event)
 """Set when the service begins to stop."""
@@ -35,6 +33,6 @@ OWNER = web.RequestKey("owner", str)
 """The name of the API key a request came with; absent where no keys are in use."""
 
 
-def owner(request: web.Request) -> str | None:
-    """Whose jobs a request may see: None for everybody's."""
+def owner_of(request: web.Request) -> str | None:
+    """Return the owner whose jobs a request may see; None, where no keys are in use, for the jobs without an owner."""
     return request.get(OWNER)

@@ -1,8 +1,7 @@
-"""What holds for every request: problems as `application/problem+json`, browsers of other sites refused."""
+"""Middleware of every request: problems as `application/problem+json`, browsers of other sites refused."""
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from aiohttp.typedefs import Handler
 from yarl import URL
 
 from ..config import Settings, is_loopback
-from ..errors import Forbidden, Problem, Unavailable
+from ..errors import DISK_FULL, Forbidden, Problem, Unavailable
 from ..store import StoreError
 from .keys import SETTINGS
 
@@ -22,15 +21,14 @@ log = logging.getLogger(__name__)
 
 SERVER_NAME = "faceswap"
 RETRY_AFTER_S = 10
-"""For what passes when the disk is freed or another process lets go of the database."""
+"""The time after which a client may try again when the disk was full or the database locked."""
 
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 _TITLES = {404: ("not_found", "Not found"), 405: ("method_not_allowed", "Method not allowed")}
 
 
 def problem_document(problem: Problem) -> dict[str, Any]:
-    """A problem as RFC 9457 wants it."""
+    """Return the problem details document of RFC 9457."""
     document = {
         "type": "about:blank",
         "title": problem.title,
@@ -43,7 +41,7 @@ def problem_document(problem: Problem) -> dict[str, Any]:
 
 @contextmanager
 def known_failures() -> Iterator[None]:
-    """Raise what a full disk, or a database that cannot be used now, does to any handler as `Unavailable`."""
+    """Raise `Unavailable` in place of the errors of a full disk, or of a database that cannot be used now."""
     try:
         yield
     except (StoreError, OSError) as error:
@@ -55,9 +53,9 @@ def known_failures() -> Iterator[None]:
 
 
 def _unavailable(error: StoreError | OSError) -> Unavailable | None:
-    """The problem, or None where it is the program's own fault."""
+    """Return the problem to answer with, or None for an error that is a fault of the program."""
     if isinstance(error, OSError):
-        is_full, is_database = error.errno in _DISK_FULL, False
+        is_full, is_database = error.errno in DISK_FULL, False
     else:
         is_full, is_database = error.disk_full, error.transient
     if is_full:
@@ -69,7 +67,7 @@ def _unavailable(error: StoreError | OSError) -> Unavailable | None:
 
 
 def problem_response(problem: Problem, headers: Mapping[str, str] | None = None) -> web.Response:
-    """The answer that tells of a problem."""
+    """Build the answer to a request with a problem."""
     headers = dict(headers or {})
     if problem.retry_after is not None:
         headers["Retry-After"] = str(problem.retry_after)
@@ -83,7 +81,7 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
 
 @web.middleware
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn what a handler raises into an answer. No traceback and no path ever leaves."""
+    """Turn a handler's exception into an answer, which never holds a traceback or a path."""
     try:
         with known_failures():
             return await handler(request)
@@ -98,14 +96,14 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         allowed = isinstance(error, web.HTTPMethodNotAllowed)
         return problem_response(unserved, {"Allow": error.headers["Allow"]} if allowed else None)
     except ConnectionError:
-        return _answer_instead(request, Problem("The client went away."))  # which nobody hears
+        return _answer_instead(request, Problem("The client went away."))  # nobody reads it
     except Exception:  # the top of the request
         log.exception("%s %s", request.method, request.path)
         return _answer_instead(request, Problem("Something went wrong inside the service; its log says what."))
 
 
 def _answer_instead(request: web.Request, problem: Problem) -> web.Response:
-    """The answer, or, in the middle of another one, a connection that breaks: nothing else can tell then."""
+    """Answer with a problem; in the middle of another answer break the connection, the only sign left then."""
     if request.writer.output_size and request.transport is not None:
         request.transport.abort()
     return problem_response(problem)
@@ -113,7 +111,7 @@ def _answer_instead(request: web.Request, problem: Problem) -> web.Response:
 
 @web.middleware
 async def same_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse browsers that come from another site's page, unless it is one of `FACESWAP_CORS_ORIGINS`."""
+    """Refuse browsers on another site's page, unless the site is one of `FACESWAP_CORS_ORIGINS`."""
     settings, host = request.app[SETTINGS], request.headers.get(hdrs.HOST)
     if is_loopback(settings.host) and host is not None and not _is_known_host(host, settings):
         raise Forbidden("This host name is not ours; see FACESWAP_PUBLIC_URL.", code="foreign_host")
@@ -129,44 +127,44 @@ async def same_origin(request: web.Request, handler: Handler) -> web.StreamRespo
     else:
         response = await handler(request)
     if not response.prepared:
-        _allow(response, origin)
+        _allow_origin(response, origin)
     return response
 
 
 def _is_known_host(host: str, settings: Settings) -> bool:
-    """Whether a request to a loopback address names that address, or the proxy in front of it.
+    """Tell whether a request to a loopback address names that address, or the proxy in front of it.
 
-    A foreign page that lets its own name point to 127.0.0.1 (DNS rebinding) passes as of our origin otherwise.
+    Otherwise a foreign page whose own host name points to 127.0.0.1 (DNS rebinding) would pass as of our origin.
     """
-    name = _place(f"http://{host}")
-    if name is None:
+    authority = _authority(f"http://{host}")
+    if authority is None:
         return False
     public = [URL(origin) for origin in settings.cors_origins]
     if settings.public_url is not None:
         public.append(settings.public_url.origin())
-    return is_loopback(name[0]) or any(_is_host_of(url, host) for url in public)
+    return is_loopback(authority[0]) or any(_is_host_of(url, host) for url in public)
 
 
 def _is_host_of(url: URL, host: str) -> bool:
-    # A `Host` without a port means the default one of the scheme by which the proxy was asked.
-    return _place(f"{url.scheme}://{host}") == _place(str(url))
+    # A `Host` without a port means the default port of the scheme that the client used with the proxy.
+    return _authority(f"{url.scheme}://{host}") == _authority(str(url))
 
 
 def _is_own_origin(origin: str, host: str | None, settings: Settings) -> bool:
-    """Whether a page's origin is the public address, or the address it asks."""
-    scheme, place = origin.partition("://")[0], _place(origin)
-    if place is None or scheme not in ("http", "https"):
+    """Tell whether a page's origin is the public address, or the address that the request was sent to."""
+    scheme, authority = origin.partition("://")[0], _authority(origin)
+    if authority is None or scheme not in ("http", "https"):
         return False
     public = settings.public_url.origin() if settings.public_url is not None else None
-    if public is not None and scheme == public.scheme and place == _place(str(public)):
+    if public is not None and scheme == public.scheme and authority == _authority(str(public)):
         return True
     if host is None or (public is not None and _is_host_of(public, host)):
         return False
-    return place == _place(f"{scheme}://{host}")
+    return authority == _authority(f"{scheme}://{host}")
 
 
-def _place(address: str) -> tuple[str, int] | None:
-    """The host name and the effective port of an address that has no more than these; None for any other."""
+def _authority(address: str) -> tuple[str, int] | None:
+    """Return the host name and the effective port of an address without user, path or query; None for any other."""
     try:
         url = URL(address)
         if url.user is None and url.raw_path_qs in ("", "/") and not url.raw_fragment and url.raw_host and url.port:
@@ -176,16 +174,16 @@ def _place(address: str) -> tuple[str, int] | None:
     return None
 
 
-async def allow_origin(request: web.Request, response: web.StreamResponse) -> None:
-    """Before headers go out: those every answer has, streams too."""
+async def add_common_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Add the headers of every answer, streams included, just before they are sent."""
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers[hdrs.SERVER] = SERVER_NAME
     origin = request.headers.get(hdrs.ORIGIN)
     if origin is not None and origin in request.app[SETTINGS].cors_origins:
-        _allow(response, origin)
+        _allow_origin(response, origin)
 
 
-def _allow(response: web.StreamResponse, origin: str) -> None:
+def _allow_origin(response: web.StreamResponse, origin: str) -> None:
     response.headers["Access-Control-Allow-Origin"] = origin
     response.headers["Access-Control-Expose-Headers"] = "Location, ETag"
     response.headers["Vary"] = "Origin"

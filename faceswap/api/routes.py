@@ -1,4 +1,4 @@
-"""Which handler answers what."""
+"""The routes: each path and method with its handler."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import asyncio
 
 from aiohttp import web
 
-from ..intake.readers import leave_waiting
+from ..intake import defer_continue
 from . import files, jobs, service, swap
 from .keys import STOPPING
 
 
 def add_routes(app: web.Application) -> None:
-    """The whole public surface, and what its handlers share."""
+    """Add every public route, and the objects that only handlers share."""
     app[service.WRITE_CHECK] = service.WriteCheck()
     app[STOPPING] = asyncio.Event()
     app.on_shutdown.append(_stop)
     app.add_routes(
         [
-            web.post("/face-swap", swap.post_face_swap, expect_handler=leave_waiting),
+            web.post("/face-swap", swap.post_face_swap, expect_handler=defer_continue),
             web.get("/face-swap-ws", swap.face_swap_socket, allow_head=False),
             web.get("/status/{prompt_id}", jobs.get_status),
             web.get("/events/{prompt_id}", jobs.get_events, allow_head=False),

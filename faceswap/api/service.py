@@ -1,4 +1,4 @@
-"""The service itself: its health, its page, its self-description."""
+"""Handlers of the service itself: health, web page, description of the API."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ PAGE_POLICY = (
     " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 CHECK_TIMEOUT_S = 0.8
-"""`/health` always answers within a second."""
+"""The bound that lets `/health` always answer within a second."""
 
 
 async def get_livez(request: web.Request) -> web.Response:
-    """The loop runs."""
+    """Answer that the event loop runs."""
     return web.json_response({"status": "alive"})
 
 
 async def get_readyz(request: web.Request) -> web.Response:
-    """Whether a job could be taken in and worked on now."""
+    """Tell whether a job would be accepted and worked on now."""
     checks = await _checks(request.app, await request.app[STORE].counts())
     return web.json_response(
         {"ready": all(checks.values()), "checks": checks}, status=200 if all(checks.values()) else 503
@@ -38,7 +38,7 @@ async def get_readyz(request: web.Request) -> web.Response:
 
 
 async def get_health(request: web.Request) -> web.Response:
-    """Everything an operator asks first."""
+    """Report the state of the service, its queue and its engines."""
     app = request.app
     counts = await app[STORE].counts()
     checks = await _checks(app, counts)
@@ -49,7 +49,7 @@ async def get_health(request: web.Request) -> web.Response:
             "comfyui_status": _comfyui_status(app),
             "outage": scheduler.outage,
             "workflow_status": _workflow_status(app),
-            # Not `request.host`: without a `Host` it asks the name server for our name, on the event loop.
+            # Not `request.host`: without a `Host` header it looks this machine's name up, blocking the event loop.
             "server_address": request.headers.get("Host", f"{settings.host}:{settings.port}"),
             "workflow_path": f"{settings.workflow}.json",
             "communication_method": "websocket",
@@ -57,7 +57,7 @@ async def get_health(request: web.Request) -> web.Response:
             "database": "writable" if checks["database"] else "unwritable",
             "queue": {state.lower(): count for state, count in counts.items()},
             "backends": [backend.describe() for backend in scheduler.backends],
-            "disk_free_mb": app[FILES].free_bytes() // 2**20,
+            "disk_free_mb": await app[FILES].free_bytes() // 2**20,
             "watchers": app[HUB].watchers,
         }
     )
@@ -71,19 +71,19 @@ def _comfyui_status(app: web.Application) -> str:
 
 
 def _workflow_status(app: web.Application) -> str:
-    """`invalid` when every ComfyUI that has told what it has lacks something; `backends` names what."""
+    """Return `invalid` when every ComfyUI that was inspected lacks something; `backends` names what."""
     told = [backend.problems for backend in app[SCHEDULER].backends if backend.problems is not None]
     return "invalid" if told and all(told) else "valid"
 
 
 class WriteCheck:
-    """Whether the database can be written, tried once at a time however many ask."""
+    """A check that the database can be written; one try serves all requests that ask meanwhile."""
 
     def __init__(self) -> None:
         self._trying: asyncio.Task[bool] | None = None
 
     async def passes(self, store: Store) -> bool:
-        """The answer, or False when it takes too long: a try that hangs is waited for again by the next who asks."""
+        """Return the result, or False when the try takes too long; the next request waits for the same try again."""
         if self._trying is None or self._trying.done():
             self._trying = asyncio.create_task(_is_writable(store), name="write check")
         await asyncio.wait({self._trying}, timeout=CHECK_TIMEOUT_S)
@@ -105,21 +105,21 @@ async def _checks(app: web.Application, counts: Mapping[str, int]) -> dict[str, 
     settings = app[SETTINGS]
     return {
         "database": await app[WRITE_CHECK].passes(app[STORE]),
-        "disk": app[FILES].free_bytes() >= settings.min_free_mb * 2**20,
+        "disk": await app[FILES].free_bytes() >= settings.min_free_mb * 2**20,
         "queue": counts[JobState.QUEUED] < settings.queue_limit,
         "engine": any(backend.healthy and not backend.problems for backend in app[SCHEDULER].backends),
     }
 
 
 async def get_root(request: web.Request) -> web.StreamResponse:
-    """The web page for browsers, the description of the API for programs."""
+    """Answer browsers with the web page and programs with the description of the API."""
     if "text/html" in request.headers.get("Accept", ""):
         return _page("index.html", "text/html")
     return web.json_response(_description())
 
 
 async def get_web_file(request: web.Request) -> web.StreamResponse:
-    """The page's own script and style."""
+    """Send the page's script or style sheet."""
     name = request.match_info["name"]
     if name not in WEB_FILES:
         raise web.HTTPNotFound

@@ -1,4 +1,4 @@
-"""One subscription, two writers: a job's events as Server-Sent Events or over a WebSocket."""
+"""Event streams: one subscription, written as Server-Sent Events or to a WebSocket."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..store import Store
 from .keys import HUB, STORE
 
 KEEPALIVE_S = 15.0
-"""Silence after which a comment line keeps proxies from closing the connection."""
+"""The silence after which a comment line keeps proxies from closing the connection."""
 WRITE_TIMEOUT_S = 60.0
-"""A watcher that takes nothing for so long is dropped; it resumes by `Last-Event-ID`."""
+"""The time after which a watcher that reads nothing is dropped; it resumes by `Last-Event-ID`."""
 
 
 async def follow(store: Store, hub: Hub, prompt_id: str, after: int) -> AsyncIterator[Event | None]:
-    """The events of a job above number `after`: the stored ones, then the live ones, until it has ended.
+    """Yield the events of a job after number `after`: the stored ones, then the live ones, until it has ended.
 
     None stands for `KEEPALIVE_S` of silence. Raises `Lagging` and `Closing` as the subscription does.
     """
@@ -62,7 +62,7 @@ async def stream_events(request: web.Request, job: Job, after: int) -> web.Strea
             await response.write(b": the service is stopping; come back with Last-Event-ID\n\n")
         await response.write_eof()
     except (Lagging, TimeoutError, ConnectionError):
-        # The watcher is gone or too slow; the job goes on.
+        # The watcher is gone or too slow; the job continues.
         response.force_close()
         if request.transport is not None:
             request.transport.abort()

@@ -1,4 +1,4 @@
-"""`POST /face-swap` and `WebSocket /face-swap-ws`: the ways a job comes in."""
+"""Handlers that submit jobs: `POST /face-swap` and `WebSocket /face-swap-ws`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from aiohttp import WSCloseCode, WSMsgType, web
 
 from ..errors import BadRequest, Conflict, Problem, RequestTimeout, TooLarge
 from ..hub import Closing, Lagging
-from ..intake.readers import parse_object
-from ..jobs import Job, new_prompt_id
+from ..intake import parse_object
+from ..jobs import Job
 from .jobs import cancel_job, parse_event_id
-from .keys import FILES, INTAKE, SCHEDULER, STOPPING, STORE, SUBMITTER, owner
+from .keys import SCHEDULER, STOPPING, STORE, SUBMITTER, owner_of
 from .middleware import known_failures, problem_document
 from .stream import send_events, stream_events
 
@@ -23,18 +23,14 @@ T = TypeVar("T")
 HEARTBEAT_S = 30.0
 FIRST_FRAME_S = 60.0
 CLOSE_S = 2.0
-"""For the client's answer to a close."""
+"""The time for the client's answer to a close."""
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 QUEUED_MESSAGE = "Face swap workflow queued successfully. Use /status/{prompt_id} to check progress."
 
 
 async def post_face_swap(request: web.Request) -> web.StreamResponse:
-    """Take a job in, and answer with its events, or with its id at once."""
-    key = request.headers.get("Idempotency-Key")
-    await request.app[SUBMITTER].check(key)
-    prompt_id = new_prompt_id()
-    submission = await request.app[INTAKE].from_request(request, request.app[FILES].inputs(prompt_id))
-    job, _ = await request.app[SUBMITTER].submit_job(submission, prompt_id, owner=owner(request), idempotency_key=key)
+    """Submit a job, and answer with its events, or with its id at once."""
+    job, submission = await request.app[SUBMITTER].submit_request(request, owner_of(request))
     request.app[SCHEDULER].wake()
     if submission.respond_async or submission.id_only:
         return _accepted(job, 202 if submission.respond_async else 200)
@@ -55,8 +51,8 @@ def _accepted(job: Job, status: int) -> web.Response:
 
 
 async def face_swap_socket(request: web.Request) -> web.WebSocketResponse:
-    """A job over a WebSocket: URLs, an upload, or a subscription to one that exists."""
-    # Uncompressed: a few bytes of a compressed message can stand for as many as a whole frame may hold.
+    """Submit a job from URLs or an upload, or subscribe to an existing one, and send its events."""
+    # Uncompressed: a few bytes of a compressed message can expand to a whole frame's limit.
     socket = web.WebSocketResponse(timeout=CLOSE_S, heartbeat=HEARTBEAT_S, max_msg_size=MAX_FRAME_BYTES, compress=False)
     await socket.prepare(request)
     try:
@@ -71,14 +67,14 @@ async def face_swap_socket(request: web.Request) -> web.WebSocketResponse:
     except Lagging:
         await socket.close(code=WSCloseCode.TRY_AGAIN_LATER, message=b"too slow; subscribe with last_event_id")
     except (TimeoutError, ConnectionError):
-        # The watcher is gone; the job goes on.
+        # The watcher is gone; the job continues.
         if not socket.closed and request.transport is not None:
             request.transport.abort()
     return socket
 
 
 async def _refuse(socket: web.WebSocketResponse, problem: Problem) -> None:
-    """Say what is wrong and close, where there still is somebody to hear it."""
+    """Send the problem and close, if the client is still connected."""
     code = WSCloseCode.MESSAGE_TOO_BIG if isinstance(problem, TooLarge) else WSCloseCode.POLICY_VIOLATION
     with contextlib.suppress(ConnectionError):
         await socket.send_json({"id": 0, "event": "error", "data": problem_document(problem)})
@@ -86,17 +82,14 @@ async def _refuse(socket: web.WebSocketResponse, problem: Problem) -> None:
 
 
 async def _begin(request: web.Request, socket: web.WebSocketResponse) -> tuple[str, int]:
-    """Read the first frame, and an upload; returns the job to watch and the event to start after."""
+    """Read the first frame, and an upload; returns the job's id and the number of the event to start after."""
     first = await _first_frame(socket)
     if first.get("action") == "subscribe":
         # JSON may hold half a surrogate pair, which SQLite does not take.
         prompt_id = str(first.get("prompt_id")).encode("ascii", "replace").decode()
-        job = await request.app[STORE].job(prompt_id, owner(request))
+        job = await request.app[STORE].owned_job(prompt_id, owner_of(request))
         return job.prompt_id, parse_event_id(first.get("last_event_id"))
-    await request.app[SUBMITTER].check(None)
-    prompt_id = new_prompt_id()
-    submission = await request.app[INTAKE].from_websocket(first, socket, request.app[FILES].inputs(prompt_id))
-    job, _ = await request.app[SUBMITTER].submit_job(submission, prompt_id, owner=owner(request), idempotency_key=None)
+    job = await request.app[SUBMITTER].submit_frames(first, socket, owner_of(request))
     request.app[SCHEDULER].wake()
     return job.prompt_id, 0
 
@@ -114,7 +107,7 @@ async def _first_frame(socket: web.WebSocketResponse) -> dict[str, Any]:
 
 
 async def _first_of(*work: Coroutine[Any, Any, T]) -> T:
-    """Do all of it until the first is done, and give its result."""
+    """Run coroutines until the first ends, cancel the others, and return its result."""
     tasks = [asyncio.create_task(one) for one in work]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -123,8 +116,8 @@ async def _first_of(*work: Coroutine[Any, Any, T]) -> T:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        # A task holds its exception, that the frames it passed, and this one the tasks: a circle that would keep
-        # whatever the frames hold.
+        # A task refers to its exception, the exception to stack frames, and this frame to the tasks: a reference
+        # circle, which would keep the upload in memory.
         tasks.clear()
 
 
@@ -135,10 +128,10 @@ async def _stopping(request: web.Request) -> NoReturn:
 
 
 async def _listen(request: web.Request, socket: web.WebSocketResponse, prompt_id: str) -> None:
-    """Take what the client says until it closes, which does not cancel the job."""
+    """Handle the client's messages until it closes, which does not cancel the job."""
     async for message in socket:
         if message.type is not WSMsgType.TEXT or parse_object(message.data) != {"action": "cancel"}:
             raise BadRequest("Nothing but {'action': 'cancel'} is understood now.", code="unknown_action")
-        # A job that has just ended tells so itself.
+        # A job that has just ended sends its own last event.
         with contextlib.suppress(Conflict):
             await cancel_job(request, prompt_id)

@@ -93,7 +93,7 @@ class Backend:
         self.stuck = False
         self.features: Features | None = None
         self.problems: tuple[str, ...] | None = None
-        """What it lacks for the workflow, a sentence each; None until it has told."""
+        """Node classes and models that the workflow misses in it, a sentence each; None until it has told."""
         self.listener = make_listener(client, client_id, self._take, self._connected)
         self.address_known = asyncio.Event()
         self._pool = pool
@@ -110,27 +110,27 @@ class Backend:
 
     @property
     def healthy(self) -> bool:
-        """Whether it may be given work: it is heard, it answers, and it is done with what was given up."""
+        """Readiness for work: it is heard, it answers, and it is done with the prompts that were given up."""
         return self.listener.state == "connected" and not self._unanswered and not self.abandoned
 
     @property
     def replaceable(self) -> bool:
-        """Whether another one could do its work."""
+        """True while another one could do its work."""
         return self._pool.has_other_than(self)
 
     @property
     def title(self) -> str:
-        """What a person knows it by."""
+        """Name for a person to read."""
         return EMBEDDED_TITLE if self.name == EMBEDDED else f"ComfyUI at {self.client.url}"
 
     @property
     def idle(self) -> bool:
-        """Whether nothing of ours is with it, or on its way back."""
+        """True while no prompt of ours is with it, or on its way back."""
         return not self.in_flight and not self._collecting
 
     @property
     def trouble(self) -> str:
-        """Why it is given no work, as what follows its title."""
+        """Reason why it is given no work, to follow its title."""
         if self.stuck:
             return "is stuck"
         if self.listener.state == "connected" and not self._unanswered:

@@ -18,10 +18,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 from urllib.parse import quote
 
+import aiofiles
 import aiohttp
+from aiofiles.threadpool.binary import AsyncFileIO
+from aiohttp.abc import AbstractStreamWriter
 from yarl import URL
 
 from ..errors import JobFailure
+from ..files import PIECE_BYTES, new_file
 from .failures import PromptRejected, disk_full, failure_from_error
 from .messages import Failed, Interrupted, OutputFile, decode_json, from_event, output_files
 
@@ -30,7 +34,6 @@ ANSWER_TIMEOUT = 30.0
 TRANSFER_TIMEOUT = 3600.0
 SILENCE_TIMEOUT = 60.0
 ANSWER_LIMIT = 16 * 1024 * 1024
-CHUNK_BYTES = 1024 * 1024
 FORM_BYTES = 4096
 
 SOCKET_HEARTBEAT = 30.0
@@ -134,11 +137,12 @@ class ComfyClient:
         The name is made of what ComfyUI returned: it renames a file whose name is taken by other bytes. Raises
         JobFailure `upload_too_large` or `engine_disk_full`, ComfyError, and OSError when `path` cannot be read.
         """
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
+        async with aiofiles.open(path, "rb", buffering=0) as file:
+            size = await file.seek(0, os.SEEK_END)
+            await file.seek(0)
             await self._check_upload_size(size)
             form = aiohttp.FormData(quote_fields=False)
-            form.add_field("image", file, filename=filename, content_type="application/octet-stream")
+            form.add_field("image", _FilePayload(file, size), filename=filename)
             form.add_field("subfolder", subfolder)
             form.add_field("type", "input")
             async with self._call("POST", "upload/image", data=form, timeout=TRANSFER_TIMEOUT) as response:
@@ -268,17 +272,16 @@ class ComfyClient:
         if "/" in file.filename or "\\" in file.filename or ".." in PurePosixPath(file.subfolder).parts:
             raise JobFailure("output_missing", "ComfyUI named a result outside of its folders; it was not fetched.")
         query = {"filename": file.filename, "subfolder": file.subfolder, "type": file.type}
-        partial = destination.with_name(f".{destination.name}.part")
-        try:
-            async with self._call("GET", "view", params=query, timeout=TRANSFER_TIMEOUT) as response:
-                if response.status == 404:
-                    raise JobFailure("output_missing", "ComfyUI no longer has the result.", transient=True)
-                _check_status(response)
-                size = await _store(response, partial, max_bytes)
-            await asyncio.to_thread(_publish, partial, destination)
-        finally:
-            partial.unlink(missing_ok=True)
-        return size
+        async with self._call("GET", "view", params=query, timeout=TRANSFER_TIMEOUT) as response:
+            if response.status == 404:
+                raise JobFailure("output_missing", "ComfyUI no longer has the result.", transient=True)
+            _check_status(response)
+            async with new_file(destination) as result:
+                async for piece in response.content.iter_any():
+                    if result.size + len(piece) > max_bytes:
+                        raise JobFailure("output_too_large", f"The result is larger than {max_bytes // 2**20} MB.")
+                    await result.write(piece)
+        return result.size
 
     async def object_info(self, node_class: str) -> dict[str, Any] | None:
         """A node class's inputs with their choices; None when ComfyUI does not have the class."""
@@ -360,6 +363,23 @@ class ComfyClient:
                 yield response
 
 
+class _FilePayload(aiohttp.Payload):
+    """A file of a known size as part of a form, read in a thread in pieces larger than aiohttp's own."""
+
+    def __init__(self, file: AsyncFileIO, size: int) -> None:
+        super().__init__(file, content_type="application/octet-stream")
+        self._size = size
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Send the file from where it stands."""
+        while piece := await self._value.read(PIECE_BYTES):
+            await writer.write(piece)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Refuse to hold the file in memory."""
+        raise NotImplementedError
+
+
 @contextmanager
 def _transport_errors() -> Iterator[None]:
     """Name what aiohttp raises without its text, which holds addresses and headers."""
@@ -405,30 +425,6 @@ async def _document(response: aiohttp.ClientResponse, expected: int = 200) -> An
     except ValueError as error:
         message = "What answers in ComfyUI's place sends no JSON; check the address in FACESWAP_COMFYUI_URLS."
         raise ComfyError(message, transient=False) from error
-
-
-async def _store(response: aiohttp.ClientResponse, partial: Path, max_bytes: int) -> int:
-    """Write the body to disk for good; returns its size in bytes."""
-    size = 0
-    with partial.open("wb") as file:
-        async for chunk in response.content.iter_chunked(CHUNK_BYTES):
-            size += len(chunk)
-            if size > max_bytes:
-                raise JobFailure("output_too_large", f"The result is larger than {max_bytes // 2**20} MB.")
-            await asyncio.to_thread(file.write, chunk)
-        file.flush()
-        await asyncio.to_thread(os.fsync, file.fileno())
-    return size
-
-
-def _publish(partial: Path, destination: Path) -> None:
-    """Give a whole file its name so that the name survives a power cut too."""
-    partial.replace(destination)
-    folder = os.open(destination.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _queued_ids(entries: list[object]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Looks after the embedded engine: a child process that speaks ComfyUI's protocol on the loopback."""
+"""The embedded engine's supervisor: a child process that speaks ComfyUI's protocol on the loopback."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import logging
 import os
 import re
 import secrets
-import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 from yarl import URL
+
+from ..child_process import kill_group, terminate, wait_within
 
 log = logging.getLogger(__name__)
 
@@ -23,17 +23,17 @@ COMMAND = (sys.executable, "-m", "faceswap.engine")
 TOKEN_VARIABLE = "FACESWAP_ENGINE_TOKEN"
 LISTENING = re.compile(r"faceswap engine: listening on (http://\S+)")
 
-START_TIMEOUT = 60.0
-STOP_TIMEOUT = 5.0
-DRAIN_TIMEOUT = 1.0
-FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 10.0
-STABLE_AFTER = 60.0
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 5.0
+DRAIN_TIMEOUT_S = 1.0
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 10.0
+STABLE_AFTER_S = 60.0
 LINE_BYTES = 1000
 
 
 class EngineStartError(Exception):
-    """The engine did not get as far as listening, in one sentence."""
+    """The engine did not get as far as listening; the text is one sentence."""
 
 
 class EmbeddedEngine:
@@ -58,7 +58,7 @@ class EmbeddedEngine:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """What the engine asks of every call, the same for all its starts."""
+        """The headers that the engine asks of every call, the same for all its starts."""
         return {"Authorization": f"Bearer {self._token}"}
 
     @property
@@ -66,7 +66,7 @@ class EmbeddedEngine:
         """The child's process id, None while there is none."""
         return None if self._child is None else self._child.transport.get_pid()
 
-    async def start(self, timeout: float = START_TIMEOUT) -> URL:
+    async def start(self, timeout: float = START_TIMEOUT_S) -> URL:
         """Start the child and wait, at most `timeout` seconds, until it listens. Raises EngineStartError."""
         if self.state == "stopped":
             self.state = "starting"
@@ -93,13 +93,13 @@ class EmbeddedEngine:
         return self.url
 
     def _environment(self) -> dict[str, str]:
-        """Ours without our settings and secrets, and with the token: a command line could be read by others."""
+        """Return our environment with the token, which a command line would show, and without our own settings."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("FACESWAP_")}
         return inherited | {TOKEN_VARIABLE: self._token}
 
     async def run(self, on_ready: Callable[[URL], Awaitable[None] | None]) -> None:
         """Keep an engine running until cancelled, and stop it then. `on_ready` is called whenever one listens."""
-        pause = FIRST_PAUSE
+        pause = FIRST_PAUSE_S
         try:
             while True:
                 started = time.monotonic()
@@ -108,15 +108,15 @@ class EmbeddedEngine:
                     ready = on_ready(url)
                     if ready is not None:
                         await ready
-                    await self._death()
+                    await self._wait_for_exit()
                 except EngineStartError as error:
                     self._port = self._wanted_port
                     log.warning("%s", error)
                 self.state = "restarting"
                 self.restarts += 1
-                pause = FIRST_PAUSE if time.monotonic() - started >= STABLE_AFTER else pause
+                pause = FIRST_PAUSE_S if time.monotonic() - started >= STABLE_AFTER_S else pause
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
         finally:
             await self.stop()
 
@@ -125,7 +125,7 @@ class EmbeddedEngine:
         self.state = "stopped"
         await self._end()
 
-    async def _death(self) -> None:
+    async def _wait_for_exit(self) -> None:
         """Wait until the child is gone, and clear away what it leaves."""
         assert self._child is not None
         await self._child.exited.wait()
@@ -133,7 +133,7 @@ class EmbeddedEngine:
         await self._end()
 
     async def _end(self) -> None:
-        """Have no child, and no process of the child's, any more."""
+        """End the child and every process of its group."""
         self.url = None
         if self._child is None:
             return
@@ -141,20 +141,17 @@ class EmbeddedEngine:
         if stdin := transport.get_pipe_transport(0):
             stdin.close()
         if not self._child.exited.is_set():
-            with suppress(ProcessLookupError):
-                # Not transport.terminate(): it would reap a child that has just ended, from under asyncio.
-                os.kill(transport.get_pid(), signal.SIGTERM)
-            await _within(STOP_TIMEOUT, self._child.exited)
-        with suppress(ProcessLookupError):
-            os.killpg(transport.get_pid(), signal.SIGKILL)
+            terminate(transport.get_pid())
+            await wait_within(STOP_TIMEOUT_S, self._child.exited.wait())
+        kill_group(transport.get_pid())
         await self._child.exited.wait()
-        await _within(DRAIN_TIMEOUT, self._child.silent)
+        await wait_within(DRAIN_TIMEOUT_S, self._child.silent.wait())
         transport.close()
         self._child = None
 
 
 class _Child(asyncio.SubprocessProtocol):
-    """One child: what it writes goes to our log, its exit is known at once.
+    """One child: its output goes to our log, and its exit is known at once.
 
     `asyncio.subprocess.Process.wait` would do for neither: it waits for every pipe to close, and the engine's own
     workers hold them open when it is killed.
@@ -196,9 +193,3 @@ class _Child(asyncio.SubprocessProtocol):
         log.info("engine: %s", line)
         if not self.listening.done() and (found := LISTENING.match(line)):
             self.listening.set_result(URL(found[1]))
-
-
-async def _within(seconds: float, event: asyncio.Event) -> None:
-    with suppress(TimeoutError):
-        async with asyncio.timeout(seconds):
-            await event.wait()

@@ -48,12 +48,12 @@ class _InputError:
 class PromptRejected(JobFailure):
     """ComfyUI refused the graph.
 
-    Codes: `node_missing`, `model_missing`, `input_missing` (passing: the file is uploaded again), `workflow_invalid`.
+    Codes: `node_missing`, `model_missing`, `input_missing` (transient: the file is uploaded again), `workflow_invalid`.
     """
 
     @classmethod
     def from_body(cls, body: object) -> PromptRejected:
-        """From the JSON of a 400, or of a 200 whose `node_errors` name our output. Any shape is taken."""
+        """Return the rejection in a 400, or in a 200 with `node_errors` of our output. JSON of any shape is taken."""
         rejections = [cls._from_input(error) for error in _input_errors(body)]
         telling = [rejection for rejection in rejections if rejection.code != "workflow_invalid"]
         return (telling or rejections or [cls._from_prompt(body)])[0]
@@ -98,15 +98,15 @@ def node_missing(node_class: str) -> str:
 
 
 def disk_full() -> JobFailure:
-    """Return the failure of an upload or a prompt that ComfyUI has no room for: it waits until there is some."""
+    """Return the failure of an upload or a prompt that ComfyUI has no room for. It is transient."""
     message = "ComfyUI's disk is full; the job goes on when there is room."
     return JobFailure("engine_disk_full", message, transient=True)
 
 
 def failure_from_error(node_type: str, exception_type: str, message: str) -> JobFailure:
-    """Why a node failed while it ran. `exception_type` is dotted (`torch.OutOfMemoryError`), `message` any text.
+    """Return why a node failed while it ran. `exception_type` is dotted (`torch.OutOfMemoryError`), `message` any text.
 
-    Codes: `out_of_memory` and `engine_disk_full` (passing), `model_missing`, `model_broken`, `engine_error`.
+    Codes: `out_of_memory` and `engine_disk_full` (transient), `model_missing`, `model_broken`, `engine_error`.
     """
     if DISK_FULL_TEXT in message:
         return disk_full()
@@ -126,7 +126,7 @@ def failure_from_error(node_type: str, exception_type: str, message: str) -> Job
 
 
 def shown(text: str) -> str:
-    """The first line of what ComfyUI wrote, at most 300 characters, absolute paths cut to their last part."""
+    """Return the first line of ComfyUI's text, at most 300 characters, absolute paths cut to their last part."""
     line = next((line.strip() for line in text.splitlines() if line.strip()), "")[: 4 * SHOWN_CHARACTERS]
     line = _QUOTED_PATH.sub(r"\1\2\1", line)
     line = _BARE_PATH.sub(lambda path: re.split(r"[\\/]", path[0].rstrip("\\/"))[-1], line)

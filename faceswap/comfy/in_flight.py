@@ -91,11 +91,11 @@ class InFlightPrompt:
     prompt_id: str = field(init=False)
     """The id ComfyUI knows it by: the segment's, unless ComfyUI chose one itself."""
     sent: bool = False
-    """Whether ComfyUI may know the prompt."""
+    """True once ComfyUI may know the prompt."""
     timed: bool = False
-    """Whether its time tells how quick the engine is: it was sent by this process, and has not ended."""
+    """True while its time tells the engine's speed: it was sent by this process, and has not ended."""
     running: bool = False
-    """Whether ComfyUI was seen at work on it: an engine that dies then may have died of it."""
+    """True once ComfyUI was seen at work on it: an engine that dies then may have died of it."""
     outcome: Outcome | None = None
     """The success that history told of."""
     refusal: ComfyError | None = None

@@ -61,9 +61,10 @@ class EngineInputs:
         """
         video = self._files.video(job.prompt_id, job.inputs)
         image = self._files.image(job.prompt_id, job.inputs)
-        if not (video.is_file() and image.is_file()):
+        if not (await self._files.exists(video) and await self._files.exists(image)):
             message = "The video or the picture is no longer on the service's disk; post them again."
             raise JobFailure("inputs_missing", message)
+        await self._files.make_scratch(job.prompt_id)
         face = await self._send_face(job, backend, image)
         if job.options.rate is None and (not splittable or await self._takes_whole(job, segment, backend)):
             try:
@@ -73,10 +74,10 @@ class EngineInputs:
                     raise
         return await self._send_piece(job, segment, backend, face)
 
-    def original(self, job: Job) -> Original:
+    async def original(self, job: Job) -> Original:
         """Return the video that a job's results are made of: the copy for pieces, which is quicker to search, or it."""
         prepared = self._files.prepared(job.prompt_id)
-        if prepared.is_file():
+        if await self._files.exists(prepared):
             return Original(prepared, None)
         return Original(self._files.video(job.prompt_id, job.inputs), job.options.rate)
 
@@ -134,11 +135,11 @@ class EngineInputs:
                 facts = await self._cut(job, segment, piece, limit)
             name = await backend.client.upload(piece, f"{piece.stem}{facts.suffix}", job.prompt_id)
         finally:
-            piece.unlink(missing_ok=True)
+            await self._files.delete(piece)
         return Provided(name, face, facts.lead)
 
     async def _cut(self, job: Job, segment: Segment, piece: Path, limit: int) -> PieceFacts:
-        original = self.original(job)
+        original = await self.original(job)
         return await self._media.cut(
             original.path, piece, segment.first_frame, segment.frame_count, original.frame_rate, limit - FORM_BYTES
         )
@@ -148,7 +149,7 @@ class EngineInputs:
 
         Return whether there is one; where there is none, pieces can be cut out of the video as it is.
         """
-        if self._files.prepared(job.prompt_id).is_file():
+        if await self._files.exists(self._files.prepared(job.prompt_id)):
             return True
         task = self._prepared.get(job.prompt_id)
         if task is None or (task.done() and (always or _is_worth_repeating(task) or task.result())):

@@ -1,4 +1,4 @@
-"""What a ComfyUI lacks for a workflow, by what its `/object_info` tells. Pure."""
+"""The inspection of a ComfyUI by its `/object_info`: node classes and models that a workflow misses. Pure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _problems(graph: Graph, infos: Infos) -> Iterator[str]:
 
 
 def _choices(info: Mapping[str, Any]) -> Iterator[tuple[str, list[Any]]]:
-    """The inputs with a list of choices: `[[choice, …], …]`, in newer nodes `["COMBO", {"options": [choice, …]}]`."""
+    """Yield the inputs with choices: `[[choice, …], …]`, in newer nodes `["COMBO", {"options": [choice, …]}]`."""
     sections = info.get("input")
     for section in sections.values() if isinstance(sections, dict) else ():
         for input_name, spec in section.items() if isinstance(section, dict) else ():

@@ -5,24 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Literal
 
 import aiohttp
 
+from ..clock import monotonic
 from .client import ComfyClient, ComfyError
 from .messages import Message, parse
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE = 0.2
-LONGEST_PAUSE = 10.0
-STABLE_AFTER = 5.0
+FIRST_PAUSE_S = 0.2
+LONGEST_PAUSE_S = 10.0
+STABLE_AFTER_S = 5.0
 
 
 class Listener:
-    """Hears what ComfyUI says to `client_id` and hands each message to `on_message`.
+    """A listener for what ComfyUI sends to `client_id`; each message goes to `on_message`.
 
     ComfyUI replays nothing: what was said while no socket was open is gone, so `on_connect` is called after every
     (re)connect, to ask `/history` and `/queue`. It may return an awaitable, which runs beside the reading; a ComfyError
@@ -34,8 +34,8 @@ class Listener:
     can tell that from a quiet server. Who has a prompt running and hears nothing of it calls `reconnect`; should the
     old socket die after that too, once more after a moment: each dead socket costs at most one reconnect.
 
-    `state` is the connection's, `last_frame_at` a `time.monotonic` reading, `reconnects` counts every connect but the
-    first.
+    `state` is the connection's, `last_frame_at` a reading of `clock.monotonic`, `reconnects` counts every connect but
+    the first.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class Listener:
 
         What `on_message` or `on_connect` raise is not caught.
         """
-        pause = FIRST_PAUSE
+        pause = FIRST_PAUSE_S
         while True:
             self._wanted_at_once.clear()
             self.state = "connecting"
-            started = time.monotonic()
+            started = monotonic()
             try:
                 await self._listen()
                 reason = "closed"
@@ -73,15 +73,15 @@ class Listener:
                 reason = error.message
             finally:
                 self.state = "disconnected"
-            if time.monotonic() - started >= STABLE_AFTER:
-                pause = FIRST_PAUSE
+            if monotonic() - started >= STABLE_AFTER_S:
+                pause = FIRST_PAUSE_S
             if not self._wanted_at_once.is_set():
                 log.info("socket to ComfyUI at %s lost: %s", self._client.url, reason)
-            await self._rest(random.uniform(pause / 2, pause))
-            pause = min(2 * pause, LONGEST_PAUSE)
+            await self._pause(random.uniform(pause / 2, pause))
+            pause = min(2 * pause, LONGEST_PAUSE_S)
 
     async def reconnect(self) -> None:
-        """Have the socket closed and another opened without a pause, because its silence is not trusted.
+        """Close the socket and open another without a pause, because the old one's silence is not trusted.
 
         Returns when that is under way; `on_connect` tells when the new one is open.
         """
@@ -90,7 +90,7 @@ class Listener:
             await self._socket.close()
 
     async def _listen(self) -> None:
-        """One connection from its opening to its end."""
+        """Serve one connection from its opening to its end."""
         self._socket = await self._client.open_socket(self._client_id)
         try:
             self.state = "connected"
@@ -105,13 +105,13 @@ class Listener:
 
     async def _read(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         async for frame in socket:
-            self.last_frame_at = time.monotonic()
+            self.last_frame_at = monotonic()
             if frame.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
                 message = parse(frame.data)
                 if message is not None:
                     self._on_message(message)
 
-    async def _rest(self, seconds: float) -> None:
+    async def _pause(self, seconds: float) -> None:
         """Wait, unless another connection is wanted at once."""
         try:
             async with asyncio.timeout(seconds):

@@ -1,4 +1,4 @@
-"""What ComfyUI says on its WebSocket, as a small typed union.
+"""The messages of ComfyUI's WebSocket as a small typed union.
 
 `parse` is the border: nothing behind it ever sees raw JSON. The shapes are those of ComfyUI's `server.py` and
 `execution.py`. `progress_state` repeats `progress`, so it is not a message here.
@@ -20,7 +20,7 @@ IMAGE_TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG\r\n\x1a\n": "image/png"}
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """A file a node made, by the three words `/view` takes. `type` is `output`, `temp` or `input`."""
+    """A file that a node made, by the three words that `/view` takes. `type` is `output`, `temp` or `input`."""
 
     filename: str
     subfolder: str
@@ -28,23 +28,18 @@ class OutputFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
-    """ComfyUI took the prompt from its queue."""
+class Activity:
+    """A frame that only shows that ComfyUI works on the prompt: it starts, a node has an output, it succeeds.
+
+    History tells the outputs and the success; the end itself is an `Executing` without a node.
+    """
 
     prompt_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Cached:
-    """These nodes will not run: their results are known from an earlier prompt."""
-
-    prompt_id: str
-    nodes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Executing:
-    """A node runs. `node` is None once the prompt has ended, whichever way; history knows it by then.
+    """A node runs. `node` is None once the prompt has ended, in any way; history knows it by then.
 
     `prompt_id` is None in the one frame that greets a client which reconnects.
     """
@@ -55,28 +50,12 @@ class Executing:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a node's bar is, usually in frames: finite numbers, `maximum` above zero."""
+    """A node's progress, usually in frames: finite numbers, `maximum` above zero."""
 
     prompt_id: str
     node: str
     value: float
     maximum: float
-
-
-@dataclass(frozen=True, slots=True)
-class NodeOutput:
-    """An output node has finished, or its result came from the cache."""
-
-    prompt_id: str
-    node: str
-    files: tuple[OutputFile, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Succeeded:
-    """The prompt ran to its end. History may not know it for another moment."""
-
-    prompt_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +78,14 @@ class Interrupted:
 
 @dataclass(frozen=True, slots=True)
 class QueueRemaining:
-    """How many prompts ComfyUI has, the running one included."""
+    """The number of prompts that ComfyUI has, the running one included."""
 
     count: int
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A picture of the work in hand, `mime` as its bytes tell. Without metadata it names neither prompt nor node."""
+    """A picture of the running work, `mime` from its bytes. Without metadata it names neither prompt nor node."""
 
     prompt_id: str | None
     node: str | None
@@ -114,13 +93,11 @@ class Preview:
     mime: str
 
 
-Message = (
-    Started | Cached | Executing | Progress | NodeOutput | Succeeded | Failed | Interrupted | QueueRemaining | Preview
-)
+Message = Activity | Executing | Progress | Failed | Interrupted | QueueRemaining | Preview
 
 
 def parse(frame: str | bytes) -> Message | None:
-    """The message in a text or binary frame; None for one that is unknown, malformed or of no use. Never raises."""
+    """Return the message in a text or binary frame, None if unknown, malformed or of no use. Never raises."""
     if isinstance(frame, bytes):
         return _preview(frame)
     try:
@@ -134,22 +111,19 @@ def parse(frame: str | bytes) -> Message | None:
 
 
 def from_event(kind: str, data: object) -> Message | None:
-    """The message of one event, as frames carry it and as history lists it. Never raises."""
+    """Return the message of one event, as frames carry it and as history lists it. Never raises."""
     match kind, data:
-        case "execution_start", {"prompt_id": str(prompt_id)}:
-            return Started(prompt_id)
-        case "execution_cached", {"prompt_id": str(prompt_id), "nodes": [*nodes]}:
-            return Cached(prompt_id, tuple(node for node in nodes if isinstance(node, str)))
+        case (
+            ("execution_start" | "execution_cached" | "executed" | "execution_success"),
+            {"prompt_id": str(prompt_id)},
+        ):
+            return Activity(prompt_id)
         case "executing", {"prompt_id": str(prompt_id), "node": (str() | None) as node}:
             return Executing(prompt_id, node)
         case "executing", {"node": str(node)}:
             return Executing(None, node)
         case "progress", {"prompt_id": str(prompt_id), "node": str(node), "value": value, "max": maximum}:
             return _progress(prompt_id, node, value, maximum)
-        case "executed", {"prompt_id": str(prompt_id), "node": str(node), "output": output}:
-            return NodeOutput(prompt_id, node, output_files(output))
-        case "execution_success", {"prompt_id": str(prompt_id)}:
-            return Succeeded(prompt_id)
         case "execution_error", {"prompt_id": str(prompt_id), **details}:
             names = ("node_id", "node_type", "exception_type", "exception_message")
             return Failed(prompt_id, *(_text(details.get(name)) for name in names))
@@ -161,7 +135,7 @@ def from_event(kind: str, data: object) -> Message | None:
 
 
 def output_files(output: object) -> tuple[OutputFile, ...]:
-    """The files in a node's output, whatever list they are under: `gifs` for VHS_VideoCombine, else `images`, …"""
+    """Return the files in a node's output from all its lists: `gifs` of VHS_VideoCombine, `images` and others."""
     if not isinstance(output, dict):
         return ()
     files = []
@@ -176,7 +150,7 @@ def output_files(output: object) -> tuple[OutputFile, ...]:
 
 
 def decode_json(text: str | bytes) -> Any:
-    """JSON from outside, safe to store and send on: lone surrogates become `?`. Raises ValueError and nothing else."""
+    """Parse JSON from outside, safe to store and send on: lone surrogates become `?`. Raises only ValueError."""
     try:
         document = json.loads(text)
         whole = json.dumps(document, ensure_ascii=False)
@@ -193,7 +167,7 @@ def _progress(prompt_id: str, node: str, value: object, maximum: object) -> Prog
 
 
 def _number(value: object) -> float | None:
-    """A finite float; None for NaN, infinities, integers no float can hold, and what is no number."""
+    """Return a finite float; None for NaN, infinities, integers that no float can hold, and other types."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:

@@ -35,14 +35,14 @@ M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 ARENAS = 4
 """Heaps that threads share: by default a machine has eight for each core, and none gives back what it once had."""
 PICTURE_BYTES = 1 << 20
-"""What is larger goes back to the system when it is freed: the C library would keep hundreds of MB of pictures."""
+"""Larger blocks go back to the system when they are freed: the C library would keep hundreds of MB of pictures."""
 
 PRIVATE_UMASK = 0o077
 """Faces are in these files: nobody else on the machine may read them."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serves until SIGTERM or SIGINT; with `--watch-stdin` also until its parent is gone."""
+    """Serve until SIGTERM or SIGINT, with `--watch-stdin` also until standard input ends."""
     parser = _parser()
     options = parser.parse_args(arguments)
     if options.no_token and not is_loopback(options.host):
@@ -88,13 +88,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _default_data_dir() -> Path:
-    """Within the user's data folder by the XDG base directory rules."""
+    """Return the engine's folder in the user's data folder by the XDG base directory rules."""
     base = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
     return Path(base) / "faceswap-engine"
 
 
 async def serve(options: argparse.Namespace) -> None:
-    """Runs the engine until it is told to stop, or until its own worker fails.
+    """Run the engine until it is told to stop, or until its own worker fails.
 
     Raises SystemExit with a sentence when the port or the folder is taken.
     """

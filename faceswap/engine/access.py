@@ -1,4 +1,4 @@
-"""Who may call the engine: those who know its token, by a name that is the machine's own."""
+"""Access to the engine: a bearer token, and protection from pages of other sites and from rebound host names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from aiohttp.typedefs import Handler, Middleware
 from yarl import URL
 
 TOKEN_VARIABLE = "FACESWAP_ENGINE_TOKEN"
-"""Where the engine finds its token: in the environment, because others on the machine can read a command line."""
+"""The environment variable with the engine's token: others on the machine can read a command line."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, as an address or a name, is this machine and no other."""
+    """Return true for a host, as an address or a name, that is this machine and no other."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -40,13 +40,13 @@ def guard(token: str | None) -> Middleware:
 
 
 def _is_rebound(request: web.Request) -> bool:
-    """Whether a call on loopback names another host: a page whose domain was pointed at 127.0.0.1 does."""
+    """Return true if a call on loopback names another host, as a page does whose domain was pointed at 127.0.0.1."""
     own = request.transport.get_extra_info("sockname") if request.transport else None
     return own is None or (is_loopback(own[0]) and not is_loopback(_host(request).host or ""))
 
 
 def _is_foreign(request: web.Request) -> bool:
-    """Whether a page of another site calls an engine on loopback."""
+    """Return true if a page of another site calls an engine on loopback."""
     origin, host = request.headers.get("Origin"), _host(request)
     try:
         return origin is not None and is_loopback(host.host or "") and URL(origin).authority != host.authority
@@ -55,7 +55,7 @@ def _is_foreign(request: web.Request) -> bool:
 
 
 def _host(request: web.Request) -> URL:
-    """What the call names as its host; an empty URL for nonsense. Not `request.host`: it asks the DNS for a default."""
+    """Return the host that a call names, an empty URL for nonsense. `request.host` would ask the DNS for a default."""
     try:
         return URL(f"http://{request.headers.get('Host', '')}")
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the engine offers: its node classes as `/object_info` tells of them, and the files a graph may name."""
+"""The node classes that the engine offers, as `/object_info` lists them, and the files that a graph may name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _template() -> str:
 
 
 def describe(folders: Folders) -> dict[str, Any]:
-    """The node classes as `/object_info` answers them, with the files that can be chosen now."""
+    """Return the node classes as `/object_info` answers them, with the files that can be chosen now."""
     descriptions: dict[str, Any] = json.loads(_template())
     names = sorted(path.name for path in folders.folder("input").iterdir() if path.is_file())
     for (class_type, name), kind in FILE_INPUTS.items():
@@ -35,7 +35,7 @@ def describe(folders: Folders) -> dict[str, Any]:
 
 
 def file_checks(folders: Folders) -> dict[tuple[str, str], Callable[[Any], str | None]]:
-    """For `graph.validate`: whether the files a graph names are there."""
+    """Return the checks for `graph.validate` that a named file exists."""
 
     def check(kind: str, value: Any) -> str | None:
         return None if existing_file(folders, value) else f"Invalid {kind} file: {value}"
@@ -44,7 +44,7 @@ def file_checks(folders: Folders) -> dict[tuple[str, str], Callable[[Any], str |
 
 
 def existing_file(folders: Folders, value: Any) -> Path | None:
-    """The file a graph names, if there is one within the engine's folders."""
+    """Return the file that a graph names, None if there is no such file within the engine's folders."""
     try:
         path = folders.annotated(str(value))
     except OutsideError:
@@ -54,7 +54,7 @@ def existing_file(folders: Folders, value: Any) -> Path | None:
 
 @functools.cache
 def load_formats() -> dict[str, dict[str, Any]]:
-    """The presets of VHS_LoadVideo's `format`."""
+    """Return the presets of VHS_LoadVideo's `format`."""
     spec = json.loads(_template())["VHS_LoadVideo"]["input"]["optional"]["format"]
     formats: dict[str, dict[str, Any]] = spec[1]["formats"]
     return formats

@@ -1,4 +1,4 @@
-"""Clips: the frames of a video file in the order and size a graph asks for, decoded as they are read."""
+"""Clips: the frames of a video file in the order and size that a graph asks for, decoded while they are read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
@@ -16,7 +17,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from ..limits import DECODER_OPTIONS, DECODER_THREADS, MAX_PIXELS, MAX_SIDE, MAX_TRACKS, OPEN_OPTIONS, too_large
+from ..limits import MAX_PIXELS, MAX_SIDE, MAX_TRACKS, OPEN_OPTIONS, bound_decoder, too_large
 from .frames import LARGE_PIXELS, Colour, Frame, Image, split_planes
 
 CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,gif"
@@ -29,7 +30,7 @@ _RATE_TOLERANCE = Fraction(1, 100)
 
 
 def open_media(path: Path) -> av.container.InputContainer:
-    """Opens a media file, and nothing it may refer to.
+    """Open a media file, and nothing that it refers to.
 
     Raises av.FFmpegError for other formats, MediaLimitError for too many tracks.
     """
@@ -51,7 +52,7 @@ class MediaLimitError(Exception):
 
 @dataclass(frozen=True)
 class VideoFile:
-    """What is known of a video before its frames are decoded."""
+    """A video's properties, known before its frames are decoded."""
 
     path: Path
     width: int
@@ -71,11 +72,12 @@ class VideoFile:
 
     @property
     def count(self) -> int:
+        """Number of frames."""
         return len(self.times)
 
 
 def probe(path: Path) -> VideoFile:
-    """Reads the packets of a video and decodes its first frame. Raises ValueError when that fails.
+    """Read the packets of a video and decode its first frame. Raises ValueError when that fails.
 
     Frames are counted by their packets: headers lie, and edit lists leave frames out. What was found is remembered
     while the file stays the same, for a long video is loaded once for each of its segments.
@@ -89,16 +91,15 @@ def probe(path: Path) -> VideoFile:
 
 @functools.lru_cache(maxsize=4)
 def _probe(path: Path, size: int, changed: int) -> VideoFile:
-    """`size` and `changed` tell apart two files that had the same name."""
-    with open_media(path) as container:
-        stream = _picture_stream(container)
+    """Read a video; `size` and `changed` tell apart two files that had the same name."""
+    with _open_picture(path) as (container, stream):
         first = next(_pictures(container, stream))
         sideways = first.rotation % 180 != 0
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         base = stream.time_base or Fraction(1)
         has_sound = bool(container.streams.audio)
-    with open_media(path) as container:
-        packets = container.demux(container.streams.video[0])
+    with _open_picture(path) as (container, stream):
+        packets = container.demux(stream)
         frames = (packet for packet in packets if packet.size and not packet.is_discard)
         shown = [(packet.pts, packet.dts, packet.is_keyframe) for packet in islice(frames, MAX_FRAMES + 1)]
     if len(shown) > MAX_FRAMES:
@@ -118,7 +119,7 @@ def _probe(path: Path, size: int, changed: int) -> VideoFile:
 
 
 def _checked_rate(rate: Fraction, times: tuple[int | None, ...], base: Fraction) -> Fraction:
-    """The rate a file tells, or the true average where that is more than a hundredth off."""
+    """Return the rate that a file declares, or the true average if that differs by more than a hundredth."""
     first, last = times[0], times[-1]
     if first is None or last is None or last <= first:
         return rate
@@ -128,7 +129,7 @@ def _checked_rate(rate: Fraction, times: tuple[int | None, ...], base: Fraction)
 
 @functools.lru_cache(maxsize=4)
 def _at_forced_rate(count: int, rate: Fraction, force_rate: Fraction) -> array[int]:
-    """For each frame at the forced rate, the frame of the video that it shows.
+    """Return the video's frame number for each frame at the forced rate.
 
     As VideoHelperSuite 1.7.9 chooses them (`cv_frame_generator`), in floating point: the rounding decides some.
     Raises ValueError when there are too many.
@@ -150,7 +151,7 @@ def _at_forced_rate(count: int, rate: Fraction, force_rate: Fraction) -> array[i
 
 @dataclass(frozen=True)
 class Selection:
-    """Which frames of a video a graph asks for, and how large: the inputs of VHS_LoadVideo.
+    """A selection of a video's frames and their size: the inputs of VHS_LoadVideo.
 
     `force_rate` (frames a second, 0 = as they are) drops and repeats frames; `skip`, `step` and `cap` (0 = all)
     count what is left. A width or height of 0 follows from the other; with both, the picture is cropped to fit.
@@ -169,14 +170,14 @@ class Selection:
 
 @dataclass(frozen=True)
 class Clip:
-    """The selected frames of a video. Iterating decodes them anew; two iterations do not disturb each other."""
+    """The selected frames of a video. Each iteration decodes them anew; two iterations do not disturb each other."""
 
     video: VideoFile
     selection: Selection
 
     @property
     def _resampled(self) -> Sequence[int]:
-        """For each frame after `force_rate`, the frame of the video that it shows."""
+        """The video's frame number for each frame after `force_rate`."""
         force_rate = self.selection.force_rate
         if not force_rate:
             return range(self.video.count)
@@ -184,7 +185,7 @@ class Clip:
 
     @property
     def count(self) -> int:
-        """How many frames there are."""
+        """Number of frames."""
         chosen = self.selection
         count = max(0, math.ceil((len(self._resampled) - chosen.skip) / chosen.step))
         if chosen.cap:
@@ -194,7 +195,7 @@ class Clip:
 
     @property
     def rate(self) -> Fraction:
-        """Frames a second, so that the clip lasts as long as what it was taken from."""
+        """Frames a second, such that the clip lasts as long as the part of the video it was taken from."""
         return (self.selection.force_rate or self.video.rate) / self.selection.step
 
     @property
@@ -213,7 +214,7 @@ class Clip:
 
     @property
     def span(self) -> tuple[Fraction | None, Fraction | None]:
-        """First and last moment of the clip in seconds of the video; None where it reaches the video's own end."""
+        """First and last moment of the clip in seconds of the video; None at the video's own end."""
         frame = 1 / (self.selection.force_rate or self.video.rate)
         end = self.selection.skip + self.count * self.selection.step
         return (
@@ -239,16 +240,15 @@ class Clip:
                 return
 
     def _wanted(self) -> Iterator[int]:
-        """For each frame of the clip, the frame of the video that it shows."""
+        """Yield the video's frame number for each frame of the clip."""
         chosen, resampled = self.selection, self._resampled
         for number in range(self.count):
             yield resampled[chosen.skip + number * chosen.step]
 
 
 def _decode(video: VideoFile, first: int) -> Iterator[tuple[int, av.VideoFrame]]:
-    """The frames of a video from number `first` on (or an earlier one), each with its number."""
-    with open_media(video.path) as container:
-        stream = _picture_stream(container)
+    """Yield the frames of a video from number `first` on, or from an earlier one, each with its number."""
+    with _open_picture(video.path) as (container, stream):
         keyframe = _keyframe_before(video, first)
         if keyframe is not None:
             container.seek(keyframe[1], stream=stream)
@@ -259,13 +259,15 @@ def _decode(video: VideoFile, first: int) -> Iterator[tuple[int, av.VideoFrame]]
                 yield number, start
                 yield from enumerate(frames, number + 1)
                 return
-    with open_media(video.path) as container:
-        stream = _picture_stream(container)
+    with _open_picture(video.path) as (container, stream):
         yield from enumerate(_pictures(container, stream))
 
 
 def _keyframe_before(video: VideoFile, first: int) -> tuple[int, int] | None:
-    """Where to start decoding to get frame `first`; None for the beginning, or where times are not to be trusted."""
+    """Return the key frame to decode from for frame `first`.
+
+    None stands for the beginning, also where times cannot be trusted.
+    """
     if first == 0 or first >= video.count or len({*video.times}) != video.count or None in video.times:
         return None
     at = bisect_right(video.keyframes, (video.times[first], math.inf)) - 1
@@ -280,7 +282,7 @@ def _number(video: VideoFile, frame: av.VideoFrame | None) -> int | None:
 
 
 def _pictures(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
-    """Decodes what can be decoded: a damaged packet is passed over, as ffmpeg does.
+    """Decode the packets of a stream; a damaged packet is skipped, as ffmpeg does.
 
     Raises MediaLimitError for a picture that is too large, MemoryError where there is no memory for one.
     """
@@ -307,18 +309,17 @@ def _too_large() -> MediaLimitError:
     )
 
 
-def _picture_stream(container: av.container.InputContainer) -> av.VideoStream:
-    """The first picture track, its decoder bounded. Raises IndexError without one."""
-    stream = container.streams.video[0]
-    context = stream.codec_context
-    context.options = DECODER_OPTIONS
-    stream.thread_type = "AUTO"
-    context.thread_count = 1 if context.width * context.height > LARGE_PIXELS else DECODER_THREADS
-    return stream
+@contextmanager
+def _open_picture(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """Open a file and its first picture track, the decoder bounded. Raises IndexError without such a track."""
+    with open_media(path) as container:
+        stream = container.streams.video[0]
+        bound_decoder(stream, LARGE_PIXELS)
+        yield container, stream
 
 
 class _Layout:
-    """How decoded frames become I420 of the wanted size: scaled, cropped, turned and padded to even sides."""
+    """A conversion of decoded frames to I420 of the wanted size: scaled, cropped, turned and padded to even sides."""
 
     def __init__(self, decoded: av.VideoFrame, size: tuple[int, int]) -> None:
         self._turns = round(decoded.rotation / 90) % 4

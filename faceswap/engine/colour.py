@@ -37,7 +37,7 @@ MIN_SAMPLES = 60
 """With fewer visible samples a fit means nothing."""
 
 CONTRAST = (0.7, 1.1)
-"""How far the contrast of skin may be lowered and raised to match a target's."""
+"""Least and greatest factor of the contrast of skin when it is matched to a target's."""
 
 _DARK = 8.0
 """Added before the logarithm: noise in the shadows counts for less."""

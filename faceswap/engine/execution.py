@@ -1,4 +1,4 @@
-"""Runs one prompt: node after node, telling what happens in the frames and the order that ComfyUI sends.
+"""The execution of one prompt: node after node, reported in the frames and the order that ComfyUI sends.
 
 The sequence of frames follows recordings of ComfyUI 0.3.64.
 """
@@ -21,7 +21,7 @@ from .faults import Faults, InjectedError
 from .folders import DISK_FULL, DISK_FULL_MESSAGE, Folders
 from .frames import Frame
 from .graph import Graph, execution_order, is_link, signatures
-from .nodes import RUN, Inputs, Result, Task, combines, depends_on, encoding_of
+from .nodes import RUN, Inputs, NodeContext, Result, depends_on, encoding_of, video_combines
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +50,17 @@ class Prompt:
 
     @property
     def client_id(self) -> str | None:
+        """The client that posted the prompt and gets its frames, None if it did not name itself."""
         return self.extra.get("client_id")
 
     def listed(self) -> list[Any]:
-        """The prompt as `/queue` and `/history` show it."""
+        """Return the prompt as `/queue` and `/history` show it."""
         return [self.number, self.id, self.graph, self.extra, self.outputs]
 
 
 @dataclass
-class Outcome:
-    """How a prompt ended, as `/history` shows it."""
+class PromptResult:
+    """The end of a prompt, as `/history` shows it."""
 
     completed: bool = False
     messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -68,77 +69,81 @@ class Outcome:
     """Of each swap node, the frames it read and those in which it changed a face; ComfyUI tells no such thing."""
 
 
-class Listener(Protocol):
-    """Takes what a running prompt tells; called from the thread that runs it."""
+class Observer(Protocol):
+    """A receiver of a running prompt's messages, called from the thread that runs it."""
 
-    def message(self, kind: str, data: dict[str, Any]) -> None: ...
+    def message(self, kind: str, data: dict[str, Any]) -> None:
+        """Take a message of the protocol."""
 
-    def preview(self, jpeg: bytes, metadata: dict[str, Any]) -> None: ...
+    def preview(self, jpeg: bytes, metadata: dict[str, Any]) -> None:
+        """Take a picture of the running work."""
 
 
 class Cache:
-    """The results of the prompt that ran last, by signature: what ComfyUI keeps by default."""
+    """The results of the prompt that ran last, by signature, as ComfyUI keeps them by default."""
 
     def __init__(self) -> None:
         self._results: dict[str, Result] = {}
 
     def get(self, signature: str) -> Result | None:
+        """Return the result with this signature, None if there is none or its files are gone."""
         result = self._results.get(signature)
         return result if result is not None and result.is_whole else None
 
     def put(self, signature: str, result: Result) -> None:
+        """Keep a result under its signature."""
         self._results[signature] = result
 
     def keep(self, signatures: set[str]) -> None:
-        """Forgets all results but these, and erases their files."""
+        """Forget all results but these, and erase their files."""
         for signature in self._results.keys() - signatures:
             self._results.pop(signature).forget()
 
 
 class Executor:
-    """Runs prompts one after another, in one thread."""
+    """An executor of prompts, one after another, in one thread."""
 
     def __init__(self, folders: Folders, preset: str) -> None:
         self.folders = folders
         self.preset = preset
         self.cache = Cache()
 
-    def execute(self, prompt: Prompt, listener: Listener) -> Outcome:
-        """Runs a prompt to its end; errors of nodes are part of the outcome."""
-        return _Execution(self, prompt, listener).run()
+    def execute(self, prompt: Prompt, observer: Observer) -> PromptResult:
+        """Run a prompt to its end. Errors of nodes are part of the result."""
+        return _Execution(self, prompt, observer).run()
 
 
 class _Execution:
-    def __init__(self, executor: Executor, prompt: Prompt, listener: Listener) -> None:
+    def __init__(self, executor: Executor, prompt: Prompt, observer: Observer) -> None:
         self._executor = executor
         self._prompt = prompt
-        self._listener = listener
-        self._outcome = Outcome()
-        self._bars = _Bars(prompt, listener)
+        self._observer = observer
+        self._prompt_result = PromptResult()
+        self._progress = _NodeProgress(prompt, observer)
         self._results: dict[str, Result] = {}
         self._executed: list[str] = []
         self._node = ""
         self._inputs: Inputs = {}
 
-    def run(self) -> Outcome:
+    def run(self) -> PromptResult:
         self._record("execution_start", {})
         try:
             self._run_nodes()
         except InterruptedByUser:
             self._record("execution_interrupted", self._place() | {"executed": self._executed})
-        except Exception as error:  # noqa: BLE001 -- the top of a prompt: every error of a node is its outcome
+        except Exception as error:  # noqa: BLE001 -- the top of a prompt: every error of a node is its result
             self._fail(error)
         else:
-            self._outcome.completed = True
-            self._outcome.swaps = {
+            self._prompt_result.completed = True
+            self._prompt_result.swaps = {
                 node: {"frames": result.swaps.frames, "swapped": result.swaps.swapped}
                 for node, result in self._results.items()
                 if result.swaps is not None
             }
             self._record("execution_success", {})
-        if not self._outcome.completed:
+        if not self._prompt_result.completed:
             gc.collect()  # an error and the frames it went through refer to each other, and to pictures
-        return self._outcome
+        return self._prompt_result
 
     def _run_nodes(self) -> None:
         graph, folders = self._prompt.graph, self._executor.folders
@@ -155,7 +160,7 @@ class _Execution:
                 self._executor.cache.put(digests[node_id], self._results[node_id])
             elif (shown := cached[node_id].shown) is not None:
                 self._show(node_id, shown)
-                self._bars.skip(node_id)
+                self._progress.skip(node_id)
 
     def _run_node(self, node_id: str) -> None:
         node = self._prompt.graph[node_id]
@@ -163,34 +168,34 @@ class _Execution:
         self._node = node_id
         self._inputs = {}
         self._check()
-        self._bars.start(node_id)
+        self._progress.start(node_id)
         self._send("executing", {"node": node_id, "display_node": node_id})
         self._inputs = self._linked(node["inputs"])
         self._prompt.faults.on_node(class_type, 0)
-        result = RUN[class_type](self._task(node_id, class_type), self._inputs)
+        result = RUN[class_type](self._context(node_id, class_type), self._inputs)
         self._results[node_id] = result
         if result.shown is not None:
             self._show(node_id, result.shown)
             if self._prompt.faults.lose_output:
                 for path in result.files:
                     path.unlink()
-        self._bars.finish()
+        self._progress.finish()
         self._executed.append(node_id)
 
-    def _task(self, node_id: str, class_type: str) -> Task:
+    def _context(self, node_id: str, class_type: str) -> NodeContext:
         def progress(value: int, maximum: int, frame: Frame | None) -> None:
             self._check()
-            self._bars.progress(value, maximum, frame)
+            self._progress.progress(value, maximum, frame)
             self._prompt.faults.on_node(class_type, value)
 
         preset = self._executor.preset
-        combine = next(combines(self._prompt.graph, node_id), None)
+        combine = next(video_combines(self._prompt.graph, node_id), None)
         encoding = encoding_of(combine["inputs"], preset) if combine else None
         faults, interrupted = self._prompt.faults, self._prompt.interrupted
-        return Task(self._executor.folders, faults, preset, interrupted, encoding, progress)
+        return NodeContext(self._executor.folders, faults, preset, interrupted, encoding, progress)
 
     def _linked(self, inputs: Inputs) -> Inputs:
-        """The inputs with what linked nodes gave; links of inputs that the class does not have are left out."""
+        """Return the inputs with the outputs of linked nodes, without links of inputs that the class does not have."""
         values = {name: value for name, value in inputs.items() if not is_link(value)}
         links = {name: link for name, link in inputs.items() if is_link(link) and link[0] in self._results}
         return values | {name: self._results[node].values[slot] for name, (node, slot) in links.items()}
@@ -201,12 +206,12 @@ class _Execution:
             raise InterruptedByUser
 
     def _show(self, node_id: str, output: dict[str, Any]) -> None:
-        self._outcome.shown[node_id] = output
+        self._prompt_result.shown[node_id] = output
         self._send("executed", {"node": node_id, "display_node": node_id, "output": output})
 
     def _fail(self, error: Exception) -> None:
         log.error("prompt %s failed at node %s", self._prompt.id, self._node, exc_info=error)
-        kind, message = _told(error)
+        kind, message = _type_and_message(error)
         if message == DISK_FULL_MESSAGE:
             self._executor.cache.keep(set())  # its files take room that others need
         shown = {
@@ -228,17 +233,17 @@ class _Execution:
         return {"node_id": self._node, "node_type": node.get("class_type")}
 
     def _record(self, kind: str, data: dict[str, Any]) -> None:
-        """Sends a message that also goes into the history."""
+        """Send a message and add it to the history."""
         timed = {"prompt_id": self._prompt.id, **data, "timestamp": int(time.time() * 1000)}
-        self._outcome.messages.append((kind, timed))
-        self._listener.message(kind, timed)
+        self._prompt_result.messages.append((kind, timed))
+        self._observer.message(kind, timed)
 
     def _send(self, kind: str, data: dict[str, Any]) -> None:
-        self._listener.message(kind, {**data, "prompt_id": self._prompt.id})
+        self._observer.message(kind, {**data, "prompt_id": self._prompt.id})
 
 
-def _told(error: Exception) -> tuple[str, str]:
-    """The type and the message of an error for callers: the same ones for a full disk or memory, whoever met it."""
+def _type_and_message(error: Exception) -> tuple[str, str]:
+    """Return the type and the message of an error for callers, the same ones for every kind of full disk or memory."""
     if isinstance(error, InjectedError):
         return error.type_name, str(error)
     if isinstance(error, OSError | av.FFmpegError) and error.errno in DISK_FULL:
@@ -251,19 +256,22 @@ def _told(error: Exception) -> tuple[str, str]:
 
 
 def lacks_memory(error: Exception) -> bool:
-    """Whether memory ran out, as Python, OpenCV, ffmpeg, x264 (its only word) or the start of a thread tells it."""
+    """Return true if memory ran out.
+
+    Python, OpenCV, ffmpeg, x264 (with one code for all errors) and the start of a thread report it differently.
+    """
     if isinstance(error, cv2.error):
         return bool(error.code == cv2.Error.StsNoMem)
     without_thread = isinstance(error, RuntimeError) and "start new thread" in str(error)
     return without_thread or isinstance(error, MemoryError | av.error.ExternalError | av.error.BlockingIOError)
 
 
-class _Bars:
-    """The progress of a prompt's nodes, told often enough to watch and no more often."""
+class _NodeProgress:
+    """The progress of a prompt's nodes, reported no more often than every `PROGRESS_INTERVAL_S`."""
 
-    def __init__(self, prompt: Prompt, listener: Listener) -> None:
+    def __init__(self, prompt: Prompt, observer: Observer) -> None:
         self._prompt = prompt
-        self._listener = listener
+        self._observer = observer
         self._states: dict[str, dict[str, Any]] = {}
         self._node = ""
         self._next_frame = 0.0
@@ -281,24 +289,24 @@ class _Bars:
         self._next_frame = now + PROGRESS_INTERVAL_S
         self._set(value, maximum, "running")
         data = {"value": value, "max": maximum, "prompt_id": self._prompt.id, "node": self._node}
-        self._listener.message("progress", data)
+        self._observer.message("progress", data)
         if frame is not None and now >= self._next_preview:
             self._next_preview = now + PREVIEW_INTERVAL_S
-            self._listener.preview(_jpeg(frame), self._identity())
+            self._observer.preview(_jpeg(frame), self._identity())
 
     def finish(self) -> None:
         maximum = self._states[self._node]["max"]
         self._set(maximum, maximum, "finished")
 
     def skip(self, node_id: str) -> None:
-        """A node whose result came from the cache."""
+        """Report a node whose result came from the cache."""
         self._node = node_id
         self._set(1, 1, "finished")
 
     def _set(self, value: float, maximum: float, state: str) -> None:
         bar = {"value": value, "max": maximum, "state": state, **self._identity()}
         self._states[self._node] = bar
-        self._listener.message("progress_state", {"prompt_id": self._prompt.id, "nodes": dict(self._states)})
+        self._observer.message("progress_state", {"prompt_id": self._prompt.id, "nodes": dict(self._states)})
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -311,7 +319,7 @@ class _Bars:
 
 
 def _jpeg(frame: Frame) -> bytes:
-    """A small picture of a frame, at most `PREVIEW_WIDTH` pixels wide."""
+    """Encode a frame as a small JPEG, at most `PREVIEW_WIDTH` pixels wide."""
     width, height = frame.size
     bgr = frame.to_bgr()
     if width > PREVIEW_WIDTH:

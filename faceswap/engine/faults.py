@@ -12,7 +12,7 @@ EXIT_CODE = 86
 
 
 class InjectedError(Exception):
-    """An error a fault asked for; `type_name` is what the protocol reports as its type."""
+    """An error that a fault asked for; `type_name` is its type in the protocol."""
 
     def __init__(self, type_name: str, message: str) -> None:
         super().__init__(message)
@@ -29,13 +29,14 @@ class NodeFailure:
     at_frame: int = 0
 
     def check(self, class_type: str, frame: int) -> None:
+        """Raise the error if the node class and the number of frames done are the chosen ones."""
         if class_type == self.class_type and frame == self.at_frame:
             raise InjectedError(self.exception_type, self.message)
 
 
 @dataclasses.dataclass(frozen=True)
 class Faults:
-    """What the engine is to do wrong. Every field is off by default.
+    """The faults that an engine shows. Every field is off by default.
 
     Those that start with `ws_` hold for each socket, `http_` and `forget_history` for each request; the others
     belong to the prompt that was posted while they were on. After `times` prompts all of them go off.
@@ -83,7 +84,7 @@ class Faults:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Faults:
-        """Reads the JSON form, in which `raise_in_node` is `{"class", "exception_type", "message", "at_frame"}`.
+        """Read the JSON form, in which `raise_in_node` is `{"class", "exception_type", "message", "at_frame"}`.
 
         Raises ValueError for a name that is not a fault.
         """
@@ -98,10 +99,11 @@ class Faults:
 
     @property
     def paints(self) -> bool:
+        """True if a stand-in changes the frames in place of a swap."""
         return self.paint or self.wait_per_frame_s > 0 or bool(self.hold_until)
 
     def on_node(self, class_type: str, frame: int) -> None:
-        """Called when a node starts (`frame` 0) and after each frame it has done."""
+        """Raise or die when a node starts (`frame` 0) or has done a frame, if a fault says so."""
         if self.raise_in_node:
             self.raise_in_node.check(class_type, frame)
         if class_type == "ReActorFaceSwap" and frame == self.die_at_frame:
@@ -115,7 +117,7 @@ class FaultSwitch:
         self.now = faults
 
     def take(self) -> Faults:
-        """The faults of a newly posted prompt; counts it against `times`."""
+        """Return the faults of a newly posted prompt and count it against `times`."""
         if self.now.times == 0:
             self.now = Faults()
         elif self.now.times is not None:
@@ -124,5 +126,5 @@ class FaultSwitch:
 
 
 def die() -> NoReturn:
-    """Ends the process at once, as a crash would: nothing is flushed, closed or answered."""
+    """End the process at once, as a crash would: nothing is flushed, closed or answered."""
     os._exit(EXIT_CODE)

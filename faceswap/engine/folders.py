@@ -1,4 +1,4 @@
-"""Where the engine keeps files: `input`, `output` and `temp` under one folder. Nothing outside can be named."""
+"""The engine's folders `input`, `output` and `temp` under one root. Nothing outside of them can be named."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Folders:
             (self.root / kind).mkdir(parents=True, exist_ok=True)
 
     def folder(self, kind: str) -> Path:
-        """The folder of a `type` the protocol names. Raises OutsideError for another word."""
+        """Return the folder of a `type` that the protocol names. Raises OutsideError for another word."""
         if kind not in KINDS:
             raise OutsideError(f"no such folder: {kind}")
         return self.root / kind
 
     def subfolder(self, kind: str, name: str) -> Path:
-        """A folder within one of the three. Raises OutsideError when it is not."""
+        """Return a folder within one of the three. Raises OutsideError for a name that leads out of it."""
         folder = self.folder(kind)
         path = (folder / name).resolve()
         if "\0" in name or not path.is_relative_to(folder):
@@ -47,7 +47,7 @@ class Folders:
         return path
 
     def file(self, kind: str, subfolder: str, name: str) -> Path:
-        """A file, which may not exist yet. Raises OutsideError when `name` is no plain name in such a folder."""
+        """Return a file, which may not exist yet. Raises OutsideError if `name` is no plain name in such a folder."""
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             raise OutsideError(f"not a file name: {name}")
         path = (self.subfolder(kind, subfolder) / name).resolve()
@@ -56,7 +56,7 @@ class Folders:
         return path
 
     def annotated(self, value: str) -> Path:
-        """The file a graph names: `job-1/clip.mp4`, or `clip.mp4 [output]` for one outside of `input`."""
+        """Return the file that a graph names: `job-1/clip.mp4`, or `clip.mp4 [output]` for one outside of `input`."""
         match = _ANNOTATION.match(value)
         assert match  # the pattern matches any text
         path = PurePosixPath(match["name"])
@@ -64,7 +64,7 @@ class Folders:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Keeps other engines away, after erasing what an earlier one left in `temp`, as ComfyUI does at its start.
+        """Lock the folders against other engines, then erase what an earlier one left in `temp`, as ComfyUI does.
 
         Raises BlockingIOError while another engine has the folders.
         """
@@ -82,7 +82,7 @@ class Folders:
 
 
 def next_number(folder: Path, prefix: str) -> int:
-    """The next free number for `prefix_00001…` names in `folder`, counted as VideoHelperSuite counts."""
+    """Return the next free number for `prefix_00001…` names in `folder`, counted as VideoHelperSuite counts."""
     pattern = re.compile(rf"{re.escape(prefix)}_(\d+)\D*\..+")
     numbers = (int(match[1]) for path in folder.iterdir() if (match := pattern.fullmatch(path.name)))
     return max(numbers, default=0) + 1

@@ -1,4 +1,4 @@
-"""Pictures on their way through the engine: frames, and stills that stand for a clip of one frame.
+"""Pictures inside the engine: frames of videos, and stills, each a clip of one frame.
 
 A frame keeps the planes it was decoded from. What a swap changes is added to them as a difference, so that
 everything it leaves alone reaches the encoder untouched by colour conversions.
@@ -33,7 +33,7 @@ _LUMA_WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.
 
 @dataclass(frozen=True)
 class Colour:
-    """How the planes of a video encode colour: the four AVCOL numbers of ffmpeg; 2 (range: 0) is unspecified."""
+    """The colour encoding of a video's planes: the four AVCOL numbers of ffmpeg; 2 (range: 0) is unspecified."""
 
     matrix: int = 2
     range: int = 0
@@ -42,11 +42,12 @@ class Colour:
 
     @property
     def known_matrix(self) -> int:
+        """The matrix (AVColorSpace) that ffmpeg converts with."""
         return self.matrix if self.matrix in _LUMA_WEIGHTS else _BT601
 
     @cached_property
     def from_bgr(self) -> NDArray[np.float32]:
-        """(3, 3): differences of B, G, R to differences of Y, U, V, all in steps of 8 bits."""
+        """The (3, 3) matrix from differences of B, G, R to differences of Y, U, V, all in steps of 8 bits."""
         kr, kb = _LUMA_WEIGHTS.get(self.matrix, (0.299, 0.114))
         luma = np.array([kb, 1 - kr - kb, kr])
         blue = (np.array([1, 0, 0]) - luma) / (2 * (1 - kb))
@@ -75,7 +76,7 @@ class Frame:
         return bgr
 
     def to_bgr(self) -> Image:
-        """A copy of the picture as uint8 (H, W, 3) BGR."""
+        """Return a copy of the picture as uint8 (H, W, 3) BGR."""
         frame = av.VideoFrame.from_ndarray(self.planes, "yuv420p")
         reformatted = VideoReformatter().reformat(
             frame,
@@ -87,7 +88,7 @@ class Frame:
         return np.ascontiguousarray(reformatted.to_ndarray())
 
     def keep_changes(self) -> None:
-        """Adds to the planes what was changed in `bgr` since it was decoded, and lets go of `bgr`."""
+        """Add to the planes what was changed in `bgr` since it was decoded, and release `bgr`."""
         if "bgr" in self.__dict__:
             self._add_changes()
             del self.bgr, self._before
@@ -112,14 +113,14 @@ class Frame:
 
     @classmethod
     def from_bgr(cls, bgr: Image) -> Frame:
-        """A frame of a still, uint8 (H, W, 3) BGR, in BT.601; odd sides grow by one pixel."""
+        """Make a frame of a still, uint8 (H, W, 3) BGR, in BT.601; odd sides grow by one pixel."""
         height, width = bgr.shape[:2]
         even = cv2.copyMakeBorder(bgr, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         return cls(np.asarray(cv2.cvtColor(even, cv2.COLOR_BGR2YUV_I420), np.uint8), Colour(matrix=_BT601, range=1))
 
 
 def split_planes(planes: Image) -> list[Image]:
-    """Views of the Y, U and V planes of an I420 array."""
+    """Return views of the Y, U and V planes of an I420 array."""
     width, height = planes.shape[1], planes.shape[0] * 2 // 3
     flat, luma, chroma = planes.reshape(-1), width * height, width * height // 4
     return [
@@ -139,6 +140,7 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
         return self.bgr.shape[1], self.bgr.shape[0]
 
     def __iter__(self) -> Generator[Frame]:
@@ -149,7 +151,7 @@ class Picture:
 
 
 def read_picture(path: Path) -> Picture:
-    """Reads an image as it is meant to be shown. Raises ValueError when it is none."""
+    """Read an image as it is meant to be shown. Raises ValueError when it is none."""
     if path.stat().st_size > MAX_IMAGE_BYTES:
         raise ValueError(f"{path.name} is larger than {MAX_IMAGE_BYTES >> 20} MiB")
     try:

@@ -1,4 +1,4 @@
-"""Prompts as graphs: what ComfyUI checks before it queues one, and the order it runs in. Pure.
+"""Prompts as graphs: ComfyUI's checks before one is queued, and the order it runs in. Pure.
 
 The checks and every word of their errors follow `execution.py` of ComfyUI 0.3.64.
 """
@@ -25,8 +25,8 @@ _LONGEST_LIST_SHOWN = 20
 
 
 @dataclass
-class Verdict:
-    """What validation found: the outputs that can run, and what keeps the others from it."""
+class Validation:
+    """The result of a validation: the outputs that can run, and the errors of the others."""
 
     outputs: list[str] = field(default_factory=list)
     error: dict[str, Any] | None = None
@@ -34,63 +34,63 @@ class Verdict:
 
 
 def is_link(value: Any) -> bool:
-    """Whether an input comes from another node: `[node id, slot]`."""
+    """Return true for an input that comes from another node: `[node id, slot]`."""
     return isinstance(value, list)
 
 
 def declared(description: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The inputs a node class takes, required ones first: name → `[type or choices, limits]`."""
+    """Return the inputs of a node class, required ones first: name → `[type or choices, limits]`."""
     sections = (description["input"].get(category, {}) for category in ("required", "optional"))
     return {name: [*spec, {}][:2] for section in sections for name, spec in section.items()}
 
 
 def links(node: Mapping[str, Any], descriptions: Descriptions) -> Iterator[str]:
-    """The ids of the nodes that `node` takes its inputs from; inputs its class does not have are ignored."""
+    """Return the ids of the nodes that `node` takes inputs from; inputs that its class does not have are ignored."""
     names = declared(descriptions[node["class_type"]])
     inputs = node.get("inputs", {})
     return (inputs[name][0] for name in names if is_link(inputs.get(name)))
 
 
 def error_body(kind: str, message: str, details: str = "") -> dict[str, Any]:
-    """An error as `/prompt` answers it."""
+    """Return an error as `/prompt` answers it."""
     return {"type": kind, "message": message, "details": details, "extra_info": {}}
 
 
-def validate(graph: Graph, descriptions: Descriptions, checks: FileChecks) -> Verdict:
-    """Checks a prompt; values are converted in place to the types their inputs declare, as ComfyUI does."""
+def validate(graph: Graph, descriptions: Descriptions, checks: FileChecks) -> Validation:
+    """Check a prompt. Values are converted in place to the types that their inputs declare, as ComfyUI does."""
     for node_id, node in graph.items():
         if not isinstance(node, dict) or "class_type" not in node:
             message = "Cannot execute because a node is missing the class_type property."
-            return Verdict(error=error_body("invalid_prompt", message, f"Node ID '#{node_id}'"))
+            return Validation(error=error_body("invalid_prompt", message, f"Node ID '#{node_id}'"))
         if node["class_type"] not in descriptions:
             message = f"Cannot execute because node {node['class_type']} does not exist."
-            return Verdict(error=error_body("invalid_prompt", message, f"Node ID '#{node_id}'"))
+            return Validation(error=error_body("invalid_prompt", message, f"Node ID '#{node_id}'"))
     outputs = [node_id for node_id, node in graph.items() if descriptions[node["class_type"]]["output_node"]]
     if not outputs:
-        return Verdict(error=error_body("prompt_no_outputs", "Prompt has no outputs"))
-    return _validate_outputs(_Validation(graph, descriptions, checks), outputs)
+        return Validation(error=error_body("prompt_no_outputs", "Prompt has no outputs"))
+    return _validate_outputs(_Validator(graph, descriptions, checks), outputs)
 
 
-def _validate_outputs(validation: _Validation, outputs: list[str]) -> Verdict:
-    verdict = Verdict()
+def _validate_outputs(validator: _Validator, outputs: list[str]) -> Validation:
+    validation = Validation()
     reasons: list[str] = []
     for output in outputs:
-        if validation.is_valid(output):
-            verdict.outputs.append(output)
+        if validator.is_valid(output):
+            validation.outputs.append(output)
             continue
-        reasons += [f"{error['message']}: {error['details']}" for error in validation.errors.get(output, ())]
-        for node_id, errors in validation.errors.items():
+        reasons += [f"{error['message']}: {error['details']}" for error in validator.errors.get(output, ())]
+        for node_id, errors in validator.errors.items():
             if errors:
-                class_type = validation.graph[node_id]["class_type"]
+                class_type = validator.graph[node_id]["class_type"]
                 entry = {"errors": errors, "dependent_outputs": [], "class_type": class_type}
-                verdict.node_errors.setdefault(node_id, entry)["dependent_outputs"].append(output)
-    if not verdict.outputs:
+                validation.node_errors.setdefault(node_id, entry)["dependent_outputs"].append(output)
+    if not validation.outputs:
         message = "Prompt outputs failed validation"
-        verdict.error = error_body("prompt_outputs_failed_validation", message, "\n".join(reasons))
-    return verdict
+        validation.error = error_body("prompt_outputs_failed_validation", message, "\n".join(reasons))
+    return validation
 
 
-class _Validation:
+class _Validator:
     """One pass over a graph, from an output up its links; remembers the nodes it has seen."""
 
     def __init__(self, graph: Graph, descriptions: Descriptions, checks: FileChecks) -> None:
@@ -192,7 +192,7 @@ def _problem(kind: str, message: str, name: str, details: str | None = None, **e
 
 
 def _convert(inputs: dict[str, Any], name: str, config: list[Any]) -> dict[str, Any] | None:
-    """Converts a widget's value in place and checks its range or its choices."""
+    """Convert a widget's value in place and check its range or its choices."""
     kind, limits = config
     value = inputs[name]
     given: dict[str, Any] = {"input_config": config, "received_value": value}
@@ -224,7 +224,7 @@ def _not_in_list(name: str, config: list[Any], value: Any) -> dict[str, Any]:
 
 
 def execution_order(graph: Graph, outputs: list[str], descriptions: Descriptions) -> list[str]:
-    """The nodes that the outputs need, each after those it takes its inputs from."""
+    """Return the nodes that the outputs need, each after those it takes its inputs from."""
     order: dict[str, None] = {}
 
     def visit(node_id: str) -> None:
@@ -239,7 +239,7 @@ def execution_order(graph: Graph, outputs: list[str], descriptions: Descriptions
 
 
 def signatures(graph: Graph, order: list[str], extra: Callable[[str], Any]) -> dict[str, str]:
-    """One digest for each node of `order` that changes with anything its outputs depend on.
+    """Return a digest for each node of `order` that changes with anything its outputs depend on.
 
     `extra(node_id)` gives what the node's own inputs do not tell, such as the state of an input file.
     """

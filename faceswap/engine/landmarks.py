@@ -1,4 +1,4 @@
-"""Where faces are: finding them in a still, following them through a clip."""
+"""Face landmarks: faces are found in a still and followed through a clip."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def find_faces(bgr: Image, max_faces: int = 16) -> list[Face]:
     """
     finder = _Finder()
     found: list[Points] = []
-    for boxes in _looks(finder, bgr):
+    for boxes in _detection_passes(finder, bgr):
         finder.add(bgr, boxes, found, max_faces)
         if found:
             break
@@ -88,7 +88,7 @@ def find_faces(bgr: Image, max_faces: int = 16) -> list[Face]:
 
 
 class Tracker:
-    """Follows up to `max_faces` faces through the frames of a clip, which have to come in order."""
+    """A tracker of up to `max_faces` faces through the frames of a clip, which have to come in order."""
 
     def __init__(self, max_faces: int, frame_rate: float = 25.0) -> None:
         self._finder = _Finder()
@@ -110,17 +110,17 @@ class Tracker:
             face.raw = points
             found.append(points)
             kept.append(face)
-        if self._max_faces > len(kept) and (lost or self._is_time_to_look(bool(kept))):
-            kept += self._look(bgr, found, lost)
+        if self._max_faces > len(kept) and (lost or self._is_detection_due(bool(kept))):
+            kept += self._detect_new(bgr, found, lost)
         self._followed = kept
         self._frames += 1
         return [face.track(self._seconds) for face in kept]
 
-    def _is_time_to_look(self, any_known: bool) -> bool:
+    def _is_detection_due(self, any_known: bool) -> bool:
         return self._frames % (DETECT_EVERY if any_known else 2) == 0
 
-    def _look(self, bgr: Image, found: list[Points], lost: list[_Followed]) -> list[_Followed]:
-        """Find faces beside `found`; one where a lost face was is taken for that face."""
+    def _detect_new(self, bgr: Image, found: list[Points], lost: list[_Followed]) -> list[_Followed]:
+        """Find faces beside `found`; one at the place of a lost face is taken for that face."""
         known = len(found)
         boxes = self._finder.detect(bgr)
         if not known and not len(boxes):
@@ -142,7 +142,7 @@ class Tracker:
 
 @dataclass
 class _Followed:
-    """What the tracker knows of a face: `age` counts frames up to FADE_IN."""
+    """The tracker's record of a face; `age` counts frames up to FADE_IN."""
 
     identity: int
     raw: Points
@@ -173,7 +173,7 @@ def _region_of_box(box: Box) -> Region:
 
 
 class _Finder:
-    """Detector and landmarker together."""
+    """A detector and a landmarker together."""
 
     def __init__(self) -> None:
         self._detector = Detector()
@@ -211,7 +211,7 @@ class _Finder:
 
 
 class _Smoother:
-    """Takes the jitter out of landmarks on two levels: where and how large the face is, lightly; its shape, more.
+    """A filter against jitter on two levels: weak on the place and size of the face, strong on its shape.
 
     A filter on the points themselves would lag behind every movement of the head.
     """
@@ -263,8 +263,8 @@ def _weight(cutoff: Any, seconds: float) -> Any:
     return 1 / (1 + 1 / (2 * np.pi * cutoff * seconds))
 
 
-def _looks(finder: _Finder, bgr: Image) -> Iterator[Box]:
-    """Yield detections from ever harder looks: the whole, the whole made smaller, parts of half the size and less."""
+def _detection_passes(finder: _Finder, bgr: Image) -> Iterator[Box]:
+    """Yield detections, ever more thorough: the whole, the whole made smaller, parts of half the size and less."""
     height, width = bgr.shape[:2]
     yield finder.detect(bgr)
     scale = _PADDED / max(height, width)
@@ -292,7 +292,7 @@ def _tiles(height: int, width: int) -> list[tuple[int, int, int, int]]:
 
 
 def _starts(length: int, side: int) -> list[int]:
-    """Return where stretches of `side` begin that cover `length` and overlap by a quarter or more."""
+    """Return the starts of stretches of `side` that cover `length` and overlap by a quarter or more."""
     last, step = max(0, length - side), side * 3 // 4
     return [*range(0, last, step), last]
 

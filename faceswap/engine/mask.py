@@ -1,4 +1,4 @@
-"""Where the source's face shows: inside the face, on skin, not on the target's open mouth and eyes.
+"""Masks of the swap: the source's face shows inside the face, on skin, not on the target's open mouth and eyes.
 
 All masks are float32 in 0–1, drawn at the coarse resolution of a view; points are in its pixels, a whole number being
 a pixel's centre.
@@ -43,7 +43,7 @@ def oval(points: Points, size: tuple[int, int], face: float) -> Floats:
 
 
 def kept(points: Points, size: tuple[int, int], face: float, mouth: float, eyes: tuple[float, float]) -> Floats:
-    """Return where the target stays: inside the lips by the share `mouth`, inside the lids by the shares `eyes`."""
+    """Return the mask of the target's own parts: inside the lips by the share `mouth`, inside the lids by `eyes`."""
     mask = np.zeros(size[::-1], np.uint8)
     _fill(mask, points[mesh.LIPS_INNER, :2], 255 * mouth)
     for eye, share in zip(mesh.EYES, eyes, strict=True):
@@ -52,7 +52,7 @@ def kept(points: Points, size: tuple[int, int], face: float, mouth: float, eyes:
 
 
 def skin(points: Points, face: float, residual: Floats, variation: Floats) -> Floats:
-    """Return how likely it is that the target shows its own face, and not hair, a hand or a microphone.
+    """Return the probability that the target shows its own face, and not hair, a hand or a microphone.
 
     residual    log colour of the target without the light on its skin, float32 (h, w, 3)
     variation   covariance of such residuals on skin

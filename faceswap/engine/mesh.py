@@ -162,7 +162,7 @@ def visibility(landmarks: Points) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Pose:
-    """How a head is held: image = scale · rotation · canonical + translation, with the canonical axes y, z up."""
+    """The pose of a head: image = scale · rotation · canonical + translation, with the canonical axes y, z up."""
 
     scale: float
     rotation: NDArray[np.float64]

@@ -44,6 +44,7 @@ class Landmarker:
         self._score = next(o["index"] for o in outputs if len(o["shape"]) == 4 and o["shape"][-1] == 1)
 
     def __call__(self, bgr: Image, region: Region) -> tuple[Points, float]:
+        """Return a face's landmarks in a region, float32 (478, 3) in pixels, and the probability of a face there."""
         crop, to_image = self._crop(bgr, region)
         rgb = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
         self._model.set_tensor(self._input, (rgb * np.float32(1 / 255))[None])

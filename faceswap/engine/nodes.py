@@ -1,4 +1,4 @@
-"""The six node classes of the face-swap workflow: what they do.
+"""The six node classes of the face-swap workflow.
 
 Frames are passed on as clips that are read later. A swap whose result goes straight into a VHS_VideoCombine is
 encoded with that node's settings while it runs, so frames stream from decoder to encoder once.
@@ -27,7 +27,7 @@ from .folders import Folders, next_number
 from .frames import Frame, Picture, read_picture
 from .graph import Graph
 from .sound import Sound
-from .streams import Encoded, Painter, Shortened, Swapping
+from .streams import EncodedClip, InvertingSwap, ShortenedClip, SwappedClip
 from .video import Encoding, Frames, Swap, SwapCount, as_rate, encode, mux
 
 if TYPE_CHECKING:
@@ -42,56 +42,58 @@ _UNSUPPORTED = {"pingpong": (False,), "trim_to_audio": (False,), "loop_count": (
 
 
 @dataclass(frozen=True)
-class Task:
-    """What a node sees of the prompt it runs in."""
+class NodeContext:
+    """The context of a node: its part of the prompt it runs in."""
 
     folders: Folders
     faults: Faults
     preset: str
     interrupted: threading.Event
     encoding: Encoding | None
-    """How the frames this node gives will be encoded, when that is known."""
+    """The encoding of the frames that this node gives, when that is known."""
     progress: Callable[[int, int, Frame | None], None]
     """`(value, maximum, frame just done)`; raises when the prompt is interrupted."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a node gave: its outputs in order, and what it shows to the user."""
+    """The result of a node: its outputs in order, and what it shows to the user."""
 
     values: tuple[Any, ...]
     shown: dict[str, Any] | None = None
     files: tuple[Path, ...] = ()
     """Files without which the result is worth nothing."""
     scratch: bool = False
-    """Whether the files are to be erased when the result is forgotten."""
+    """The files are erased when the result is forgotten."""
     swaps: SwapCount | None = None
-    """Of a swap, what it did: complete when its frames have been read."""
+    """The count of a swap, complete when its frames have been read."""
 
     @property
     def is_whole(self) -> bool:
+        """True if all files of the result exist."""
         return all(path.exists() for path in self.files)
 
     def forget(self) -> None:
+        """Erase the files of a result that is not needed any more."""
         if self.scratch:
             for path in self.files:
                 path.unlink(missing_ok=True)
 
 
 def depends_on(folders: Folders, graph: Graph, node_id: str) -> Any:
-    """What the outputs of a node depend on beside its inputs: its file, or how its frames will be encoded."""
+    """Return what a node's outputs depend on beside its inputs: its file, or the encoding of its frames."""
     node = graph[node_id]
     for class_type, name in FILE_INPUTS:
         if node["class_type"] == class_type and (path := existing_file(folders, node["inputs"][name])):
             stat = path.stat()
             return stat.st_size, stat.st_mtime_ns
     if node["class_type"] == "ReActorFaceSwap":
-        return [_encoding_inputs(combine["inputs"]) for combine in combines(graph, node_id)]
+        return [_encoding_inputs(combine["inputs"]) for combine in video_combines(graph, node_id)]
     return None
 
 
-def combines(graph: Graph, node_id: str) -> Iterator[dict[str, Any]]:
-    """The VHS_VideoCombine nodes that encode the frames of `node_id`."""
+def video_combines(graph: Graph, node_id: str) -> Iterator[dict[str, Any]]:
+    """Yield the VHS_VideoCombine nodes that encode the frames of `node_id`."""
     for node in graph.values():
         if node["class_type"] == "VHS_VideoCombine" and node.get("inputs", {}).get("images") == [node_id, 0]:
             yield node
@@ -102,7 +104,7 @@ def _encoding_inputs(inputs: Inputs) -> Any:
 
 
 def encoding_of(inputs: Inputs, preset: str) -> Encoding:
-    """The encoding a VHS_VideoCombine asks for. Raises ValueError for what this engine cannot do."""
+    """Return the encoding that a VHS_VideoCombine asks for. Raises ValueError for one this engine does not have."""
     for name, possible in _UNSUPPORTED.items():
         if inputs.get(name, possible[0]) not in possible:
             raise ValueError(f"{name} = {inputs[name]!r} is not supported, only {possible[0]!r}")
@@ -112,15 +114,15 @@ def encoding_of(inputs: Inputs, preset: str) -> Encoding:
     return Encoding(crf, preset)
 
 
-def load_image(task: Task, inputs: Inputs) -> Result:
-    """LoadImage: a still, and no mask."""
-    return Result((read_picture(task.folders.annotated(inputs["image"])), None))
+def load_image(context: NodeContext, inputs: Inputs) -> Result:
+    """Run LoadImage: a still, and no mask."""
+    return Result((read_picture(context.folders.annotated(inputs["image"])), None))
 
 
-def load_video(task: Task, inputs: Inputs) -> Result:
-    """VHS_LoadVideo: frames, their number, the sound and the video's facts."""
-    video = probe(task.folders.annotated(inputs["video"]))
-    if not task.faults.streams:
+def load_video(context: NodeContext, inputs: Inputs) -> Result:
+    """Run VHS_LoadVideo: frames, their number, the sound and the video's facts."""
+    video = probe(context.folders.annotated(inputs["video"]))
+    if not context.faults.streams:
         video = dataclasses.replace(video, keyframes=())
     layout = load_formats().get(inputs.get("format", "None"), {})
     clip = Clip(
@@ -141,7 +143,7 @@ def load_video(task: Task, inputs: Inputs) -> Result:
     if too_large(*clip.size):
         raise ValueError(f"{clip.size[0]}×{clip.size[1]} is too large")
     for number in range(1, clip.count + 1):
-        task.progress(number, clip.count, None)
+        context.progress(number, clip.count, None)
     start, end = clip.span
     sound = Sound(video.path, video.start, start, end) if video.has_sound else None
     return Result((clip, clip.count, sound, _facts(clip)))
@@ -163,45 +165,45 @@ def _facts(clip: Clip) -> dict[str, float]:
     }
 
 
-def video_info(task: Task, inputs: Inputs) -> Result:
-    """VHS_VideoInfo: the facts of a video, one by one."""
+def video_info(context: NodeContext, inputs: Inputs) -> Result:
+    """Run VHS_VideoInfo: the facts of a video, one by one."""
     return Result(tuple(inputs["video_info"].values()))
 
 
-def face_boost(task: Task, inputs: Inputs) -> Result:
-    """ReActorFaceBoost: accepted; the built-in swapper has nothing to boost."""
+def face_boost(context: NodeContext, inputs: Inputs) -> Result:
+    """Run ReActorFaceBoost: accepted without effect, since the built-in swapper has nothing to boost."""
     return Result((dict(inputs),))
 
 
-def face_swap(task: Task, inputs: Inputs) -> Result:
-    """ReActorFaceSwap: the frames with the source's face; unchanged when there is no face to take, as ReActor does."""
+def face_swap(context: NodeContext, inputs: Inputs) -> Result:
+    """Run ReActorFaceSwap: the frames with the source's face; unchanged without a face to take, as in ReActor."""
     original: Frames = inputs["input_image"]
-    frames = _with_faults(task.faults, original)
-    make_swap = _swap_maker(task, inputs, frames)
-    swaps = None if task.faults.black_frame else SwapCount(frames.count)
+    frames = _with_faults(context.faults, original)
+    make_swap = _swap_maker(context, inputs, frames)
+    swaps = None if context.faults.black_frame else SwapCount(frames.count)
     if make_swap is not None and swaps is not None:
-        frames = Swapping(frames, make_swap, swaps)
-    if task.encoding is None or not inputs["enabled"]:
+        frames = SwappedClip(frames, make_swap, swaps)
+    if context.encoding is None or not inputs["enabled"]:
         return Result((frames, None, original), swaps=swaps)
-    path = task.folders.folder("temp") / f"{uuid.uuid4().hex}.mp4"
-    _encode(task, frames, path, frames.rate, task.encoding)
-    encoded = Encoded(probe(path), Selection(), task.encoding)
+    path = context.folders.folder("temp") / f"{uuid.uuid4().hex}.mp4"
+    _encode(context, frames, path, frames.rate, context.encoding)
+    encoded = EncodedClip(probe(path), Selection(), context.encoding)
     return Result((encoded, None, original), files=(path,), scratch=True, swaps=swaps)
 
 
 def _with_faults(faults: Faults, frames: Frames) -> Frames:
     if faults.black_frame:
         return Picture(np.zeros((512, 512, 3), np.uint8), frames.rate)
-    return Shortened(frames, max(1, frames.count - faults.drop_frames)) if faults.drop_frames else frames
+    return ShortenedClip(frames, max(1, frames.count - faults.drop_frames)) if faults.drop_frames else frames
 
 
-def _swap_maker(task: Task, inputs: Inputs, frames: Frames) -> Callable[[], Swap] | None:
-    """How to make the swap a node asks for; None when there is nothing to do."""
-    faults, source = task.faults, inputs.get("source_image")
+def _swap_maker(context: NodeContext, inputs: Inputs, frames: Frames) -> Callable[[], Swap] | None:
+    """Return a function that makes the swap a node asks for; None when there is nothing to do."""
+    faults, source = context.faults, inputs.get("source_image")
     if not inputs["enabled"] or source is None or faults.unswapped or faults.black_frame:
         return None
     if faults.paints:
-        return functools.partial(Painter, faults.wait_per_frame_s, faults.hold_until, task.interrupted)
+        return functools.partial(InvertingSwap, faults.wait_per_frame_s, faults.hold_until, context.interrupted)
     # imported here: the models take a second and 100 MB, which an idle engine need not spend
     from .swap import FaceSwapper, NoFaceError
 
@@ -218,19 +220,19 @@ def _swap_maker(task: Task, inputs: Inputs, frames: Frames) -> Callable[[], Swap
 
 @functools.lru_cache(maxsize=4)
 def _source_face(picture: Picture, index: int) -> SourceFace:
-    """A face of a still, looked for once: the segments of a video share it. Raises NoFaceError."""
+    """Return a face of a still, found once and shared by the segments of a video. Raises NoFaceError."""
     from .swap import SourceFace
 
     return SourceFace.from_image(picture.bgr, index)
 
 
 def forget_faces() -> None:
-    """Let go of the faces that the segments of a video shared."""
+    """Release the faces that the segments of a video share."""
     _source_face.cache_clear()
 
 
 def _indices(text: str) -> list[int]:
-    """ReActor's face indices: "0" or "0,1". Raises ValueError for anything else."""
+    """Return ReActor's face indices from "0" or "0,1". Raises ValueError for anything else."""
     return [int(part) for part in text.split(",") if part.strip()] or [0]
 
 
@@ -239,11 +241,11 @@ def _warn_of_model(name: str) -> None:
     log.warning("%s stands for the built-in swapper, as do all restore and boost models", name)
 
 
-def _encode(task: Task, frames: Frames, path: Path, rate: Fraction, encoding: Encoding) -> None:
-    """Encodes while driving the node's bar; leaves no file behind when it fails."""
+def _encode(context: NodeContext, frames: Frames, path: Path, rate: Fraction, encoding: Encoding) -> None:
+    """Encode frames and report each as the node's progress; leave no file behind when it fails."""
 
     def on_frame(number: int, frame: Frame) -> None:
-        task.progress(number, max(number, frames.count), frame)
+        context.progress(number, max(number, frames.count), frame)
 
     try:
         done = encode(frames, path, rate, encoding, on_frame)
@@ -251,22 +253,22 @@ def _encode(task: Task, frames: Frames, path: Path, rate: Fraction, encoding: En
         path.unlink(missing_ok=True)
         raise
     if done < frames.count:
-        task.progress(done, done, None)
+        context.progress(done, done, None)
 
 
-def video_combine(task: Task, inputs: Inputs) -> Result:
-    """VHS_VideoCombine: an H.264 file with the sound, in the output folder (or `temp`)."""
-    if task.faults.no_file:
+def video_combine(context: NodeContext, inputs: Inputs) -> Result:
+    """Run VHS_VideoCombine: an H.264 file with the sound, in the output folder (or `temp`)."""
+    if context.faults.no_file:
         return Result((None,), shown={})
     kind = "output" if inputs["save_output"] else "temp"
     prefix = PurePosixPath(inputs["filename_prefix"])
-    folder = task.folders.file(kind, str(prefix.parent), prefix.name).parent
-    encoding, rate = encoding_of(inputs, task.preset), as_rate(inputs["frame_rate"])
+    folder = context.folders.file(kind, str(prefix.parent), prefix.name).parent
+    encoding, rate = encoding_of(inputs, context.preset), as_rate(inputs["frame_rate"])
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{prefix.name}_{next_number(folder, prefix.name):05}"
     sound: Sound | None = inputs.get("audio")
     path = folder / f"{stem}{'-audio' if sound else ''}.mp4"
-    _write(task, inputs["images"], sound, path, rate, encoding)
+    _write(context, inputs["images"], sound, path, rate, encoding)
     entry = {
         "filename": path.name,
         "subfolder": "" if str(prefix.parent) == "." else str(prefix.parent),
@@ -279,15 +281,17 @@ def video_combine(task: Task, inputs: Inputs) -> Result:
     return Result(((inputs["save_output"], [str(path)]),), shown={"gifs": [entry]}, files=(path,))
 
 
-def _write(task: Task, images: Frames, sound: Sound | None, path: Path, rate: Fraction, encoding: Encoding) -> None:
-    """Writes the file under its name only when it is whole; frames that are encoded already are copied."""
-    silent = task.folders.folder("temp") / f"{uuid.uuid4().hex}.mp4"
+def _write(
+    context: NodeContext, images: Frames, sound: Sound | None, path: Path, rate: Fraction, encoding: Encoding
+) -> None:
+    """Write the file under its name only when it is complete; frames that are encoded already are copied."""
+    silent = context.folders.folder("temp") / f"{uuid.uuid4().hex}.mp4"
     part = silent.with_suffix(".part.mp4")
     try:
-        if isinstance(images, Encoded) and images.encoding == encoding:
-            mux(images.video.path, sound, part, rate, lambda number: task.progress(number, images.count, None))
+        if isinstance(images, EncodedClip) and images.encoding == encoding:
+            mux(images.video.path, sound, part, rate, lambda done: context.progress(done, images.count, None))
         else:
-            _encode(task, images, silent, rate, encoding)
+            _encode(context, images, silent, rate, encoding)
             mux(silent, sound, part, rate, lambda number: None)
         part.replace(path)
     finally:
@@ -295,7 +299,7 @@ def _write(task: Task, images: Frames, sound: Sound | None, path: Path, rate: Fr
         part.unlink(missing_ok=True)
 
 
-RUN: dict[str, Callable[[Task, Inputs], Result]] = {
+RUN: dict[str, Callable[[NodeContext, Inputs], Result]] = {
     "LoadImage": load_image,
     "VHS_LoadVideo": load_video,
     "VHS_VideoInfo": video_info,
@@ -303,4 +307,4 @@ RUN: dict[str, Callable[[Task, Inputs], Result]] = {
     "ReActorFaceBoost": face_boost,
     "VHS_VideoCombine": video_combine,
 }
-"""What each node class does."""
+"""The function of each node class."""

@@ -1,4 +1,4 @@
-"""The prompts that wait, the one that runs and those that have ended. Everything here happens in the event loop."""
+"""The queue of prompts, the one that runs and the history. Everything here happens in the event loop."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .execution import Executor, Outcome, Prompt
+from .execution import Executor, Prompt, PromptResult
 from .nodes import forget_faces
-from .sockets import Hub
+from .sockets import Sockets
 
 log = logging.getLogger(__name__)
 
 HISTORY_LIMIT = 10_000
 
 STALL_S = 300
-"""Without a step of the running prompt, counted by looks `LOOK_S` apart: a process that was frozen is not blamed."""
-LOOK_S = 1
+"""Most time without a step of the running prompt, counted by checks: a process that was frozen is not blamed."""
+STALL_CHECK_S = 1
 
 STALLED_EXIT_CODE = 87
 
@@ -31,49 +31,51 @@ LEAKED_EXIT_CODE = 88
 class Prompts:
     """The queue and its worker: one prompt at a time, the smallest number first."""
 
-    def __init__(self, executor: Executor, hub: Hub) -> None:
+    def __init__(self, executor: Executor, sockets: Sockets) -> None:
         self.running: Prompt | None = None
         self.running_node: str | None = None
         self.pending: list[Prompt] = []
         self.history: dict[str, dict[str, Any]] = {}
         self._executor = executor
-        self._hub = hub
+        self._sockets = sockets
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="prompt")
         self._free_wanted = False
 
     @property
     def remaining(self) -> int:
+        """Number of prompts that wait or run."""
         return len(self.pending) + (self.running is not None)
 
     def status(self) -> dict[str, Any]:
-        """What a `status` frame carries."""
+        """Return the data of a `status` frame."""
         return {"status": {"exec_info": {"queue_remaining": self.remaining}}}
 
     def submit(self, prompt: Prompt) -> None:
+        """Queue a prompt by its number."""
         bisect.insort(self.pending, prompt, key=lambda waiting: waiting.number)
         self._arrived.set()
-        self._tell_status()
+        self._broadcast_status()
 
     def delete(self, prompt_ids: list[str]) -> None:
-        """Removes waiting prompts; they leave no trace."""
+        """Remove waiting prompts; they leave no trace."""
         kept = [prompt for prompt in self.pending if prompt.id not in prompt_ids]
         if len(kept) < len(self.pending):
             self.pending = kept
-            self._tell_status()
+            self._broadcast_status()
 
     def interrupt(self, prompt_id: str | None) -> None:
-        """Stops the running prompt, if it is the one named or none is named."""
+        """Stop the running prompt, if it is the one named or none is named."""
         if self.running is not None and prompt_id in (None, self.running.id):
             self.running.interrupted.set()
 
     def free(self) -> None:
-        """Lets go of cached results as soon as no prompt runs."""
+        """Release cached results as soon as no prompt runs."""
         self._free_wanted = True
         self._free_if_idle()
 
     async def work(self) -> None:
-        """Runs prompts for ever."""
+        """Run prompts for ever."""
         while True:
             while not self.pending:
                 self._arrived.clear()
@@ -85,36 +87,36 @@ class Prompts:
             log.critical("more than half of the memory is lost before prompt %s: the engine ends", prompt.id)
             os._exit(LEAKED_EXIT_CODE)
         self.running = prompt
-        self._tell_status()
+        self._broadcast_status()
         if prompt.faults.stuck:
             await asyncio.Event().wait()
-        listener = _Relay(self, prompt, self._hub)
+        observer = _Relay(self, prompt, self._sockets)
         loop = asyncio.get_running_loop()
-        work = loop.run_in_executor(self._thread, self._executor.execute, prompt, listener)
-        outcome = await _unless_stalled(prompt, work)
-        self._remember(prompt, outcome)
+        work = loop.run_in_executor(self._thread, self._executor.execute, prompt, observer)
+        result = await _unless_stalled(prompt, work)
+        self._remember(prompt, result)
         self.running, self.running_node = None, None
         self._free_if_idle()
-        self._tell_status()
-        self._hub.send(prompt.client_id, "executing", {"node": None, "prompt_id": prompt.id})
+        self._broadcast_status()
+        self._sockets.send(prompt.client_id, "executing", {"node": None, "prompt_id": prompt.id})
 
-    def _remember(self, prompt: Prompt, outcome: Outcome) -> None:
+    def _remember(self, prompt: Prompt, result: PromptResult) -> None:
         if len(self.history) >= HISTORY_LIMIT:
             del self.history[next(iter(self.history))]
         self.history.pop(prompt.id, None)
         self.history[prompt.id] = {
             "prompt": prompt.listed(),
-            "outputs": outcome.shown,
+            "outputs": result.shown,
             "status": {
-                "status_str": "success" if outcome.completed else "error",
-                "completed": outcome.completed,
-                "messages": outcome.messages,
+                "status_str": "success" if result.completed else "error",
+                "completed": result.completed,
+                "messages": result.messages,
             },
             "meta": {
                 node: {"node_id": node, "display_node": node, "parent_node": None, "real_node_id": node}
-                for node in outcome.shown
+                for node in result.shown
             },
-            "faceswap": outcome.swaps,
+            "faceswap": result.swaps,
         }
 
     def _free_if_idle(self) -> None:
@@ -123,18 +125,18 @@ class Prompts:
             self._executor.cache.keep(set())
             forget_faces()
 
-    def _tell_status(self) -> None:
-        self._hub.broadcast("status", self.status())
+    def _broadcast_status(self) -> None:
+        self._sockets.broadcast("status", self.status())
 
     async def close(self) -> None:
-        """Stops the running prompt and waits until its thread has let go of its files."""
+        """Stop the running prompt and wait until its thread has released its files."""
         self.interrupt(None)
         await asyncio.to_thread(self._thread.shutdown, wait=True)
         self._executor.cache.keep(set())
 
 
 def _memory_has_leaked() -> bool:
-    """Whether an engine at rest holds half of what it may: libraries leak when they run out of memory, x264 the most.
+    """Return true if an engine at rest holds half of its memory: libraries leak when memory runs out, x264 the most.
 
     Prompts would fail for want of memory ever after; an engine that is started again has all of it.
     """
@@ -143,11 +145,11 @@ def _memory_has_leaked() -> bool:
     return limit != resource.RLIM_INFINITY and pages * resource.getpagesize() > limit / 2
 
 
-async def _unless_stalled(prompt: Prompt, work: asyncio.Future[Outcome]) -> Outcome:
+async def _unless_stalled(prompt: Prompt, work: asyncio.Future[PromptResult]) -> PromptResult:
     """Wait for a prompt's end. A decoder that hangs cannot be stopped: the process ends, to be started again."""
     steps, still_s = prompt.steps, 0
-    while not (await asyncio.wait({work}, timeout=LOOK_S))[0]:
-        still_s = still_s + LOOK_S if steps == prompt.steps else 0
+    while not (await asyncio.wait({work}, timeout=STALL_CHECK_S))[0]:
+        still_s = still_s + STALL_CHECK_S if steps == prompt.steps else 0
         steps = prompt.steps
         if still_s >= STALL_S:
             log.critical("prompt %s makes no progress: the engine ends", prompt.id)
@@ -156,21 +158,21 @@ async def _unless_stalled(prompt: Prompt, work: asyncio.Future[Outcome]) -> Outc
 
 
 class _Relay:
-    """Carries what a running prompt tells from its thread into the event loop."""
+    """A relay of a running prompt's messages from its thread into the event loop."""
 
-    def __init__(self, prompts: Prompts, prompt: Prompt, hub: Hub) -> None:
+    def __init__(self, prompts: Prompts, prompt: Prompt, sockets: Sockets) -> None:
         self._prompts = prompts
         self._client_id = prompt.client_id
-        self._hub = hub
+        self._sockets = sockets
         self._loop = asyncio.get_running_loop()
 
     def message(self, kind: str, data: dict[str, Any]) -> None:
         self._loop.call_soon_threadsafe(self._deliver, kind, data)
 
     def preview(self, jpeg: bytes, metadata: dict[str, Any]) -> None:
-        self._loop.call_soon_threadsafe(self._hub.preview, self._client_id, jpeg, metadata)
+        self._loop.call_soon_threadsafe(self._sockets.preview, self._client_id, jpeg, metadata)
 
     def _deliver(self, kind: str, data: dict[str, Any]) -> None:
         if kind == "executing":
             self._prompts.running_node = data["node"]
-        self._hub.send(self._client_id, kind, data)
+        self._sockets.send(self._client_id, kind, data)

@@ -1,4 +1,4 @@
-"""The engine's HTTP and WebSocket surface: ComfyUI's, so that a program written for ComfyUI cannot tell.
+"""The engine's HTTP and WebSocket interface, which is ComfyUI's.
 
 Routes, field names, status codes and error bodies follow ComfyUI 0.3.64; each also answers under `/api`.
 """
@@ -29,7 +29,7 @@ from .faults import Faults, FaultSwitch, die
 from .folders import Folders, OutsideError
 from .graph import error_body, validate
 from .prompts import Prompts
-from .sockets import Hub, Socket, message
+from .sockets import Socket, Sockets, message
 from .uploads import receive
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Engine:
 
     folders: Folders
     prompts: Prompts
-    hub: Hub
+    sockets: Sockets
     faults: FaultSwitch
     upload_limit: int
     worker: asyncio.Task[None]
@@ -58,10 +58,12 @@ class Engine:
 
     @property
     def max_upload_size(self) -> int:
+        """Most bytes of an upload."""
         limit = self.faults.now.max_upload_size
         return self.upload_limit if limit is None else limit
 
     def features(self) -> dict[str, Any]:
+        """Return the features as `/features` answers them."""
         return {
             "supports_preview_metadata": True,
             "max_upload_size": self.max_upload_size,
@@ -80,7 +82,7 @@ def create_app(
     max_upload_size: int = 2 << 30,
     preset: str = "medium",
 ) -> web.Application:
-    """The engine as an application.
+    """Return the engine as an application.
 
     `data_dir` gets the folders `input`, `output` and `temp`; `token` is asked of every caller, None lets everybody in;
     `max_upload_size` is in bytes; `preset` is x264's.
@@ -89,19 +91,19 @@ def create_app(
     """
 
     async def engine(app: web.Application) -> AsyncIterator[None]:
-        folders, hub = Folders(data_dir), Hub()
+        folders, sockets = Folders(data_dir), Sockets()
         with folders.claimed():
-            prompts = Prompts(Executor(folders, preset), hub)
+            prompts = Prompts(Executor(folders, preset), sockets)
             switch = FaultSwitch(faults or Faults())
             worker = asyncio.create_task(prompts.work(), name="prompts")
-            app[ENGINE] = Engine(folders, prompts, hub, switch, max_upload_size, worker)
+            app[ENGINE] = Engine(folders, prompts, sockets, switch, max_upload_size, worker)
             yield
             await prompts.close()
             worker.cancel()
             with suppress(asyncio.CancelledError):
                 await worker
 
-    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[guard(token), slowly])
+    app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[guard(token), delay_answer])
     app.cleanup_ctx.append(engine)
     app.on_shutdown.append(close_sockets)
     for prefix in ("", "/api"):
@@ -112,8 +114,8 @@ def create_app(
 
 
 @web.middleware
-async def slowly(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answers late when a fault says so."""
+async def delay_answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Delay the answer when a fault says so."""
     delay = request.app[ENGINE].faults.now.http_delay_s
     if delay and request.path not in ("/faults", "/ws", "/api/ws"):
         await asyncio.sleep(delay)
@@ -121,11 +123,13 @@ async def slowly(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 
 async def upload_image(request: web.Request) -> web.Response:
+    """Handle `POST /upload/image`."""
     engine = request.app[ENGINE]
     return web.json_response(await receive(request, engine.folders, engine.max_upload_size))
 
 
 async def post_prompt(request: web.Request) -> web.StreamResponse:
+    """Handle `POST /prompt`: validate a graph and queue it."""
     engine, body = request.app[ENGINE], await _json_object(request)
     faults = engine.faults.take()
     if faults.prompt_500:
@@ -136,17 +140,17 @@ async def post_prompt(request: web.Request) -> web.StreamResponse:
         return _refusal(error_body("no_prompt", "No prompt provided", "No prompt provided"))
     if not isinstance(graph, dict):
         return _refusal(error_body("prompt_no_outputs", "Prompt has no outputs"))
-    verdict = validate(graph, describe(engine.folders), file_checks(engine.folders))
-    if verdict.error is not None:
-        return _refusal(verdict.error, verdict.node_errors)
+    validation = validate(graph, describe(engine.folders), file_checks(engine.folders))
+    if validation.error is not None:
+        return _refusal(validation.error, validation.node_errors)
     extra = dict(body.get("extra_data") or {})
     if "client_id" in body:
         extra["client_id"] = str(body["client_id"])
     prompt_id = str(body.get("prompt_id") or uuid.uuid4())
-    engine.prompts.submit(Prompt(number, prompt_id, graph, extra, verdict.outputs, faults))
+    engine.prompts.submit(Prompt(number, prompt_id, graph, extra, validation.outputs, faults))
     if faults.prompt_500_but_queued:
         return web.Response(status=500, text=_SERVER_ERROR)
-    answer = {"prompt_id": prompt_id, "number": number, "node_errors": verdict.node_errors}
+    answer = {"prompt_id": prompt_id, "number": number, "node_errors": validation.node_errors}
     response = web.json_response(answer)
     if faults.die_after_prompt:
         await response.prepare(request)
@@ -156,7 +160,7 @@ async def post_prompt(request: web.Request) -> web.StreamResponse:
 
 
 def _number(engine: Engine, body: dict[str, Any]) -> float:
-    """Where a prompt stands in line: in order of arrival, in front of all, or where it says."""
+    """Return a prompt's place in the queue: in order of arrival, in front of all, or as it says."""
     if "number" in body:
         return float(body["number"])
     number = engine.posted
@@ -169,7 +173,7 @@ def _refusal(error: dict[str, Any], node_errors: dict[str, Any] | None = None) -
 
 
 async def _json_object(request: web.Request) -> dict[str, Any]:
-    """The body, which may be absent. What is no JSON object answers 500 in plain text, as ComfyUI does."""
+    """Return the body, which may be absent. One that is no JSON object answers 500 in plain text, as ComfyUI does."""
     try:
         body = await request.json() if request.can_read_body else {}
     except ValueError:
@@ -180,10 +184,12 @@ async def _json_object(request: web.Request) -> dict[str, Any]:
 
 
 async def get_prompt(request: web.Request) -> web.Response:
+    """Handle `GET /prompt`."""
     return web.json_response({"exec_info": {"queue_remaining": request.app[ENGINE].prompts.remaining}})
 
 
 async def get_queue(request: web.Request) -> web.Response:
+    """Handle `GET /queue`."""
     prompts = request.app[ENGINE].prompts
     running = [prompts.running.listed()] if prompts.running else []
     pending = [prompt.listed() for prompt in prompts.pending]
@@ -191,6 +197,7 @@ async def get_queue(request: web.Request) -> web.Response:
 
 
 async def post_queue(request: web.Request) -> web.Response:
+    """Handle `POST /queue`: delete some or all waiting prompts."""
     prompts, body = request.app[ENGINE].prompts, await _json_object(request)
     if body.get("clear"):
         prompts.delete([prompt.id for prompt in prompts.pending])
@@ -199,12 +206,14 @@ async def post_queue(request: web.Request) -> web.Response:
 
 
 async def interrupt(request: web.Request) -> web.Response:
+    """Handle `POST /interrupt`."""
     body = await _json_object(request)
     request.app[ENGINE].prompts.interrupt(body.get("prompt_id"))
     return web.Response()
 
 
 async def get_history(request: web.Request) -> web.Response:
+    """Handle `GET /history` and `/history/{prompt_id}`."""
     engine = request.app[ENGINE]
     entries = [] if engine.faults.now.forget_history else list(engine.prompts.history.items())
     if "prompt_id" in request.match_info:
@@ -220,6 +229,7 @@ async def get_history(request: web.Request) -> web.Response:
 
 
 async def post_history(request: web.Request) -> web.Response:
+    """Handle `POST /history`: delete some or all entries."""
     history, body = request.app[ENGINE].prompts.history, await _json_object(request)
     for prompt_id in list(history) if body.get("clear") else body.get("delete") or []:
         history.pop(prompt_id, None)
@@ -227,6 +237,7 @@ async def post_history(request: web.Request) -> web.Response:
 
 
 async def view(request: web.Request) -> web.StreamResponse:
+    """Handle `GET /view`: send a file of one of the three folders."""
     query = request.query
     kind, subfolder = query.get("type", "output"), query.get("subfolder", "")
     try:
@@ -241,6 +252,7 @@ async def view(request: web.Request) -> web.StreamResponse:
 
 
 async def object_info(request: web.Request) -> web.Response:
+    """Handle `GET /object_info` and `/object_info/{class}`."""
     descriptions = describe(request.app[ENGINE].folders)
     name = request.match_info.get("class")
     if name is not None:
@@ -249,6 +261,7 @@ async def object_info(request: web.Request) -> web.Response:
 
 
 async def system_stats(request: web.Request) -> web.Response:
+    """Handle `GET /system_stats`."""
     page = os.sysconf("SC_PAGE_SIZE")
     total, free = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
     memory = {"vram_total": total, "vram_free": free, "torch_vram_total": total, "torch_vram_free": free}
@@ -267,10 +280,12 @@ async def system_stats(request: web.Request) -> web.Response:
 
 
 async def features(request: web.Request) -> web.Response:
+    """Handle `GET /features`."""
     return web.json_response(request.app[ENGINE].features())
 
 
 async def free(request: web.Request) -> web.Response:
+    """Handle `POST /free`."""
     body = await _json_object(request)
     if body.get("unload_models") or body.get("free_memory"):
         request.app[ENGINE].prompts.free()
@@ -278,6 +293,7 @@ async def free(request: web.Request) -> web.Response:
 
 
 async def websocket(request: web.Request) -> web.WebSocketResponse:
+    """Handle `GET /ws`: one socket from its opening to its end."""
     engine = request.app[ENGINE]
     response = web.WebSocketResponse()
     await response.prepare(request)
@@ -287,12 +303,12 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
     running = engine.prompts.running
     if running is not None and running.client_id == client_id and engine.prompts.running_node:
         socket.put(message("executing", {"node": engine.prompts.running_node}))
-    engine.hub.add(client_id, socket)
+    engine.sockets.add(client_id, socket)
     writer = asyncio.create_task(socket.write())
     try:
         await _listen(response, socket, engine)
     finally:
-        engine.hub.remove(client_id, socket)
+        engine.sockets.remove(client_id, socket)
         writer.cancel()
         with suppress(asyncio.CancelledError, ConnectionError):
             await writer
@@ -300,12 +316,13 @@ async def websocket(request: web.Request) -> web.WebSocketResponse:
 
 
 async def close_sockets(app: web.Application) -> None:
+    """Close the engine's sockets when the application shuts down."""
     if ENGINE in app:  # not when it could not start
-        await app[ENGINE].hub.close()
+        await app[ENGINE].sockets.close()
 
 
 async def _listen(response: web.WebSocketResponse, socket: Socket, engine: Engine) -> None:
-    """Reads until the client leaves. Only its first message counts, and only if it tells its features."""
+    """Read until the client leaves. Only its first message counts, and only if it announces its features."""
     first = True
     async for frame in response:
         if first and frame.type is WSMsgType.TEXT:
@@ -320,6 +337,7 @@ async def _listen(response: web.WebSocketResponse, socket: Socket, engine: Engin
 
 
 async def set_faults(request: web.Request) -> web.Response:
+    """Handle `POST /faults`."""
     try:
         request.app[ENGINE].faults.now = Faults.parse(await _json_object(request))
     except (KeyError, TypeError, ValueError) as error:

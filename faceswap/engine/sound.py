@@ -1,4 +1,4 @@
-"""Sound on its way through the engine: the packets of the source, copied wherever an MP4 file can hold them."""
+"""Sound in the engine: the packets of the source, copied wherever an MP4 file can hold them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Sound:
 
     path: Path
     origin: Fraction
-    """When the video's first frame is shown, in seconds of the file."""
+    """Time of the video's first frame, in seconds of the file."""
     start: Fraction | None = None
     end: Fraction | None = None
 
@@ -48,7 +48,7 @@ class SoundTrack:
             self._stream = output.add_stream("aac", rate=AAC_RATE, layout=layout, bit_rate=AAC_BIT_RATE)
 
     def packets(self) -> Iterator[tuple[Fraction, av.Packet[Any]]]:
-        """The packets to mux, each with its time in seconds; closes the source at the end."""
+        """Yield the packets to mux, each with its time in seconds, and close the source at the end."""
         with self._input:
             for packet in self._copies() if self._copied else self._encoded():
                 packet.stream = self._stream

@@ -56,6 +56,7 @@ class Texture:
 
     @classmethod
     def of(cls, image: Image) -> Texture:
+        """Make the levels of a picture, each three quarters of the one before."""
         levels, scale = [(1.0, image)], 1.0
         while image.shape[0] * scale > _SMALLEST_MIP:
             scale *= 0.75
@@ -80,8 +81,8 @@ class SourceFace:
     variation    covariance of the skin's residuals, float32 (3, 3)
     skin         probability of skin, float32 (size, size, 1)
     trusted      skin samples that were visible, float32 (colour.SAMPLES,)
-    openings     how far the eyes are open, right and left
-    has_eyes     whether its eyes are good enough to use
+    openings     gap between the lids as a share of the eye's width, right and left
+    has_eyes     true if its eyes are good enough to use
     """
 
     shape: Points
@@ -109,7 +110,7 @@ class SourceFace:
 
     @property
     def texture_points(self) -> Floats:
-        """Where the points of the mesh lie in the texture, float32 (586, 2), pixel centres being whole numbers."""
+        """The mesh's points in the texture, float32 (586, 2), pixel centres being whole numbers."""
         return mesh.TEXTURE_UV * np.float32(self.size) - np.float32(0.5)
 
     def lit(self, tone: Floats, variation: Floats) -> Texture:
@@ -184,7 +185,7 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
 
 
 def _unwrap(image: Image, landmarks: Points, size: int) -> tuple[Image, Floats]:
-    """Return the texture as the image shows it, and how well it shows each place, float32 (size, size) 0–1."""
+    """Return the texture as the image shows it, and its visibility at each place, float32 (size, size) 0–1."""
     layout = mesh.TEXTURE_UV * np.float32(size)
     place, _ = mesh.rasterize(layout, mesh.with_rings(landmarks)[:, :2], (size, size))
     texture = cv2.remap(image, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]  # the stubs lack map2=None
@@ -204,14 +205,14 @@ def _painted(layout: Floats, regions: _Regions, size: int, softness: float) -> F
 
 
 def _skin_likeness(residual: Floats, spread: Any, size: int) -> Floats:
-    """Return where a residual is as small as skin's: float32 (size, size), 0 for hair, glasses and background."""
+    """Return a mask of residuals as small as skin's: float32 (size, size), 0 for hair, glasses and background."""
     distance = np.sqrt(((residual / (spread + 0.05)) ** 2).mean(axis=-1)).astype(np.float32)
     likeness = 1 - smoothstep(blur(distance, size / 130), 2.4, 4.2)
     return np.asarray(cv2.erode(likeness, np.ones((3, 3), np.uint8), iterations=max(1, size // 160)), np.float32)
 
 
 def _mirrored(flat: Floats, trust: Floats, size: int) -> tuple[Floats, Floats]:
-    """Take from the other half of the face what this half does not show; also return the trust in the result."""
+    """Fill the parts that this half of the face does not show from the other; also return the trust in the result."""
     other, other_trust = flat[:, ::-1], trust[:, ::-1]
     own = blur(trust / (trust + 0.12 * other_trust + 1e-4), size / 110)[..., None]
     merged = blur(np.maximum(trust, 0.9 * other_trust), size / 110) * 1.15
@@ -219,7 +220,7 @@ def _mirrored(flat: Floats, trust: Floats, size: int) -> tuple[Floats, Floats]:
 
 
 def _filled(flat: Floats, trust: Floats, features: Floats, tone: Any, size: int) -> Floats:
-    """Fill what neither half shows with the skin around it (normalised convolution)."""
+    """Fill the parts that neither half shows with the skin around them (normalised convolution)."""
     weight = (trust**2 * (1 - features)).astype(np.float32)[..., None]
     around = blur(np.concatenate([flat * weight, weight], axis=-1), size / 12)
     fill = (around[..., :3] + tone * 0.02) / (around[..., 3:] + 0.02)
@@ -236,7 +237,7 @@ def _evened(flat: Floats, trust: Floats, features: Floats, openings: Floats, ton
 
 
 def _without_stains(residual: Floats) -> Floats:
-    """Bound how far a place's tint is from the skin's: shadows and creases of a photograph are often deep red."""
+    """Bound the distance of a place's tint from the skin's: shadows and creases of a photograph are often deep red."""
     distance = np.linalg.norm(residual - residual.mean(axis=-1, keepdims=True), axis=-1, keepdims=True) + 1e-6
     return _with_tint(residual, _MOST_TINT * np.tanh(distance / _MOST_TINT) / distance)
 
@@ -248,7 +249,7 @@ def _with_tint(residual: Floats, share: NDArray[np.floating] | float) -> Floats:
 
 
 def _vividness(tone: Floats) -> float:
-    """Return how far a log colour is from grey."""
+    """Return the distance of a log colour from grey."""
     return float(np.linalg.norm(tone - tone.mean())) + 0.02
 
 

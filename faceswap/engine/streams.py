@@ -1,4 +1,4 @@
-"""Clips that are not files: with a swap still to be done, cut short, or already encoded for who reads them."""
+"""Clips that are not plain files: with a swap still to be done, shortened, or already encoded."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy as np
 
 from .clip import Clip
 from .frames import Frame, Image
-from .video import Encoding, Frames, Swap, SwapCount, swapped
+from .video import Encoding, Frames, Swap, SwapCount, swap_frames
 
-HOLD_LOOK_S = 0.01
+HOLD_POLL_S = 0.01
 
 
 @dataclass(frozen=True)
-class Swapping:
+class SwappedClip:
     """A clip with a swap that is done while its frames are read."""
 
     frames: Frames
@@ -28,29 +28,32 @@ class Swapping:
 
     @property
     def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
         return self.frames.size
 
     @property
     def rate(self) -> Fraction:
+        """Frames a second."""
         return self.frames.rate
 
     @property
     def count(self) -> int:
+        """Number of frames."""
         return self.frames.count
 
     def __iter__(self) -> Generator[Frame]:
-        return swapped(self.frames, self.make_swap(), self.swaps)
+        return swap_frames(self.frames, self.make_swap(), self.swaps)
 
 
 @dataclass(frozen=True)
-class Encoded(Clip):
+class EncodedClip(Clip):
     """A clip of the engine's own that is encoded as its consumer wants it."""
 
     encoding: Encoding
 
 
 @dataclass(frozen=True)
-class Shortened:
+class ShortenedClip:
     """A clip without its last frames."""
 
     frames: Frames
@@ -58,18 +61,20 @@ class Shortened:
 
     @property
     def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
         return self.frames.size
 
     @property
     def rate(self) -> Fraction:
+        """Frames a second."""
         return self.frames.rate
 
     def __iter__(self) -> Generator[Frame]:
         yield from islice(iter(self.frames), self.count)
 
 
-class Painter:
-    """Stands for a swap in tests: inverts a square in the middle of each frame, after a wait.
+class InvertingSwap:
+    """A swap for tests that inverts a square in the middle of each frame, after a wait.
 
     All but the first frame wait for the file `hold_until` too, where one is named.
     """
@@ -81,12 +86,14 @@ class Painter:
         self._painted = 0
 
     def track(self, bgr: Image) -> None:
-        return None
+        """Find nothing: the square is always in the middle."""
+        return
 
     def apply(self, bgr: Image, tracks: None) -> int:
+        """Invert the square in place."""
         self._interrupted.wait(self._wait_s)
         while self._hold_until and self._painted and not Path(self._hold_until).exists():
-            if self._interrupted.wait(HOLD_LOOK_S):
+            if self._interrupted.wait(HOLD_POLL_S):
                 break
         self._painted += 1
         height, width = bgr.shape[:2]

@@ -25,7 +25,7 @@ __all__ = ["Face", "FaceSwapper", "NoFaceError", "SourceFace", "Track", "find_fa
 _MAX_FACES = 16
 
 _MORPH = 0.8
-"""How far the target takes on the source's bones."""
+"""Share of the source's bones that the target takes on."""
 
 _YAW_FADE = (38.0, 60.0)
 _PITCH_FADE = (38.0, 55.0)
@@ -46,7 +46,7 @@ _VARIATION_MEMORY = 0.9
 
 
 class FaceSwapper:
-    """Swaps faces in the frames of one clip.
+    """A swapper of the faces in the frames of one clip.
 
     sources          faces to put in
     target_indices   which faces of a frame are replaced: 0 is the largest when faces come into view (ReActor's
@@ -69,7 +69,7 @@ class FaceSwapper:
         self._strength = strength
         self._tracker = Tracker(min(max(target_indices, default=-1) + 1, _MAX_FACES), frame_rate)
         self._targets = _Targets(target_indices, timeouts=round(frame_rate / 2))
-        self._painters: dict[int, _Painter] = {}
+        self._painters: dict[int, _FacePainter] = {}
 
     def track(self, bgr: Image) -> list[Track]:
         """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR."""
@@ -81,7 +81,7 @@ class FaceSwapper:
         for track in tracks:
             if track.identity not in self._painters:
                 source = self._sources[min(track.target, len(self._sources) - 1)]
-                self._painters[track.identity] = _Painter(source, self._strength)
+                self._painters[track.identity] = _FacePainter(source, self._strength)
             changed += self._painters[track.identity].paint(bgr, track)
         if len(self._painters) > 2 * _MAX_FACES:
             current = {track.identity for track in tracks}
@@ -90,7 +90,7 @@ class FaceSwapper:
 
 
 class _Targets:
-    """Decides which of the tracked faces are replaced.
+    """The choice of the tracked faces to replace.
 
     A place whose face is lost goes to a face that has just come into view, or after `timeouts` frames to any.
     """
@@ -173,7 +173,7 @@ class _View:
         return steps
 
     def draw(self, points: Points, values: Floats) -> tuple[Floats, NDArray[np.bool_]]:
-        """Draw values at the mesh's points, one pixel a step; also return where the mesh lies."""
+        """Draw values at the mesh's points, one pixel a step; also return the mask of the mesh."""
         return mesh.rasterize(self.points(points), values, self.size)
 
     def fine(self, values: Floats) -> Floats:
@@ -183,8 +183,8 @@ class _View:
         return np.ascontiguousarray(large[: self.bottom - self.top, : self.right - self.left], np.float32)
 
 
-class _Painter:
-    """Puts one source onto one tracked face and remembers what it learned of it from frame to frame."""
+class _FacePainter:
+    """A painter of one source onto one tracked face, which remembers the face from frame to frame."""
 
     def __init__(self, source: SourceFace, strength: float) -> None:
         self._source = source
@@ -266,7 +266,7 @@ class _Painter:
         self._softness = wanted if self._painted == 0 else 0.7 * self._softness + 0.3 * wanted
 
     def _cover(self, view: _View, points: Points, landmarks: Points, light: Floats, target: Image) -> Floats:
-        """Return where the source shows, 0–1, one pixel a step."""
+        """Return the mask of the source's face, 0–1, one pixel a step."""
         steps = view.points(points)[:, :2] - np.float32(0.5)
         face = float(np.ptp(steps[: mesh.VERTICES], axis=0).max())
         mouth = float(smoothstep(mesh.mouth_opening(landmarks), 0.03, 0.10))
@@ -276,7 +276,7 @@ class _Painter:
         return cover * mask.skin(steps, face, residual, self._light.variation)
 
     def _kept_eyes(self, landmarks: Points) -> tuple[float, float]:
-        """Return how far each of the target's own eyes stays: where it is closed, or the source has none to show."""
+        """Return the share to keep of each of the target's own eyes: of closed ones, of both if the source has none."""
         if not self._source.has_eyes:
             return 1.0, 1.0
         right, left = (

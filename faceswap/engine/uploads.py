@@ -1,4 +1,4 @@
-"""Files that clients send: streamed to disk as they come, so memory does not grow with them."""
+"""Uploads to the engine, streamed to disk as they come, so memory does not grow with them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HTTPInsufficientStorage(web.HTTPServerError):
 
 
 async def receive(request: web.Request, folders: Folders, limit: int) -> dict[str, str]:
-    """Stores the file of a `/upload/image` request and answers `{"name", "subfolder", "type"}`.
+    """Store the file of a `/upload/image` request and answer `{"name", "subfolder", "type"}`.
 
     The parts may come in any order. A name that is taken by other bytes gets ` (1)`, ` (2)`, …, unless
     `overwrite` is true. Raises 400 for a missing file or a name that leads out, 413 above `limit` bytes, 507 for a
@@ -47,7 +47,7 @@ async def receive(request: web.Request, folders: Folders, limit: int) -> dict[st
 
 
 async def _read_parts(request: web.Request, fields: dict[str, str], part_file: Path, limit: int) -> str:
-    """Writes the file to `part_file`, the other fields to `fields`; returns the file's name."""
+    """Write the file to `part_file` and the other fields to `fields`; return the file's name."""
     filename = ""
     size = 0
     async for part in await request.multipart():
@@ -67,7 +67,7 @@ async def _read_parts(request: web.Request, fields: dict[str, str], part_file: P
 
 
 async def _text(part: BodyPartReader) -> str:
-    """A field that is no file. Raises ValueError for a long one."""
+    """Return a field that is no file. Raises ValueError for a long one."""
     value = bytearray()
     while chunk := await part.read_chunk(_FIELD_BYTES):
         value += chunk
@@ -87,7 +87,7 @@ def _place(folders: Folders, fields: dict[str, str], filename: str, part_file: P
 
 
 def _free_name(path: Path, part_file: Path) -> Path:
-    """The name itself where it is free or holds the same bytes, else the first numbered one of which that is true."""
+    """Return the name itself if it is free or holds the same bytes, else the first numbered one with that property."""
     numbered = (path.with_name(f"{path.stem} ({number}){path.suffix}") for number in itertools.count(1))
     for candidate in itertools.chain([path], numbered):
         if not candidate.exists() or filecmp.cmp(candidate, part_file, shallow=False):

@@ -1,4 +1,4 @@
-"""From frames to a file: frames stream from the decoder through the swap to the encoder, a thread for each step.
+"""The way from frames to a file: decoder, swap and encoder are joined by streams, with a thread for each step.
 
 At most a few frames wait between two steps, so memory does not depend on the length of a video.
 """
@@ -21,14 +21,14 @@ import av
 from .frames import LARGE_PIXELS, Colour, Frame, Image
 from .sound import Sound, SoundTrack
 
-AHEAD = 2
+PREFETCHED_FRAMES = 2
 """Frames that one step may be ahead of the next."""
 
 _ENCODER_THREADS = 8
 """At most: each has pictures of its own in memory, and a machine may have a hundred cores."""
 
 _LOOKAHEAD_PIXELS, _LEAST_LOOKAHEAD = 80_000_000, 4
-"""What x264 may look at beforehand where pictures are large: in pixels, and at least so many pictures."""
+"""Bound of x264's lookahead for large pictures: in pixels, and at least so many pictures."""
 
 _HEADER_BYTES = 1 << 16
 _LARGEST_RATE_PART = 1_000_000
@@ -38,11 +38,13 @@ T = TypeVar("T")
 
 
 class Swap(Protocol):
-    """Something that changes faces: `track` in one thread, `apply` in another, both in the order of the frames."""
+    """A swap of faces: `track` runs in one thread, `apply` in another, both in the order of the frames."""
 
-    def track(self, bgr: Image) -> Any: ...
+    def track(self, bgr: Image) -> Any:
+        """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR."""
 
-    def apply(self, bgr: Image, tracks: Any) -> int: ...
+    def apply(self, bgr: Image, tracks: Any) -> int:
+        """Replace the tracked faces of the next frame in place and return how many changed."""
 
 
 @dataclass
@@ -54,35 +56,38 @@ class SwapCount:
 
 
 class Frames(Protocol):
-    """A clip: frames that can be read again and again, and what is known of them beforehand."""
+    """A clip: frames that can be read again and again, and the properties known before."""
 
     @property
-    def size(self) -> tuple[int, int]: ...
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
 
     @property
-    def rate(self) -> Fraction: ...
+    def rate(self) -> Fraction:
+        """Frames a second."""
 
     @property
-    def count(self) -> int: ...
+    def count(self) -> int:
+        """Number of frames."""
 
     def __iter__(self) -> Generator[Frame]: ...
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How H.264 is encoded. `crf` is x264's, 0 (lossless) to 51."""
+    """The encoding of H.264. `crf` is x264's, 0 (lossless) to 51."""
 
     crf: int = 19
     preset: str = "medium"
 
 
 def as_rate(value: float | Fraction) -> Fraction:
-    """Frames a second as a fraction: 29.97002997 is 30000/1001."""
+    """Return frames a second as a fraction: 29.97002997 is 30000/1001."""
     return Fraction(value).limit_denominator(_LARGEST_RATE_PART)
 
 
-def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T]:
-    """Yields `items`, made by a thread of their own that is at most `depth` ahead of the reader.
+def prefetch(items: Iterable[T], depth: int = PREFETCHED_FRAMES) -> Generator[T]:
+    """Yield `items`, made by a thread of their own that is at most `depth` ahead of the reader.
 
     Closing the generator stops the thread; an error in the thread is raised here.
     """
@@ -118,12 +123,12 @@ def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T]:
         thread.join()
 
 
-def swapped(frames: Frames, swap: Swap, count: SwapCount) -> Generator[Frame]:
+def swap_frames(frames: Frames, swap: Swap, count: SwapCount) -> Generator[Frame]:
     """Yield the frames with a swap applied, and count them; decoding, tracking and applying each run in a thread."""
     large = _is_large(frames.size)
-    prepared = _prepared(frames) if large else ahead(_prepared(frames))
-    tracked = ahead(_tracked(prepared, swap), 1 if large else AHEAD)
-    with closing(ahead(_applied(tracked, swap, count), 1 if large else AHEAD)) as stream:
+    prepared = _prepared(frames) if large else prefetch(_prepared(frames))
+    tracked = prefetch(_tracked(prepared, swap), 1 if large else PREFETCHED_FRAMES)
+    with closing(prefetch(_applied(tracked, swap, count), 1 if large else PREFETCHED_FRAMES)) as stream:
         for frame in stream:
             frame.keep_changes()
             yield frame
@@ -157,7 +162,7 @@ def encode(
     encoding: Encoding,
     on_frame: Callable[[int, Frame], None],
 ) -> int:
-    """Encodes frames as H.264 into an MP4 file without sound and returns their number.
+    """Encode frames as H.264 into an MP4 file without sound and return their number.
 
     `on_frame(number, frame)` is called after each, counted from 1; what it raises ends the encoding.
     Raises ValueError when there is no frame at all.
@@ -179,7 +184,7 @@ def encode(
 
 
 def _new_file(path: Path, **options: str) -> av.container.OutputContainer:
-    """An MP4 file to be written. Raises OSError where there is no room for its first bytes."""
+    """Open an MP4 file to be written. Raises OSError if there is no room for its first bytes."""
     # Tried here, because PyAV leaves a file open for good when it cannot write its header.
     path.write_bytes(bytes(_HEADER_BYTES))
     return av.open(path, "w", format="mp4", options=options)
@@ -213,7 +218,7 @@ def _tag(target: av.VideoFrame | av.VideoCodecContext, colour: Colour) -> None:
 
 
 def mux(video: Path, sound: Sound | None, path: Path, rate: Fraction, on_frame: Callable[[int], None]) -> None:
-    """Puts an encoded video, at `rate`, and a sound into an MP4 file that can be played while it loads."""
+    """Put an encoded video, at `rate`, and a sound into an MP4 file that can be played while it loads."""
     with (
         av.open(video) as source,
         _new_file(path, movflags="+faststart") as output,
@@ -234,7 +239,7 @@ def mux(video: Path, sound: Sound | None, path: Path, rate: Fraction, on_frame: 
 def _retimed(
     source: av.container.InputContainer, picture: av.VideoStream, stream: av.VideoStream, rate: Fraction
 ) -> Iterator[tuple[Fraction, av.Packet[Any]]]:
-    """The packets of a constant-rate video, timed anew for `rate`."""
+    """Yield the packets of a constant-rate video, timed anew for `rate`."""
     base = picture.time_base or Fraction(1)
     own_rate = picture.average_rate or rate
     for packet in source.demux(picture):

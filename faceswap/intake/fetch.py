@@ -1,4 +1,4 @@
-"""URLs out: what a user's URL points to comes in, from public addresses only."""
+"""Fetching of users' URLs, from public addresses only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONNECT_S = 15.0
 STALL_S = 30.0
 """The longest wait for the next byte, in seconds."""
 TOTAL_S = 1800.0
-"""The longest a whole fetch may take, redirects included, in seconds."""
+"""The longest time of a whole fetch, redirects included, in seconds."""
 
 _REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
@@ -36,14 +36,14 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class _AddressRefused(OSError):
-    """The socket factory's refusal; an OSError, so that the connector goes on to the host's next address."""
+    """The socket factory's refusal; an OSError, so that the connector tries the host's next address."""
 
 
 def check_url(field: str, text: object) -> URL:
-    """The URL a user gave in `field`: http or https, with a host and without a password. Raises `BadRequest`.
+    """Parse the URL a user gave in `field`: http or https, with a host and without a password. Raises `BadRequest`.
 
-    Ports below 1024 other than 80 and 443 belong to other protocols and are refused. Where the host leads to is
-    looked at when it is connected to, not here.
+    Ports below 1024 other than 80 and 443 belong to other protocols and are refused. The host's addresses are checked
+    on connecting, not here.
     """
     allowed = "an http:// or https:// address with a host, without user name and password"
     if not isinstance(text, str) or len(text) > MAX_URL_LENGTH:
@@ -63,7 +63,7 @@ def check_url(field: str, text: object) -> URL:
 
 
 def effective_address(address: Address) -> Address:
-    """The address packets really go to: IPv4 carried in IPv6 (mapped, RFC 4291; NAT64, RFC 6052) is unwrapped."""
+    """Unwrap IPv4 carried in IPv6 (mapped, RFC 4291; NAT64, RFC 6052), which is where packets really go."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped
@@ -73,7 +73,7 @@ def effective_address(address: Address) -> Address:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address (already effective) is one of the public Internet's hosts."""
+    """Tell whether an effective address belongs to a host of the public Internet."""
     if isinstance(address, ipaddress.IPv6Address) and (address not in _GLOBAL_UNICAST or address in _SIX_TO_FOUR):
         return False
     if any(address in network for network in _NOT_PUBLIC):
@@ -82,10 +82,11 @@ def is_public(address: Address) -> bool:
 
 
 class Fetcher:
-    """Fetches foreign URLs. Every socket's address is checked as it is connected to, so neither a redirect, nor a
-    spelling of an IP address, nor a name that changes its mind leads to a private one; `allow` lists exceptions.
+    """Fetches foreign URLs from public addresses, and from the private ones that `allow` lists.
 
-    No cookies, no credentials, no proxy from the environment. Made anywhere, used in one event loop.
+    Each socket's address is checked when it is connected, so neither a redirect, nor an odd spelling of an IP address,
+    nor a name that resolves differently the second time leads to a private one. No cookies, no credentials, no proxy
+    from the environment. It may be created without an event loop, and is used in one.
     """
 
     def __init__(self, allow: tuple[Network, ...] = ()) -> None:
@@ -103,13 +104,13 @@ class Fetcher:
         url: URL,
         receive: Callable[[bytes], Awaitable[None]],
         max_bytes: int,
-        expect: Callable[[int], None] = lambda size: None,
+        expect: Callable[[int], Awaitable[None]],
     ) -> None:
-        """Hand the body behind `url` to `receive`, piece by piece; memory does not grow with its size.
+        """Pass the body of `url` to `receive`, piece by piece; memory does not grow with its size.
 
-        `expect` is told before how many bytes will come at most. `field` names the URL in sentences. Raises
+        `expect` is called first, with the most bytes that will come. `field` names the URL in error messages. Raises
         `Unprocessable` with code `url_not_allowed`, `url_unreachable`, `url_failed` or `url_timeout`, `TooLarge` with
-        `url_too_large`, and whatever `receive` and `expect` raise.
+        `url_too_large`, and any exception of `receive` and `expect`.
         """
         try:
             async with asyncio.timeout(TOTAL_S), self._open(field, url) as response:
@@ -127,7 +128,7 @@ class Fetcher:
 
     @asynccontextmanager
     async def _open(self, field: str, url: URL) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer at the end of the redirects, each of which is held to the same rules as the first URL."""
+        """Open the response at the end of the redirects, each of which must pass the same checks as the first URL."""
         for _ in range(MAX_REDIRECTS + 1):
             async with self._client().get(url, allow_redirects=False) as response:
                 location = response.headers.get("Location")
@@ -146,7 +147,7 @@ class Fetcher:
         response: aiohttp.ClientResponse,
         receive: Callable[[bytes], Awaitable[None]],
         max_bytes: int,
-        expect: Callable[[int], None],
+        expect: Callable[[int], Awaitable[None]],
     ) -> None:
         if response.status != 200:
             raise Unprocessable(f"'{field}' answered with HTTP status {response.status}.", code="url_failed")
@@ -155,7 +156,7 @@ class Fetcher:
         too_large = TooLarge(f"'{field}' holds more than {max_bytes:,} bytes.", code="url_too_large")
         if (response.content_length or 0) > max_bytes:
             raise too_large
-        expect(max_bytes if response.content_length is None else response.content_length)
+        await expect(max_bytes if response.content_length is None else response.content_length)
         received = 0
         while piece := await response.content.readany():
             received += len(piece)

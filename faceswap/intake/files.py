@@ -1,27 +1,18 @@
-"""A job's input folder while it fills: files counted, hashed and synced; on failure nothing is left of it.
-
-Beside the folder lies a mark until its job is committed: after a crash it tells an upload that was never promised
-anything from the inputs of a job that a lost database knew.
-"""
+"""A job's input folder while it fills: files counted, hashed and synced; on failure nothing is left of it."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-import shutil
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import BadRequest, TooLarge, Unavailable
-from ..files import upload_mark
+from ..files import Files, FileWriter
 
-SYNC_BYTES = 64 * 1024 * 1024
-"""After so many bytes a file goes to the disk, and the room left there is looked at again."""
-WRITE_BYTES = 256 * 1024
-"""Small pieces are gathered to writes of this size. Writing that much takes less time than handing it to a thread."""
+ROOM_CHECK_BYTES = 64 * 1024 * 1024
+"""After so many bytes of a file the room left on the disk is looked at again."""
 HEAD_BYTES = 64
 RETRY_AFTER_S = 60
 _EXTENSIONS = {
@@ -71,22 +62,23 @@ def check_size(kind: str, size: int, max_bytes: int) -> None:
 class Room:
     """The room on the disk, less what the uploads under way have yet to bring."""
 
-    def __init__(self, min_free_bytes: int) -> None:
+    def __init__(self, files: Files, min_free_bytes: int) -> None:
+        self._files = files
         self._min_free_bytes = min_free_bytes
         self._expected: dict[InputFolder, int] = {}
 
-    def expect(self, folder: InputFolder, size: int) -> None:
-        """Note that an upload will bring `size` more bytes at most. Raises `Unavailable` where they have no room."""
+    async def expect(self, folder: InputFolder, size: int) -> None:
+        """Reserve room for `size` more bytes at most. Raises `Unavailable` where there is none."""
         self._expected[folder] = size
-        self.check(folder)
+        await self.check()
 
-    def check(self, folder: InputFolder) -> None:
+    async def check(self) -> None:
         """Raise `Unavailable` where all that is still to come would leave too little room."""
-        if shutil.disk_usage(folder.path).free - sum(self._expected.values()) < self._min_free_bytes:
+        if await self._files.free_bytes() - sum(self._expected.values()) < self._min_free_bytes:
             raise Unavailable("The server has too little disk space left.", code="disk_low", retry_after=RETRY_AFTER_S)
 
     def arrived(self, folder: InputFolder, size: int) -> None:
-        """Note that `size` bytes more have come."""
+        """Give back the reservation of `size` bytes that have come."""
         self._expected[folder] = max(0, self._expected[folder] - size)
 
     def forget(self, folder: InputFolder) -> None:
@@ -97,59 +89,59 @@ class Room:
 class InputFolder:
     """The folder of one job's inputs, while `new_input_folder` holds it open."""
 
-    def __init__(self, path: Path, files: ExitStack, room: Room) -> None:
-        self.path = path
-        self.files = files
+    def __init__(self, path: Path, room: Room) -> None:
+        self._path = path
         self._room = room
+        self._writers: list[FileWriter] = []
 
-    def expect(self, size: int) -> None:
+    async def expect(self, size: int) -> None:
         """Reserve room for so many bytes that are still to come. Raises `Unavailable`."""
-        self._room.expect(self, size)
+        await self._room.expect(self, size)
 
-    def check_room(self) -> None:
+    async def check_room(self) -> None:
         """Raise `Unavailable` where the disk has too little room by now."""
-        self._room.check(self)
+        await self._room.check()
 
     def arrived(self, size: int) -> None:
         """Give back the reservation of bytes that have come."""
         self._room.arrived(self, size)
 
+    def new_writer(self, name: str) -> FileWriter:
+        """Return a file of this name that is yet to be opened; the folder closes it."""
+        writer = FileWriter(self._path / name)
+        self._writers.append(writer)
+        return writer
+
+    async def close(self) -> None:
+        """Close its files, once no thread writes to them any more."""
+        for writer in self._writers:
+            await writer.close()
+
 
 @asynccontextmanager
-async def new_input_folder(path: Path, room: Room) -> AsyncIterator[InputFolder]:
-    """Create the folder and its mark, for their owner only; at the end sync it, after any exception remove both."""
-    _create(path)
+async def new_input_folder(files: Files, prompt_id: str, room: Room) -> AsyncIterator[InputFolder]:
+    """Create the folder and its mark, for their owner only; at the end sync it, after any exception delete both."""
+    creation = asyncio.ensure_future(files.begin_upload(prompt_id))
+    folder = InputFolder(files.inputs(prompt_id), room)
     try:
-        with ExitStack() as files:
-            folder = InputFolder(path, files, room)
-            try:
-                yield folder
-            finally:
-                room.forget(folder)
-        await asyncio.to_thread(_sync, path, path.parent)
+        await asyncio.shield(creation)
+        yield folder
+        await folder.close()
+        await files.sync_upload(prompt_id)
     except BaseException:
-        # Shielded: a second cancellation ends this wait, not the removal.
-        await asyncio.shield(asyncio.to_thread(erase_upload, path))
+        # Shielded: a second cancellation ends this wait, not the deletion.
+        await asyncio.shield(_discard(creation, folder, files, prompt_id))
         raise
+    finally:
+        room.forget(folder)
 
 
-def _create(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    upload_mark(path).touch(mode=0o600)
-    path.mkdir(mode=0o700)
-
-
-def erase_upload(path: Path) -> None:
-    """Remove an input folder that no job was made of, its mark last."""
-    with suppress(FileNotFoundError):
-        shutil.rmtree(path)
-    upload_mark(path).unlink(missing_ok=True)
-
-
-def accept_upload(path: Path) -> None:
-    """Remove the mark of an input folder whose job was committed."""
-    with suppress(OSError):  # it goes at the next start
-        upload_mark(path).unlink()
+async def _discard(creation: asyncio.Future[None], folder: InputFolder, files: Files, prompt_id: str) -> None:
+    """Delete an upload when no thread works on it any more."""
+    await asyncio.wait({creation})
+    await folder.close()
+    if creation.exception() is None:  # or the folder may be another's
+        await files.delete_upload(prompt_id)
 
 
 class FileSink:
@@ -159,49 +151,28 @@ class FileSink:
         self.kind = kind
         self._folder = folder
         self._max_bytes = max_bytes
-        self._path = folder.path / f"{kind}.part"
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        self._file = folder.files.enter_context(os.fdopen(descriptor, "wb", buffering=WRITE_BYTES))
-        self._hash = hashlib.sha256()
+        self._writer = folder.new_writer(f"{kind}.part")
         self._head = b""
-        self._size = 0
-        self._synced = 0
+        self._next_check = ROOM_CHECK_BYTES
 
     async def write(self, piece: bytes) -> None:
         """Add bytes. Raises `TooLarge`, `Unavailable`, or `OSError` of the disk."""
-        self._size += len(piece)
-        check_size(self.kind, self._size, self._max_bytes)
-        self._hash.update(piece)
-        self._file.write(piece)
-        self._folder.arrived(len(piece))
+        writer = self._writer
+        size = writer.size + len(piece)
+        check_size(self.kind, size, self._max_bytes)
         if len(self._head) < HEAD_BYTES:
             self._head += piece[:HEAD_BYTES]
-        if self._size - self._synced >= SYNC_BYTES:
-            # Few unwritten pages at any time: a write into a full page cache would hold up the event loop.
-            self._folder.check_room()
-            await self._sync()
+        if size >= self._next_check:
+            self._next_check = size + ROOM_CHECK_BYTES
+            await self._folder.check_room()
+        await writer.write(piece)
+        self._folder.arrived(len(piece))
 
     async def finish(self) -> StoredFile:
         """Sync the file and give it its name; raises `BadRequest` where it is empty."""
-        if not self._size:
+        writer = self._writer
+        if not writer.size:
             raise BadRequest(f"'{self.kind}' is empty.", code=f"empty_{self.kind}")
-        await self._sync()
-        self._file.close()
         name = self.kind + extension(self.kind, self._head)
-        self._path.rename(self._folder.path / name)
-        return StoredFile(name, self._size, self._hash.hexdigest())
-
-    async def _sync(self) -> None:
-        self._file.flush()
-        await asyncio.to_thread(_sync, self._path)
-        self._synced = self._size
-
-
-def _sync(*paths: Path) -> None:
-    """Sync files or folders to disk; by path, so that a thread outliving its cancelled wait has its own descriptor."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        await writer.finish(name)
+        return StoredFile(name, writer.size, writer.sha256)

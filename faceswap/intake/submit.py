@@ -1,98 +1,120 @@
-"""From a request that was read to a job that is on disk: media looked at, segments planned, the record written."""
+"""From a request to a job on disk, cheap checks first: read it, look at its media, plan its segments, store the job."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import partial
+
+from aiohttp import web
 
 from ..config import Settings
 from ..errors import BadRequest, Unavailable, Unprocessable
-from ..jobs import Inputs, Job, JobState, NewJob, Options, default_output_name
+from ..files import Files
+from ..jobs import Inputs, Job, JobState, NewJob, Options, default_output_name, new_prompt_id
 from ..media import MediaWorker, VideoFacts, output_frames, plan_segments
 from ..store import Store
 from ..workflow import Workflow, WorkflowError
-from .files import accept_upload, erase_upload
-from .readers import Submission
+from .fetch import Fetcher
+from .form import Submission
+from .readers import RequestReader
 
 log = logging.getLogger(__name__)
 
+RETRY_AFTER_S = 60
+"""The time after which a client may try a full queue again."""
 MOST_REPEATS = 100
-"""Times that each frame may be repeated on average, for a frame rate that was asked for."""
+"""The most times that each frame may be repeated on average, for a frame rate that was asked for."""
 FEW_FRAMES = 10_000
-"""Frames of a result that need no such proportion: a still that is shown for minutes is a video too."""
+"""A result of fewer frames may repeat them more often: a still that is shown for minutes is a video too."""
 IDEMPOTENCY_KEY_PATTERN = re.compile(r"[ -~]{1,255}")
 
 
 class Submitter:
-    """Decides which submissions become jobs."""
+    """Makes jobs of requests. A request that is refused leaves no file behind."""
 
     def __init__(
         self,
         settings: Settings,
         store: Store,
+        files: Files,
         media: MediaWorker,
+        fetcher: Fetcher,
         workflows: Mapping[str, Workflow],
         frame_limit: Callable[[int, float], int | None],
     ) -> None:
-        """`frame_limit(pixels, frame rate)` tells how many frames a segment may have for the memory of the engines."""
+        """`frame_limit(pixels, frame rate)` is the most frames of a segment that fit into the engines' memory."""
         self._settings = settings
         self._store = store
+        self._files = files
         self._media = media
         self._workflows = workflows
         self._frame_limit = frame_limit
+        self._reader = RequestReader(settings, files, fetcher, self._workflow_for)
 
-    async def check(self, idempotency_key: str | None) -> None:
-        """Refuse before an upload is read. Raises `BadRequest` or `Unavailable`."""
+    async def submit_request(self, request: web.Request, owner: str | None) -> tuple[Job, Submission]:
+        """Make a job of a `POST /face-swap`, or find the one its `Idempotency-Key` made before. Raises `Problem`."""
+        key = request.headers.get("Idempotency-Key")
+        return await self._submit(partial(self._reader.from_request, request), owner, key)
+
+    async def submit_frames(self, first: object, socket: web.WebSocketResponse, owner: str | None) -> Job:
+        """Make a job of what a WebSocket client sends, `first` being the JSON of its first frame. Raises `Problem`."""
+        job, _ = await self._submit(partial(self._reader.from_websocket, first, socket), owner, None)
+        return job
+
+    async def _submit(
+        self, read: Callable[[str], Awaitable[Submission]], owner: str | None, idempotency_key: str | None
+    ) -> tuple[Job, Submission]:
+        await self._check_queue(idempotency_key)
+        prompt_id = new_prompt_id()
+        submission = await read(prompt_id)
+        try:
+            new = await self._plan(submission, prompt_id, owner, idempotency_key)
+            job, is_new = await self._store.create(new, self._settings.queue_limit)
+        except asyncio.CancelledError:
+            # The job may be committed nevertheless. The files of an upload without a job are erased at the next start.
+            raise
+        except BaseException:
+            await self._files.delete_upload(prompt_id)
+            raise
+        if not is_new:
+            await self._files.delete_upload(prompt_id)
+            return job, submission
+        await self._files.accept_upload(prompt_id)
+        log.info(
+            "job %s accepted: %d frames of %d×%d in %d segments",
+            job.prompt_id,
+            job.total_frames,
+            job.inputs.width,
+            job.inputs.height,
+            job.segments_total,
+        )
+        return job, submission
+
+    async def _check_queue(self, idempotency_key: str | None) -> None:
+        """Refuse a request before its body is read. Raises `BadRequest` or `Unavailable`."""
         if idempotency_key is not None and not IDEMPOTENCY_KEY_PATTERN.fullmatch(idempotency_key):
             raise BadRequest(
                 "'Idempotency-Key' must have 1-255 printable ASCII characters.", code="invalid_idempotency_key"
             )
         counts = await self._store.counts()
         if counts[JobState.QUEUED] >= self._settings.queue_limit:
-            raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
+            raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=RETRY_AFTER_S)
 
-    async def submit_job(
-        self, submission: Submission, prompt_id: str, *, owner: str | None, idempotency_key: str | None
-    ) -> tuple[Job, bool]:
-        """Make a job of a submission, or find the one its idempotency key made before; tell whether it is new.
-
-        The submission's files are gone when it did not become a job. Raises `Problem`.
-        """
-        try:
-            new = await self._examine(submission, prompt_id, owner, idempotency_key)
-            job, is_new = await self._store.create(new, self._settings.queue_limit)
-        except asyncio.CancelledError:
-            # The job may be committed all the same. What is left of an upload that became none goes at the next start.
-            raise
-        except BaseException:
-            await _erase(submission)
-            raise
-        if is_new:
-            await asyncio.to_thread(accept_upload, submission.folder)
-            log.info(
-                "job %s accepted: %d frames of %d×%d in %d segments",
-                job.prompt_id,
-                job.total_frames,
-                job.inputs.width,
-                job.inputs.height,
-                job.segments_total,
-            )
-        else:
-            await _erase(submission)
-        return job, is_new
-
-    async def _examine(
+    async def _plan(
         self, submission: Submission, prompt_id: str, owner: str | None, idempotency_key: str | None
     ) -> NewJob:
+        """Check the media of a submission and plan its segments. Raises `Problem`."""
         options = submission.options
-        workflow = self.check_options(options)
-        # One after the other: a refusal erases the folder, which nothing may be reading then.
-        await self._media.probe_image(submission.folder / submission.image_file)
-        video = await self._media.probe_video(submission.folder / submission.video_file, self._settings.max_frames)
+        workflow = self._workflow_for(options)
+        # One after the other: a refusal erases the folder, which no probe may be reading at that time.
+        await self._media.probe_image(self._files.input(prompt_id, submission.image_file))
+        video_file = self._files.input(prompt_id, submission.video_file)
+        video = await self._media.probe_video(video_file, self._settings.max_frames)
         segment_frames = self._segment_frames(video, options.rate) if workflow.splittable else 0
         check_length(video, segment_frames, options.rate, self._settings)
         segments = plan_segments(video, segment_frames, options.rate)
@@ -111,13 +133,13 @@ class Submitter:
         )
 
     def _segment_frames(self, video: VideoFacts, frame_rate: Fraction | None) -> int:
-        """How many frames a segment may have: what was set, and what fits into the memory of every ComfyUI."""
+        """Return the length of a segment in frames: the setting, or less where the engines have less memory."""
         wanted = self._settings.segment_frames
         limit = self._frame_limit(video.width * video.height, float(frame_rate or video.frame_rate))
         return min(wanted, limit) if wanted and limit else wanted
 
-    def check_options(self, options: Options) -> Workflow:
-        """The workflow that was chosen, which has every option that was. Raises `BadRequest`."""
+    def _workflow_for(self, options: Options) -> Workflow:
+        """Return the workflow of the options, which has a place for each that was chosen. Raises `BadRequest`."""
         name = options.workflow or self._settings.workflow
         workflow = self._workflows.get(name)
         if workflow is None:
@@ -133,9 +155,9 @@ class Submitter:
 
 
 def check_length(video: VideoFacts, segment_frames: int, frame_rate: Fraction | None, settings: Settings) -> None:
-    """Refuse what would be too much work, before any of it. Raises `Unprocessable` `video_too_long`, `video_has_gaps`.
+    """Refuse too much work before any of it is done. Raises `Unprocessable` `video_too_long` or `video_has_gaps`.
 
-    A few bytes can tell of any length: of frames that are shown for years, to be repeated 60 times a second.
+    A few bytes can claim any length: frames that are shown for years, to be repeated 60 times a second.
     """
     if video.duration > settings.max_duration_s:
         limit = f"{settings.max_duration_s:,} seconds"
@@ -158,10 +180,6 @@ def check_length(video: VideoFacts, segment_frames: int, frame_rate: Fraction | 
             f" {settings.max_segments:,} are taken."
         )
         raise Unprocessable(detail, code="video_too_long")
-
-
-async def _erase(submission: Submission) -> None:
-    await asyncio.to_thread(erase_upload, submission.folder)
 
 
 def _inputs(submission: Submission, video: VideoFacts) -> Inputs:

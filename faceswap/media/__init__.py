@@ -1,7 +1,7 @@
-"""Probe, plan segments, join, verify: all decoding happens in worker processes, none in this one."""
+"""Probing, cutting, joining and checking of media; all decoding happens in worker processes, none in this one."""
 
-from faceswap.jobs import SegmentPlan
-from faceswap.media.facts import (
+from ..jobs import SegmentPlan
+from .facts import (
     AudioFacts,
     CuttingFacts,
     ImageFacts,
@@ -12,7 +12,7 @@ from faceswap.media.facts import (
     output_frames,
     plan_segments,
 )
-from faceswap.media.worker import MediaWorker, partial_path
+from .worker import MediaWorker, partial_path
 
 __all__ = [
     "AudioFacts",

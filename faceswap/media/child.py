@@ -1,4 +1,4 @@
-"""The worker process: takes one call a line on stdin, answers one line on stdout, decodes what may be hostile.
+"""The worker process: it takes one call a line on stdin, answers one line on stdout, and decodes hostile media.
 
 A call is `{"call": name, "arguments": {…}}`, an answer `{"result": {…}}`, `{"problem": {…}}`, `{"failure": {…}}`
 or `{"crash": traceback}`. The process ends when its stdin does, so it never outlives its parent.
@@ -20,16 +20,16 @@ from typing import Any
 
 import av
 
-from faceswap.errors import JobFailure, Problem
-from faceswap.limits import limit_process
-from faceswap.media import probe
+from ..errors import JobFailure, Problem
+from ..limits import limit_process
+from . import probe
 
 MAX_DATA_BYTES = 2 << 30
 MAX_OPEN_FILES = 256
 
 
 def main() -> None:
-    """Serves calls until stdin ends."""
+    """Serve calls until stdin ends."""
     limit_resources()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def limit_resources() -> None:
-    """Bounds memory, core dumps, open files and the size of images."""
+    """Bound memory, core dumps, open files and the size of images."""
     limit_process(MAX_DATA_BYTES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
     av.logging.set_level(None)
@@ -71,24 +71,24 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
     if name == "probe_image":
         return probe.probe_image(Path(arguments["path"]))
     # Loaded when first needed: a process that only probes stays small.
-    if name == "look":
-        from faceswap.media.cut import look
+    if name == "check_cuttable":
+        from .cut import check_cuttable
 
-        return look(Path(arguments["source"]))
+        return check_cuttable(Path(arguments["source"]))
     rate = arguments.pop("frame_rate")
     frame_rate = None if rate is None else Fraction(rate)
     if name in ("prepare", "cut"):
-        from faceswap.media import cut
+        from . import cut
 
         call = cut.prepare if name == "prepare" else cut.cut
         source, out = Path(arguments.pop("source")), Path(arguments.pop("out"))
         return call(source, out, frame_rate=frame_rate, **arguments)
     if name == "join":
-        from faceswap.media.join import join
+        from .join import join
 
         segments = [Path(segment) for segment in arguments["segments"]]
         return join(segments, Path(arguments["source"]), Path(arguments["out"]), frame_rate)
-    from faceswap.media.verify import verify
+    from .verify import verify
 
     result, source = Path(arguments.pop("result")), Path(arguments.pop("source"))
     return verify(result, source, frame_rate=frame_rate, **arguments)

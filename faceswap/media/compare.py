@@ -1,8 +1,8 @@
-"""Tells whether a region the size of a face was changed between two frames, without knowing where faces are.
+"""Comparison of two frames: was a region the size of a face changed? It works without a detector of faces.
 
 Both frames are reduced to the mean colours of small blocks, and what one linear colour transform of the whole frame
-explains is taken away. What is left is held against what encoding alone does to the same blocks: the source's own
-frames, encoded anew with the result's `crf`, tell.
+explains is taken away. The rest is compared with what encoding alone does to the same blocks, measured on the source's
+own frames, encoded anew with the result's `crf`.
 
 The limits below were chosen on 58 scenes of 180p to 720p (photographs that move, cut, fade and flash, grain, noise,
 lettering, little light; faces of 46 to 170 pixels, swapped by the embedded engine and not) at crf 20 to 51.
@@ -20,8 +20,8 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from faceswap.limits import DECODER_THREADS
-from faceswap.media.probe import clockwise
+from ..limits import DECODER_THREADS
+from .probe import clockwise
 
 Array = NDArray[np.float32]
 
@@ -30,23 +30,24 @@ BLOCK = 8
 RIDGE = 25.0
 
 ENCODED_SHORT_SIDE = 1080
-REACH = 7  # blocks around one in which encoding may do the same to others
+REACH = 7
+"""Side of the square of blocks in which encoding may change all alike, in blocks."""
 NOISE_FLOOR = 1.5
 LEAST_MEDIAN = 0.3
 CHANGED_RATIO, RATIO_PER_NOISE, MOST_NOISE = 2.5, 0.25, 12.0
 UNCHANGED_RATIO, CLEAR_NOISE = 2.0, 3.0
-# In the dark what was seen when it was light may stay for seconds, which a run of a few frames does not show.
 DARK, DARK_FACTOR = 24.0, 2.5
+"""In the dark an encoder may keep for seconds what was seen in the light, unseen in a run of a few frames."""
 
 
 def grid(width: int, height: int) -> tuple[int, int]:
-    """The size, a multiple of the block, at which frames of `width`×`height` are compared."""
+    """Return the size, a multiple of the block, at which frames of `width`×`height` are compared."""
     scale = min(1.0, SHORT_SIDE / min(width, height))
     return max(round(width * scale / BLOCK), 4) * BLOCK, max(round(height * scale / BLOCK), 4) * BLOCK
 
 
 def blocks(frame: VideoFrame, turn: int, size: tuple[int, int]) -> Array:
-    """Mean colours of the blocks of a frame turned clockwise by `turn` degrees and scaled to `size`, float32 RGB."""
+    """Return the mean colours of a frame's blocks, float32 RGB, turned clockwise by `turn` degrees at `size`."""
     width, height = size[::-1] if turn in (90, 270) else size
     small = frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray()
     picture = np.rot90(small, -turn // 90).astype(np.float32)
@@ -55,14 +56,19 @@ def blocks(frame: VideoFrame, turn: int, size: tuple[int, int]) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A frame of the source: its blocks, what encoding did to it, and to it and the frames about it (both 0–255)."""
+    """A frame of the source to compare with.
+
+    source       its blocks
+    difference   what encoding changed in it, 0–255
+    noise        what encoding changed in it and in the frames about it, 0–255
+    """
 
     source: Array
     difference: Array
     noise: Array
 
     def changed(self, result: Array) -> bool | None:
-        """Whether some region of the blocks `result` differs from the source more than encoding explains.
+        """Return true if a region of the blocks `result` differs from the source more than encoding explains.
 
         None when it may be either: the difference is small, or the encoding so coarse or the picture so dark that they
         would hide a swapped face. A job fails for frames that are surely unchanged, so doubt counts for neither.
@@ -79,7 +85,7 @@ class Reference:
 
 
 def references(run: Iterator[VideoFrame], wanted: Sequence[bool], crf: int) -> list[Reference]:
-    """References for the wanted ones of a run of source frames, which is encoded with `crf`."""
+    """Return references for the wanted frames of a run of source frames, which is encoded with `crf`."""
     sources: list[Array] = []
     encoded: list[Array] = []
     encoder: _Encoder | None = None
@@ -101,7 +107,7 @@ def references(run: Iterator[VideoFrame], wanted: Sequence[bool], crf: int) -> l
 
 
 class _Encoder:
-    """x264 with a decoder behind it: frames in, what encoding leaves of them out; `pts` counts them."""
+    """An x264 encoder with a decoder behind it: frames go in, their encoded pictures come out; `pts` counts them."""
 
     def __init__(self, first: VideoFrame, crf: int) -> None:
         scale = min(1.0, ENCODED_SHORT_SIDE / min(first.width, first.height))
@@ -117,7 +123,7 @@ class _Encoder:
         self._count = 0
 
     def encode(self, frame: VideoFrame | None) -> Iterator[VideoFrame]:
-        """Encode the next frame; None: the end of the run."""
+        """Encode the next frame; None ends the run."""
         picture = None
         if frame is not None:
             scaled = frame.reformat(
@@ -134,12 +140,12 @@ class _Encoder:
 
 
 def display_size(frame: VideoFrame) -> tuple[int, int]:
-    """Width and height of a frame as it is shown."""
+    """Return width and height of a frame as it is shown."""
     return (frame.height, frame.width) if clockwise(frame) in (90, 270) else (frame.width, frame.height)
 
 
 def _difference(source: Array, result: Array) -> Array:
-    """Colour difference of each 2×2 blocks (root mean square, 0–255) after the best colour transform."""
+    """Return the colour difference of each 2×2 blocks (root mean square, 0–255) after the best colour transform."""
     ones = np.full((*source.shape[:2], 1), 255, np.float32)
     known = np.concatenate([source, ones], axis=2).reshape(-1, 4)
     wanted = (result - source).reshape(-1, 3)

@@ -1,9 +1,8 @@
-"""Cuts runs of frames out of a video: copied where the file allows, else encoded anew, without a visible loss."""
+"""Pieces of a video: copied where the file allows it, else encoded anew without a visible loss."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -17,18 +16,19 @@ from av.video.frame import PictureType, VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from faceswap.errors import JobFailure
-from faceswap.media.facts import CuttingFacts, PieceFacts
-from faceswap.media.frames import LEAD_FRAMES, after_seek, from_start
-from faceswap.media.join import DISK_FULL
-from faceswap.media.timeline import LARGE_PIXELS, Timeline, decoded, open_media, packets, picture_stream, read_source
-from faceswap.media.worker import partial_path
+from .. import durable
+from ..errors import JobFailure
+from .facts import CuttingFacts, PieceFacts
+from .frames import LEAD_FRAMES, after_seek, from_start
+from .join import disk_full_fails_the_job
+from .timeline import LARGE_PIXELS, Timeline, decoded, open_picture, picture_packets, read_source
+from .worker import partial_path
 
 LONGEST_GROUP = 300
 """Frames from one key frame to the next, at most, in a video that pieces are cut from: each costs so much to reach."""
 KEY_FRAME_EVERY = 24
 ENCODER = {"crf": "12", "tune": "zerolatency", "g": str(KEY_FRAME_EVERY), "bf": "0"}
-"""x264 at a quality whose loss is not seen. It does not look ahead, and so holds few pictures in memory."""
+"""x264 at a quality whose loss is not seen. It does not check_cuttable ahead, and so holds few pictures in memory."""
 PRESET, PRESET_LARGE = "veryfast", "ultrafast"
 """For large pictures the one that holds the least of each."""
 ENCODER_THREADS = 4
@@ -37,8 +37,8 @@ LEAST_RATE, LARGEST_RATE = Fraction(1), Fraction(240)
 INEXACT = JobFailure("cut_inexact", "The video cannot be cut exactly.")
 
 
-def look(source: Path) -> CuttingFacts:
-    """Tells whether pieces can be cut out of `source` as it is. Raises JobFailure `input_damaged`."""
+def check_cuttable(source: Path) -> CuttingFacts:
+    """Return whether pieces can be cut out of `source` as it is. Raises JobFailure `input_damaged`."""
     return CuttingFacts(_is_cuttable(read_source(source)))
 
 
@@ -47,7 +47,7 @@ def _is_cuttable(timeline: Timeline) -> bool:
 
 
 def prepare(source: Path, out: Path, frame_count: int, frame_rate: Fraction | None) -> CuttingFacts:
-    """Makes a copy of `source`, in one pass, that pieces can be cut from at little cost: `out`, complete or not at all.
+    """Make a copy of `source`, in one pass, that pieces can be cut from at little cost: `out`, complete or not at all.
 
     It holds the `frame_count` frames of the result at `frame_rate`, a key frame among them every second or so, and no
     sound. Raises JobFailure (`input_damaged`, `disk_full`).
@@ -55,15 +55,14 @@ def prepare(source: Path, out: Path, frame_count: int, frame_rate: Fraction | No
     timeline = read_source(source)
     partial = partial_path(out)
     try:
-        with _disk_full_is_told():
+        with disk_full_fails_the_job():
             shown = timeline.shown(frame_rate, 0, frame_count)
             made = _encode(_until_damaged(from_start(source, shown)), partial, frame_rate or timeline.rate()[0])
             if made != frame_count:
                 message = f"The video is damaged: it cannot be decoded after frame {made} of {frame_count}."
                 raise JobFailure("input_damaged", message)
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            partial.replace(out)
+            durable.sync(partial)
+            durable.rename(partial, out)
     finally:
         partial.unlink(missing_ok=True)
     return CuttingFacts(cuttable=True)
@@ -72,7 +71,7 @@ def prepare(source: Path, out: Path, frame_count: int, frame_rate: Fraction | No
 def cut(
     source: Path, out: Path, first_frame: int, frame_count: int, frame_rate: Fraction | None, max_bytes: int | None
 ) -> PieceFacts:
-    """Writes frames of the result at `frame_rate`, from `first_frame` on, to `out`, without the sound.
+    """Write frames of the result at `frame_rate`, from `first_frame` on, to `out`, without the sound.
 
     With `frame_rate` None the packets are copied, with those before them that decoding needs, as long as that gives
     the very frames of `source` and, where such a lead is the reason, no more than `max_bytes`. Else the frames are
@@ -80,7 +79,7 @@ def cut(
     `input_damaged`, `disk_full`.
     """
     timeline = read_source(source)
-    with _disk_full_is_told():
+    with disk_full_fails_the_job():
         if frame_rate is None:
             piece = _copy_if_exact(source, out, timeline, first_frame, frame_count)
             if piece and (piece.lead == 0 or max_bytes is None or out.stat().st_size <= max_bytes):
@@ -93,24 +92,14 @@ def cut(
     return PieceFacts(0, ".mp4")
 
 
-@contextlib.contextmanager
-def _disk_full_is_told() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, av.FFmpegError) as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise JobFailure("disk_full", "The disk is full: free some space.", transient=True) from error
-
-
 def _until_damaged(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-    """The frames, as far as they can be decoded."""
+    """Yield the frames as far as they can be decoded."""
     with contextlib.suppress(av.InvalidDataError):
         yield from frames
 
 
 def _found(source: Path, timeline: Timeline, shown: Sequence[int]) -> Iterator[VideoFrame]:
-    """The frames `shown` as far as they are found without decoding more than a group of pictures before them."""
+    """Yield the frames `shown` that are found without decoding more than a group of pictures before them."""
     if shown[0] < LONGEST_GROUP:
         return from_start(source, shown)
     if timeline.stamped:
@@ -119,7 +108,7 @@ def _found(source: Path, timeline: Timeline, shown: Sequence[int]) -> Iterator[V
 
 
 def _encode(frames: Iterable[VideoFrame], out: Path, rate: Fraction) -> int:
-    """Writes frames at a constant rate to an mp4, all like the first in size; returns how many there were."""
+    """Write frames at a constant rate to an mp4, all of the first one's size, and return their number."""
     rate = min(max(rate, LEAST_RATE), LARGEST_RATE).limit_denominator(1001)
     number = 0
     with av.open(f"file:{out}", "w", format="mp4") as output:
@@ -142,7 +131,7 @@ def _encode(frames: Iterable[VideoFrame], out: Path, rate: Fraction) -> int:
 
 
 def _add_encoder(output: OutputContainer, frame: VideoFrame, rate: Fraction) -> VideoStream:
-    """A stream that decodes to pictures like `frame`: its size, colours and rotation."""
+    """Add a stream that decodes to pictures like `frame`: its size, colours and rotation."""
     preset = PRESET_LARGE if frame.width * frame.height > LARGE_PIXELS else PRESET
     target = output.add_stream("libx264", rate=rate, options={**ENCODER, "preset": preset})
     context = target.codec_context
@@ -156,7 +145,7 @@ def _add_encoder(output: OutputContainer, frame: VideoFrame, rate: Fraction) -> 
 
 
 def _pixel_format(frame: VideoFrame) -> str:
-    """8 bits a sample, and as much colour as the frame has."""
+    """Return the pixel format with 8 bits a sample and as much colour as the frame has."""
     halved = (frame.format.chroma_width(2), frame.format.chroma_height(2)) == (1, 1)
     even = frame.width % 2 == frame.height % 2 == 0
     return "yuv420p" if halved and even else "yuv444p"
@@ -165,7 +154,7 @@ def _pixel_format(frame: VideoFrame) -> str:
 def _copy_if_exact(
     source: Path, out: Path, timeline: Timeline, first_frame: int, frame_count: int
 ) -> PieceFacts | None:
-    """Copies the packets and compares what they decode to; None where that is not what the source shows."""
+    """Copy the packets if they decode to the frames that the source shows; else return None."""
     try:
         return _copy(source, out, timeline, first_frame, frame_count)
     except (av.FFmpegError, JobFailure):
@@ -173,25 +162,26 @@ def _copy_if_exact(
 
 
 def _copy(source: Path, out: Path, timeline: Timeline, first_frame: int, frame_count: int) -> PieceFacts:
-    """Copies the packets, and decodes the copy: raises INEXACT where its frames are not the very ones of the source."""
+    """Copy the packets and decode the copy.
+
+    Raises INEXACT if its frames are not the very ones of the source.
+    """
     if not _is_cuttable(timeline):
         raise INEXACT
     wanted = timeline.times[first_frame : first_frame + frame_count].tolist()
     near = int(timeline.times[max(0, first_frame - LEAD_FRAMES)])
-    with open_media(source) as container:
+    with open_picture(source) as (container, stream):
         # Where a copy keeps what is said about its frames.
         kind = "mp4" if "mp4" in container.format.name else "matroska"
-        shown = np.array([packet.pts for packet in _needed(container, near, set(wanted))], np.int64)
+        shown = np.array([packet.pts for packet in _needed(container, stream, near, set(wanted))], np.int64)
     start = int(shown[0])
     if start > wanted[0]:
         raise INEXACT
     decoding = _decoding_times(shown)
-    with open_media(source) as container, av.open(f"file:{out}", "w", format=kind) as output:
-        template = picture_stream(container)
-        assert template is not None
+    with open_picture(source) as (container, template), av.open(f"file:{out}", "w", format=kind) as output:
         target = output.add_stream_from_template(template, opaque=True)
         target.time_base = template.time_base
-        for packet, dts in zip(_needed(container, near, set(wanted)), decoding.tolist(), strict=True):
+        for packet, dts in zip(_needed(container, template, near, set(wanted)), decoding.tolist(), strict=True):
             packet.stream, packet.pts, packet.dts = target, int(packet.pts or 0) - start, dts - start
             output.mux(packet)
     lead = first_frame - int(timeline.times.searchsorted(start))
@@ -201,14 +191,12 @@ def _copy(source: Path, out: Path, timeline: Timeline, first_frame: int, frame_c
     return PieceFacts(lead, ".mp4" if kind == "mp4" else ".mkv")
 
 
-def _needed(container: InputContainer, near: int, wanted: set[int]) -> Iterator[av.Packet[VideoStream]]:
-    """The packets from the key frame before the time `near` to the last that a wanted frame needs, as stored."""
-    stream = picture_stream(container)
-    assert stream is not None
+def _needed(
+    container: InputContainer, stream: VideoStream, near: int, wanted: set[int]
+) -> Iterator[av.Packet[VideoStream]]:
+    """Yield the packets from the key frame before the time `near` to the last that a wanted frame needs, as stored."""
     container.seek(near, stream=stream)
-    for packet in packets(container, "video"):
-        if packet.stream_index != stream.index:
-            continue
+    for packet in picture_packets(container, stream):
         if packet.pts is None:
             raise INEXACT
         wanted.discard(packet.pts)
@@ -219,7 +207,7 @@ def _needed(container: InputContainer, near: int, wanted: set[int]) -> Iterator[
 
 
 def _decoding_times(shown: NDArray[np.int64]) -> NDArray[np.int64]:
-    """When each packet is decoded: in the order stored, never after it is shown. Not all files tell."""
+    """Return when each packet is decoded: in the order stored, never after it is shown. Not all files say it."""
     times = np.sort(shown)
     delay = int(np.max(np.arange(len(shown)) - times.searchsorted(shown), initial=0))
     step = max(int(np.min(np.diff(times), initial=1)), 1)
@@ -227,16 +215,12 @@ def _decoding_times(shown: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _of_piece(piece: Path, lead: int, count: int) -> Iterator[VideoFrame]:
-    with open_media(piece) as container:
-        stream = picture_stream(container)
-        assert stream is not None
+    with open_picture(piece) as (container, stream):
         yield from islice(decoded(container, stream), lead, lead + count)
 
 
 def _of_source(source: Path, wanted: Sequence[int]) -> Iterator[VideoFrame]:
-    with open_media(source) as container:
-        stream = picture_stream(container)
-        assert stream is not None
+    with open_picture(source) as (container, stream):
         container.seek(wanted[0], stream=stream)
         for frame in decoded(container, stream):
             if frame.pts is not None and frame.pts >= wanted[0]:
@@ -246,5 +230,5 @@ def _of_source(source: Path, wanted: Sequence[int]) -> Iterator[VideoFrame]:
 
 
 def _digests(frames: Iterator[VideoFrame]) -> list[tuple[int, int]]:
-    """A digest of each frame's brightness, and how it has to be turned."""
+    """Return a digest of each frame's brightness, and its rotation."""
     return [(zlib.crc32(frame.to_ndarray(format="gray").tobytes()), frame.rotation) for frame in frames]

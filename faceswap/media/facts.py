@@ -1,4 +1,4 @@
-"""What is known about media, and the plan of a job's segments: plain data, no decoder in sight."""
+"""Facts about media, and the plan of a job's segments: plain data, without a decoder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Self
 
-from faceswap.jobs import SegmentPlan
+from ..jobs import SegmentPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +22,13 @@ class AudioFacts:
 
 @dataclass(frozen=True, slots=True)
 class VideoFacts:
-    """What a video really holds, counted packet by packet; its header is not believed.
+    """The contents of a video, counted packet by packet; its header is not believed.
 
     width, height   pixels as displayed, after the rotation
     rotation        degrees clockwise (0, 90, 180, 270) that make the stored picture upright
     frames          frames that a full decode shows: edit lists are honoured
     frame_rate      frames a second: the nominal rate when constant, else the average
-    variable        whether frames lie further than a clock tick from a constant rate
+    variable        true if frames lie further than a clock tick from a constant rate
     duration        seconds from the first frame to the end of the last
     start_s         seconds at which the first frame is shown, in the file's own clock
     """
@@ -47,7 +47,7 @@ class VideoFacts:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """The facts as a worker wrote them with `dataclasses.asdict`, fractions as text."""
+        """Return the facts that a worker wrote with `dataclasses.asdict`, fractions as text."""
         audio = tuple(AudioFacts(**track) for track in data["audio"])
         fractions = {name: Fraction(data[name]) for name in ("frame_rate", "duration")}
         return cls(**{**data, **fractions, "audio": audio})
@@ -63,35 +63,38 @@ class ImageFacts:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the facts that a worker wrote as JSON."""
         return cls(**data)
 
 
 @dataclass(frozen=True, slots=True)
 class PieceFacts:
-    """A piece cut out of a video: how many frames it holds before the first that was wanted, and its file's suffix."""
+    """A piece cut out of a video: the number of frames before the first that was wanted, and its file's suffix."""
 
     lead: int
     suffix: str
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the facts that a worker wrote as JSON."""
         return cls(**data)
 
 
 @dataclass(frozen=True, slots=True)
 class CuttingFacts:
-    """Whether pieces can be cut out of a video at little cost, wherever they lie in it."""
+    """The result of looking at a video: `cuttable` if pieces can be cut out at little cost, wherever they lie."""
 
     cuttable: bool
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the facts that a worker wrote as JSON."""
         return cls(**data)
 
 
 @dataclass(frozen=True, slots=True)
 class JoinFacts:
-    """The joined result: size and digest of the file, its frames, its length and what to tell the user."""
+    """The joined result: size and digest of the file, its frames, its length and warnings for the user."""
 
     bytes: int
     sha256: str
@@ -101,13 +104,19 @@ class JoinFacts:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the facts that a worker wrote as JSON."""
         return cls(**{**data, "warnings": tuple(data["warnings"])})
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A result that passed: its frames, the share (0–1) of compared frames in which a region the size of a
-    face differs from the source (None when they cannot be compared), and warnings for the user."""
+    """A result that passed.
+
+    frames          how many it has
+    changed_share   0–1, the share of compared frames in which a region the size of a face differs from the source; None
+                    when they cannot be compared
+    warnings        for the user
+    """
 
     frames: int
     changed_share: float | None
@@ -115,18 +124,19 @@ class Verdict:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the verdict that a worker wrote as JSON."""
         return cls(**{**data, "warnings": tuple(data["warnings"])})
 
 
 def output_frames(facts: VideoFacts, frame_rate: Fraction | None) -> int:
-    """How many frames the job's result has at `frame_rate` (None: the clip's own)."""
+    """Return the number of frames of a job's result at `frame_rate` (None: the clip's own)."""
     if frame_rate is None:
         return facts.frames
     return max(1, math.floor(facts.duration * frame_rate + Fraction(1, 2)))
 
 
 def plan_segments(facts: VideoFacts, segment_frames: int, frame_rate: Fraction | None) -> list[SegmentPlan]:
-    """Cuts the result's frames into the fewest segments of at most `segment_frames` (0: one segment).
+    """Split the result's frames into the fewest segments of at most `segment_frames` (0: one segment).
 
     Their lengths differ by one frame at most, so none is tiny.
     """

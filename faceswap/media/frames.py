@@ -1,4 +1,4 @@
-"""Finds frames of a video by their numbers and decodes them."""
+"""Frames of a video, found by their numbers and decoded."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from pathlib import Path
 
 from av.video.frame import VideoFrame
 
-from faceswap.media.timeline import Timeline, decoded, open_media, picture_stream
+from .timeline import Timeline, decoded, open_picture
 
-# Frames decoded before the first that is wanted, so that none depends on a picture before the key frame.
 LEAD_FRAMES = 16
+"""Frames decoded before the first that is wanted, so that none depends on a picture before the key frame."""
 
 
 def from_start(path: Path, wanted: Sequence[int]) -> Iterator[VideoFrame]:
-    """Decodes from the first frame on and yields those numbered `wanted`, which rise; fewer where decoding ends."""
+    """Decode from the first frame on and yield those numbered `wanted`, which rise; fewer where decoding ends."""
     if not wanted:
         return
-    with open_media(path) as container:
-        stream = picture_stream(container)
-        assert stream is not None
+    with open_picture(path) as (container, stream):
         position = 0
         for index, frame in enumerate(decoded(container, stream)):
             while wanted[position] == index:
@@ -30,12 +28,10 @@ def from_start(path: Path, wanted: Sequence[int]) -> Iterator[VideoFrame]:
 
 
 def after_seek(path: Path, timeline: Timeline, wanted: Sequence[int]) -> Generator[VideoFrame, None, int]:
-    """Yields the wanted frames, found by their times, and returns how many were found in a row."""
+    """Yield the wanted frames, found by their times, and return how many were found in a row."""
     times = timeline.times
     found = 0
-    with open_media(path) as container:
-        stream = picture_stream(container)
-        assert stream is not None
+    with open_picture(path) as (container, stream):
         container.seek(int(times[max(0, wanted[0] - LEAD_FRAMES)]), stream=stream)
         for frame in decoded(container, stream):
             time = frame.pts  # as read: who gets a frame may change it

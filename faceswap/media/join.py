@@ -1,12 +1,12 @@
-"""Joins segment results into one video without encoding again. Runs in a worker process."""
+"""Joining of segment results into one video without encoding again. It runs in a worker process."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import heapq
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,30 +19,44 @@ from av.container import InputContainer, OutputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from faceswap.errors import JobFailure
-from faceswap.media.facts import JoinFacts
-from faceswap.media.sound import AacEncoder, Heard, add_aac_track, listen
-from faceswap.media.timeline import Timeline, open_media, packets, picture_stream, read_source, read_timeline
-from faceswap.media.worker import partial_path
+from .. import durable
+from ..errors import DISK_FULL, JobFailure
+from .facts import JoinFacts
+from .sound import AacEncoder, DecodedTrack, add_aac_track, decode_tracks
+from .timeline import (
+    Timeline,
+    open_media,
+    open_picture,
+    packets,
+    picture_packets,
+    picture_stream,
+    read_source,
+    read_timeline,
+)
+from .worker import partial_path
 
-# Sound that is copied as it is; what else decodes is encoded to AAC.
 MP4_SOUND = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
-# Codecs that repeat their parameters at each key frame: segments may differ in what their headers say.
+"""Sound that is copied as it is; any other that decodes is encoded to AAC."""
+
 SELF_CONTAINED = {"vp9", "av1"}
-# Pictures that are copied as they are: FFmpeg writes all of these into mp4, and can read them back.
+"""Codecs that repeat their parameters at each key frame: segments may differ in their headers."""
+
 MP4_PICTURES = {"h264", "hevc", "av1", "vp9", "mpeg4", "ffv1"}
+"""Pictures that are copied as they are: FFmpeg writes all of these into mp4, and can read them back."""
+
 CLOCK_HZ = 90_000
 INTERLEAVE_US = 200_000
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-SILENT = JobFailure("sound_missing", "The result does not have all of the video's sound in time.", transient=True)
+SOUND_MISSING = JobFailure(
+    "sound_missing", "The result does not have all of the video's sound in time.", transient=True
+)
 
-# Seconds, and the packet to write then.
 Timed: TypeAlias = "tuple[float, av.Packet[Any]]"
+"""A time in seconds, and the packet to write then."""
 
 
 def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None) -> JoinFacts:
-    """Writes the frames of `segments`, in order, and all sound of `source` to `out`, an mp4.
+    """Write the frames of `segments`, in order, and all sound of `source` to `out`, an mp4.
 
     With `frame_rate` None frame i of the result is shown when frame i of the source is; otherwise the rate is
     constant. The offset between sound and picture is the source's. `out` appears complete or not at all.
@@ -51,29 +65,36 @@ def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction
     """
     partial = partial_path(out)
     try:
-        runs = [_survey(path) for path in segments]
-        in_band = _headers_differ(runs)
-        timeline, heard = read_source(source), listen(source)
-        with open_media(source) as sounds, _open_output(partial) as output:
-            origin = Fraction(sounds.start_time or 0, av.time_base)
-            clock = _Clock.of(timeline, frame_rate, origin, sum(len(run.ranks) for run in runs))
-            pictures = _pictures(runs, clock, in_band, output)
-            sound = _sound_tracks(sounds, heard, output)
-            for _, packet in heapq.merge(pictures, _sound(sounds, sound, origin), key=lambda timed: timed[0]):
-                output.mux(packet)
-        facts = _seal(partial, timeline, clock, sound)
-        partial.replace(out)
-        _sync(out.parent)
-        return facts
-    except (OSError, av.FFmpegError) as error:
-        if error.errno in DISK_FULL:
-            raise JobFailure("disk_full", "The disk is full: free some space.", transient=True) from error
-        if not isinstance(error, av.FFmpegError):
-            raise
+        with disk_full_fails_the_job():
+            runs = [_read_segment(path) for path in segments]
+            in_band = _headers_differ(runs)
+            timeline, decoded_tracks = read_source(source), decode_tracks(source)
+            with open_media(source) as sounds, _open_output(partial) as output:
+                origin = Fraction(sounds.start_time or 0, av.time_base)
+                clock = _Clock.of(timeline, frame_rate, origin, sum(len(run.ranks) for run in runs))
+                pictures = _pictures(runs, clock, in_band, output)
+                sound = _sound_tracks(sounds, decoded_tracks, output)
+                for _, packet in heapq.merge(pictures, _sound(sounds, sound, origin), key=lambda timed: timed[0]):
+                    output.mux(packet)
+            facts = _sync_and_check(partial, timeline, clock, sound)
+            durable.rename(partial, out)
+            return facts
+    except av.FFmpegError as error:
         message = "The result cannot be joined: a segment of it is damaged."
         raise JobFailure("output_damaged", message, transient=True) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_full_fails_the_job() -> Iterator[None]:
+    """Turn the error of a full disk, met by Python or by FFmpeg, into a JobFailure (`disk_full`)."""
+    try:
+        yield
+    except (OSError, av.FFmpegError) as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise JobFailure("disk_full", "The disk is full: free some space.", transient=True) from error
 
 
 def check_joinable(stream: VideoStream) -> None:
@@ -94,7 +115,7 @@ def _open_output(path: Path) -> OutputContainer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Run:
+class _Segment:
     """One segment: for each packet, as stored, the rank in which its frame is shown."""
 
     path: Path
@@ -105,27 +126,29 @@ class _Run:
 
     @property
     def delay(self) -> int:
-        """By how many frames decoding runs ahead of showing."""
+        """The number of frames by which decoding runs ahead of showing."""
         return int(np.max(np.arange(len(self.ranks)) - self.ranks, initial=0))
 
 
-def _survey(path: Path) -> _Run:
+def _read_segment(path: Path) -> _Segment:
     with open_media(path) as container:
         stream = picture_stream(container)
         if stream is None:
             raise JobFailure("output_damaged", "A segment of the result holds no video.", transient=True)
-        times = [packet.pts for packet in packets(container, "video") if packet.stream_index == stream.index]
+        times = [packet.pts for packet in picture_packets(container, stream)]
         if not times or None in times:
             raise JobFailure("output_damaged", "A segment of the result holds no timed frame.", transient=True)
         context = stream.codec_context
         ranks = np.argsort(np.argsort(np.array(times, np.int64), kind="stable"))
         size = context.width, context.height
-        return _Run(path, ranks, context.codec.canonical_name, size, bytes(context.extradata or b""))
+        return _Segment(path, ranks, context.codec.canonical_name, size, bytes(context.extradata or b""))
 
 
-def _headers_differ(runs: Sequence[_Run]) -> bool:
-    """Whether H.264 parameters have to be repeated in the stream; raises when segments cannot follow
-    one another at all."""
+def _headers_differ(runs: Sequence[_Segment]) -> bool:
+    """Return true if H.264 parameters have to be repeated in the stream.
+
+    Raises JobFailure (`segments_differ`) if the segments cannot follow one another at all.
+    """
     first = runs[0]
     if any((run.codec, run.size) != (first.codec, first.size) for run in runs):
         message = "The segments of the result differ in size or codec; give all engines the same workflow."
@@ -140,7 +163,7 @@ def _headers_differ(runs: Sequence[_Run]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Clock:
-    """When each frame of the result is shown and for how long, in ticks of `time_base` from the origin."""
+    """The times and durations of the result's frames, in ticks of `time_base` from the origin."""
 
     time_base: Fraction
     times: NDArray[np.int64]
@@ -148,7 +171,7 @@ class _Clock:
 
     @classmethod
     def of(cls, source: Timeline, frame_rate: Fraction | None, origin: Fraction, frames: int) -> _Clock:
-        """The source's own times, or a constant rate from the time of its first frame."""
+        """Return the source's own times, or a constant rate from the time of its first frame."""
         start = source.start - origin
         rate = frame_rate or source.rate()[0]
         if frame_rate is None and frames <= len(source.times):
@@ -163,16 +186,14 @@ class _Clock:
         return cls(base, times + round(start / base), np.diff(times, append=times[-1] + last))
 
     def decoding(self, delay: int) -> NDArray[np.int64]:
-        """When each packet, as stored, is decoded: `delay` frames before the frame of that rank is shown."""
+        """Return when each packet, as stored, is decoded: `delay` frames before the frame of that rank is shown."""
         lead = np.arange(-delay, 0) * max(int(self.durations[0]), 1) + self.times[0]
         return np.concatenate([lead, self.times])
 
 
-def _pictures(runs: Sequence[_Run], clock: _Clock, in_band: bool, output: OutputContainer) -> Iterator[Timed]:
-    """The packets of all segments on the result's clock."""
-    with open_media(runs[0].path) as container:
-        template = picture_stream(container)
-        assert template is not None
+def _pictures(runs: Sequence[_Segment], clock: _Clock, in_band: bool, output: OutputContainer) -> Iterator[Timed]:
+    """Yield the packets of all segments on the result's clock."""
+    with open_picture(runs[0].path) as (_, template):
         target = output.add_stream_from_template(template, opaque=True)
     target.set_display_rotation(0)
     target.time_base = clock.time_base
@@ -181,16 +202,13 @@ def _pictures(runs: Sequence[_Run], clock: _Clock, in_band: bool, output: Output
     return _retimed(runs, clock, in_band, target)
 
 
-def _retimed(runs: Sequence[_Run], clock: _Clock, in_band: bool, target: VideoStream) -> Iterator[Timed]:
+def _retimed(runs: Sequence[_Segment], clock: _Clock, in_band: bool, target: VideoStream) -> Iterator[Timed]:
     decoding = clock.decoding(max(run.delay for run in runs))
     shown = stored = 0
     for run in runs:
         prefix = _parameter_sets(run.header) if in_band else b""
-        with open_media(run.path) as container:
-            stream = picture_stream(container)
-            assert stream is not None
-            pictures = (p for p in packets(container, "video") if p.stream_index == stream.index)
-            for packet, rank in zip(pictures, run.ranks, strict=True):
+        with open_picture(run.path) as (container, stream):
+            for packet, rank in zip(picture_packets(container, stream), run.ranks, strict=True):
                 if prefix and packet.is_keyframe:
                     packet = _prefixed(prefix, packet)
                 packet.stream, packet.time_base = target, clock.time_base
@@ -208,7 +226,7 @@ def _prefixed(prefix: bytes, packet: av.Packet[VideoStream]) -> av.Packet[VideoS
 
 
 def _parameter_sets(header: bytes) -> bytes:
-    """The SPS and PPS of an `avcC` record (ISO/IEC 14496-15, 5.3.3.1) as they stand in the stream."""
+    """Return the SPS and PPS of an `avcC` record (ISO/IEC 14496-15, 5.3.3.1) as they stand in the stream."""
     length_size = (int.from_bytes(header[4:5]) & 3) + 1
     position, found = 5, b""
     for mask in (0x1F, 0xFF):
@@ -222,45 +240,45 @@ def _parameter_sets(header: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Sound:
-    """The sound that goes into the result: what was heard of each of its tracks in the source, in order."""
+    """The sound that goes into the result, with the facts of each of its tracks in the source, in order."""
 
     copied: dict[int, AudioStream]
     encoded: dict[int, AacEncoder]
-    heard: list[Heard]
+    decoded_tracks: list[DecodedTrack]
     warnings: list[str]
 
 
-def _sound_tracks(source: InputContainer, heard: dict[int, Heard], output: OutputContainer) -> _Sound:
-    """A track of `output` for each sound track of `source` in which something was heard, by its index there.
+def _sound_tracks(source: InputContainer, decoded_tracks: dict[int, DecodedTrack], output: OutputContainer) -> _Sound:
+    """Add a track to `output` for each sound track of `source` that holds sound, by its index there.
 
     Sound is copied where an mp4 can hold it and all of it decodes.
     """
     sound = _Sound({}, {}, [], [])
     for number, stream in enumerate(source.streams.audio, start=1):
-        track_heard = heard[stream.index]
-        if not track_heard.packets:
+        decoded_track = decoded_tracks[stream.index]
+        if not decoded_track.packets:
             continue
-        if not track_heard.seconds:
+        if not decoded_track.seconds:
             sound.warnings.append(f"Sound track {number} of the video cannot be decoded and was left out.")
             continue
         codec = stream.codec_context.codec.canonical_name
-        if codec in MP4_SOUND and not track_heard.damaged:
+        if codec in MP4_SOUND and not decoded_track.damaged:
             track = sound.copied[stream.index] = output.add_stream_from_template(stream, opaque=True)
         else:
             track = add_aac_track(stream, output)
             sound.encoded[stream.index] = AacEncoder(stream, track)
             why = f"({codec}) does not fit into mp4 and was"
-            if track_heard.damaged:
+            if decoded_track.damaged:
                 why = "of the video is damaged; what can be decoded of it was"
             sound.warnings.append(f"Sound track {number} {why} encoded to AAC.")
         if "language" in stream.metadata:
             track.metadata["language"] = stream.metadata["language"]
-        sound.heard.append(track_heard)
+        sound.decoded_tracks.append(decoded_track)
     return sound
 
 
 def _sound(source: InputContainer, sound: _Sound, origin: Fraction) -> Iterator[Timed]:
-    """The sound of the source, its times counted from `origin` (seconds in the source's clock)."""
+    """Yield the sound of the source, its times counted from `origin` (seconds in the source's clock)."""
     latest = dict.fromkeys(sound.copied, -(1 << 62))
     for packet in packets(source, "audio"):
         index = packet.stream_index
@@ -279,12 +297,12 @@ def _timed(encoded: Iterator[av.Packet[Any]]) -> Iterator[Timed]:
     return ((float((packet.dts or 0) * packet.time_base), packet) for packet in encoded)
 
 
-def _seal(path: Path, source: Timeline, clock: _Clock, sound: _Sound) -> JoinFacts:
+def _sync_and_check(path: Path, source: Timeline, clock: _Clock, sound: _Sound) -> JoinFacts:
     """Make the file durable and read it back: all frames there, all sound, and its digest."""
     timeline = read_timeline(path)
     if len(timeline.times) != len(clock.times):
         raise JobFailure("output_damaged", "The joined result lost frames.", transient=True)
-    _check_sound(list(listen(path).values()), timeline, sound.heard, source)
+    _check_sound(list(decode_tracks(path).values()), timeline, sound.decoded_tracks, source)
     with path.open("rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -292,26 +310,17 @@ def _seal(path: Path, source: Timeline, clock: _Clock, sound: _Sound) -> JoinFac
     return JoinFacts(size, digest, len(clock.times), float(timeline.duration), tuple(sound.warnings))
 
 
-def _check_sound(found: list[Heard], timeline: Timeline, wanted: list[Heard], source: Timeline) -> None:
+def _check_sound(found: list[DecodedTrack], timeline: Timeline, wanted: list[DecodedTrack], source: Timeline) -> None:
     """Raise JobFailure (`sound_missing`) unless each track has the seconds it has in the source, at the same time.
 
     Times are compared from the first frame on, within a frame of the picture or, where that is longer, of the sound.
     """
     if len(found) != len(wanted):
-        raise SILENT
+        raise SOUND_MISSING
     shift_s = float(timeline.start - source.start)
     for ours, theirs in zip(found, wanted, strict=True):
         tolerance_s = max(1 / float(source.rate()[0]), ours.frame_s, theirs.frame_s)
         late_s = (ours.start or 0.0) - (theirs.start or 0.0) - shift_s
         missing_s = max(theirs.seconds - ours.seconds, (theirs.end or 0.0) - (ours.end or 0.0) + shift_s)
         if ours.damaged or abs(late_s) > tolerance_s or missing_s > tolerance_s:
-            raise SILENT
-
-
-def _sync(folder: Path) -> None:
-    """Makes a rename in `folder` durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            raise SOUND_MISSING

@@ -1,4 +1,4 @@
-"""Reads what a video or an image really holds. Runs in a worker process: the bytes may be hostile."""
+"""Probing of videos and images, whatever their headers say. It runs in a worker process: the bytes may be hostile."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
-from faceswap.errors import Unprocessable, UnsupportedMedia
-from faceswap.limits import DECODER_OPTIONS, MAX_IMAGE_BYTES, MAX_SIDE, MAX_TRACKS, too_large
-from faceswap.media.facts import AudioFacts, ImageFacts, VideoFacts
-from faceswap.media.timeline import FrameCounter, open_media, packets, picture_stream
+from ..errors import Unprocessable, UnsupportedMedia
+from ..limits import DECODER_OPTIONS, MAX_IMAGE_BYTES, MAX_SIDE, MAX_TRACKS, too_large
+from .facts import AudioFacts, ImageFacts, VideoFacts
+from .timeline import FrameCounter, open_media, packets, picture_stream
 
 FIRST_FRAME_PACKETS = 300
 
@@ -42,7 +42,7 @@ DAMAGED = Unprocessable("The video is damaged: its first frame cannot be decoded
 
 
 def probe_video(path: Path, max_frames: int) -> VideoFacts:
-    """Reads every packet of the video at `path`, up to `max_frames` frames, and decodes its first frame.
+    """Read every packet of the video at `path`, up to `max_frames` frames, and decode its first frame.
 
     Raises UnsupportedMedia (`not_a_video`) or Unprocessable (`video_without_frames`, `video_truncated`,
     `video_damaged`, `video_too_large`, `video_too_long`, `video_too_many_tracks`).
@@ -125,7 +125,7 @@ def _sound(stream: AudioStream, count: int) -> AudioFacts:
 
 
 def clockwise(picture: VideoFrame) -> int:
-    """Degrees clockwise (0, 90, 180, 270) that make the decoded picture upright."""
+    """Return the degrees clockwise (0, 90, 180, 270) that make the decoded picture upright."""
     return round(-picture.rotation / 90) % 4 * 90
 
 
@@ -137,14 +137,14 @@ def _check_size(stream: VideoStream) -> None:
 
 
 def _decode(packet: av.Packet[VideoStream]) -> VideoFrame | None:
-    """The first picture that comes out; a packet that does not decode is passed over."""
+    """Return the first picture that comes out of a packet; one that does not decode is skipped."""
     with contextlib.suppress(av.FFmpegError):
         return next(iter(packet.decode()), None)
     return None
 
 
 def _decode_rest(stream: VideoStream) -> VideoFrame | None:
-    """The first picture a decoder still holds back at the end of the stream."""
+    """Return the first picture that a decoder still holds back at the end of the stream."""
     with contextlib.suppress(av.FFmpegError):
         return next(iter(stream.decode(None)), None)
     return None
@@ -156,7 +156,7 @@ def _looks_like_mp4(path: Path) -> bool:
 
 
 def reaches_past_the_end(container: InputContainer, path: Path) -> bool:
-    """Whether a file with an index (mp4, mov) names samples of any stream beyond its own end."""
+    """Return true if a file with an index (mp4, mov) names samples of any stream beyond its own end."""
     if "mp4" not in container.format.name.split(","):
         return False
     size = path.stat().st_size
@@ -164,7 +164,7 @@ def reaches_past_the_end(container: InputContainer, path: Path) -> bool:
 
 
 def probe_image(path: Path) -> ImageFacts:
-    """Decodes the image at `path`.
+    """Decode the image at `path`.
 
     Raises UnsupportedMedia (`not_an_image`) or Unprocessable (`image_too_large`).
     """
@@ -173,19 +173,14 @@ def probe_image(path: Path) -> ImageFacts:
         raise Unprocessable(detail, code="image_too_large")
     data = path.read_bytes()
     kind = next((name for magic, name in IMAGE_MAGIC.items() if data.startswith(magic)), None)
-    if kind is None or (kind == "jpeg" and _jpeg_is_cut(data)):
+    if kind is None:
         raise NOT_AN_IMAGE
     height, width = _decode_image(data)
     return ImageFacts(width, height, kind)
 
 
-def _jpeg_is_cut(data: bytes) -> bool:
-    """A JPEG decoder fills what is missing with grey; only the missing end mark tells."""
-    return data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda")
-
-
 def _decode_image(data: bytes) -> tuple[int, int]:
-    """Height and width; OpenCV checks the limits that the worker has set before it allocates."""
+    """Return height and width. OpenCV checks the limits that the worker has set before it allocates."""
     import cv2
     import numpy as np
 

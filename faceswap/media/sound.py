@@ -1,4 +1,4 @@
-"""Sound by the packet: how much of a file's there really is, and AAC for what an mp4 cannot hold.
+"""Sound, packet by packet: the amount that a file really holds, and AAC for codecs that an mp4 cannot hold.
 
 Runs in a worker process; memory does not grow with the length of the sound.
 """
@@ -16,7 +16,7 @@ from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
-from faceswap.media.timeline import open_media, packets
+from .timeline import open_media, packets
 
 AAC_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
@@ -25,8 +25,8 @@ LEAST_GAP_S = 0.01
 
 
 @dataclass(slots=True)
-class Heard:
-    """What decoding a sound track gave.
+class DecodedTrack:
+    """The facts of a sound track that was decoded.
 
     packets     how many the file has
     damaged     how many of them did not decode
@@ -52,20 +52,20 @@ class Heard:
         self.end = (time_s or 0.0) + length_s
 
 
-def listen(path: Path) -> dict[int, Heard]:
-    """Decode all sound of the file at `path`: what was heard of each track, by the index of its stream."""
+def decode_tracks(path: Path) -> dict[int, DecodedTrack]:
+    """Decode all sound of the file at `path` and return the facts of each track, by the index of its stream."""
     with open_media(path) as container:
-        heard = {stream.index: Heard() for stream in container.streams.audio}
+        decoded_tracks = {stream.index: DecodedTrack() for stream in container.streams.audio}
         for packet in packets(container, "audio"):
-            heard[packet.stream_index].packets += 1
-            _decode(packet.stream, packet, heard[packet.stream_index])
+            decoded_tracks[packet.stream_index].packets += 1
+            _decode(packet.stream, packet, decoded_tracks[packet.stream_index])
         for stream in container.streams.audio:
-            if heard[stream.index].packets:
-                _decode(stream, None, heard[stream.index])
-    return heard
+            if decoded_tracks[stream.index].packets:
+                _decode(stream, None, decoded_tracks[stream.index])
+    return decoded_tracks
 
 
-def _decode(stream: AudioStream, packet: av.Packet[AudioStream] | None, track: Heard) -> None:
+def _decode(stream: AudioStream, packet: av.Packet[AudioStream] | None, track: DecodedTrack) -> None:
     if stream.codec_context is None:
         track.damaged += 1
         return
@@ -84,7 +84,7 @@ def add_aac_track(source: AudioStream, output: OutputContainer) -> AudioStream:
 
 
 class AacEncoder:
-    """Encodes decoded frames to AAC packets that keep the time of their samples, across gaps of the source as well."""
+    """An encoder of decoded frames to AAC packets that keep the time of their samples, across gaps of the source."""
 
     def __init__(self, source: AudioStream, track: AudioStream) -> None:
         """Encode what `source` decodes to for `track`, which `add_aac_track` made."""

@@ -1,10 +1,11 @@
-"""Opens untrusted media and counts its frames and their times, packet by packet, without decoding."""
+"""Untrusted media opened, and its frames and their times counted, packet by packet, without decoding."""
 
 from __future__ import annotations
 
 import functools
 from array import array
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,32 +19,40 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from faceswap.errors import JobFailure
-from faceswap.limits import DECODER_OPTIONS, DECODER_THREADS, OPEN_OPTIONS
+from ..errors import JobFailure
+from ..limits import OPEN_OPTIONS, bound_decoder
 
-# Only containers that hold their own media: playlists and lists of files (hls, concat, image2, …) would
-# make the demuxer open whatever they name.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif"
+"""Containers that hold their own media. Playlists (hls, concat, image2, …) would open whatever they name."""
+
 LARGE_PIXELS = 16_000_000
+"""A picture with more pixels is decoded by one thread."""
 
 
 def open_media(path: Path) -> InputContainer:
-    """Opens `path` for reading by its bytes, whatever its name; it can lead to no other file."""
+    """Open `path` for reading by its bytes, whatever its name; it can lead to no other file."""
     options = {"format_whitelist": CONTAINERS, **OPEN_OPTIONS}
     return av.open(f"file:{path}", options=options, metadata_errors="replace")
 
 
+@contextmanager
+def open_picture(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open the video at `path` and its moving picture. Raises `av.FFmpegError` where there is none."""
+    with open_media(path) as container:
+        stream = picture_stream(container)
+        if stream is None:
+            raise av.InvalidDataError(0, "no video stream")
+        yield container, stream
+
+
 def decoded(container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """The frames of `stream`. Each thread that decodes holds pictures of its own in memory: large ones have one."""
-    context = stream.codec_context
-    stream.thread_type = "AUTO"
-    context.options = DECODER_OPTIONS
-    context.thread_count = 1 if context.width * context.height > LARGE_PIXELS else DECODER_THREADS
+    """Decode the frames of `stream`, its decoder bounded."""
+    bound_decoder(stream, LARGE_PIXELS)
     return container.decode(stream)
 
 
 def picture_stream(container: InputContainer) -> VideoStream | None:
-    """The stream with the moving picture; the cover of a sound file is none, nor is an unknown codec."""
+    """Return the stream with the moving picture; the cover of a sound file is none, nor is an unknown codec."""
     for stream in container.streams.video:
         if stream.codec_context is not None and not stream.disposition & Disposition.attached_pic:
             return stream
@@ -71,7 +80,7 @@ class Timeline:
         return (int(self.times[-1]) - int(self.times[0]) + self.last_duration) * self.time_base
 
     def shown(self, frame_rate: Fraction | None, first: int, count: int) -> list[int]:
-        """The source frame behind each of `count` frames of a result at `frame_rate` (None: the source's own).
+        """Return the source frame behind each of `count` frames of a result at `frame_rate` (None: the source's own).
 
         Frame i of the result stands for the source from i to i + 1 periods after the source's first frame, and shows
         what the source shows in the middle of that time. So each picture lies within half a frame of its own time.
@@ -86,11 +95,11 @@ class Timeline:
 
     @property
     def start(self) -> Fraction:
-        """Seconds at which the first frame is shown, in the file's own clock."""
+        """The time in seconds at which the first frame is shown, in the file's own clock."""
         return int(self.times[0]) * self.time_base
 
     def rate(self) -> tuple[Fraction, bool]:
-        """Frames a second, and whether they vary: a rate is constant if each frame lies within a tick of it."""
+        """Return frames a second, and true if they vary: a rate is constant if each frame lies within a tick of it."""
         count = len(self.times)
         span = int(self.times[-1] - self.times[0]) * self.time_base
         if span <= 0:
@@ -106,7 +115,7 @@ class Timeline:
 
 
 class FrameCounter:
-    """Collects the packets of a video stream that become frames.
+    """A counter of the packets of a video stream that become frames.
 
     A decoder does not show, and this leaves out: frames an edit list hides, VP8's invisible reference
     frames, and what comes before the first key frame.
@@ -121,7 +130,7 @@ class FrameCounter:
         self.count = 0
 
     def add(self, packet: av.Packet[VideoStream]) -> bool:
-        """Counts the packet; false when it shows no frame."""
+        """Count the packet; return false when it shows no frame."""
         time = packet.pts if packet.pts is not None else packet.dts
         if self._first_key is None and packet.is_keyframe:
             self._first_key = time or 0
@@ -141,7 +150,7 @@ class FrameCounter:
         return True
 
     def timeline(self) -> Timeline:
-        """The frames counted so far; without times in the file they lie at the declared rate."""
+        """Return the frames counted so far; without times in the file they lie at the declared rate."""
         time_base = self._stream.time_base or Fraction(1, 1000)
         rate = self._stream.average_rate or 1 / time_base
         presented = len(self._presented) == self.count
@@ -156,7 +165,7 @@ class FrameCounter:
 
 
 def packets(container: InputContainer, *kinds: str) -> Iterator[av.Packet[Any]]:
-    """The packets of the streams of the named kinds (`video`, `audio`) that hold anything, in file order."""
+    """Yield the packets of the streams of the named kinds (`video`, `audio`) that hold anything, in file order."""
     for stream in container.streams:
         if stream.type not in kinds:
             stream.discard = Discard.all
@@ -168,8 +177,13 @@ def packets(container: InputContainer, *kinds: str) -> Iterator[av.Packet[Any]]:
         raise av.InvalidDataError(0, "a packet of a stream that was not announced") from error
 
 
+def picture_packets(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet[VideoStream]]:
+    """Yield the packets of one video stream that hold anything, in file order."""
+    return (packet for packet in packets(container, "video") if packet.stream_index == stream.index)
+
+
 def read_timeline(path: Path) -> Timeline:
-    """The frames of the video at `path`; raises `av.FFmpegError` when there are none.
+    """Return the frames of the video at `path`. Raises `av.FFmpegError` when there are none.
 
     What was read is remembered while the file stays the same: a long video is asked for once for each segment.
     """
@@ -179,22 +193,18 @@ def read_timeline(path: Path) -> Timeline:
 
 @functools.lru_cache(maxsize=4)
 def _read_timeline(path: Path, size: int, changed: int) -> Timeline:
-    """`size` and `changed` tell apart two files that had the same name."""
-    with open_media(path) as container:
-        stream = picture_stream(container)
-        if stream is None:
-            raise av.InvalidDataError(0, "no video stream")
+    """Read a timeline; `size` and `changed` tell apart two files that had the same name."""
+    with open_picture(path) as (container, stream):
         counter = FrameCounter(stream)
-        for packet in packets(container, "video"):
-            if packet.stream_index == stream.index:
-                counter.add(packet)
+        for packet in picture_packets(container, stream):
+            counter.add(packet)
         if counter.count == 0:
             raise av.InvalidDataError(0, "no frames")
         return counter.timeline()
 
 
 def read_source(path: Path) -> Timeline:
-    """The frames of a job's video; raises JobFailure (`input_damaged`)."""
+    """Return the frames of a job's video. Raises JobFailure (`input_damaged`)."""
     try:
         return read_timeline(path)
     except av.FFmpegError as error:

@@ -1,4 +1,4 @@
-"""Checks that a result is what was asked for, and not one of the ends that lie. Runs in a worker process."""
+"""Checks that a result is what was asked for, not one of the known false successes. It runs in a worker process."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import av
 import numpy as np
 from av.video.frame import VideoFrame
 
-from faceswap.errors import JobFailure
-from faceswap.media.compare import Reference, blocks, display_size, grid, references
-from faceswap.media.facts import Verdict
-from faceswap.media.frames import LEAD_FRAMES, after_seek, from_start
-from faceswap.media.join import check_joinable
-from faceswap.media.probe import clockwise, reaches_past_the_end
-from faceswap.media.timeline import Timeline, decoded, open_media, picture_stream, read_source
+from ..errors import JobFailure
+from .compare import Reference, blocks, display_size, grid, references
+from .facts import Verdict
+from .frames import LEAD_FRAMES, after_seek, from_start
+from .join import check_joinable
+from .probe import clockwise, reaches_past_the_end
+from .timeline import Timeline, decoded, open_picture, read_source
 
-# A few runs of frames are compared: encoding does to one what it does to it only among its neighbours.
 RUN_FRAMES = 12
+"""Frames are compared in runs, since encoding changes a frame by its neighbours."""
 RUN_STEP = 3
 RUNS_A_SECOND = 1
 LEAST_RUNS, MOST_RUNS = 6, 80
-# The share of frames that have to look changed where most others surely are not, and where that cannot be told.
 LEAST_CHANGED, LEAST_CHANGED_UNCLEAR = 0.02, 0.1
+"""Shares of frames that have to look changed: where most others surely are not, and where most are unclear."""
 BLACK_LEVEL, NOT_BLACK_LEVEL = 16, 48
 SHAPE_TOLERANCE = 0.03
 STAND_IN_SIZE = (512, 512)
@@ -49,7 +49,7 @@ def verify(
     frame_rate: Fraction | None,
     crf: int | None,
 ) -> Verdict:
-    """Decodes `result` to its end and compares samples with the frames of `source` they were made of.
+    """Decode `result` to its end and compare samples with the frames of `source` they were made of.
 
     The result has to hold `frame_count` frames from `first_frame` on, counted after `frame_rate` was forced, encoded
     with about `crf`; None leaves out the comparison of what they show. Raises JobFailure: `output_missing`,
@@ -60,7 +60,7 @@ def verify(
     original = Original.of(source, first_frame, frame_count, frame_rate)
     tally = _Tally()
     try:
-        _look(result, frame_count, original, crf, tally)
+        _inspect(result, frame_count, original, crf, tally)
     except av.FFmpegError as error:
         raise DAMAGED from error
     if (tally.frames == 1 < frame_count and tally.stand_in) or (tally.all_black and not _all_black(original)):
@@ -80,11 +80,12 @@ class Original:
 
     @classmethod
     def of(cls, path: Path, first_frame: int, frame_count: int, frame_rate: Fraction | None) -> Original:
+        """Find the source's frames behind `frame_count` frames of a result from `first_frame` on."""
         timeline = read_source(path)
         return cls(path, timeline, timeline.shown(frame_rate, first_frame, frame_count))
 
     def runs(self) -> list[range]:
-        """Which frames to look at: all of a short clip, else a run of them every second, evenly spread."""
+        """Return the frames to look at: all of a short clip, else a run of them every second, evenly spread."""
         count = len(self.frames)
         if count <= LEAST_RUNS * RUN_FRAMES:
             return [range(first, min(first + RUN_FRAMES, count)) for first in range(0, count, RUN_FRAMES)]
@@ -94,11 +95,11 @@ class Original:
         return [range(first, first + RUN_FRAMES) for first in firsts.tolist()]
 
     def samples(self, run: range) -> range:
-        """Which frames of a run to compare: all of a short clip, else every few."""
+        """Return the frames of a run to compare: all of a short clip, else every few."""
         return run if len(self.frames) <= LEAST_RUNS * RUN_FRAMES else run[1::RUN_STEP]
 
     def references(self, crf: int) -> Iterator[Reference]:
-        """What the samples are compared with, in order; a source that cannot be decoded further ends them."""
+        """Yield the references of the samples, in order; a source that cannot be decoded further ends them."""
         runs = self.runs()
         frames = source_frames(self, [number for run in runs for number in run])
         for run in runs:
@@ -108,7 +109,7 @@ class Original:
 
 @dataclass(slots=True)
 class _Tally:
-    """What was seen while a result was decoded."""
+    """The counts made while a result was decoded."""
 
     frames: int = 0
     stand_in: bool = False
@@ -124,7 +125,7 @@ class _Tally:
 
     @property
     def changed_share(self) -> float | None:
-        """The share of frames that were changed; None when too little can be told for a job to fail by it."""
+        """The share of frames that were changed; None when too little is known for a job to fail by it."""
         clear = self.unchanged * 2 >= self.sampled > 0
         if clear and self.changed == 0:
             return 0.0
@@ -133,13 +134,12 @@ class _Tally:
         return self.changed / (self.changed + self.unchanged)
 
 
-def _look(result: Path, frame_count: int, original: Original, crf: int | None, tally: _Tally) -> None:
-    """Decodes the result to its end, or to one frame too many, and looks at samples on the way."""
+def _inspect(result: Path, frame_count: int, original: Original, crf: int | None, tally: _Tally) -> None:
+    """Decode the result to its end, or to one frame too many, and compare samples on the way."""
     samples = {number for run in original.runs() for number in original.samples(run)}
     found: Iterator[Reference] = iter(())
-    with open_media(result) as container:
-        stream = picture_stream(container)
-        if stream is None or reaches_past_the_end(container, result):
+    with open_picture(result) as (container, stream):
+        if reaches_past_the_end(container, result):
             raise DAMAGED
         check_joinable(stream)
         for frame in decoded(container, stream):
@@ -163,7 +163,10 @@ def _look(result: Path, frame_count: int, original: Original, crf: int | None, t
 
 
 def _size_of_source(original: Original, frame: VideoFrame, tally: _Tally) -> tuple[int, int] | None:
-    """The size at which frames are compared; None, and a warning, for a result of another shape than its source."""
+    """Return the size at which frames are compared.
+
+    None, with a warning, stands for a result of another shape than its source.
+    """
     first = next(source_frames(original, [0]), None)
     if first is None:
         return None
@@ -177,7 +180,7 @@ def _size_of_source(original: Original, frame: VideoFrame, tally: _Tally) -> tup
 
 
 def source_frames(original: Original, samples: Sequence[int]) -> Iterator[VideoFrame]:
-    """The decoded source frames behind the result's frames `samples`, in order.
+    """Yield the decoded source frames behind the result's frames `samples`, in order.
 
     Seeks to just before the first where the file's times can be trusted; a source that cannot be decoded
     further ends the frames.
@@ -191,13 +194,13 @@ def source_frames(original: Original, samples: Sequence[int]) -> Iterator[VideoF
 
 
 def _all_black(original: Original) -> bool:
-    """Whether the source is about as black as its result; one that cannot be decoded does not tell."""
+    """Return true if the source is about as black as its result; one that cannot be decoded counts as black."""
     samples = [number for run in original.runs() for number in original.samples(run)]
     return all(_level(frame) < NOT_BLACK_LEVEL for frame in source_frames(original, samples))
 
 
 def _level(frame: VideoFrame) -> int:
-    """The brightness of the brightest region (0–255)."""
+    """Return the brightness of the brightest region (0–255)."""
     return int(frame.reformat(width=64, height=64, format="gray", interpolation="AREA").to_ndarray().max())
 
 

@@ -1,4 +1,4 @@
-"""Decodes untrusted media in child processes: a crash, a hang or a hunger for memory there is one error here."""
+"""Media decoded in child processes, so that a crash, a hang or a hunger for memory there is one error here."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
-from faceswap import errors
-from faceswap.media.facts import CuttingFacts, ImageFacts, JoinFacts, PieceFacts, Verdict, VideoFacts
+import aiofiles.os
+
+from .. import errors
+from ..child_process import kill_group, wait_within
+from .facts import CuttingFacts, ImageFacts, JoinFacts, PieceFacts, Verdict, VideoFacts
 
 PROBES_AT_ONCE = 2
 CHECKS_AT_ONCE = 2
@@ -34,23 +35,23 @@ PREPARE_TIMEOUT_S = 60.0
 PREPARE_FRAMES_A_SECOND = 5.0
 
 WORK = {
-    "look": "Reading the video",
+    "check_cuttable": "Reading the video",
     "prepare": "Preparing the video",
     "cut": "Cutting the video",
     "join": "Joining the result",
     "verify": "Checking the result",
 }
-"""What a call is to a person."""
+"""Names of the calls in messages for users."""
 
 log = logging.getLogger(__name__)
 
 
 class ChildError(Exception):
-    """A child answered nonsense or took too long."""
+    """A child that answered nonsense or took too long."""
 
 
 class ChildDied(ChildError):
-    """A child ended without an answer."""
+    """A child that ended without an answer."""
 
 
 class Child:
@@ -62,6 +63,7 @@ class Child:
 
     @classmethod
     async def start(cls) -> Self:
+        """Start a worker process. Raises OSError."""
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -75,7 +77,7 @@ class Child:
         return cls(process)
 
     async def ask(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """Sends one call and waits for its answer; raises ChildError."""
+        """Send one call and wait for its answer. Raises ChildError."""
         assert self.process.stdin and self.process.stdout
         try:
             async with asyncio.timeout(timeout):
@@ -96,37 +98,38 @@ class Child:
 
     @property
     def alive(self) -> bool:
+        """True if the process can be asked once more."""
         assert self.process.stdout
         return self.process.returncode is None and not self.process.stdout.at_eof()
 
     def expire(self, seconds: float, idle: list[Child]) -> None:
-        """Ends the child, and takes it out of `idle`, unless it is told to `stay` within `seconds`."""
-        self._expiry = asyncio.get_running_loop().call_later(seconds, self._leave, idle)
+        """End the child, and take it out of `idle`, unless `cancel_expiry` is called within `seconds`."""
+        self._expiry = asyncio.get_running_loop().call_later(seconds, self._expire, idle)
 
-    def stay(self) -> None:
+    def cancel_expiry(self) -> None:
+        """Cancel the expiry."""
         if self._expiry:
             self._expiry.cancel()
 
-    def _leave(self, idle: list[Child]) -> None:
+    def _expire(self, idle: list[Child]) -> None:
         idle.remove(self)
         self.end()
 
     def end(self) -> None:
-        """Asks the process to end: it does when its stdin closes."""
+        """Ask the process to end: it does when its stdin closes."""
         assert self.process.stdin
-        self.stay()
+        self.cancel_expiry()
         self.process.stdin.close()
 
     def kill(self) -> None:
+        """End the process at once."""
         self.end()
         if self.process.returncode is None:
-            # Not process.kill(): it would reap a child that has just ended, from under asyncio.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)
+            kill_group(self.process.pid)
 
 
 class MediaWorker:
-    """Probes, joins and verifies media in child processes, a few at once.
+    """A pool of child processes that probe, join and verify media, a few at once.
 
     Children are started when needed, kept warm for `IDLE_S` seconds and replaced after a crash. Use it as
     `async with MediaWorker() as media`.
@@ -148,45 +151,38 @@ class MediaWorker:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def warm(self) -> None:
-        """Starts a child ahead of need, for instance while an upload arrives."""
-        if not self._idle:
-            with contextlib.suppress(ChildError):
-                self._rest(await self._start())
-
     async def close(self) -> None:
-        """Ends all children within a second; calls in progress fail."""
+        """End all children within a second; calls in progress fail."""
         self._closed = True
         async with self._starting:
             self._idle.clear()
         for child in self._children:
             child.end()
-        try:
-            async with asyncio.timeout(CLOSE_S):
-                await self._ends()
-        except TimeoutError:
-            for child in self._children:
-                child.kill()
-            await self._ends()
+        await wait_within(CLOSE_S, self._wait_for_ends())
+        for child in self._children:
+            child.kill()
+        await self._wait_for_ends()
 
-    async def _ends(self) -> None:
+    async def _wait_for_ends(self) -> None:
         for child in self._children:
             await child.process.wait()
 
     async def probe_video(self, path: Path, max_frames: int) -> VideoFacts:
-        """What the video at `path` holds. Raises Problem: 415 `not_a_video`, 422 `video_…` or `undecodable`."""
+        """Return what the video at `path` holds. Raises Problem: 415 `not_a_video`, 422 `video_…` or `undecodable`."""
         answer = await self._probe("probe_video", path, max_frames=max_frames)
         return VideoFacts.from_json(answer)
 
     async def probe_image(self, path: Path) -> ImageFacts:
-        """Size and format of the image at `path`. Raises Problem: 415 `not_an_image`, 422 `image_too_large`
-        or `undecodable`."""
+        """Return size and format of the image at `path`.
+
+        Raises Problem: 415 `not_an_image`, 422 `image_too_large` or `undecodable`.
+        """
         return ImageFacts.from_json(await self._probe("probe_image", path))
 
     async def cuttable(self, source: Path) -> bool:
-        """Tells whether pieces can be cut out of `source` as it is; see `cut.look`. Raises JobFailure."""
-        timeout = VERIFY_TIMEOUT_S + _size(source) / PROBE_BYTES_A_SECOND
-        return CuttingFacts.from_json(await self._check("look", {"source": source}, timeout)).cuttable
+        """Return whether pieces can be cut out of `source` as it is; see `cut.check_cuttable`. Raises JobFailure."""
+        timeout = VERIFY_TIMEOUT_S + await _size(source) / PROBE_BYTES_A_SECOND
+        return CuttingFacts.from_json(await self._check("check_cuttable", {"source": source}, timeout)).cuttable
 
     async def prepare(
         self,
@@ -196,17 +192,17 @@ class MediaWorker:
         frame_count: int,
         frame_rate: Fraction | None,
     ) -> None:
-        """Makes a copy of `source` to cut pieces from; see `faceswap.media.cut.prepare`.
+        """Make a copy of `source` to cut pieces from; see `cut.prepare`.
 
         Raises JobFailure; `out` is then as it was before.
         """
         arguments = {"source": source, "out": out, "frame_count": frame_count, "frame_rate": frame_rate}
         timeout = PREPARE_TIMEOUT_S + max(source_frames, frame_count) / PREPARE_FRAMES_A_SECOND
-        timeout += _size(source) / PROBE_BYTES_A_SECOND
+        timeout += await _size(source) / PROBE_BYTES_A_SECOND
         try:
             await self._check("prepare", arguments, timeout, self._preparations)
         finally:
-            partial_path(out).unlink(missing_ok=True)
+            await asyncio.to_thread(partial_path(out).unlink, missing_ok=True)
 
     async def cut(
         self,
@@ -217,7 +213,7 @@ class MediaWorker:
         frame_rate: Fraction | None,
         max_bytes: int | None,
     ) -> PieceFacts:
-        """Cuts a run of frames out of `source`; see `faceswap.media.cut.cut`. Raises JobFailure."""
+        """Cut a run of frames out of `source`; see `cut.cut`. Raises JobFailure."""
         arguments = {
             "source": source,
             "out": out,
@@ -226,21 +222,21 @@ class MediaWorker:
             "frame_rate": frame_rate,
             "max_bytes": max_bytes,
         }
-        timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + _size(source) / PROBE_BYTES_A_SECOND
+        timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + await _size(source) / PROBE_BYTES_A_SECOND
         return PieceFacts.from_json(await self._check("cut", arguments, timeout))
 
     async def join(self, segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None) -> JoinFacts:
-        """Joins segment results to `out` with the source's sound; see `faceswap.media.join.join`.
+        """Join segment results to `out` with the source's sound; see `join.join`.
 
         Raises JobFailure; `out` is then as it was before.
         """
-        size = _size(*segments, source)
+        size = await _size(*segments, source)
         timeout = JOIN_TIMEOUT_S + size / JOIN_BYTES_A_SECOND
         arguments = {"segments": list(segments), "source": source, "out": out, "frame_rate": frame_rate}
         try:
             return JoinFacts.from_json(await self._check("join", arguments, timeout))
         finally:
-            partial_path(out).unlink(missing_ok=True)
+            await asyncio.to_thread(partial_path(out).unlink, missing_ok=True)
 
     async def verify(
         self,
@@ -252,7 +248,7 @@ class MediaWorker:
         frame_rate: Fraction | None,
         crf: int | None,
     ) -> Verdict:
-        """Checks a result against its part of the source; see `faceswap.media.verify.verify`.
+        """Check a result against its part of the source; see `verify.verify`.
 
         Raises JobFailure.
         """
@@ -264,12 +260,12 @@ class MediaWorker:
             "frame_rate": frame_rate,
             "crf": crf,
         }
-        size = _size(source)
+        size = await _size(source)
         timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + size / PROBE_BYTES_A_SECOND
         return Verdict.from_json(await self._check("verify", arguments, timeout))
 
     async def _probe(self, call: str, path: Path, **arguments: Any) -> dict[str, Any]:
-        timeout = PROBE_TIMEOUT_S + _size(path) / PROBE_BYTES_A_SECOND
+        timeout = PROBE_TIMEOUT_S + await _size(path) / PROBE_BYTES_A_SECOND
         async with self._probes:
             try:
                 return await self._ask(call, {"path": path, **arguments}, timeout)
@@ -279,9 +275,9 @@ class MediaWorker:
                 raise errors.Unprocessable(detail, code="undecodable") from error
 
     async def _check(
-        self, call: str, arguments: dict[str, Any], timeout: float, room: asyncio.Semaphore | None = None
+        self, call: str, arguments: dict[str, Any], timeout: float, slots: asyncio.Semaphore | None = None
     ) -> dict[str, Any]:
-        async with room or self._checks:
+        async with slots or self._checks:
             try:
                 return await self._ask(call, arguments, timeout)
             except ChildError as error:
@@ -290,12 +286,12 @@ class MediaWorker:
                 raise errors.JobFailure("check_failed", message, transient=True) from error
 
     async def _ask(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """One call in a child of its own.
+        """Make one call in a child of its own.
 
         Only after a good answer is the child used again: damaged media may have damaged its memory. When one
         that was used before dies all the same, a fresh one gets the call.
         """
-        if warm := self._take():
+        if warm := self._take_idle():
             with contextlib.suppress(ChildDied):
                 return await self._ask_in(warm, call, arguments, timeout)
         return await self._ask_in(await self._start(), call, arguments, timeout)
@@ -306,7 +302,7 @@ class MediaWorker:
         except BaseException:
             child.kill()
             raise
-        self._rest(child)
+        self._keep_idle(child)
         return result
 
     async def _start(self) -> Child:
@@ -320,33 +316,33 @@ class MediaWorker:
             self._children = [c for c in self._children if c.process.returncode is None] + [child]
             return child
 
-    def _take(self) -> Child | None:
-        """The warmest idle child that is alive."""
+    def _take_idle(self) -> Child | None:
+        """Return the idle child that was used last and is alive."""
         while self._idle:
             child = self._idle.pop()
-            child.stay()
+            child.cancel_expiry()
             if child.alive:
                 return child
         return None
 
-    def _rest(self, child: Child) -> None:
-        """Keeps the child for the next call, for a while."""
+    def _keep_idle(self, child: Child) -> None:
+        """Keep the child for the next call, for a while."""
         self._idle.append(child)
         child.expire(IDLE_S, self._idle)
 
 
-def _size(*paths: Path) -> int:
-    """Bytes in all, which the time allowed is in proportion to."""
-    return sum(path.stat().st_size for path in paths)
+async def _size(*paths: Path) -> int:
+    """Return bytes in all, which the time allowed is in proportion to."""
+    return sum([(await aiofiles.os.stat(path)).st_size for path in paths])
 
 
 def partial_path(out: Path) -> Path:
-    """Where `join` writes until the file is complete: in the same folder, so that a rename is atomic."""
+    """Return the path to write to until the file is complete: in the same folder, so that a rename is atomic."""
     return out.with_name(f".{out.name}.part")
 
 
 def _unwrap(call: str, answer: dict[str, Any]) -> dict[str, Any]:
-    """The result in an answer, or the error it holds, raised."""
+    """Return the result in an answer, or raise the error it holds."""
     match answer:
         case {"result": dict(result)}:
             return result

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 
 FACE = _HERE / "grace_hopper.jpg"
-"""The face to put in."""
+"""The face of the demo's swap."""
 
 SCENE = _HERE / "astronaut.png"
 """The picture that the clip pans over."""
@@ -53,7 +53,7 @@ def make_clip(path: Path) -> None:
 
 
 def _pictures() -> Iterator[Any]:
-    """The frames, uint8 (512, 512, 3) BGR."""
+    """Yield the frames, uint8 (512, 512, 3) BGR."""
     import cv2
 
     scene = cv2.imread(str(SCENE))
@@ -71,7 +71,7 @@ def _pictures() -> Iterator[Any]:
 
 
 def _sound() -> NDArray[np.float32]:
-    """The melody, a bell-like tone a beat: float32 (1, samples), −1…1."""
+    """Synthesise the melody, a bell-like tone a beat: float32 (1, samples), −1…1."""
     import numpy as np
 
     samples = FRAMES * SAMPLE_RATE // FRAME_RATE

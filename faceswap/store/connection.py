@@ -35,7 +35,7 @@ class Row(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
     def keys(self) -> Iterable[str]:
-        """The names of its values."""
+        """Return the names of its values."""
 
 
 class Connection(Protocol):

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 RETRY_S = 2.0
 """Between two tries of what a database that is away keeps from being done."""
 RETRY_LIMIT_S = 24 * 3600.0
-"""How long a database may be away before that is an error."""
+"""The time a database may be away before that is an error."""
 TOLD_EVERY_S = 60.0
 """Between two lines in the log about a database that is away."""
 
@@ -69,7 +69,7 @@ class Database:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[list[Event]]:
-        """One transaction; the events put into the list it gives are stored with it and published after the commit.
+        """Begin a transaction, and end it; the events put into the list it gives are published after the commit.
 
         Its end runs to its end, and only then lets the next one in, even when who waits for it is cancelled.
         """
@@ -131,7 +131,7 @@ class Database:
         events.append(Event(prompt_id, seq, payload.type, payload.data))
 
     async def _next_seq(self, prompt_id: str) -> int:
-        """The next event number of a job. It never repeats, not even over a crash."""
+        """Raise a job's last event number and return it. It never repeats, not even over a crash."""
         row = await self._one(
             "UPDATE job SET last_seq = last_seq + 1 WHERE prompt_id = ? RETURNING last_seq", prompt_id
         )

@@ -1,11 +1,10 @@
-"""A job comes in, moves on, ends, and is queued again."""
+"""Moves of jobs: accepted, processing, ended, queued again."""
 
 from __future__ import annotations
 
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from .. import events as payloads
@@ -14,7 +13,7 @@ from ..events import Payload
 from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob, Segment
 from ..progress import Report
 from .leases import Lease, Leases, join_lease
-from .rows import JOB_COLUMNS, checked, job_of
+from .rows import SELECT_JOB, found, input_rows, job_of
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ IDEMPOTENCY_MS = 24 * 3600 * 1000
 
 
 class Jobs(Leases):
-    """What happens to a job: one method a move."""
+    """The moves of a job, one method each."""
 
     async def create(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
         """Accept a job: record, segments and `queued` event in one commit. Returns it and whether it is new.
@@ -45,7 +44,7 @@ class Jobs(Leases):
 
     async def _first_with_key(self, new: NewJob) -> Job | None:
         row = await self._one(
-            f"SELECT {JOB_COLUMNS} FROM job WHERE coalesce(owner, '') = ? AND idempotency_key = ?",
+            f"{SELECT_JOB} WHERE coalesce(owner, '') = ? AND idempotency_key = ?",
             new.owner or "",
             new.idempotency_key,
         )
@@ -77,8 +76,6 @@ class Jobs(Leases):
     async def _insert_job(self, new: NewJob, output_name: str) -> Job:
         now = self._clock.now_ms()
         values: dict[str, Any] = {
-            **asdict(new.inputs),
-            "frame_rate": str(new.inputs.frame_rate),
             "prompt_id": new.prompt_id,
             "owner": new.owner,
             "state": JobState.QUEUED,
@@ -97,8 +94,11 @@ class Jobs(Leases):
         }
         names = ", ".join(values)
         marks = ", ".join("?" * len(values))
-        row = await self._one(f"INSERT INTO job ({names}) VALUES ({marks}) RETURNING {JOB_COLUMNS}", *values.values())
-        assert row is not None
+        await self._run(f"INSERT INTO job ({names}) VALUES ({marks})", *values.values())
+        await self._writer.execute_many(
+            "INSERT INTO input (prompt_id, role, number, file, bytes, sha256, facts) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            input_rows(new.prompt_id, new.inputs),
+        )
         await self._writer.execute_many(
             "INSERT INTO segment (prompt_id, number, first_frame, frame_count, priority, created_at)"
             " VALUES (?, ?, ?, ?, ?, ?)",
@@ -107,7 +107,7 @@ class Jobs(Leases):
                 for plan in new.segments
             ],
         )
-        return job_of(row)
+        return await self._job(new.prompt_id)
 
     async def add_event(self, prompt_id: str, payload: Payload, step: str | None = None) -> None:
         """Store and publish an event of a job that has not ended, and the step `/status` shows."""
@@ -175,7 +175,7 @@ class Jobs(Leases):
     async def succeed(
         self, job: Job, lease: Lease, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...]
     ) -> bool:
-        """PROCESSING → SUCCESS with the checked result; False when the job had ended otherwise.
+        """Move a job from PROCESSING to SUCCESS with the checked result; False when it had ended otherwise.
 
         Raises `LeaseLost` when another has the lease on the job's joining.
         """
@@ -204,7 +204,7 @@ class Jobs(Leases):
         return ended
 
     async def fail(self, prompt_id: str, code: str, message: str, cause: Segment | Lease | None = None) -> bool:
-        """→ FAILED; False when the job had ended otherwise.
+        """Move a job to FAILED; False when it had ended otherwise.
 
         `cause` is the submitted segment that failed, or the lease under which the joining did. Raises `LeaseLost` when
         another works on that by now.
@@ -246,7 +246,7 @@ class Jobs(Leases):
         return True
 
     async def request_cancel(self, prompt_id: str, owner: str | None) -> Job:
-        """Ask for a job's end. Ends it here and now unless a backend may be working on it. Raises `Conflict`."""
+        """Ask for a job's end, which comes at once unless a backend works on it. Raises `Conflict`, `NotFound`."""
         async with self._transaction() as events:
             job = await self._owned(prompt_id, owner)
             if job.state in TERMINAL:
@@ -257,7 +257,7 @@ class Jobs(Leases):
                 prompt_id,
             )
             await self._settle_cancel(events, prompt_id)
-            return await self._owned(prompt_id, owner)
+            return await self._job(prompt_id)
 
     async def _settle_cancel(self, events: list[Event], prompt_id: str) -> bool:
         """End a job that was asked to, once no segment is with a backend; until then nothing of it may be claimed."""
@@ -269,7 +269,7 @@ class Jobs(Leases):
         return await self._cancelled(events, prompt_id)
 
     async def retry(self, prompt_id: str, owner: str | None) -> Job:
-        """FAILED or CANCELLED → QUEUED, finished segments kept. Raises `Conflict`, or `Gone` when inputs are erased.
+        """Queue a failed or cancelled job again, finished segments kept. Raises `Conflict`, `Gone`, `NotFound`.
 
         When all were finished, the last is done again: its end leads to the joining at which the job had ended.
         """
@@ -306,7 +306,7 @@ class Jobs(Leases):
             )
             again = payloads.status(JobState.QUEUED, "Queued again by a retry.")
             await self._add_event(events, prompt_id, again)
-            return await self._owned(prompt_id, owner)
+            return await self._job(prompt_id)
 
     async def erase(self, prompt_id: str) -> None:
         """Delete a job's record, segments and events for good."""
@@ -314,6 +314,9 @@ class Jobs(Leases):
             await self._run("DELETE FROM job WHERE prompt_id = ?", prompt_id)
             await self._run("DELETE FROM lease WHERE name = ?", join_lease(prompt_id))
 
+    async def _job(self, prompt_id: str) -> Job:
+        return found(await self._all(f"{SELECT_JOB} WHERE job.prompt_id = ?", prompt_id))
+
     async def _owned(self, prompt_id: str, owner: str | None) -> Job:
-        row = await self._one(f"SELECT {JOB_COLUMNS} FROM job WHERE prompt_id = ?", prompt_id)
-        return checked(row, prompt_id, owner)
+        sql = f"{SELECT_JOB} WHERE job.prompt_id = ? AND coalesce(owner, '') = ?"
+        return found(await self._all(sql, prompt_id, owner or ""))

@@ -44,7 +44,7 @@ def join_lease(prompt_id: str) -> str:
 
 
 class Leases(Database):
-    """Who holds what."""
+    """The leases, each with its present holder."""
 
     async def acquire_lease(self, name: str, holder: str, ttl_s: float) -> Lease | None:
         """Take a lease for `ttl_s` seconds, under the next epoch; None while another holds it.

@@ -1,4 +1,4 @@
-"""Jobs and events, as they are now."""
+"""Queries of jobs and events, as they are now."""
 
 from __future__ import annotations
 
@@ -13,29 +13,33 @@ from ..jobs import (
     JobState,
 )
 from .database import Database
-from .rows import JOB_COLUMNS, checked, job_of, parse_cursor
+from .rows import SELECT_JOB, found, job_of, parse_cursor
 
 
 class Queries(Database):
     """Questions that change nothing."""
 
-    async def job(self, prompt_id: str, owner: str | None = None) -> Job:
-        """A job by its id; `NotFound` when there is none, or it is another owner's."""
-        rows = await self._read(f"SELECT {JOB_COLUMNS} FROM job WHERE prompt_id = ?", prompt_id)
-        return checked(rows[0] if rows else None, prompt_id, owner)
+    async def job(self, prompt_id: str) -> Job:
+        """Return a job, whoever owns it. Raises `NotFound`."""
+        return found(await self._read(f"{SELECT_JOB} WHERE job.prompt_id = ?", prompt_id))
 
-    async def result(self, filename: str, owner: str | None = None) -> Job:
-        """The job whose result is `filename`; `NotFound`, or `Gone` when it has expired."""
-        sql = f"SELECT {JOB_COLUMNS}, result_erased AS erased FROM job WHERE result_file = ?"
-        rows = [dict(row) for row in await self._read(sql, filename)]
-        if not rows or (owner is not None and rows[0]["owner"] != owner):
+    async def owned_job(self, prompt_id: str, owner: str | None) -> Job:
+        """Return a job of an owner; None owns what nobody else does. Raises `NotFound`."""
+        sql = f"{SELECT_JOB} WHERE job.prompt_id = ? AND coalesce(owner, '') = ?"
+        return found(await self._read(sql, prompt_id, owner or ""))
+
+    async def result(self, filename: str, owner: str | None) -> Job:
+        """Return the owner's job whose result is `filename`. Raises `NotFound`, or `Gone` when it has expired."""
+        sql = "SELECT prompt_id, result_erased FROM job WHERE result_file = ? AND coalesce(owner, '') = ?"
+        rows = await self._read(sql, filename, owner or "")
+        if not rows:
             raise NotFound("There is no such file.", code="unknown_file")
-        if rows[0].pop("erased"):
+        if rows[0]["result_erased"]:
             raise Gone("This result has expired and was erased.", code="result_expired")
-        return job_of(rows[0])
+        return await self.job(rows[0]["prompt_id"])
 
     async def queue_position(self, job: Job) -> int | None:
-        """1 for the next job to start; None when the job is not queued."""
+        """Return a job's place in the queue, 1 for the next to start; None when it is not queued."""
         if job.state != JobState.QUEUED:
             return None
         priority = job.options.priority
@@ -50,7 +54,7 @@ class Queries(Database):
         return int(rows[0][0])
 
     async def queue_positions(self, jobs: Sequence[Job]) -> dict[str, int]:
-        """The places of the queued ones among these jobs, by id: the queue is counted once, however many they are."""
+        """Return the places of the queued ones among these jobs, by id; the queue is counted once."""
         queued = [job.prompt_id for job in jobs if job.state == JobState.QUEUED]
         if not queued:
             return {}
@@ -65,20 +69,16 @@ class Queries(Database):
     async def jobs(
         self, *, state: JobState | None, limit: int, cursor: str | None, owner: str | None
     ) -> tuple[list[Job], str | None]:
-        """Jobs, newest first, and the cursor of the next page."""
-        conditions, parameters = ["1"], list[Any]()
+        """Return jobs of an owner, newest first, and the cursor of the next page."""
+        conditions, parameters = ["coalesce(owner, '') = ?"], list[Any]([owner or ""])
         if state is not None:
             conditions.append("state = ?")
             parameters.append(state)
-        if owner is not None:
-            conditions.append("owner = ?")
-            parameters.append(owner)
         if cursor is not None:
-            conditions.append("(created_at, prompt_id) < (?, ?)")
+            conditions.append("(created_at, job.prompt_id) < (?, ?)")
             parameters += parse_cursor(cursor)
         rows = await self._read(
-            f"SELECT {JOB_COLUMNS} FROM job WHERE {' AND '.join(conditions)}"
-            " ORDER BY created_at DESC, prompt_id DESC LIMIT ?",
+            f"{SELECT_JOB} WHERE {' AND '.join(conditions)} ORDER BY created_at DESC, job.prompt_id DESC LIMIT ?",
             *parameters,
             limit + 1,
         )
@@ -88,14 +88,14 @@ class Queries(Database):
         return found, f"{found[-1].created_at}-{found[-1].prompt_id}" if more else None
 
     async def events(self, prompt_id: str, after: int) -> list[Event]:
-        """The stored events of a job with a number above `after`, in order."""
+        """Return the stored events of a job with a number above `after`, in order."""
         rows = await self._read(
             "SELECT seq, type, data FROM event WHERE prompt_id = ? AND seq > ? ORDER BY seq", prompt_id, after
         )
         return [Event(prompt_id, row["seq"], row["type"], json.loads(row["data"])) for row in rows]
 
     async def counts(self) -> dict[str, int]:
-        """How many jobs are queued and processing."""
+        """Return the numbers of queued and of processing jobs."""
         sql = "SELECT state, count(*) FROM job WHERE state IN ('QUEUED', 'PROCESSING') GROUP BY state"
         found = {row[0]: row[1] for row in await self._read(sql)}
         return {state: found.get(state, 0) for state in (JobState.QUEUED, JobState.PROCESSING)}

@@ -1,4 +1,4 @@
-"""A segment is claimed, given back, cut, finished."""
+"""Moves of segments: claimed, taken over, requeued, split, finished."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..jobs import (
 )
 from .jobs import Jobs
 from .leases import Lease
-from .rows import JOB_COLUMNS, SEGMENT_COLUMNS, job_of, segment_of
+from .rows import SEGMENT_COLUMNS, SELECT_JOB, job_of, segment_of
 
 LOOK_AHEAD = 64
 """Waiting segments that are looked at to tell how much waits."""
@@ -26,10 +26,10 @@ _DUE = "state = 'waiting' AND (not_before <= ? OR not_before > ?)"
 
 
 class Segments(Jobs):
-    """What happens to a segment: one method a move."""
+    """The moves of a segment, one method each."""
 
     def _due_now(self) -> tuple[int, int]:
-        """The parameters of `_DUE`."""
+        """Return the parameters of `_DUE`."""
         now = self._clock.monotonic_ms()
         return now, now + LONGEST_PAUSE_MS
 
@@ -186,14 +186,14 @@ class Segments(Jobs):
             )
 
     async def forget_abandoned(self, comfy_prompt_ids: Iterable[str]) -> None:
-        """ComfyUI knows these prompts no more."""
+        """Forget given-up prompts that their ComfyUI knows no more."""
         async with self._transaction():
             await self._writer.execute_many(
                 "DELETE FROM abandoned_prompt WHERE comfy_prompt_id = ?", [(id_,) for id_ in comfy_prompt_ids]
             )
 
     async def abandoned(self, backend: str) -> set[str]:
-        """The prompts that were given up at a backend and that it may still know."""
+        """Return the prompts that were given up at a backend and that it may still know."""
         sql = "SELECT comfy_prompt_id FROM abandoned_prompt WHERE backend = ?"
         return {row[0] for row in await self._read(sql, backend)}
 
@@ -246,26 +246,26 @@ class Segments(Jobs):
                 return None
             row = await self._one(
                 "UPDATE job SET segments_done = segments_done + 1, updated_at = ?"
-                f" WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING {JOB_COLUMNS}",
+                " WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING 1",
                 self._clock.now_ms(),
                 segment.prompt_id,
             )
-            if await self._settle_cancel(events, segment.prompt_id):
+            if row is None or await self._settle_cancel(events, segment.prompt_id):
                 return None
-        return job_of(row) if row else None
+            return await self._job(segment.prompt_id)
 
     async def submitted(self) -> list[Segment]:
-        """The segments that a backend may know: to be looked up after a start."""
+        """Return the segments that a backend may know."""
         sql = f"SELECT {SEGMENT_COLUMNS} FROM segment WHERE state = 'submitted'"
         return [segment_of(row) for row in await self._read(sql)]
 
     async def segments(self, prompt_id: str) -> list[Segment]:
-        """A job's segments in the order of their frames."""
+        """Return a job's segments in the order of their frames."""
         sql = f"SELECT {SEGMENT_COLUMNS} FROM segment WHERE prompt_id = ? ORDER BY first_frame"
         return [segment_of(row) for row in await self._read(sql, prompt_id)]
 
     async def waiting_frames(self) -> list[int]:
-        """How long the segments are that would be claimed next, as far ahead as matters."""
+        """Return the frame counts of the segments that would be claimed next, as far ahead as matters."""
         rows = await self._read(
             f"SELECT frame_count FROM segment WHERE {_DUE}"
             " ORDER BY priority DESC, created_at, prompt_id, number LIMIT ?",
@@ -275,14 +275,14 @@ class Segments(Jobs):
         return [row[0] for row in rows]
 
     async def next_due_s(self) -> float | None:
-        """Seconds until the next pausing segment may be claimed; None when none pauses."""
+        """Return the seconds until the next pausing segment may be claimed; None when none pauses."""
         now = self._clock.monotonic_ms()
         sql = "SELECT min(not_before) FROM segment WHERE state = 'waiting' AND not_before > ?"
         rows = await self._read(sql, now)
         return None if rows[0][0] is None else (rows[0][0] - now) / 1000
 
     async def jobs_needing_engine(self, limit: int) -> list[str]:
-        """The ids of jobs that still need an engine, those that are due first, at most `limit`."""
+        """Return the ids of jobs that still need an engine, the next ones first, at most `limit`."""
         begun = "SELECT prompt_id FROM job WHERE state = 'PROCESSING' AND segments_done < segments_total LIMIT ?"
         queued = (
             "SELECT prompt_id FROM job WHERE state = 'QUEUED' ORDER BY priority DESC, created_at, prompt_id LIMIT ?"
@@ -291,6 +291,6 @@ class Segments(Jobs):
         return found[:limit]
 
     async def unfinished(self) -> list[Job]:
-        """Jobs whose segments are all done but which have not ended: to be joined."""
-        sql = f"SELECT {JOB_COLUMNS} FROM job WHERE state = 'PROCESSING' AND segments_done = segments_total"
+        """Return the jobs to be joined: their segments are all done, and they have not ended."""
+        sql = f"{SELECT_JOB} WHERE state = 'PROCESSING' AND segments_done = segments_total"
         return [job_of(row) for row in await self._read(sql)]

@@ -14,7 +14,7 @@ import aiosqlite
 from .connection import NewerDatabase, Row, StoreError
 
 BUSY_TIMEOUT_MS = 5000
-"""How long another process may keep the database locked before that is an error."""
+"""The time another process may keep the database locked before that is an error."""
 
 _TRANSIENT = frozenset(
     {

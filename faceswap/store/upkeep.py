@@ -1,4 +1,4 @@
-"""What goes with time, and what outlives a process."""
+"""Marks of what is erased, and facts that outlive a process."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from .database import Database
 
 
 class Upkeep(Database):
-    """What the janitor, the listener and the ETA need."""
+    """The needs of the janitor, the listener and the ETA."""
 
     async def with_expired_inputs(self, before: int, limit: int) -> list[str]:
-        """Ended jobs whose inputs are still there and which ended before a time."""
+        """Return jobs that ended before a time and whose inputs are still there."""
         sql = "SELECT prompt_id FROM job WHERE inputs_erased = 0 AND finished_at <= ? LIMIT ?"
         return [row[0] for row in await self._read(sql, before, limit)]
 
     async def with_expired_results(self, before: int, limit: int) -> list[tuple[str, str]]:
-        """Ended jobs, with their file, whose result is still there and which ended before a time."""
+        """Return jobs, each with its file, that ended before a time and whose result is still there."""
         sql = (
             "SELECT prompt_id, result_file FROM job"
             " WHERE result_erased = 0 AND result_file IS NOT NULL AND finished_at <= ? LIMIT ?"
@@ -26,7 +26,7 @@ class Upkeep(Database):
         return [(row[0], row[1]) for row in await self._read(sql, before, limit)]
 
     async def mark_inputs_erased(self, prompt_id: str) -> bool:
-        """The inputs of an ended job are about to go: it cannot be retried any more. False when it was retried."""
+        """Store that an ended job's inputs are about to go: it cannot be retried. False when it was."""
         async with self._transaction():
             row = await self._one(
                 "UPDATE job SET inputs_erased = 1 WHERE prompt_id = ? AND finished_at IS NOT NULL RETURNING 1",
@@ -35,41 +35,41 @@ class Upkeep(Database):
         return row is not None
 
     async def mark_result_erased(self, prompt_id: str) -> None:
-        """The result of an ended job is about to go."""
+        """Store that an ended job's result is about to go."""
         async with self._transaction():
             await self._run("UPDATE job SET result_erased = 1 WHERE prompt_id = ?", prompt_id)
 
     async def begin_erasure(self, prompt_id: str) -> None:
-        """A job's inputs and result are about to go for good, and its record after them."""
+        """Store that a job's inputs and result are about to go for good, and its record after them."""
         async with self._transaction():
             await self._run("UPDATE job SET inputs_erased = 1, result_erased = 1 WHERE prompt_id = ?", prompt_id)
 
     async def known(self, prompt_ids: Iterable[str]) -> set[str]:
-        """Those of the ids that are jobs."""
+        """Return the ids that are jobs."""
         ids = json.dumps(list(prompt_ids))
         sql = "SELECT prompt_id FROM job WHERE prompt_id IN (SELECT value FROM json_each(?))"
         return {row[0] for row in await self._read(sql, ids)}
 
     async def known_results(self, filenames: Iterable[str]) -> set[str]:
-        """Those of the names that are, were, or were to become the result of a job."""
+        """Return the names that are, were, or were to become the result of a job."""
         names = json.dumps({filename.rpartition(".")[0]: filename for filename in filenames})
         sql = "SELECT named.value FROM json_each(?) AS named JOIN job ON job.output_name = named.key"
         return {row[0] for row in await self._read(sql, names)}
 
     async def with_inputs(self, prompt_ids: Iterable[str]) -> set[str]:
-        """Those of the ids that are jobs whose inputs have not expired."""
+        """Return the ids of jobs whose inputs have not expired."""
         ids = json.dumps(list(prompt_ids))
         sql = "SELECT prompt_id FROM job WHERE inputs_erased = 0 AND prompt_id IN (SELECT value FROM json_each(?))"
         return {row[0] for row in await self._read(sql, ids)}
 
     async def unexpired_results(self, filenames: Iterable[str]) -> set[str]:
-        """Those of the names that are results which have not expired."""
+        """Return the names of results that have not expired."""
         names = json.dumps(list(filenames))
         sql = "SELECT result_file FROM job WHERE result_erased = 0 AND result_file IN (SELECT value FROM json_each(?))"
         return {row[0] for row in await self._read(sql, names)}
 
     async def client_id(self, backend: str) -> str:
-        """The client id under which a backend's socket is opened: the same as long as the database lives."""
+        """Return the client id under which a backend's socket is opened: the same while the database lives."""
         async with self._transaction():
             row = await self._one(
                 "INSERT INTO backend (name, client_id) VALUES (?, ?)"
@@ -81,7 +81,7 @@ class Upkeep(Database):
         return str(row[0])
 
     async def phase_costs(self, key: str) -> dict[str, float]:
-        """Learned seconds per frame of each phase."""
+        """Return the learned seconds per frame of each phase."""
         sql = "SELECT phase, seconds FROM stat WHERE key = ?"
         return {row[0]: row[1] for row in await self._read(sql, key)}
 

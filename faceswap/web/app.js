@@ -32,18 +32,18 @@ let upload = null;
 let watched = null;
 let original = null;
 
-/** One sentence for a person out of an error answer's text (problem+json, RFC 9457, or anything else). */
-function problemSentence(status, text) {
+/** Return the message of an error answer (problem+json, RFC 9457, or any other text) for the user. */
+function problemMessage(status, text) {
   try {
     const problem = JSON.parse(text);
     if (problem.detail || problem.title) return problem.detail || problem.title;
   } catch {
-    // Not from the service itself; the status has to do.
+    // Not the service's own answer: only the status can be shown.
   }
   return status ? `The service answered with an error (${status}).` : UNREACHABLE;
 }
 
-/** The JSON of an answer; throws an Error whose message is a sentence to show, with the HTTP status (0: no answer). */
+/** Request a path and return its JSON; throws an Error with a message to show and the HTTP status (0: no answer). */
 async function call(path, init) {
   let response;
   try {
@@ -52,11 +52,11 @@ async function call(path, init) {
     throw Object.assign(new Error(UNREACHABLE), { status: 0 });
   }
   const text = await response.text();
-  if (!response.ok) throw Object.assign(new Error(problemSentence(response.status, text)), { status: response.status });
+  if (!response.ok) throw Object.assign(new Error(problemMessage(response.status, text)), { status: response.status });
   return text ? JSON.parse(text) : null;
 }
 
-/** The path of a result, from the `/download/…` of a status document or a bare file name. */
+/** Return the path of a result, from the `/download/…` of a status document or a bare file name. */
 function downloadPath(result) {
   const name = decodeURIComponent(result.replace(/^\/download\//, ""));
   return `download/${encodeURIComponent(name)}`;
@@ -66,12 +66,12 @@ function show(element, visible) {
   element.toggleAttribute("hidden", !visible); // SVG elements have no property `hidden`
 }
 
-function tell(element, sentence) {
-  element.textContent = sentence || "";
-  show(element, Boolean(sentence));
+function showMessage(element, message) {
+  element.textContent = message || "";
+  show(element, Boolean(message));
 }
 
-function element(tag, className, text) {
+function createElement(tag, className, text) {
   const made = document.createElement(tag);
   if (className) made.className = className;
   if (text !== undefined) made.textContent = text;
@@ -82,14 +82,14 @@ function announce(text) {
   if ($("announcement").textContent !== text) $("announcement").textContent = text;
 }
 
-function inTime(seconds) {
+function formatSeconds(seconds) {
   const whole = Math.max(0, Math.ceil(seconds));
   if (whole < 60) return `${whole} s`;
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
-function inBytes(bytes) {
+function formatBytes(bytes) {
   return bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
 }
 
@@ -98,21 +98,21 @@ function setState(chip, state) {
   chip.dataset.state = state;
 }
 
-function choose(kind, file) {
+function chooseFile(kind, file) {
   chosen[kind] = file;
   if (thumbnails[kind] && thumbnails[kind] !== original?.url) URL.revokeObjectURL(thumbnails[kind]);
   thumbnails[kind] = URL.createObjectURL(file);
   $(`${kind}-url`).value = "";
-  $(`${kind}-name`).textContent = `${file.name} · ${inBytes(file.size)}`;
+  $(`${kind}-name`).textContent = `${file.name} · ${formatBytes(file.size)}`;
   const thumbnail = $(`${kind}-thumb`);
-  // The fragment makes a browser that shows nothing before playing show the first picture.
+  // The fragment makes all browsers show the first picture before playing.
   thumbnail.src = thumbnails[kind] + (kind === "video" ? "#t=0.1" : "");
   show(thumbnail, true);
   show($(`${kind}-glyph`), false);
-  tell($("form-error"), "");
+  showMessage($("form-error"), "");
 }
 
-function forget(kind) {
+function clearFile(kind) {
   chosen[kind] = null;
   $(`${kind}-file`).value = "";
   $(`${kind}-name`).textContent = "The address below is used";
@@ -128,37 +128,37 @@ function prepareForm() {
   for (const kind of KINDS) {
     const drop = $(`${kind}-drop`);
     const input = $(`${kind}-file`);
-    input.addEventListener("change", () => input.files[0] && choose(kind, input.files[0]));
+    input.addEventListener("change", () => input.files[0] && chooseFile(kind, input.files[0]));
     $(`${kind}-thumb`).addEventListener("error", () => {
       show($(`${kind}-thumb`), false);
       show($(`${kind}-glyph`), true);
     });
-    $(`${kind}-url`).addEventListener("input", (event) => event.target.value && forget(kind));
+    $(`${kind}-url`).addEventListener("input", (event) => event.target.value && clearFile(kind));
     drop.addEventListener("dragenter", () => drop.classList.add("over"));
     drop.addEventListener("dragleave", (event) => drop.contains(event.relatedTarget) || drop.classList.remove("over"));
     drop.addEventListener("drop", (event) => {
       const [file] = event.dataTransfer.files;
-      if (event.dataTransfer.files.length === 1 && !kindOf(file)) choose(kind, file);
+      if (event.dataTransfer.files.length === 1 && !kindOf(file)) chooseFile(kind, file);
     });
   }
-  // Both files may be dropped at once, anywhere: each finds its place by its type.
+  // Both files may be dropped at once, anywhere on the page: each is assigned by its type.
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     KINDS.forEach((kind) => $(`${kind}-drop`).classList.remove("over"));
     for (const file of event.dataTransfer.files) {
-      if (kindOf(file)) choose(kindOf(file), file);
+      if (kindOf(file)) chooseFile(kindOf(file), file);
     }
   });
   $("swap-form").addEventListener("input", (event) => event.target.removeAttribute("aria-invalid"));
   $("swap-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    start();
+    submitForm();
   });
 }
 
-/** The sentence about the first field that cannot be sent, with the focus put there, or null. */
-function findMistake() {
+/** Focus the first field that cannot be sent and return the message about it, or null if there is none. */
+function validate() {
   const fields = [...$("swap-form").querySelectorAll("input:not([type=file])")];
   fields.forEach((field) => field.setAttribute("aria-invalid", String(!field.checkValidity())));
   const wrong = fields.find((field) => !field.checkValidity());
@@ -184,7 +184,7 @@ function formBody() {
     if (value) options[option] = read(value);
   }
   body.append("options", JSON.stringify(options));
-  // The files last: what is wrong with a field is told before they are sent.
+  // The files last: a wrong field is refused before they are sent.
   for (const kind of ["image", "video"]) {
     if (chosen[kind]) body.append(kind, chosen[kind]);
     else body.append(`${kind}_url`, $(`${kind}-url`).value.trim());
@@ -192,18 +192,18 @@ function formBody() {
   return body;
 }
 
-/** Send the form; the upload is shown like a job's first stretch. */
-function start() {
-  const mistake = findMistake();
-  tell($("form-error"), mistake);
+/** Send the form, and show the upload's progress in the place of the job's. */
+function submitForm() {
+  const mistake = validate();
+  showMessage($("form-error"), mistake);
   if (mistake) return;
-  // XMLHttpRequest, because fetch does not tell how much of a body was sent.
+  // XMLHttpRequest, because fetch does not report the progress of an upload.
   upload = new XMLHttpRequest();
   upload.open("POST", "face-swap");
   upload.setRequestHeader("Prefer", "respond-async");
   upload.upload.addEventListener("progress", (event) => {
     if (event.lengthComputable) showPercentage((100 * event.loaded) / event.total);
-    $("figures").textContent = `${inBytes(event.loaded)} of ${inBytes(event.total)}`;
+    $("figures").textContent = `${formatBytes(event.loaded)} of ${formatBytes(event.total)}`;
   });
   upload.upload.addEventListener("load", () => {
     $("step").textContent = "Checking the files…";
@@ -211,21 +211,21 @@ function start() {
   });
   upload.addEventListener("load", ({ target }) => {
     upload = null;
-    if (target.status >= 300) return refuse(problemSentence(target.status, target.responseText));
+    if (target.status >= 300) return rejectUpload(problemMessage(target.status, target.responseText));
     const { prompt_id: promptId } = JSON.parse(target.responseText);
     original = chosen.video ? { promptId, url: thumbnails.video } : null;
     location.hash = `job=${promptId}`;
   });
-  upload.addEventListener("error", () => refuse(UNREACHABLE));
-  upload.addEventListener("abort", () => refuse("The upload was cancelled."));
+  upload.addEventListener("error", () => rejectUpload(UNREACHABLE));
+  upload.addEventListener("abort", () => rejectUpload("The upload was cancelled."));
   clearJob(chosen.video?.name || "New job");
   upload.send(formBody());
 }
 
-function refuse(sentence) {
+function rejectUpload(message) {
   upload = null;
   showForm();
-  tell($("form-error"), sentence);
+  showMessage($("form-error"), message);
 }
 
 function clearJob(name) {
@@ -262,7 +262,7 @@ function stopWatching() {
   watched = null;
 }
 
-/** Show a job and follow it to its end; its events say everything, from its beginning, however late one comes. */
+/** Show a job and follow it to its end; its event stream begins with the stored events, however late it is opened. */
 async function openJob(promptId) {
   stopWatching();
   clearJob("");
@@ -285,10 +285,10 @@ async function openJob(promptId) {
   else follow(job);
 }
 
-function showUnknown(sentence) {
+function showUnknown(message) {
   showForm();
   history.replaceState(null, "", location.pathname + location.search);
-  tell($("form-error"), sentence);
+  showMessage($("form-error"), message);
 }
 
 function follow(job) {
@@ -312,13 +312,13 @@ function follow(job) {
     show($("preview"), true);
   });
   on("completed", (data) => showResult(data.filename, data.warnings, data.bytes));
-  // A job that was retried tells of its earlier end too; how it stands now, its status says.
+  // The events of a retried job include its earlier end; only its status tells how it is now.
   on("cancelled", () => openIfEnded(job));
   on("error", () => openIfEnded(job));
   source.addEventListener("error", (event) => {
-    if (event.data !== undefined || watched !== job) return; // an event called "error" is the job's, not the connection's
+    if (event.data !== undefined || watched !== job) return; // an event with data is the job's own "error", not the connection's
     $("step").textContent = "The connection was lost, trying again…";
-    // The browser reconnects by itself, unless it was answered with anything but a stream.
+    // The browser reconnects by itself, unless the answer was not a stream.
     if (source.readyState === EventSource.CLOSED) setTimeout(() => watched === job && openJob(job.promptId), RECONNECT_MS);
   });
 }
@@ -344,7 +344,7 @@ function showProgress(data) {
   showPercentage(data.percentage);
   const figures = [`${data.current} of ${data.total} frames`];
   if (data.fps) figures.push(`${data.fps.toFixed(data.fps < 10 ? 1 : 0)} fps`);
-  if (data.eta_seconds !== null && data.eta_seconds !== undefined) figures.push(`${inTime(data.eta_seconds)} left`);
+  if (data.eta_seconds !== null && data.eta_seconds !== undefined) figures.push(`${formatSeconds(data.eta_seconds)} left`);
   $("figures").textContent = figures.join(" · ");
   if (data.percentage >= 10) announce(`${Math.floor(data.percentage / 10) * 10} percent done`);
 }
@@ -368,19 +368,19 @@ function showResult(result, warnings, bytes) {
   show($("original-figure"), Boolean(own));
   if (own) $("original").src = own.url;
   $("download").href = path;
-  $("download").textContent = bytes ? `Download · ${inBytes(bytes)}` : "Download";
-  $("warnings").replaceChildren(...(warnings || []).map((warning) => element("li", "", warning)));
+  $("download").textContent = bytes ? `Download · ${formatBytes(bytes)}` : "Download";
+  $("warnings").replaceChildren(...(warnings || []).map((warning) => createElement("li", "", warning)));
   show($("warnings"), Boolean(warnings?.length));
   show($("result"), true);
   show($("download"), true);
 }
 
-function showEnd(state, sentence) {
+function showEnd(state, message) {
   const promptId = watched?.promptId;
   finish(state);
   $("retry").onclick = () => retry(promptId);
   show($("retry"), true);
-  tell($("job-error"), sentence || (state === "CANCELLED" ? "The job was cancelled." : "The job failed."));
+  showMessage($("job-error"), message || (state === "CANCELLED" ? "The job was cancelled." : "The job failed."));
 }
 
 async function cancel() {
@@ -392,7 +392,7 @@ async function cancel() {
     await call(`jobs/${encodeURIComponent(watched.promptId)}/cancel`, { method: "POST" });
   } catch (error) {
     $("cancel").disabled = false;
-    if (error.status !== 409) showStep(error.message); // 409: it has ended meanwhile, and its events say how
+    if (error.status !== 409) showStep(error.message); // 409: it has ended meanwhile, as its events show
   }
 }
 
@@ -401,44 +401,44 @@ async function retry(promptId) {
     await call(`jobs/${encodeURIComponent(promptId)}/retry`, { method: "POST" });
     openJob(promptId);
   } catch (error) {
-    tell($("job-error"), error.message);
+    showMessage($("job-error"), error.message);
   }
 }
 
-/** Play the two videos as one: what is done to the result is done to the original. */
-function playTogether() {
+/** Play, pause and seek the original together with the result. */
+function synchronizePlayers() {
   const [first, second] = [$("swapped"), $("original")];
-  const together = () => second.hasAttribute("src");
-  first.addEventListener("play", () => together() && second.play());
-  first.addEventListener("pause", () => together() && second.pause());
+  const hasOriginal = () => second.hasAttribute("src");
+  first.addEventListener("play", () => hasOriginal() && second.play());
+  first.addEventListener("pause", () => hasOriginal() && second.pause());
   first.addEventListener("seeking", () => {
-    if (together()) second.currentTime = first.currentTime;
+    if (hasOriginal()) second.currentTime = first.currentTime;
   });
 }
 
 function jobRow(job) {
-  const row = element("li");
-  const name = element("span", "name", job.output_prefix);
-  const chip = element("span", "chip");
+  const row = createElement("li");
+  const name = createElement("span", "name", job.output_prefix);
+  const chip = createElement("span", "chip");
   setState(chip, job.status);
   name.append(chip);
   const notes = [new Date(job.created_at).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })];
   if (job.status === "PROCESSING") notes.push(`${Math.floor(job.progress.percentage)}%`);
   if (job.status === "QUEUED" && job.queue_position) notes.push(`place ${job.queue_position} in the queue`);
   if (job.error) notes.push(job.error);
-  const links = element("span", "links");
-  const open = element("a", "", ENDED.includes(job.status) ? "Show" : "Watch");
+  const links = createElement("span", "links");
+  const open = createElement("a", "", ENDED.includes(job.status) ? "Show" : "Watch");
   open.href = `#job=${encodeURIComponent(job.prompt_id)}`;
   open.setAttribute("aria-label", `${open.textContent} ${job.output_prefix}`);
   links.append(open);
   if (job.result) {
-    const download = element("a", "", "Download");
+    const download = createElement("a", "", "Download");
     download.href = downloadPath(job.result);
     download.download = "";
     download.setAttribute("aria-label", `Download ${job.output_prefix}`);
     links.append(download);
   }
-  row.append(name, element("span", "note", notes.join(" · ")), links);
+  row.append(name, createElement("span", "note", notes.join(" · ")), links);
   return row;
 }
 
@@ -447,11 +447,11 @@ async function refreshJobs() {
   try {
     ({ jobs } = await call(`jobs?limit=${RECENT_JOBS}`));
   } catch {
-    return; // the line about the engine's health says so
+    return; // refreshHealth() shows it
   }
   const list = $("jobs");
   const known = JSON.stringify(jobs);
-  if (list.dataset.known === known) return; // replacing the rows would take the focus away from a link
+  if (list.dataset.known === known) return; // replacing the rows would move the focus away from a link
   const focused = document.activeElement?.closest("#jobs a")?.href;
   list.dataset.known = known;
   list.replaceChildren(...jobs.map(jobRow));
@@ -483,7 +483,7 @@ function refresh() {
   refreshJobs();
 }
 
-/** The address names the job that is shown, so that a reload, a bookmark and the back button find it again. */
+/** Show the job that the address names, so that a reload, a bookmark and the back button find it again. */
 function route() {
   if (upload) upload.abort();
   const promptId = new URLSearchParams(location.hash.slice(1)).get("job");
@@ -492,7 +492,7 @@ function route() {
 }
 
 prepareForm();
-playTogether();
+synchronizePlayers();
 $("cancel").addEventListener("click", cancel);
 window.addEventListener("hashchange", route);
 window.addEventListener("beforeunload", (event) => upload && event.preventDefault());

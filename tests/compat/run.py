@@ -59,7 +59,7 @@ def _environment(folder: Path) -> Path:
 
 
 def _prepare(folder: Path) -> None:
-    """A clip that pans over one sample, the other sample as the face, and the seed workflow that names both."""
+    """Return a clip that pans over one sample, the other sample as the face, and the seed workflow that names both."""
     face = cv2.imread(str(PACKAGE / "samples" / "astronaut.png"))
     person = cv2.imread(str(PACKAGE / "samples" / "grace_hopper.jpg"))
     assert face is not None and person is not None
@@ -98,7 +98,7 @@ def _engine(data: Path) -> Iterator[str]:
 
 
 def _upload(python: Path, url: str, folder: Path) -> None:
-    """The files for those clients that cannot upload."""
+    """Return the files for those clients that cannot upload."""
     code = (
         "import sys, requests\n"
         "for path in sys.argv[2:]:\n"
@@ -109,7 +109,7 @@ def _upload(python: Path, url: str, folder: Path) -> None:
 
 
 def _run(python: Path, client: str, url: str, folder: Path) -> str:
-    """Runs one client; returns what is wrong, or nothing."""
+    """Run one client; returns its faults, or nothing."""
     out = folder / f"{client}.mp4"
     command = [python, HERE / "clients" / f"{client}.py", url, folder, out]
     try:

@@ -201,7 +201,7 @@ class ComfyUI:
                 self.later(delay, lambda client_id=client_id: self.forget_socket(client_id))
 
     def forget_socket(self, client_id: str) -> None:
-        """A socket of a client id has closed: whichever is the last of it is forgotten."""
+        """Forget the last socket of a client id, whichever of them has closed."""
         self._sockets.pop(client_id, None)
 
     def later(self, delay_s: float, work: Callable[[], None]) -> None:

@@ -169,7 +169,7 @@ class Invariants:
             self._check(details["code"] not in UNEXPLAINED, f"{prompt_id} failed with {details['code']}")
 
     def _check_result(self, prompt_id: str, filename: str, frames: int) -> None:
-        """A job in SUCCESS has its file, and the file each frame once, in order."""
+        """Check that a job in SUCCESS has its file, and the file each frame once, in order."""
         path = self._world.files.result(filename)
         if not path.is_file():
             self._world.fail(f"{prompt_id} is in SUCCESS without its file")
@@ -301,9 +301,11 @@ class Invariants:
             self._check(comfy.running is None and not comfy.pending, f"{comfy.name} still works for an ended job")
         results = "SELECT result_file FROM job WHERE state = 'SUCCESS' AND result_erased = 0"
         names = {row[0] for row in self._reader.execute(results)}
-        found = set(self._world.files.results())
+        found = {path.name for path in self._world.files.result("any").parent.iterdir()}
         self._check(found == names, f"results {sorted(found)} are there for {sorted(names)}")
-        stray = set(self._world.files.job_folders()) - stored.keys()
+        parents = (self._world.files.inputs("any").parent, self._world.files.joined("any").parent.parent)
+        folders = {path.name for parent in parents for path in parent.iterdir() if path.is_dir()}
+        stray = folders - stored.keys()
         self._check(not stray, f"files of no job: {sorted(stray)}")
 
     def _story(self, prompt_id: str) -> str:

@@ -39,6 +39,8 @@ class Scheduler:
         self.stopped = False
         self.errors: list[str] = []
         """What went wrong in a callback, outside of every task."""
+        self.before_thread: Callable[[Callable[..., Any]], None] = lambda work: None
+        """Called with what a thread is to do; what it raises, that raises."""
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
 
@@ -174,6 +176,7 @@ class Machine(asyncio.AbstractEventLoop):
             if future.cancelled():
                 return
             try:
+                self.scheduler.before_thread(func)
                 future.set_result(func(*args))
             except Exception as error:  # noqa: BLE001  # raised where the thread is waited for
                 future.set_exception(error)

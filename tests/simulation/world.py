@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import closing, suppress
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from faceswap import engine_watch, progress_reporter
 from faceswap.api.stream import follow
 from faceswap.config import Timeouts, resource_dir
 from faceswap.errors import Problem
-from faceswap.files import Files, upload_mark
+from faceswap.files import Files
 from faceswap.hub import Lagging
 from faceswap.jobs import Inputs, NewJob, Options, SegmentPlan
 from faceswap.store import StoreError
@@ -54,6 +55,8 @@ TICK_S = 2.0
 """Between two progress events of a simulated service: fewer, so that a seed takes less time."""
 WORKFLOW = "FaceSwap-Reactor-API"
 QUEUE_LIMIT = 100
+NEED_ROOM = frozenset({"begin_upload", "make_scratch", "mark_erasure", "publish_result"})
+"""Methods of `Files` that make something new on the disk."""
 FAULTS_END_S = (20.0, 80.0)
 """Between which times faults and users stop."""
 QUIET_S = 6.0
@@ -91,6 +94,7 @@ class World:
         self.counts: Counter[str] = Counter()
         self.files = Files(folder)
         self.files.create()
+        self.scheduler.before_thread = self._check_thread
         self.database_away = self.disk_full = False
         self.media_trouble = 0.0
         self.faults_over = False
@@ -104,7 +108,7 @@ class World:
         self.trace.append(f"{self.scheduler.now:9.3f} {text}")
 
     def fail(self, violation: str) -> None:
-        """A promise did not hold: the simulation ends here."""
+        """End the simulation: a promise did not hold."""
         if self.violation is None:
             self.violation = violation
             self.note(f"VIOLATION: {violation}")
@@ -129,6 +133,12 @@ class World:
         """Raise `OSError` while the disk is full."""
         if self.disk_full:
             raise OSError(28, "No space left on device")
+
+    def _check_thread(self, work: Callable[..., object]) -> None:
+        """Raise `OSError` where a thread is to write while the disk is full."""
+        inner = work.args[0] if isinstance(work, partial) and work.args else work
+        if getattr(inner, "__name__", "") in NEED_ROOM:
+            self.check_disk()
 
     # The run.
 
@@ -365,11 +375,8 @@ class World:
 
     async def _submit(self, node: Node, prompt_id: str) -> None:
         counts = [self.random.randint(3, 20) for _ in range(self.random.choice((1, 1, 2, 3, 6)))]
-        self.check_disk()
+        await self.files.begin_upload(prompt_id)
         folder = self.files.inputs(prompt_id)
-        mark = upload_mark(folder)
-        mark.touch()
-        folder.mkdir()
         clip = {"job": prompt_id, "first": 0, "count": sum(counts)}
         (folder / "video.mp4").write_text(json.dumps(clip), encoding="utf-8")
         (folder / "face.png").write_text("{}", encoding="utf-8")
@@ -381,11 +388,10 @@ class World:
         try:
             await node.store.create(new, QUEUE_LIMIT)
         except (Problem, StoreError):
-            shutil.rmtree(folder)
-            mark.unlink()
+            await self.files.delete_upload(prompt_id)
             raise
         self.invariants.accepted.add(prompt_id)
-        mark.unlink()
+        await self.files.accept_upload(prompt_id)
         node.scheduler.wake()
 
     async def _cancel(self, node: Node, prompt_id: str) -> None:

@@ -1,4 +1,4 @@
-"""What was promised to the users of a chaos run, what was done to them, and what came of it."""
+"""The book of a chaos run: promises to the users, actions, and results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from faceswap.client import Event
+from faceswap.client import JobEvent
 
 FRAMES_IN_NAME = re.compile(r" of (\d+) frames")
 SUPERSEDED = ("progress", "preview")
@@ -28,7 +28,7 @@ class Book:
     promised: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
     erased: set[str] = field(default_factory=set)
-    heard: dict[str, list[Event]] = field(default_factory=dict)
+    heard: dict[str, list[JobEvent]] = field(default_factory=dict)
     done: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
@@ -40,24 +40,24 @@ class Book:
 
 
 def name_of(number: int, frames: int) -> str:
-    """The name of a job's result, from which a job that nobody was told of can be judged too."""
+    """Name a job's result, so that a job of which no user was told can be judged too."""
     return f"job {number} of {frames} frames"
 
 
 def frames_of(name: str) -> int:
-    """The frames of the clip of a job, from its result's name."""
+    """Return the frames of a job's clip, from the name of its result."""
     found = FRAMES_IN_NAME.search(name)
     assert found is not None, name
     return int(found[1])
 
 
-def durable(events: list[Event]) -> list[tuple[str, str]]:
+def durable(events: list[JobEvent]) -> list[tuple[str, str]]:
     """Numbers and types of the events that are never superseded."""
     return [(event.id, event.type) for event in events if event.type not in SUPERSEDED]
 
 
-def story_faults(events: list[Event]) -> list[str]:
-    """What is wrong with a job's events in themselves."""
+def story_faults(events: list[JobEvent]) -> list[str]:
+    """Return the faults of a job's events in themselves."""
     faults = []
     numbers = [int(event.id) for event in events]
     if numbers != sorted(set(numbers)):

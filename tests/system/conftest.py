@@ -42,7 +42,7 @@ async def session() -> AsyncIterator[aiohttp.ClientSession]:
 
 @pytest.fixture
 def api_of(session: aiohttp.ClientSession, media: Media) -> Callable[[Service], Api]:
-    """Makes a user of a service that the test started."""
+    """Make a user of a service that the test started."""
     return lambda service: Api(service.url, session, media)
 
 
@@ -53,7 +53,7 @@ def service(processes: tuple[Service, Engine]) -> Service:
 
 @pytest.fixture
 async def engine(processes: tuple[Service, Engine]) -> AsyncIterator[Engine]:
-    """The engine, whose faults are the test's to choose."""
+    """Yield the engine, whose faults are the test's to choose."""
     engine = processes[1]
     yield engine
     await engine.set_faults(paint=True)
@@ -62,7 +62,7 @@ async def engine(processes: tuple[Service, Engine]) -> AsyncIterator[Engine]:
 
 @pytest.fixture
 async def api(service: Service, api_of: Callable[[Service], Api]) -> Api:
-    """A user of the service, once that is ready for jobs."""
+    """Return a user of the service, once that is ready for jobs."""
     api = api_of(service)
 
     async def ready() -> bool:
@@ -74,19 +74,19 @@ async def api(service: Service, api_of: Callable[[Service], Api]) -> Api:
 
 @pytest.fixture
 def idle(idle_process: Service, api_of: Callable[[Service], Api]) -> Api:
-    """A user of a service whose jobs stay queued."""
+    """Return a user of a service whose jobs stay queued."""
     return api_of(idle_process)
 
 
 @pytest.fixture
 def folder_service(tmp_path: Path) -> Callable[..., Service]:
-    """Makes a service with settings of its own, whose jobs stay queued."""
+    """Make a service with settings of its own, whose jobs stay queued."""
     return lambda **settings: Service(tmp_path / "own", f"http://127.0.0.1:{free_port()}", **settings)
 
 
 @pytest.fixture
 async def media_url(media: Media) -> AsyncIterator[str]:
-    """A web server that has the media under `/video` and `/image`."""
+    """Yield a web server that has the media under `/video` and `/image`."""
 
     async def serve(request: web.Request) -> web.Response:
         return web.Response(body={"video": media.video, "image": media.image}[request.match_info["name"]])
@@ -99,7 +99,7 @@ async def media_url(media: Media) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def nothing_is_left(service: Service) -> AsyncIterator[None]:
-    """The service has taken in no file that it still keeps, once the test is over."""
+    """Check, once the test is over, that the service has erased every input that the test sent."""
     before = inputs(service)
     yield
 

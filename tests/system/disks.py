@@ -17,13 +17,13 @@ BALLAST = "ballast"
 
 
 class Disk(Protocol):
-    """What a process writes to."""
+    """The disk that a process writes to."""
 
     def fill(self) -> None:
-        """From now on every write that needs room fails."""
+        """Let every write that needs room fail from now on."""
 
     def free(self) -> None:
-        """There is room again."""
+        """Make room again."""
 
 
 class Tmpfs:

@@ -27,7 +27,7 @@ SERVICE_LIMIT_MB, ENGINE_LIMIT_MB = 200, 700
 
 
 def picture(number: int, width: int, height: int) -> np.ndarray:
-    """A gradient and a bar that moves: cheap to encode, and no two frames alike."""
+    """Draw a gradient and a bar that moves: cheap to encode, and no two frames alike."""
     frame = np.empty((height, width, 3), np.uint8)
     frame[:] = np.linspace(40, 200, width, dtype=np.uint8)[None, :, None]
     left = number * 8 % (width - 64)
@@ -50,7 +50,7 @@ class Peaks:
 
 
 async def run(folder: Path, minutes: float) -> list[str]:
-    """The whole story; returns what went wrong."""
+    """Run the whole scenario; returns the faults."""
     frames = round(minutes * 60 * FRAME_RATE)
     clip = await asyncio.to_thread(
         make_clip,

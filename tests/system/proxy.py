@@ -64,12 +64,12 @@ class Ledger:
         return sent
 
     def forget_engine(self, proxy: Proxy) -> None:
-        """An engine knows nothing any more."""
+        """Note that an engine has forgotten everything."""
         for segment, prompts in self._sent.items():
             self._sent[segment] = [sent for sent in prompts if sent.proxy is not proxy]
 
     def forget_job(self, prompt_id: str) -> None:
-        """A job was asked to be done again: its last segment is, even when it is known."""
+        """Note that a job is retried: its last segment is rightly sent again, even when it is known."""
         for segment in [segment for segment in self._sent if segment.startswith(f"{prompt_id}/")]:
             del self._sent[segment]
 
@@ -92,21 +92,21 @@ class Proxy:
         self._session: aiohttp.ClientSession | None = None
 
     def engine_died(self) -> None:
-        """The engine forgot everything: whatever is sent now is rightly sent again."""
+        """Note that the engine forgot everything: prompts sent now are rightly sent again."""
         self._ledger.forget_engine(self)
 
     def freeze(self) -> None:
-        """The engine answers nothing from now on."""
+        """Let the engine answer nothing from now on."""
         self.thawed.clear()
 
     def thaw(self) -> None:
-        """The engine goes on."""
+        """Let the engine answer again."""
         self._thawed_at = time.monotonic()
         self.thawed.set()
 
     @property
     def can_be_asked(self) -> bool:
-        """Whether the engine answers, and has for long enough that nobody still acts on its silence."""
+        """True once the engine has answered for so long that no reaction to its silence is pending."""
         return self.thawed.is_set() and time.monotonic() - self._thawed_at > AFTER_THAW_S
 
     async def cut_sockets(self) -> None:
@@ -178,7 +178,7 @@ class Proxy:
             return response
 
     async def knows(self, prompt_id: str) -> bool:
-        """Whether the engine has a prompt, waiting, running, or ended well with its file still there."""
+        """Tell whether the engine has a prompt: waiting, running, or ended well with its file still there."""
         try:
             async with asyncio.timeout(ASK_S):
                 return await self._knows(prompt_id)

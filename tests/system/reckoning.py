@@ -1,4 +1,4 @@
-"""What must hold when a chaos run has calmed down: of every job, its events, the database, and every file."""
+"""Checks after a chaos run: of every job, its events, the database, and every file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from clips import read_numbers
 from processes import Engine, Service, files_in
 from system.book import ENDS, Book, durable, frames_of, story_faults
 
-from faceswap.client import ClientError, Event, FaceSwapClient
+from faceswap.client import ClientError, FaceSwapClient, JobEvent
 
 Row = dict[str, Any]
 
@@ -31,7 +31,7 @@ def rows(service: Service, sql: str) -> list[Row]:
 
 
 async def still_open(service: Service) -> list[str]:
-    """The jobs that have not ended, those too that nobody was told of."""
+    """Return the jobs that have not ended, also those of which no user was told."""
     while True:
         try:
             found = rows(service, "SELECT prompt_id FROM job WHERE finished_at IS NULL")
@@ -41,7 +41,7 @@ async def still_open(service: Service) -> list[str]:
 
 
 async def check_jobs(book: Book, service: Service, folder: Path) -> None:
-    """Each job that was promised has ended rightly, has told so, and its result is whole."""
+    """Check that each promised job has ended rightly, with the right last event and a whole result."""
     known = {row["prompt_id"] for row in rows(service, "SELECT prompt_id FROM job")}
     for prompt_id in sorted(book.promised - book.erased - known):
         book.violated(f"{prompt_id} was promised and is not known")
@@ -62,9 +62,9 @@ async def check_jobs(book: Book, service: Service, folder: Path) -> None:
 
 
 async def _check_events(book: Book, client: FaceSwapClient, status: Row) -> None:
-    """What is replayed, and what was heard live, is in order and ends as `/status` says."""
+    """Check that replayed and live events are in order and end as `/status` says."""
     prompt_id = status["prompt_id"]
-    whole: list[Event] = [event async for event in client.watch(prompt_id)]
+    whole: list[JobEvent] = [event async for event in client.watch(prompt_id)]
     for fault in story_faults(whole):
         book.violated(f"{prompt_id}, its events: {fault}")
     if whole[-1].type != ENDS[status["status"]]:
@@ -91,7 +91,7 @@ async def _check_result(book: Book, client: FaceSwapClient, status: Row, result:
 
 
 def check_database(book: Book, service: Service) -> None:
-    """The database is whole; called when the service has stopped."""
+    """Check that the database is whole; called when the service has stopped."""
     for pragma, right in (("integrity_check", [{"integrity_check": "ok"}]), ("foreign_key_check", [])):
         found = rows(service, f"PRAGMA {pragma}")
         if found != right:
@@ -99,7 +99,7 @@ def check_database(book: Book, service: Service) -> None:
 
 
 async def check_files(book: Book, service: Service) -> None:
-    """Every file in the data folder belongs to a job, and every file of a job is there."""
+    """Check that every file in the data folder belongs to a job, and every file of a job is there."""
     deadline = time.monotonic() + TIDY_S
     while (faults := file_faults(service)) and time.monotonic() < deadline:
         await asyncio.sleep(POLL_S)
@@ -123,7 +123,7 @@ def file_faults(service: Service) -> list[str]:
 
 
 def check_engine_files(book: Book, engine: Engine) -> None:
-    """An engine keeps no half of anything."""
+    """Check that an engine keeps no partial file."""
     for name in files_in(engine.data_dir):
         if name.endswith((".upload", ".part", ".part.mp4")):
             book.violated(f"{name} was left in an engine")

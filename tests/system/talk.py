@@ -64,7 +64,7 @@ class Api:
         self.media = media
 
     def form(self, **fields: Any) -> aiohttp.FormData:
-        """The multipart request for the media; a field of None is left out, bytes are sent as a file."""
+        """Build the multipart request for the media; a field of None is left out, bytes are sent as a file."""
         form = aiohttp.FormData()
         for name, value in {"video": self.media.video, "image": self.media.image, **fields}.items():
             if isinstance(value, bytes):
@@ -74,7 +74,7 @@ class Api:
         return form
 
     async def call(self, method: str, path: str, **request: Any) -> Answer:
-        """A call to a path that is sent as it is written."""
+        """Send a call whose path is not normalised."""
         url = URL(self.url + path, encoded=True)
         async with self.session.request(method, url, allow_redirects=False, **request) as response:
             return Answer(response.status, response.headers, await response.read())
@@ -92,7 +92,7 @@ class Api:
         )
 
     async def submit(self, **fields: Any) -> str:
-        """The prompt_id of a new job."""
+        """Submit a job and return its prompt_id."""
         answer = await self.swap(**fields)
         assert answer.status == 202, answer.body
         return str(answer.json["prompt_id"])
@@ -117,29 +117,29 @@ class Api:
         return await self.until(prompt_id, "SUCCESS")
 
     async def finished(self, **fields: Any) -> dict[str, Any]:
-        """The status of a new job that has succeeded."""
+        """Run a job to its success and return its status."""
         return await self.done(await self.submit(**fields))
 
     @asynccontextmanager
     async def watching(self, prompt_id: str, **request: Any) -> AsyncIterator[AsyncIterator[Told]]:
-        """A job's event stream, opened."""
+        """Open a job's event stream."""
         async with self.session.get(f"{self.url}/events/{prompt_id}", **request) as response:
             assert response.status == 200, await response.text()
             yield told(response)
 
     async def raw(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection on which a test writes every byte itself."""
+        """Open a connection on which a test writes every byte itself."""
         url = URL(self.url)
         return await asyncio.open_connection(url.host, url.port)
 
     async def events(self, prompt_id: str, **request: Any) -> list[Told]:
-        """All events of a job until its stream ends."""
+        """Return all events of a job until its stream ends."""
         async with asyncio.timeout(WAIT_S), self.watching(prompt_id, **request) as stream:
             return [event async for event in stream]
 
 
 async def told(response: aiohttp.ClientResponse) -> AsyncIterator[Told]:
-    """The events of an answer that is an event stream."""
+    """Yield the events of an answer that is an event stream."""
     parser = EventStreamParser()
     async for chunk in response.content.iter_any():
         for message in parser.feed(chunk):
@@ -147,7 +147,7 @@ async def told(response: aiohttp.ClientResponse) -> AsyncIterator[Told]:
 
 
 def half_an_upload(media: Media) -> bytes:
-    """A request of which nothing comes after the video."""
+    """Build a request that ends after the video."""
     head = b"POST /face-swap HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     part = b'--b\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\n' + media.video
     return head + b"Content-Length: 900000\r\n\r\n" + part
@@ -157,21 +157,21 @@ UPGRADE = (
     "GET /face-swap-ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {'A' * 22}==\r\n\r\n"
 ).encode()
-"""What opens a WebSocket (RFC 6455, 4.1)."""
+"""The request that opens a WebSocket (RFC 6455, 4.1)."""
 
 
 def frame_head(kind: aiohttp.WSMsgType, length: int) -> bytes:
-    """The head of a masked WebSocket frame whose mask changes nothing (RFC 6455, 5.2)."""
+    """Build the head of a masked WebSocket frame whose mask changes nothing (RFC 6455, 5.2)."""
     return bytes([0x80 | kind, 0x80 | 127]) + length.to_bytes(8, "big") + bytes(4)
 
 
 def durable(events: list[Told]) -> list[Told]:
-    """The events that are never superseded."""
+    """Return the events that are never superseded."""
     return [event for event in events if event.type not in ("progress", "preview")]
 
 
 def assert_problem(answer: Answer, status: int, code: str) -> dict[str, Any]:
-    """It is problem+json with this status and code, one sentence for a person, and nothing from inside."""
+    """Check that an answer is problem+json with this status and code, one sentence, and no internals."""
     kind = "application/problem+json; charset=utf-8"
     assert (answer.status, answer.headers["Content-Type"]) == (status, kind), answer.body[:500]
     document = dict(answer.json)
@@ -182,7 +182,7 @@ def assert_problem(answer: Answer, status: int, code: str) -> dict[str, Any]:
 
 
 def assert_sentence(text: str) -> None:
-    """It is one line for a person, without traceback or server path."""
+    """Check that a text is one line for a person, without traceback or server path."""
     assert text.endswith((".", "!")) and text == text.strip() and "\n" not in text, text
     for inside in ("Traceback", "/tmp/", "site-packages", "faceswap/", ".py", "Error("):
         assert inside not in text, text

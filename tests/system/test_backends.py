@@ -23,7 +23,7 @@ def clip_of(folder: Path, frames: int) -> Path:
 
 
 async def succeeds(service: ServiceRig, prompt_id: str) -> dict[str, Any]:
-    """The status of a job that has ended well."""
+    """Return the status of a job that has ended well."""
     status = await service.ended(prompt_id)
     assert status["status"] == "SUCCESS", status
     return status

@@ -1,4 +1,4 @@
-"""What is wrong with a request is told with its status, its code and one sentence, and leaves nothing on disk."""
+"""Wrong requests are refused with a status, a code and one sentence, and leave nothing on disk."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ async def test_an_upload_that_is_cut_off_leaves_nothing(api: Api, service: Servi
 
 
 async def first_line(api: Api, *headers: str) -> bytes:
-    """How a request is answered of which only the head was sent."""
+    """Send only the head of a request and return the first line of the answer."""
     reader, writer = await api.raw()
     lines = ["POST /face-swap HTTP/1.1", "Host: localhost", "Content-Type: multipart/form-data; boundary=b", *headers]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
@@ -212,7 +212,7 @@ async def test_a_path_that_is_no_route_is_404(api: Api, path: str) -> None:
 
 
 async def raw_get(api: Api, path: str, *headers: str) -> bytes:
-    """The answer to a path that no client library has normalised."""
+    """Return the answer to a path that no client library has normalised."""
     reader, writer = await api.raw()
     lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Connection: close", *headers]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())

@@ -51,7 +51,7 @@ async def cancel(service: ServiceRig, prompt_id: str) -> None:
 
 
 async def is_cancelled(service: ServiceRig, prompt_id: str) -> bool:
-    """The job ends as asked, and leaves only what a retry needs."""
+    """Check that the job is cancelled and keeps only the files that a retry needs."""
     status = await service.ended(prompt_id)
     needed = await service.finished_segments(prompt_id)
     await eventually(lambda: only(service, prompt_id, needed))

@@ -1,4 +1,4 @@
-"""Whatever is killed, and when: an accepted job ends in SUCCESS, once, with one file."""
+"""Crashes: any process may be killed at any time; an accepted job ends in SUCCESS, once, with one file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def prompts_run(engine: Engine) -> int:
 
 
 async def ends_well(service: Service, prompt_id: str, folder: Path) -> dict[str, Any]:
-    """The job reaches SUCCESS; its one file holds every frame once."""
+    """Check that the job reaches SUCCESS, and its one file holds every frame once."""
     async with FaceSwapClient(service.url) as client:
 
         async def ended() -> dict[str, Any] | None:

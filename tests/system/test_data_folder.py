@@ -26,7 +26,7 @@ DISK_MIB = 64
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of its own, where this user may mount one."""
+    """Yield a folder on a disk of its own, where this user may mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(folder)]
@@ -42,7 +42,7 @@ def is_small(folder: Path) -> bool:
 
 @asynccontextmanager
 async def full(service: Service) -> AsyncIterator[None]:
-    """The disk is full meanwhile, or, on a shared one, no file of the service may grow."""
+    """Fill the disk meanwhile, or, on a shared one, let no file of the service grow."""
     if is_small(service.data_dir):
         filler = service.data_dir.parent / "filler"
         with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
@@ -60,7 +60,7 @@ async def full(service: Service) -> AsyncIterator[None]:
 
 
 def unavailable(answer: Answer) -> bool:
-    """Whether it says that the disk is full, or the database cannot be written, and when to come again."""
+    """Tell whether an answer says that the disk is full, or the database unwritable, and when to try again."""
     code = answer.json["code"]
     assert code in ("disk_full", "disk_low", "database_unavailable"), answer.body
     assert_problem(answer, 503, code)
@@ -200,7 +200,7 @@ def locked(path: Path) -> sqlite3.Connection:
 
 
 async def start(data_dir: Path) -> tuple[int, str]:
-    """The exit status of a service that cannot start, and what it prints."""
+    """Return the exit status and the output of a service that cannot start."""
     command = ["-m", "faceswap", "serve", "--port", "0", "--data-dir", str(data_dir), "--comfyui-url", "http://[::1]:9"]
     process = await asyncio.create_subprocess_exec(sys.executable, *command, stderr=asyncio.subprocess.PIPE)
     async with asyncio.timeout(60):

@@ -13,7 +13,7 @@ from talk import Api, assert_problem
 
 @pytest.fixture
 async def result(api: Api) -> dict[str, Any]:
-    """A finished job's status."""
+    """Return a finished job's status."""
     return await api.finished(output_name="my result")
 
 

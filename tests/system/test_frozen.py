@@ -30,7 +30,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def frozen(engine: Engine) -> Iterator[None]:
-    """As in a debugger, a paused machine or a wedged driver: connections are taken, nothing is answered."""
+    """Freeze an engine, as a debugger or a wedged driver does: it accepts connections and answers nothing."""
     os.kill(engine.pid, signal.SIGSTOP)
     try:
         yield
@@ -39,7 +39,7 @@ def frozen(engine: Engine) -> Iterator[None]:
 
 
 async def at_work(*engines: Engine) -> bool:
-    """Whether each of them works on a prompt."""
+    """Tell whether each of them works on a prompt."""
     async with aiohttp.ClientSession() as session:
         for engine in engines:
             async with session.get(f"{engine.url}/queue") as answer:
@@ -49,7 +49,7 @@ async def at_work(*engines: Engine) -> bool:
 
 
 async def prompts(engine: Engine) -> dict[str, str]:
-    """How each prompt ended that an engine has finished, by the segment it was for and its attempt."""
+    """Return the end of each prompt that an engine has finished, by segment and attempt."""
     async with aiohttp.ClientSession() as session, session.get(f"{engine.url}/history") as answer:
         history: dict[str, Any] = await answer.json()
     ended = {}
@@ -61,13 +61,13 @@ async def prompts(engine: Engine) -> dict[str, str]:
 
 
 def twice(*ended: dict[str, str]) -> list[str]:
-    """The segments that were done well more than once."""
+    """Return the segments that were done well more than once."""
     done = [prefix.rpartition("-")[0] for each in ended for prefix, state in each.items() if state == "success"]
     return sorted({segment for segment in done if done.count(segment) > 1})
 
 
 async def start_of_a_job(folder: Path, clip: Path, engines: list[Engine]) -> str:
-    """A service begins a job of four segments on both engines, and is gone."""
+    """Start a job of four segments on both engines, then kill the service."""
     async with running_service(folder, *(engine.url for engine in engines), segment_frames=4) as service:
         await service.ready(2)
         prompt_id = await service.post(clip)

@@ -1,4 +1,4 @@
-"""What operators and their tools ask: alive, ready, and how everything is, whoever else does not answer."""
+"""Health: alive, ready and the state of all parts, also while some of them do not answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ answer did not wait for it."""
 
 @pytest.fixture
 async def pair(tmp_path: Path, api_of: Callable[[Service], Api]) -> AsyncIterator[tuple[Api, Engine, Service]]:
-    """A user of a service of the test's own, its engine, and the service."""
+    """Yield a user of a service of the test's own, its engine, and the service."""
     async with service_and_engine(tmp_path, {"paint": True}) as (service, engine):
         yield api_of(service), engine, service
 
@@ -32,7 +32,7 @@ async def health(api: Api) -> dict[str, Any]:
 
 
 async def in_time(api: Api, path: str) -> Answer:
-    """An answer that waited for nobody."""
+    """Return an answer that waited for no other part."""
     async with asyncio.timeout(IN_TIME_S):
         return await api.get(path)
 

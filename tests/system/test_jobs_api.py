@@ -18,13 +18,13 @@ from faceswap.jobs import JobState
 
 @pytest.fixture
 async def own(folder_service: Callable[..., Service], api_of: Callable[[Service], Api]) -> AsyncIterator[Api]:
-    """A user of a new service whose jobs stay queued."""
+    """Yield a user of a new service whose jobs stay queued."""
     async with folder_service() as service:
         yield api_of(service)
 
 
 async def pages(api: Api, query: str) -> list[list[dict[str, Any]]]:
-    """All pages of the list, each fetched by the cursor of the one before."""
+    """Return all pages of the list, each fetched by the cursor of the one before."""
     found, cursor = [], ""
     while True:
         page = (await api.get(f"/jobs?{query}{cursor}")).json

@@ -40,7 +40,7 @@ def raising(exception_type: str, message: str, node: str = "ReActorFaceSwap", at
 
 
 async def left_behind(service: ServiceRig, prompt_id: str) -> list[str]:
-    """What lies in the data folder beside the inputs and the finished segments, which a retry needs."""
+    """Return the files in the data folder except the inputs and finished segments, which a retry needs."""
     needed = await service.finished_segments(prompt_id)
     return [name for name in service.files() if name not in needed and not name.startswith(f"inputs/{prompt_id}/")]
 
@@ -102,7 +102,7 @@ async def test_memory_that_never_suffices_ends_the_job_after_three_attempts(clip
 
 
 def changing(*faults: dict[str, Any]) -> Any:
-    """A ComfyUI whose faults are others for each prompt, the last of them for all that follow."""
+    """Return a ComfyUI whose faults are others for each prompt, the last of them for all that follow."""
     posted = 0
 
     async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -133,7 +133,7 @@ async def test_an_engine_that_knows_what_it_swapped_is_believed(clip: Path, tmp_
 
 
 async def untold(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A ComfyUI that does not tell what it swapped, as ReActor does not."""
+    """Return a ComfyUI that does not tell what it swapped, as ReActor does not."""
     response = await handler(request)
     if request.path.startswith("/history/") and isinstance(response, web.Response):
         document = json.loads(response.text or "{}")
@@ -404,7 +404,7 @@ async def test_what_engines_died_of_waits_until_one_is_free(clip: Path, tmp_path
 
 
 def workflow_with(folder: Path, node_class: str, **changes: Any) -> Path:
-    """A workflow folder whose workflow has another class or other inputs in the one node of a class."""
+    """Return a workflow folder whose workflow has another class or other inputs in the one node of a class."""
     graph = json.loads((resource_dir("workflows") / f"{SEED}.json").read_text())
     node = next(node for node in graph.values() if node["class_type"] == node_class)
     node["class_type"] = changes.pop("class_type", node_class)
@@ -448,7 +448,7 @@ async def test_a_result_without_end_is_given_up(clip: Path, tmp_path: Path, monk
 
 
 def answering(path: str, response: dict[str, Any]) -> Any:
-    """A ComfyUI that answers one path with something else."""
+    """Return a ComfyUI that answers one path with something else."""
 
     async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.Response(**response) if request.path.startswith(path) else await handler(request)
@@ -482,7 +482,7 @@ async def test_an_engine_without_features_is_used(clip: Path, tmp_path: Path) ->
 
 
 def naming(place: dict[str, str]) -> Any:
-    """A ComfyUI that says its results are somewhere else."""
+    """Return a ComfyUI that says its results are somewhere else."""
 
     async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
         response = await handler(request)

@@ -1,4 +1,4 @@
-"""What may pass is waited for and told: full disks, no engine, too little memory, clocks that jump."""
+"""Transient trouble is waited for and reported: full disks, no engine, too little memory, clocks that jump."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def refusing(path: str, times: int, answer: dict[str, Any]) -> Middleware:
-    """A ComfyUI that answers so many calls of a path with something else."""
+    """Return a ComfyUI that answers so many calls of a path with something else."""
     left = times
 
     async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -164,7 +164,7 @@ async def test_jobs_are_told_that_no_engine_answers_and_again_when_one_does(clip
 
 
 def with_memory(free_bytes: int) -> Middleware:
-    """A ComfyUI that holds whole segments in memory, of which it has so much."""
+    """Return a ComfyUI that holds whole segments in memory, of which it has so much."""
 
     async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path == "/features":

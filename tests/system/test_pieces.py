@@ -1,4 +1,4 @@
-"""What of a video is sent to an engine: the whole where that is as good, else exact pieces; and a job has limits."""
+"""Inputs sent to an engine: the whole video where that is as good, else exact pieces; and the limits of a job."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CLIPS: dict[str, Callable[[Path], Path]] = {
 
 
 async def finished(service: ServiceRig, clip: Path, to: Path, **options: Any) -> Path:
-    """The result of a job that has to succeed without a warning."""
+    """Return the result of a job that has to succeed without a warning."""
     status = await service.ended(await service.post(clip, **options))
     assert (status["status"], status["warnings"]) == ("SUCCESS", []), status
 

@@ -24,14 +24,14 @@ FRAMES = 30
 
 
 def commands(heading: str) -> list[str]:
-    """The shell blocks of a section."""
+    """Return the shell blocks of a section."""
     section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
     return re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that looks like a checkout after `make demo`, with a shorter clip."""
+    """Return a folder that looks like a checkout after `make demo`, with a shorter clip."""
     monkeypatch.setattr(samples, "FRAMES", FRAMES)
     for name in ("faceswap", "migrations", "workflows"):
         (tmp_path / name).symlink_to(ROOT / name)

@@ -75,14 +75,14 @@ async def service(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ser
 
 
 def numbers_shown(clip: Path) -> list[int]:
-    """The numbers a player shows, of an upright picture."""
+    """Return the numbers a player shows, of an upright picture."""
     if clip.name == "rotated.mp4":
         return list(range(FRAMES))
     return read_numbers(clip)
 
 
 def in_sync(result: Path, clip: Path) -> float:
-    """By how many seconds sound and picture lie apart at the end, compared to the source."""
+    """Return the seconds between the ends of sound and picture, compared to the source."""
     shown, wanted = frame_times(result), frame_times(clip)
     drifts = [0.0]
     for track, original in zip(sound_packets(result), sound_packets(clip), strict=True):
@@ -180,7 +180,7 @@ async def attempts_when_killed(killed: str, folder: Path) -> tuple[list[int], li
 
 
 async def column(service: Service, name: str, rest: str) -> list[int]:
-    """A column of the segments in the database."""
+    """Return a column of the segments in the database."""
     async with aiosqlite.connect(service.data_dir / "faceswap.db") as database:
         return [row[0] for row in await database.execute_fetchall(f"SELECT {name} FROM segment {rest}")]
 

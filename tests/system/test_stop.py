@@ -1,4 +1,4 @@
-"""How the service ends: told to, or because it cannot start; always soon, and with a reason."""
+"""The end of the service, by a signal or because it cannot start: always soon, and with a reason."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ async def test_other_hosts_are_let_in_on_purpose(tmp_path: Path) -> None:
 
 
 async def failed_start(*arguments: str, **settings: str) -> tuple[int, str]:
-    """The exit status and the one line of a service that does not start."""
+    """Return the exit status and the one line of a service that does not start."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "faceswap", "serve", *arguments),
         stdout=asyncio.subprocess.PIPE,

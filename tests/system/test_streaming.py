@@ -52,7 +52,7 @@ async def test_posting_streams_the_whole_story(tmp_path: Path, api_of: Callable[
 
 
 def check_story(events: list[Told], prompt_id: str) -> None:
-    """The events of one job that succeeded are in order and have the fields that were promised."""
+    """Check that the events of a job that succeeded are in order and have the promised fields."""
     assert events[0].type == "queued" and events[0].data == {
         "prompt_id": prompt_id,
         "message": "Face swap workflow queued successfully!",
@@ -75,7 +75,7 @@ def check_story(events: list[Told], prompt_id: str) -> None:
 
 
 def check_progress(told: list[dict[str, Any]]) -> None:
-    """It starts near 0, never falls, and reaches 100 with the last frame."""
+    """Check that progress starts near 0, never falls, and reaches 100 with the last frame."""
     percentages = [data["percentage"] for data in told]
     assert percentages[0] < 25 and percentages == sorted(percentages) and percentages[-1] == 100
     assert [data["message"] for data in told] == [f"Face swap progress: {value:.2f}%" for value in percentages]
@@ -155,7 +155,7 @@ async def test_watchers_that_read_nothing_keep_nothing_from_the_others(api: Api,
 
 
 def open_deaf_watcher(url: str, prompt_id: str) -> socket.socket:
-    """A connection that asks for the events and never reads, with the smallest buffer there is."""
+    """Open a connection that asks for the events and never reads, with the smallest buffer there is."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
     host, port = url.removeprefix("http://").split(":")
@@ -187,7 +187,7 @@ async def test_watchers_that_went_away_are_let_go(api: Api, engine: Engine) -> N
 
 @asynccontextmanager
 async def app_in_this_process(folder: Path, media: Media) -> AsyncIterator[tuple[web.Application, Api]]:
-    """A service whose jobs stay queued, and a user of it."""
+    """Yield a service whose jobs stay queued, and a user of it."""
     comfyui_urls = (URL(f"http://127.0.0.1:{free_port()}"),)
     app = create_app(Settings(data_dir=folder, min_free_mb=0, comfyui_urls=comfyui_urls))
     async with TestServer(app) as server, aiohttp.ClientSession() as session:

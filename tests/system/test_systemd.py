@@ -1,4 +1,4 @@
-"""What systemd is told, over the datagram socket it gives."""
+"""Messages to systemd, over its datagram socket."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Socket = aiohttp.ClientWebSocketResponse
 
 @asynccontextmanager
 async def connected(api: Api, first: object = None) -> AsyncIterator[Socket]:
-    """A socket on which the first frame was sent."""
+    """Open a socket and send the first frame."""
     async with asyncio.timeout(WAIT_S), api.session.ws_connect(f"{api.url}/face-swap-ws") as socket:
         if first is not None:
             await socket.send_json(first)
@@ -29,7 +29,7 @@ async def connected(api: Api, first: object = None) -> AsyncIterator[Socket]:
 
 
 async def told(socket: Socket) -> AsyncIterator[Told]:
-    """The events of a socket until it is closed."""
+    """Yield the events of a socket until it is closed."""
     async for message in socket:
         assert message.type is WSMsgType.TEXT
         frame = json.loads(message.data)
@@ -38,7 +38,7 @@ async def told(socket: Socket) -> AsyncIterator[Told]:
 
 
 async def story(socket: Socket) -> list[Told]:
-    """All events of a socket that is closed with 1000 after the last."""
+    """Return all events of a socket that is closed with 1000 after the last."""
     events = [event async for event in told(socket)]
     assert socket.close_code == WSCloseCode.OK
     assert [event.id for event in events] == sorted({event.id for event in events})
@@ -46,7 +46,7 @@ async def story(socket: Socket) -> list[Told]:
 
 
 def announced(api: Api, **fields: Any) -> dict[str, Any]:
-    """The first frame of an upload."""
+    """Build the first frame of an upload."""
     media = api.media
     return {
         "video": {"filename": "my clip.mp4", "size": len(media.video)},
@@ -125,7 +125,7 @@ async def test_closing_the_socket_does_not_cancel(api: Api, engine: Engine) -> N
 
 
 async def refusal(socket: Socket, close_code: int) -> dict[str, Any]:
-    """The one event, an error, before the socket is closed with this code."""
+    """Return the one event, an error, before the socket is closed with this code."""
     events = [event async for event in told(socket)]
     assert [event.type for event in events] == ["error"]
     assert socket.close_code == close_code

@@ -1,4 +1,4 @@
-"""What the package index would be given works on its own: nothing is missing from the wheel."""
+"""The wheel works on its own: no file is missing from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCES = ("faceswap", "migrations", "workflows", "setup.cfg", "pyproject.toml",
 
 
 def build_wheel(folder: Path) -> Path:
-    """The wheel of a copy of the sources, so that nothing is left in the checkout."""
+    """Build the wheel of a copy of the sources, so that nothing is left in the checkout."""
     for name in SOURCES:
         source = ROOT / name
         if source.is_dir():

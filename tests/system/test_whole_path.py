@@ -18,7 +18,7 @@ from identity import distance, embedding
 from processes import Service
 from waiting import WAIT_S
 
-from faceswap.client import Event, FaceSwapClient
+from faceswap.client import FaceSwapClient, JobEvent
 from faceswap.samples import FACE, make_clip
 
 SAMPLED = 12
@@ -28,7 +28,7 @@ SAMPLED = 12
 class Swapped:
     source: Path
     result: Path
-    events: list[Event]
+    events: list[JobEvent]
     status: dict[str, object]
 
 

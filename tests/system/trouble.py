@@ -1,4 +1,4 @@
-"""What goes wrong in a chaos run, one after the other: each runs to its end, so that in the end all is well again."""
+"""Faults of a chaos run, one after the other: each runs to its end, so that in the end all parts work again."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ JUMPS_S = (-3 * 3600, -60, -5, 5, 60, 3 * 3600)
 
 @dataclass
 class World:
-    """What can be broken. `url` has the service's address while it runs."""
+    """The parts that can be broken. `url` has the service's address while it runs."""
 
     service: Service
     engines: list[Engine]
@@ -63,7 +63,7 @@ class Trouble:
         self._causes = [cause for kind, causes in kinds.items() if kind not in without for cause in causes]
 
     async def until(self, calm: asyncio.Event) -> None:
-        """One fault after the other, each to its end: what was killed runs again, what was full is free."""
+        """Cause one fault after the other, each to its end: killed processes run again, full disks are free."""
         causes, weights = zip(*self._causes, strict=True)
         while not calm.is_set():
             await asyncio.sleep(self._rng.uniform(*PAUSE_S))
@@ -114,7 +114,7 @@ class Trouble:
             await proxy.cut_sockets()
 
     async def _lose_outputs(self) -> None:
-        """What an engine has made and nobody fetched yet vanishes."""
+        """Delete an engine's outputs that were not downloaded yet."""
         output = self._world.engines[self._engine()].data_dir / "temp"
         for name in files_in(output):
             if "/" in name:  # a job's; the rest is what the engine is at work on
@@ -141,7 +141,7 @@ class Trouble:
             tasks.create_task(self._kill_service())
 
     async def _freeze(self, number: int) -> None:
-        """An engine keeps its connections, takes new ones, and answers nothing for a while."""
+        """Freeze an engine for a while: it keeps its connections, accepts new ones, and answers nothing."""
         engine, proxy = self._world.engines[number], self._world.proxies[number]
         proxy.freeze()
         os.kill(engine.pid, signal.SIGSTOP)
@@ -154,5 +154,5 @@ class Trouble:
         await asyncio.sleep(self._rng.uniform(*(long_s if is_long else short_s)))
 
     async def _jump(self) -> None:
-        """The service's clock is set: from now on it is wrong by so much."""
+        """Set the service's clock wrong."""
         self._world.clock.write_text(str(self._rng.choice(JUMPS_S)))

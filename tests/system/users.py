@@ -90,7 +90,7 @@ class Users:
                 await self._erase(prompt_id)
 
     async def _insist(self, how: Callable[[int, Path], Awaitable[str]], number: int, clip: Path) -> str | None:
-        """As a careful program does: again until there is an answer; None when it was a refusal."""
+        """Repeat a call, as a careful program does, until there is an answer; None when it was a refusal."""
         while True:
             try:
                 return await how(number, clip)
@@ -117,7 +117,7 @@ class Users:
             return await client.submit(video, image, output_name=name, idempotency_key=name)
 
     async def _send_over_a_socket(self, number: int, clip: Path) -> str:
-        """There is no key here: when the answer is cut off there may be a job that nobody knows of."""
+        """Submit without an idempotency key: when the answer is cut off there may be a job that no user knows of."""
         files = {"video": clip.read_bytes(), "image": self._face.read_bytes()}
         first: dict[str, Any] = {kind: {"filename": kind, "size": len(body)} for kind, body in files.items()}
         async with (
@@ -157,7 +157,7 @@ class Users:
             await asyncio.sleep(AGAIN_S)
 
     async def _call(self, method: str, path: str) -> int:
-        """The status of an answer that is not "come again"."""
+        """Return the status of an answer that is not "come again"."""
         while True:
             try:
                 async with (

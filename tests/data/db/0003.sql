@@ -26,6 +26,24 @@ INSERT INTO "event" VALUES('00000000-0000-4000-8000-000000000002',2,'error','{"d
 INSERT INTO "event" VALUES('00000000-0000-4000-8000-000000000003',1,'queued','{"prompt_id": "00000000-0000-4000-8000-000000000003", "message": "Face swap workflow queued successfully!", "status_url": "/status/00000000-0000-4000-8000-000000000003", "events_url": "/events/00000000-0000-4000-8000-000000000003", "queue_position": 1}',1795361007142);
 INSERT INTO "event" VALUES('00000000-0000-4000-8000-000000000003',2,'progress','{"percentage": 12.5, "current": 2, "total": 20, "message": "Face swap progress: 12.50%", "eta_seconds": 3.5, "fps": 2.0}',1795361007143);
 INSERT INTO "event" VALUES('00000000-0000-4000-8000-000000000004',1,'queued','{"prompt_id": "00000000-0000-4000-8000-000000000004", "message": "Face swap workflow queued successfully!", "status_url": "/status/00000000-0000-4000-8000-000000000004", "events_url": "/events/00000000-0000-4000-8000-000000000004", "queue_position": 1}',1795361007144);
+CREATE TABLE input (
+    prompt_id TEXT NOT NULL REFERENCES job ON DELETE CASCADE,
+    role      TEXT NOT NULL CHECK (role IN ('video', 'face')),
+    number    INTEGER NOT NULL,
+    file      TEXT NOT NULL,
+    bytes     INTEGER,
+    sha256    TEXT NOT NULL,
+    facts     TEXT NOT NULL CHECK (json_valid(facts)),
+    PRIMARY KEY (prompt_id, role, number)
+) STRICT, WITHOUT ROWID;
+INSERT INTO "input" VALUES('00000000-0000-4000-8000-000000000001','face',0,'image.png',NULL,'bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb','{}');
+INSERT INTO "input" VALUES('00000000-0000-4000-8000-000000000001','video',0,'video.mp4',1234,'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa','{"width":640,"height":480,"frames":10,"frame_rate":"30000/1001","duration_s":0.333666666666667,"has_audio":true}');
+INSERT INTO "input" VALUES('00000000-0000-4000-8000-000000000002','face',0,'image.png',NULL,'bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb','{}');
+INSERT INTO "input" VALUES('00000000-0000-4000-8000-000000000002','video',0,'video.mp4',1234,'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa','{"width":640,"height":480,"frames":10,"frame_rate":"30000/1001","duration_s":0.333666666666667,"has_audio":true}');
+INSERT INTO "input" VALUES('00000000-0000-4000-8000-000000000003','face',0,'image.png',NULL,'bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb','{}');
+INSERT INTO "input" VALUES('00000000-0000-4000-8000-000000000003','video',0,'video.mp4',1234,'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa','{"width":640,"height":480,"frames":20,"frame_rate":"30000/1001","duration_s":0.667333333333333,"has_audio":true}');
+INSERT INTO "input" VALUES('00000000-0000-4000-8000-000000000004','face',0,'image.png',NULL,'bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb','{}');
+INSERT INTO "input" VALUES('00000000-0000-4000-8000-000000000004','video',0,'video.mp4',1234,'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa','{"width":640,"height":480,"frames":10,"frame_rate":"30000/1001","duration_s":0.333666666666667,"has_audio":true}');
 CREATE TABLE job (
     prompt_id        TEXT PRIMARY KEY,
     owner            TEXT,
@@ -35,17 +53,6 @@ CREATE TABLE job (
     workflow         TEXT NOT NULL,
     priority         INTEGER NOT NULL,
     output_name      TEXT NOT NULL UNIQUE,
-    video_file       TEXT NOT NULL,
-    image_file       TEXT NOT NULL,
-    video_sha256     TEXT NOT NULL,
-    image_sha256     TEXT NOT NULL,
-    video_bytes      INTEGER NOT NULL,
-    width            INTEGER NOT NULL,
-    height           INTEGER NOT NULL,
-    frames           INTEGER NOT NULL,
-    frame_rate       TEXT NOT NULL,
-    duration_s       REAL NOT NULL,
-    has_audio        INTEGER NOT NULL,
     created_at       INTEGER NOT NULL,
     updated_at       INTEGER NOT NULL,
     started_at       INTEGER,
@@ -71,10 +78,10 @@ CREATE TABLE job (
     inputs_erased    INTEGER NOT NULL DEFAULT 0,
     result_erased    INTEGER NOT NULL DEFAULT 0
 , last_seq INTEGER NOT NULL DEFAULT 0) STRICT;
-INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000001','ann','SUCCESS','Face swap completed successfully','{"face_index": "0,1", "crf": 23, "priority": 0}','FaceSwap-Reactor-API',0,'holiday','video.mp4','image.png','aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa','bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb',1234,640,480,10,'30000/1001',3.33666666666666666962e-01,1,1795361007133,1795361007138,1795361007137,1795361007138,NULL,NULL,'[]','holiday.mp4',99,'cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc',0,100.0,10,10,NULL,0.0,1,1,1,'key','dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd',NULL,0,0,3);
-INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000002',NULL,'FAILED','Failed','{"crf": 20, "priority": 0}','FaceSwap-Reactor-API',0,'holiday-2','video.mp4','image.png','aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa','bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb',1234,640,480,10,'30000/1001',3.33666666666666666962e-01,1,1795361007139,1795361007141,1795361007140,1795361007141,'No face was swapped in any frame.','no_face_detected','[]',NULL,NULL,NULL,0,0.0,0,10,NULL,NULL,0,1,1,NULL,NULL,NULL,0,0,2);
-INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000003',NULL,'PROCESSING','Preparing','{"crf": 20, "priority": 0}','FaceSwap-Reactor-API',0,'clip','video.mp4','image.png','aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa','bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb',1234,640,480,20,'30000/1001',6.67333333333333333925e-01,1,1795361007142,1795361007143,1795361007143,NULL,NULL,NULL,'[]',NULL,NULL,NULL,0,12.5,2,20,2.0,3.5,0,2,1,NULL,NULL,'https://example.com/hook',0,0,1002);
-INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000004',NULL,'QUEUED','Queued','{"frame_rate": 12.5, "crf": 20, "priority": -1}','FaceSwap-Reactor-API',-1,'clip-2','video.mp4','image.png','aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa','bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb',1234,640,480,10,'30000/1001',3.33666666666666666962e-01,1,1795361007144,1795361007144,NULL,NULL,NULL,NULL,'[]',NULL,NULL,NULL,0,0.0,0,10,NULL,NULL,0,1,0,NULL,NULL,NULL,0,0,1001);
+INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000001','ann','SUCCESS','Face swap completed successfully','{"face_index": "0,1", "crf": 23, "priority": 0}','FaceSwap-Reactor-API',0,'holiday',1795361007133,1795361007138,1795361007137,1795361007138,NULL,NULL,'[]','holiday.mp4',99,'cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc',0,100.0,10,10,NULL,0.0,1,1,1,'key','dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd',NULL,0,0,3);
+INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000002',NULL,'FAILED','Failed','{"crf": 20, "priority": 0}','FaceSwap-Reactor-API',0,'holiday-2',1795361007139,1795361007141,1795361007140,1795361007141,'No face was swapped in any frame.','no_face_detected','[]',NULL,NULL,NULL,0,0.0,0,10,NULL,NULL,0,1,1,NULL,NULL,NULL,0,0,2);
+INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000003',NULL,'PROCESSING','Preparing','{"crf": 20, "priority": 0}','FaceSwap-Reactor-API',0,'clip',1795361007142,1795361007143,1795361007143,NULL,NULL,NULL,'[]',NULL,NULL,NULL,0,12.5,2,20,2.0,3.5,0,2,1,NULL,NULL,'https://example.com/hook',0,0,1002);
+INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000004',NULL,'QUEUED','Queued','{"frame_rate": 12.5, "crf": 20, "priority": -1}','FaceSwap-Reactor-API',-1,'clip-2',1795361007144,1795361007144,NULL,NULL,NULL,NULL,'[]',NULL,NULL,NULL,0,0.0,0,10,NULL,NULL,0,1,0,NULL,NULL,NULL,0,0,1001);
 CREATE TABLE lease (
     name       TEXT PRIMARY KEY,
     holder     TEXT NOT NULL,

@@ -1,0 +1,190 @@
+"""The form of a swap: its fields, the check of each, and the request as a whole once everything was given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import BadRequest, TooLarge
+from ..jobs import Options, check_output_name
+from .fetch import check_url
+from .files import FileSink, InputFolder, StoredFile
+
+MAX_TEXT_BYTES = 64 * 1024
+"""The longest text field, and the longest JSON request."""
+
+INPUTS = ("video", "image")
+"""The two inputs, in the order in which a WebSocket client sends them; each has its `…_url` alternative."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A request that was read whole; its two files lie in the job's folder, synced, their media not yet checked.
+
+    `digest` tells requests with the same `Idempotency-Key` apart. It covers the hashes or URLs of the inputs, the
+    options and the name, and is the same for multipart, JSON and WebSocket.
+    """
+
+    video_file: str
+    image_file: str
+    video_sha256: str
+    image_sha256: str
+    video_bytes: int
+    output_name: str | None
+    options: Options
+    respond_async: bool
+    id_only: bool
+    digest: str
+
+
+class Form:
+    """The fields of one request, each checked as it arrives, so that a wrong one ends an upload at once."""
+
+    def __init__(
+        self, inputs: InputFolder, max_bytes: Mapping[str, int], check_options: Callable[[Options], object]
+    ) -> None:
+        self.inputs = inputs
+        self.values: dict[str, Any] = {}
+        self._files: dict[str, StoredFile] = {}
+        self._max_bytes = max_bytes
+        self._check_options = check_options
+        self._given: set[str] = set()
+
+    def put(self, name: str, raw: object) -> None:
+        """Take a field's text or JSON value. Null and the empty text of a form left blank count as not given."""
+        check_known(name)
+        if raw is None or raw == "":
+            return
+        self._note_given(name)
+        self.values[name] = value = _CHECKS[name](name, raw)
+        if isinstance(value, Options):
+            self._check_options(value)
+
+    def open_upload(self, kind: str) -> FileSink:
+        """Open an input whose bytes are in the request."""
+        self._note_given(kind)
+        return self.open(kind)
+
+    def open(self, kind: str) -> FileSink:
+        """Open an input for writing, wherever its bytes come from."""
+        return FileSink(self.inputs, kind, self._max_bytes[kind])
+
+    async def close(self, sink: FileSink) -> None:
+        """Finish an input that has arrived whole."""
+        self._files[sink.kind] = await sink.finish()
+
+    def check_complete(self) -> None:
+        """Raise `BadRequest` unless both inputs were given, as file or as URL."""
+        for kind in INPUTS:
+            if not self._given & {kind, f"{kind}_url"}:
+                raise BadRequest(f"Give '{kind}' or '{kind}_url'.", code=f"missing_{kind}")
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the values and the uploads; called before URLs are fetched, which count by address."""
+        asked = {name: str(value) for name, value in self.values.items() if name != "return_prompt_id_only"}
+        asked["options"] = self.values.get("options", Options()).to_dict()
+        asked |= {kind: file.sha256 for kind, file in self._files.items()}
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+    def submission(self, digest: str, *, respond_async: bool) -> Submission:
+        """Return the request as a whole, once both inputs are closed."""
+        video, image = self._files["video"], self._files["image"]
+        return Submission(
+            video_file=video.name,
+            image_file=image.name,
+            video_sha256=video.sha256,
+            image_sha256=image.sha256,
+            video_bytes=video.size,
+            output_name=self.values.get("output_name"),
+            options=self.values.get("options", Options()),
+            respond_async=respond_async,
+            id_only=self.values.get("return_prompt_id_only", False),
+            digest=digest,
+        )
+
+    def _note_given(self, name: str) -> None:
+        if name in self._given:
+            raise BadRequest(f"'{name}' was given twice.", code="duplicate_field")
+        self._given.add(name)
+        for kind in INPUTS:
+            if self._given >= {kind, f"{kind}_url"}:
+                raise BadRequest(f"Give either '{kind}' or '{kind}_url', not both.", code=f"duplicate_{kind}")
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """Parse the JSON object in a request's body or a WebSocket's text. Raises `BadRequest`.
+
+    Parsed JSON takes up to thirty times the memory of its bytes, so a long text is refused unread with `TooLarge`.
+    """
+    if len(text) > MAX_TEXT_BYTES:
+        raise TooLarge(f"The JSON is longer than {MAX_TEXT_BYTES:,} bytes.", code="too_large")
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        raise BadRequest("The request is not well-formed JSON.", code="malformed_json") from None
+    return as_object(value)
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """Return a JSON value that is an object; raises `BadRequest` for any other."""
+    if not isinstance(value, dict):
+        raise BadRequest("The request must be a JSON object.", code="malformed_json")
+    return value
+
+
+def check_known(name: str) -> None:
+    """Raise `BadRequest` where no field of a request has this name."""
+    if name not in _CHECKS:
+        raise BadRequest(f"Unknown field {name[:40]!r}; allowed are {', '.join(_CHECKS)}.", code="unknown_field")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise BadRequest("A name was given twice in the JSON.", code="duplicate_field")
+    return value
+
+
+def _file(name: str, _raw: object) -> None:
+    raise BadRequest(
+        f"'{name}' is a file: send it as multipart/form-data, or give '{name}_url'.", code=f"invalid_{name}"
+    )
+
+
+def _unsupported(name: str, _raw: object) -> None:
+    raise BadRequest(f"'{name}' is not supported by this version.", code="unsupported_field")
+
+
+def _output_name(name: str, raw: object) -> str:
+    if not isinstance(raw, str):
+        raise BadRequest(f"'{name}' must be a text.", code="invalid_output_name")
+    return check_output_name(raw)
+
+
+def _flag(name: str, raw: object) -> bool:
+    text = str(raw).strip().lower()
+    if text in ("true", "1", "yes", "on"):
+        return True
+    if text in ("false", "0", "no", "off"):
+        return False
+    raise BadRequest(f"'{name}' must be true or false.", code="invalid_flag")
+
+
+def _options(_name: str, raw: object) -> Options:
+    return Options.parse(parse_object(raw) if isinstance(raw, str) else raw)
+
+
+_CHECKS: Mapping[str, Callable[[str, object], Any]] = {
+    "video": _file,
+    "video_url": check_url,
+    "image": _file,
+    "image_url": check_url,
+    "output_name": _output_name,
+    "return_prompt_id_only": _flag,
+    "options": _options,
+    "webhook_url": _unsupported,
+}
+"""The known fields, each with the function that turns its text or JSON value into a checked one."""
