@@ -59,7 +59,6 @@ SEGMENT_MOVES = {
 }
 UNEXPLAINED = frozenset(
     {
-        "engine_unreachable",
         "frames_missing",
         "inputs_missing",
         "internal_error",
@@ -135,7 +134,7 @@ class Invariants:
                 self._world.note(f"{node.name} commits {kind} {name} {number or 0}: {was} → {now} {more or ''}")
             match kind:
                 case "job":
-                    self._job_moved(name, was, now, details)
+                    self._job_moved(node, name, was, now, details)
                 case "segment":
                     self._segment_moved(node, name, number, was, now, details)
                 case "lease":
@@ -148,7 +147,7 @@ class Invariants:
                 case "abandoned":
                     self._abandoned.add(name)
 
-    def _job_moved(self, prompt_id: str, was: str | None, now: str | None, details: dict[str, Any]) -> None:
+    def _job_moved(self, node: Node, prompt_id: str, was: str | None, now: str | None, details: dict[str, Any]) -> None:
         if was is None:
             self._check(now == JobState.QUEUED and prompt_id not in self.jobs, f"{prompt_id} begins as {now}")
         else:
@@ -167,6 +166,10 @@ class Invariants:
             self._check_result(prompt_id, details["file"], details["frames"])
         elif state is JobState.FAILED:
             self._check(details["code"] not in UNEXPLAINED, f"{prompt_id} failed with {details['code']}")
+            if details["code"] == "engine_unreachable":
+                holds = [name for name, lease in self.leases.items() if lease.holder == node.name]
+                knows = any(name.startswith("backend:") for name in holds)
+                self._check(knows, f"{node.name} ends {prompt_id} for want of an engine and may ask none")
 
     def _check_result(self, prompt_id: str, filename: str, frames: int) -> None:
         """Check that a job in SUCCESS has its file, and the file each frame once, in order."""

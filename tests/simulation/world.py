@@ -49,7 +49,7 @@ TIMEOUTS = Timeouts(
     inspect_s=30.0,
     outage_s=5.0,
     lease_s=15.0,
-    gone_s=200.0,
+    gone_s=40.0,
 )
 TICK_S = 2.0
 """Between two progress events of a simulated service: fewer, so that a seed takes less time."""
