@@ -123,6 +123,20 @@ async def test_who_finds_out_first_that_a_lease_is_lost_has_the_work_cancelled_a
     await worker.task
 
 
+async def test_a_lease_is_sure_until_it_would_have_run_out_whatever_the_database_says(store: Store) -> None:
+    worker = Worker(store, "first", lease_s=3600.0)
+    await until(lambda: worker.works)
+    [held] = worker.held
+    assert held.is_sure
+    held.until -= 3600.0
+    assert not held.is_sure
+    held.until += 3600.0
+    held.lose()
+    assert not held.is_sure
+    worker.done.set()
+    await worker.task
+
+
 async def test_work_that_fails_or_is_cancelled_does_so_under_a_lease_too(store: Store) -> None:
     leaseholder = Leaseholder(store, "first", LEASE_S)
     with pytest.raises(ZeroDivisionError):
