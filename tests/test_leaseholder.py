@@ -67,7 +67,7 @@ async def let_go(path: Path) -> None:
     await asyncio.to_thread(sql, path, "UPDATE lease SET expires_at = 0")
 
 
-async def test_a_lease_is_kept_for_as_long_as_the_work_takes_and_let_go_of_then(store: Store, path: Path) -> None:
+async def test_a_lease_is_kept_for_as_long_as_the_work_takes(store: Store, path: Path) -> None:
     first = Worker(store, "first")
     await until(lambda: first.works)
     second = Worker(store, "second")
@@ -135,6 +135,12 @@ async def test_a_lease_is_sure_until_it_would_have_run_out_whatever_the_database
     assert not held.is_sure
     worker.done.set()
     await worker.task
+
+
+async def test_others_need_not_wait_for_a_lease_whose_work_is_done(store: Store) -> None:
+    async with Leaseholder(store, "first", 3600.0).hold(NAME):
+        assert await store.acquire_lease(NAME, "second", LEASE_S) is None
+    assert await store.acquire_lease(NAME, "second", LEASE_S) is not None
 
 
 async def test_work_that_fails_or_is_cancelled_does_so_under_a_lease_too(store: Store) -> None:

@@ -47,6 +47,8 @@ CREATE TRIGGER lease_moved AFTER UPDATE ON lease BEGIN
   INSERT INTO move (kind, name, was, now, more) VALUES ('lease', NEW.name, OLD.holder, NEW.holder,
     json_object('epoch', NEW.epoch, 'expires_at', NEW.expires_at, 'old_epoch', OLD.epoch, 'old_expires_at',
     OLD.expires_at)); END;
+CREATE TRIGGER lease_gone AFTER DELETE ON lease BEGIN
+  INSERT INTO move (kind, name, was) VALUES ('lease', OLD.name, OLD.holder); END;
 CREATE TRIGGER abandoned AFTER INSERT ON abandoned_prompt BEGIN
   INSERT INTO move (kind, name) VALUES ('abandoned', NEW.comfy_prompt_id); END;
 """
@@ -137,6 +139,8 @@ class Invariants:
                     self._job_moved(node, name, was, now, details)
                 case "segment":
                     self._segment_moved(node, name, number, was, now, details)
+                case "lease" if now is None:
+                    del self.leases[name]
                 case "lease":
                     self._lease_moved(node, name, now, details)
                 case "event":
@@ -165,7 +169,8 @@ class Invariants:
         elif state is JobState.SUCCESS:
             self._check_result(prompt_id, details["file"], details["frames"])
         elif state is JobState.FAILED:
-            self._check(details["code"] not in UNEXPLAINED, f"{prompt_id} failed with {details['code']}")
+            explained = details["code"] not in UNEXPLAINED or prompt_id in self.unwanted
+            self._check(explained, f"{prompt_id} failed with {details['code']}")
             if details["code"] == "engine_unreachable":
                 holds = [name for name, lease in self.leases.items() if lease.holder == node.name]
                 knows = any(name.startswith("backend:") for name in holds)
