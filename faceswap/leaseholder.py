@@ -28,7 +28,7 @@ class Held:
 
     @property
     def is_sure(self) -> bool:
-        """Whether nobody else can have it yet: a node that was frozen learns by its clock alone that others may."""
+        """True while nobody else can have it yet. A node that was frozen learns by its clock alone that others may."""
         return not self.lost and monotonic() < self.until
 
     def lose(self) -> None:

@@ -87,7 +87,7 @@ class Backend:
         self.timeouts = timeouts or Timeouts()
         self.in_flight: dict[str, InFlightPrompt] = {}
         self.may_be_given_work: Callable[[], bool] = lambda: True
-        """Whether this node's right to it is beyond doubt: asked right before a prompt is sent."""
+        """Tells whether this node's right to it is beyond doubt. Called right before a prompt is sent."""
         self.abandoned = set[str]()
         """The prompt ids that were given up and that it may still know."""
         self.stuck = False

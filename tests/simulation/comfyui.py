@@ -40,7 +40,7 @@ LATE_S = 0.3
 """The longest that a request whose connection was cut arrives after the cut."""
 LOADER, OUTPUT = ("VHS_LoadVideo", "VHS_VideoCombine")
 TROUBLES = ("lost", "cut", "late", "refused", "done but refused")
-"""What becomes of a request that is not answered as it should be."""
+"""The fates of requests that are not answered as they should be."""
 STEPS = 3
 """Progress messages of a prompt."""
 
@@ -74,7 +74,7 @@ class Prompt:
 
     @property
     def known(self) -> bool:
-        """Whether it is at work, or has an end that could be used."""
+        """True while it is at work, or has an end that could be used."""
         return self.state in ("pending", "running", "ending") or (self.state == "success" and self.has_file)
 
 
@@ -136,7 +136,7 @@ class ComfyUI:
         self.pending: list[Prompt] = []
         self.running: Prompt | None = None
         self.prompts: dict[str, Prompt] = {}
-        """What queue and history hold, or will in a moment."""
+        """The prompts that queue and history hold, or will in a moment."""
         self.files: dict[str, str] = {}
         self.inputs: dict[str, str] = {}
         self._sockets: dict[str, Socket] = {}

@@ -1,4 +1,4 @@
-"""What must hold after every commit, every event and every request to a ComfyUI, and at the end.
+"""The promises that hold after every commit, every event and every request to a ComfyUI, and at the end.
 
 Triggers in the simulated database write down every move of a job, a segment, an event number and a lease. They are read
 after each commit, so that what is judged is what was committed, in the order in which it was, and by whom.
@@ -272,7 +272,7 @@ class Invariants:
         self.prompts.append((comfy, prompt))
 
     def _is_excused(self, prompt: Prompt, claim: Claim) -> bool:
-        """Whether work may be done again although a ComfyUI knows a prompt of it."""
+        """Return whether work may be done again although a ComfyUI knows a prompt of it."""
         return (
             prompt.stop_asked
             or prompt.prompt_id in self._abandoned
@@ -289,7 +289,7 @@ class Invariants:
     # At the end.
 
     def all_ended(self) -> bool:
-        """Whether nothing is left to do."""
+        """Return whether nothing is left to do."""
         return all(state in TERMINAL for state in self.jobs.values()) and all(
             comfy.running is None and not comfy.pending for comfy in self._world.comfies
         )

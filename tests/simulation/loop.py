@@ -38,7 +38,7 @@ class Scheduler:
         self.running: Machine | None = None
         self.stopped = False
         self.errors: list[str] = []
-        """What went wrong in a callback, outside of every task."""
+        """Errors of callbacks, outside of every task."""
         self.before_thread: Callable[[Callable[..., Any]], None] = lambda work: None
         """Called with what a thread is to do; what it raises, that raises."""
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []

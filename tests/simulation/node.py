@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .world import World
 
 BUSY_S = 5.0
-"""How long a transaction waits for that of another node."""
+"""The longest that a transaction waits for that of another node."""
 BUSY_PAUSE_S = 0.02
 
 
@@ -172,9 +172,9 @@ class Node:
         self.last_published: dict[str, int] = {}
         self.clock_s = 0.0
         self.on_move: Callable[[], None] | None = None
-        """What is to happen at the next move of a segment that it commits."""
+        """Called at the next move of a segment that it commits."""
         self.begun_at_ms = 0
-        """When its transaction was begun, by the clock that leases are measured with."""
+        """The beginning of its transaction, by the clock that leases are measured with."""
 
     def start(self) -> None:
         """Start the process."""

@@ -33,7 +33,7 @@ MOST_SEEDS_FOR_A_BUG = 3000
 
 @dataclass(frozen=True)
 class Result:
-    """How one seed went. `violation` is the promise that did not hold, None where all did."""
+    """The end of one seed. `violation` is the promise that did not hold, None where all did."""
 
     seed: int
     violation: str | None

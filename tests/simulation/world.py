@@ -37,7 +37,7 @@ from .loop import Clocks, Machine, Scheduler, datetime_of
 from .node import Node
 
 MEMORY = Path("/dev/shm")
-"""Where the simulated disk lies: nothing there waits for a real one."""
+"""The folder of simulated disks: nothing there waits for a real one."""
 TIMEOUTS = Timeouts(
     reconcile_s=3.0,
     silence_s=15.0,
@@ -53,6 +53,8 @@ TIMEOUTS = Timeouts(
 )
 TICK_S = 2.0
 """Between two progress events of a simulated service: fewer, so that a seed takes less time."""
+NODES = (1, 1, 1, 2, 2, 3)
+"""Numbers of nodes that a world may have."""
 WORKFLOW = "FaceSwap-Reactor-API"
 QUEUE_LIMIT = 100
 NEED_ROOM = frozenset({"begin_upload", "make_scratch", "mark_erasure", "publish_result"})
@@ -60,9 +62,9 @@ NEED_ROOM = frozenset({"begin_upload", "make_scratch", "mark_erasure", "publish_
 FAULTS_END_S = (20.0, 80.0)
 """Between which times faults and users stop."""
 QUIET_S = 6.0
-"""How long nothing may be left to do before a simulation is over."""
+"""The time for which nothing may be left to do before a simulation is over."""
 SETTLE_S = 3600.0
-"""How long everything may take to end then."""
+"""The longest that everything may take to end then."""
 
 _workflows = load_workflows(resource_dir("workflows"))
 _database = bytearray()
@@ -80,7 +82,7 @@ def prepare() -> None:
 
 
 class World:
-    """What one seed makes. `violation` is the first promise that did not hold."""
+    """The world of one seed. `violation` is the first promise that did not hold."""
 
     def __init__(self, seed: int, folder: Path) -> None:
         self.seed = seed
@@ -180,7 +182,7 @@ class World:
 
     @property
     def digest(self) -> str:
-        """What two runs of one seed must have in common: the trace, and every random number that was drawn."""
+        """A digest of the trace and of every random number that was drawn: two runs of one seed have the same."""
         text = "\n".join((*self.trace, str(self.scheduler.steps), str(self.random.random())))
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
@@ -417,9 +419,6 @@ class World:
                 self.invariants.watched(prompt_id, last, event)
                 last = self._watched[prompt_id] = event.seq
 
-
-NODES = (1, 1, 1, 2, 2, 3)
-"""How many nodes a world has, by chance."""
 
 _kept: list[World] = []
 """Worlds that are over: were one collected, the `finally` of every task that was killed there would run."""
