@@ -13,7 +13,7 @@ import aiohttp
 from backends import all_connected
 from clips import make_clip
 from common import print_table
-from processes import Service, free_port
+from processes import Service, dead_url
 from service_rig import EngineRig
 from stored_jobs import new_job
 
@@ -69,7 +69,7 @@ async def long_queue(folder: Path, jobs: int) -> list[object]:
         job, _ = await store.create(new_job(output_name=f"job {number}"), jobs + 1)
     await store.close()
     async with (
-        Service(folder, f"http://127.0.0.1:{free_port()}", queue_limit=jobs + 10) as service,
+        Service(folder, dead_url(), queue_limit=jobs + 10) as service,
         aiohttp.ClientSession(service.url) as session,
     ):
         page = await _seconds(session, "/jobs?limit=200")

@@ -20,6 +20,7 @@ import psutil
 from waiting import WAIT_S
 from waiting import eventually as eventually
 
+_TAKEN: list[socket.socket] = []
 LISTENING = re.compile(rb"listening on (http://\S+)")
 
 
@@ -28,6 +29,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def dead_url() -> str:
+    """Return an address that nobody answers at: its port stays taken for as long as the tests run."""
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))
+    _TAKEN.append(taken)
+    return f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 def files_in(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 from faceswap.config import resource_dir
 from faceswap.jobs import Event, Inputs, Job, NewJob, Options, Segment, SegmentPlan
 from faceswap.store import LOCAL_HOLDER, Lease, Store, backend_lease, join_lease
+from faceswap.store.connection import Clock
 
 MIGRATIONS = resource_dir("migrations")
 QUEUE_LIMIT = 1000
@@ -116,9 +117,9 @@ def sql(path: Path, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
 
 
 @asynccontextmanager
-async def opened(path: Path, published: list[Event] | None = None) -> AsyncIterator[Store]:
+async def opened(path: Path, published: list[Event] | None = None, clock: Clock | None = None) -> AsyncIterator[Store]:
     """Yield a store on a file, closed in the end; its events are put into the list."""
-    store = await Store.open(path, MIGRATIONS, (published if published is not None else []).append)
+    store = await Store.open(path, MIGRATIONS, (published if published is not None else []).append, clock=clock)
     try:
         yield store
     finally:

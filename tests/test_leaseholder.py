@@ -12,8 +12,11 @@ from waiting import until
 
 from faceswap.leaseholder import Held, Leaseholder
 from faceswap.store import LeaseLost, Store
+from faceswap.store.connection import SystemClock
 
 LEASE_S = 0.3
+STEP_MS = 20
+"""Much less than the lease, which is renewed after a few reads of the clock."""
 NAME = "backend:one"
 
 
@@ -24,8 +27,19 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def store(path: Path) -> AsyncIterator[Store]:
-    async with opened(path) as store:
+    async with opened(path, clock=StepClock()) as store:
         yield store
+
+
+class StepClock(SystemClock):
+    """A clock that goes on by a step whenever it is read, however slow the machine is."""
+
+    def __init__(self) -> None:
+        self._now_ms = 0
+
+    def monotonic_ms(self) -> int:
+        self._now_ms += STEP_MS
+        return self._now_ms
 
 
 class Worker:

@@ -46,7 +46,7 @@ class StoredFile:
 
 
 def extension(kind: str, head: bytes) -> str:
-    """The extension for a `video` or `image` that starts with `head`. A hint for programs that go by names."""
+    """Return the extension for a `video` or `image` that starts with `head`: a hint for programs that go by names."""
     found = next((name for offset, magic, name in _SIGNATURES if head.startswith(magic, offset)), "")
     if found == ".mkv" and b"webm" in head:
         found = ".webm"
@@ -69,12 +69,18 @@ class Room:
 
     async def expect(self, folder: InputFolder, size: int) -> None:
         """Reserve room for `size` more bytes at most. Raises `Unavailable` where there is none."""
+        free_bytes = await self._files.free_bytes()
+        # Nothing is awaited from here on: of uploads that come at once, each sees the reservations of those before it.
+        self._expected.pop(folder, None)
+        self._check(free_bytes - size)
         self._expected[folder] = size
-        await self.check()
 
     async def check(self) -> None:
         """Raise `Unavailable` where all that is still to come would leave too little room."""
-        if await self._files.free_bytes() - sum(self._expected.values()) < self._min_free_bytes:
+        self._check(await self._files.free_bytes())
+
+    def _check(self, free_bytes: int) -> None:
+        if free_bytes - sum(self._expected.values()) < self._min_free_bytes:
             raise Unavailable("The server has too little disk space left.", code="disk_low", retry_after=RETRY_AFTER_S)
 
     def arrived(self, folder: InputFolder, size: int) -> None:

@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from processes import Engine, Service, eventually, free_port, service_and_engine
+from processes import Engine, Service, dead_url, eventually, service_and_engine
 from talk import Api, Media
 from waiting import WAIT_S
 
@@ -29,7 +29,7 @@ async def processes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[t
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def idle_process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
-    async with Service(tmp_path_factory.mktemp("idle"), f"http://127.0.0.1:{free_port()}") as service:
+    async with Service(tmp_path_factory.mktemp("idle"), dead_url()) as service:
         yield service
 
 
@@ -81,7 +81,7 @@ def idle(idle_process: Service, api_of: Callable[[Service], Api]) -> Api:
 @pytest.fixture
 def folder_service(tmp_path: Path) -> Callable[..., Service]:
     """Make a service with settings of its own, whose jobs stay queued."""
-    return lambda **settings: Service(tmp_path / "own", f"http://127.0.0.1:{free_port()}", **settings)
+    return lambda **settings: Service(tmp_path / "own", dead_url(), **settings)
 
 
 @pytest.fixture

@@ -109,9 +109,10 @@ async def check_files(book: Book, service: Service) -> None:
 def file_faults(service: Service) -> list[str]:
     """Files that are missing, and files that belong to nothing."""
     needed, allowed = set(), set()
+    kept = "SELECT input.prompt_id, file FROM input JOIN job USING (prompt_id) WHERE NOT inputs_erased"
+    for row in rows(service, kept):
+        needed.add(f"inputs/{row['prompt_id']}/{row['file']}")
     for job in rows(service, "SELECT * FROM job"):
-        if not job["inputs_erased"]:
-            needed |= {f"inputs/{job['prompt_id']}/{job[f'{kind}_file']}" for kind in ("video", "image")}
         if job["result_file"] and not job["result_erased"]:
             needed.add(f"outputs/{job['result_file']}")
     # What was finished of a job that did not succeed is kept for a retry.

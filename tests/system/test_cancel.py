@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 from clips import make_clip
-from processes import eventually, free_port
+from processes import dead_url, eventually
 from service_rig import Handler, ServiceRig, running_service, service_and_engines
 
 from faceswap.api import keys
@@ -64,7 +64,7 @@ async def only(service: ServiceRig, prompt_id: str, needed: set[str]) -> bool:
 
 
 async def test_while_it_is_queued(clip: Path, tmp_path: Path) -> None:
-    async with running_service(tmp_path, f"http://127.0.0.1:{free_port()}") as service:
+    async with running_service(tmp_path, dead_url()) as service:
         prompt_id = await service.post(clip)
         await cancel(service, prompt_id)
         assert (await service.status(prompt_id))["status"] == "CANCELLED"

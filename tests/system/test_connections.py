@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from processes import Service, eventually, free_port
+from processes import Service, dead_url, eventually
 from talk import Api
 
 WARNINGS = ("connections cannot be accepted", "all connections are in use")
@@ -18,7 +18,7 @@ WARNINGS = ("connections cannot be accepted", "all connections are in use")
 async def test_descriptors_that_run_out_are_one_line_in_the_log_and_no_end(
     tmp_path: Path, api_of: Callable[[Service], Api]
 ) -> None:
-    async with Service(tmp_path, f"http://127.0.0.1:{free_port()}") as service:
+    async with Service(tmp_path, dead_url()) as service:
         api = api_of(service)
         used = psutil.Process(service.pid).num_fds()
         hard = resource.prlimit(service.pid, resource.RLIMIT_NOFILE)[1]

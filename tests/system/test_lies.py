@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from aiohttp import web
 from clips import Picture, make_clip, read_numbers
-from processes import Engine, eventually, free_port
+from processes import Engine, dead_url, eventually
 from service_rig import QUICK, EngineRig, Handler, ServiceRig, running_service, service_and_engines
 from stored_jobs import claim
 from waiting import until
@@ -337,7 +337,7 @@ async def test_a_stuck_engine_is_noticed_reported_and_used_again_after_its_resta
 
 
 async def test_jobs_end_when_no_engine_has_been_there_for_too_long(clip: Path, tmp_path: Path) -> None:
-    nobody = f"http://127.0.0.1:{free_port()}"
+    nobody = dead_url()
     timeouts = replace(QUICK, gone_s=0.4)
     async with running_service(tmp_path / "data", nobody, timeouts=timeouts) as service:
         prompt_id = await service.post(clip)
@@ -385,7 +385,7 @@ async def test_what_only_a_long_prompt_kills_is_done_in_halves_and_costs_others_
 
 
 async def test_what_engines_died_of_waits_until_one_is_free(clip: Path, tmp_path: Path) -> None:
-    data, nobody = tmp_path / "data", f"http://127.0.0.1:{free_port()}"
+    data, nobody = tmp_path / "data", dead_url()
     async with running_service(data, nobody) as service:
         killer = await service.post(clip)
         store = service.client.app[keys.STORE]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from clips import make_clip, read_numbers
-from processes import Engine, Service, eventually, free_port
+from processes import Engine, Service, dead_url, eventually, free_port
 from service_rig import QUICK, EngineRig, Handler, Middleware, running_service, service_and_engines
 
 from faceswap import recovery
@@ -283,7 +283,7 @@ async def test_a_segment_that_was_planned_for_more_memory_is_cut(tmp_path: Path)
             await inspected.wait()  # it is given work as soon as its socket is open
         return await less(request, handler)
 
-    async with running_service(tmp_path / "data", f"http://127.0.0.1:{free_port()}") as service:
+    async with running_service(tmp_path / "data", dead_url()) as service:
         prompt_id = await service.post(clip)
         assert [frames for _, frames, _ in await service.segments(prompt_id)] == [100]
     async with (

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from processes import Engine, Service, eventually, free_port, service_and_engine
+from processes import Engine, Service, dead_url, eventually, service_and_engine
 from talk import FRAMES, Api, Media, Told, durable, told
 from waiting import WAIT_S
 from yarl import URL
@@ -188,7 +188,7 @@ async def test_watchers_that_went_away_are_let_go(api: Api, engine: Engine) -> N
 @asynccontextmanager
 async def app_in_this_process(folder: Path, media: Media) -> AsyncIterator[tuple[web.Application, Api]]:
     """Yield a service whose jobs stay queued, and a user of it."""
-    comfyui_urls = (URL(f"http://127.0.0.1:{free_port()}"),)
+    comfyui_urls = (URL(dead_url()),)
     app = create_app(Settings(data_dir=folder, min_free_mb=0, comfyui_urls=comfyui_urls))
     async with TestServer(app) as server, aiohttp.ClientSession() as session:
         yield app, Api(str(server.make_url("")).rstrip("/"), session, media)
