@@ -20,6 +20,7 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from mutate import NOT_COPIED, ROOT, Mutation
@@ -46,13 +47,13 @@ def bugs() -> list[Mutation]:
     return [Mutation(**entry, tests=()) for entry in tomllib.loads(BUGS.read_text(encoding="utf-8"))["bug"]]
 
 
-def run_seed(seed: int) -> Result:
+def run_seed(seed: int, disks: Path) -> Result:
     """Run one seed."""
     from .world import simulate
 
     gc.disable()
     try:
-        world = simulate(seed)
+        world = simulate(seed, disks)
     except Exception:  # noqa: BLE001  # the simulation itself is broken, which the seed shows
         return Result(seed, traceback.format_exc(), "", Counter())
     return Result(seed, world.violation, world.digest, world.counts)
@@ -65,8 +66,11 @@ def run_seeds(seeds: Sequence[int], jobs: int, most_failures: int) -> int:
     world.prepare()
     started, counts, failures, done, digest = time.monotonic(), Counter[str](), 0, 0, hashlib.blake2b(digest_size=8)
     gc.freeze()
-    with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=SEEDS_A_PROCESS) as pool:
-        for result in pool.imap(run_seed, seeds):
+    with (
+        tempfile.TemporaryDirectory(prefix="faceswap-simulation-", dir=world.MEMORY) as disks,
+        multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=SEEDS_A_PROCESS) as pool,
+    ):
+        for result in pool.imap(partial(run_seed, disks=Path(disks)), seeds):
             done += 1
             counts.update(result.counts)
             digest.update(result.digest.encode())

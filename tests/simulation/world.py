@@ -424,10 +424,10 @@ _kept: list[World] = []
 """Worlds that are over: were one collected, the `finally` of every task that was killed there would run."""
 
 
-def simulate(seed: int) -> World:
-    """Run the world of a seed."""
+def simulate(seed: int, disks: Path = MEMORY) -> World:
+    """Run the world of a seed, its disk a folder in `disks`."""
     prepare()
-    folder = Path(tempfile.mkdtemp(prefix="faceswap-simulation-", dir=MEMORY))
+    folder = Path(tempfile.mkdtemp(prefix="faceswap-simulation-", dir=disks))
     try:
         world = World(seed, folder)
         _kept.append(world)
