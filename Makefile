@@ -44,6 +44,10 @@ lint: $(VENV)/.installed-dev ## check style, formatting and types
 chaos: $(VENV)/.installed-dev ## 500 jobs under random faults; SEED=… repeats a run, WITHOUT=freeze,clock leaves faults out
 	cd tests && ../$(BIN)/python -m system.chaos $(if $(SEED),--seed $(SEED)) $(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)
 
+.PHONY: simulate
+simulate: $(VENV)/.installed-dev ## the service under simulated time and faults; SEEDS=10000, SEED=123 tells all of one, BUGS=1
+	cd tests && ../$(BIN)/python -m simulation.run $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED)) $(if $(BUGS),--bugs) $(ARGS)
+
 .PHONY: long
 long: $(VENV)/.installed-dev ## ten minutes of 1080p, killed in the middle: memory, frames, sound
 	cd tests && ../$(BIN)/python -m system.long_video $(ARGS)

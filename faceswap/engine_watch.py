@@ -39,12 +39,13 @@ class EngineWatch:
         self._told: set[str] = set()
         self._well_at, self._well_since = monotonic(), datetime.now(UTC)
 
-    async def look(self) -> JobFailure | None:
+    async def look(self, *, holds_all: bool = True) -> JobFailure | None:
         """Look at the engines, and tell the jobs that wait for one of any change.
 
-        Return the failure that these jobs are to end with when none has been there for too long.
+        Return the failure that these jobs are to end with when none has been there for too long. A node that does not
+        hold the leases of all engines cannot tell: it listens to its own only.
         """
-        if any(backend.healthy for backend in self._backends):
+        if not holds_all or any(backend.healthy for backend in self._backends):
             self._well_at, self._well_since = monotonic(), datetime.now(UTC)
             await self._all_clear()
             return None

@@ -18,12 +18,18 @@ RENEWALS = 3
 
 
 class Held:
-    """A lease that this node holds, unless it is `lost`."""
+    """A lease that this node holds until the time `until`, renewals apart, unless it is `lost`."""
 
-    def __init__(self, lease: Lease) -> None:
+    def __init__(self, lease: Lease, until: float) -> None:
         self.lease = lease
+        self.until = until
         self.lost = False
         self.scope: asyncio.Timeout | None = None
+
+    @property
+    def is_sure(self) -> bool:
+        """True while nobody else can have it yet. A node that was frozen learns by its clock alone that others may."""
+        return not self.lost and monotonic() < self.until
 
     def lose(self) -> None:
         """Cancel what is done under the lease: somebody else may do it now."""
@@ -47,7 +53,7 @@ class Leaseholder:
 
         Raises `LeaseLost` then.
         """
-        held = Held(await self._acquire(name))
+        held = await self._acquire(name)
         renewal = asyncio.create_task(self._renew(held), name=f"renewal of {name}")
         try:
             async with asyncio.timeout(None) as held.scope:
@@ -64,12 +70,17 @@ class Leaseholder:
             raise LeaseLost(name)
         await retry_writes(partial(self._store.release_lease, held.lease))
 
-    async def _acquire(self, name: str) -> Lease:
+    async def _acquire(self, name: str) -> Held:
         while True:
-            lease = await retry_writes(partial(self._store.acquire_lease, name, self._name, self._lease_s))
-            if lease is not None:
-                return lease
+            held = await retry_writes(partial(self._ask_for, name))
+            if held is not None:
+                return held
             await asyncio.sleep(self._lease_s / RENEWALS)
+
+    async def _ask_for(self, name: str) -> Held | None:
+        until = monotonic() + self._lease_s
+        lease = await self._store.acquire_lease(name, self._name, self._lease_s)
+        return None if lease is None else Held(lease, until)
 
     async def _renew(self, held: Held) -> None:
         """Renew a lease until it is lost."""
@@ -77,8 +88,15 @@ class Leaseholder:
         while renewed:
             await asyncio.sleep(self._lease_s / RENEWALS)
             try:
-                renewed = await retry_writes(partial(self._store.renew_lease, held.lease, self._lease_s))
+                renewed = await retry_writes(partial(self._ask_for_more, held))
             except StoreError:
                 log.exception("the lease %s cannot be renewed", held.lease.name)
                 renewed = False
         held.lose()
+
+    async def _ask_for_more(self, held: Held) -> bool:
+        until = monotonic() + self._lease_s
+        renewed = await self._store.renew_lease(held.lease, self._lease_s)
+        if renewed:
+            held.until = until
+        return renewed

@@ -140,6 +140,7 @@ class Scheduler:
         """Take up what was left with a backend, then listen to it; attempts are cancelled together with this."""
         backend.abandoned = await retry_writes(partial(self._store.abandoned, backend.name))
         submitted = await retry_writes(partial(self._store.adopt, held.lease))
+        backend.may_be_given_work = lambda: held.is_sure
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._held[backend] = _HeldBackend(held, tasks)
@@ -308,7 +309,7 @@ class Scheduler:
         """End the jobs that wait for an engine when none has been there for too long."""
         while True:
             await asyncio.sleep(self._watch.pause_s)
-            failure = await self._watch.look()
+            failure = await self._watch.look(holds_all=len(self._held) == len(self.backends))
             while failure is not None and (waiting := await self._watch.waiting()):
                 for prompt_id in waiting:
                     await self._end_failed(prompt_id, failure)

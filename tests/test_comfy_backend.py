@@ -28,6 +28,7 @@ from faceswap.comfy.messages import Executing, Preview, Progress
 from faceswap.config import Timeouts, resource_dir
 from faceswap.errors import JobFailure
 from faceswap.jobs import Segment, SegmentState, comfy_prompt_id
+from faceswap.store import LeaseLost
 from faceswap.workflow import Workflow, extra_data
 
 WORKFLOW = Workflow.load(resource_dir("workflows") / "FaceSwap-Reactor-API.json")
@@ -112,6 +113,14 @@ async def test_a_prompt_goes_through_and_tells_of_its_nodes_and_progress(clip: P
         assert nodes[-1] == WORKFLOW.output and WORKFLOW.swap in nodes
         assert Progress(prompt.prompt_id, WORKFLOW.swap, FRAMES, FRAMES) in news
         assert any(isinstance(message, Preview) for message in news)
+
+
+async def test_nothing_is_sent_to_an_engine_that_another_node_may_have_by_now(clip: Path, tmp_path: Path) -> None:
+    async with pilot(tmp_path, clip) as plane:
+        plane.backend.may_be_given_work = lambda: False
+        with pytest.raises(LeaseLost):
+            await plane.submit(plane.begin())
+        assert plane.engine.submissions == 0
 
 
 async def test_who_reads_slowly_misses_no_pass_of_a_bar_and_delays_no_look(clip: Path, tmp_path: Path) -> None:

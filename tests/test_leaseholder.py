@@ -137,6 +137,20 @@ async def test_who_finds_out_first_that_a_lease_is_lost_has_the_work_cancelled_a
     await worker.task
 
 
+async def test_a_lease_is_sure_until_it_would_have_run_out_whatever_the_database_says(store: Store) -> None:
+    worker = Worker(store, "first", lease_s=3600.0)
+    await until(lambda: worker.works)
+    [held] = worker.held
+    assert held.is_sure
+    held.until -= 3600.0
+    assert not held.is_sure
+    held.until += 3600.0
+    held.lose()
+    assert not held.is_sure
+    worker.done.set()
+    await worker.task
+
+
 async def test_others_need_not_wait_for_a_lease_whose_work_is_done(store: Store) -> None:
     async with Leaseholder(store, "first", 3600.0).hold(NAME):
         assert await store.acquire_lease(NAME, "second", LEASE_S) is None

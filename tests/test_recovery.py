@@ -166,3 +166,13 @@ async def test_a_read_that_fails_for_a_moment_does_not_keep_an_outage_secret(sto
     assert store.failures == 0
     told = [event.data.get("message") for event in await store.events(job.prompt_id, 0)]
     assert "the job waits" in str(told[-1])
+
+
+async def test_a_node_that_does_not_hold_every_engine_tells_of_no_outage(store: BusyStore) -> None:
+    await create(store)
+    watch = EngineWatch(store, BackendPool().backends, Timeouts(outage_s=0.0, gone_s=0.0))
+    await until(lambda: asyncio.get_running_loop().time() > watch._well_at)
+    assert await watch.look(holds_all=False) is None
+    assert watch.outage is None
+    await until(lambda: asyncio.get_running_loop().time() > watch._well_at)
+    assert await watch.look(holds_all=True) is not None

@@ -17,6 +17,7 @@ from ..clock import monotonic
 from ..config import Timeouts
 from ..errors import JobFailure
 from ..jobs import Segment
+from ..store import LeaseLost
 from ..workflow import Graph
 from .client import ComfyClient, ComfyError, Features, Outcome, Place
 from .in_flight import GivenUp, InFlightPrompt, Lost, News, Stopped
@@ -85,6 +86,8 @@ class Backend:
         self.client_id = client_id
         self.timeouts = timeouts or Timeouts()
         self.in_flight: dict[str, InFlightPrompt] = {}
+        self.may_be_given_work: Callable[[], bool] = lambda: True
+        """Tells whether this node's right to it is beyond doubt. Called right before a prompt is sent."""
         self.abandoned = set[str]()
         """The prompt ids that were given up and that it may still know."""
         self.stuck = False
@@ -299,8 +302,11 @@ class Backend:
     ) -> None:
         """Send a prompt. Its `prompt_id` is another afterwards when ComfyUI chose one itself.
 
-        Where nothing or an error was answered, `follow` finds out whether it arrived. Raises `JobFailure`.
+        Where nothing or an error was answered, `follow` finds out whether it arrived. Raises `JobFailure`, and
+        `LeaseLost` where another node may have sent it by now.
         """
+        if not self.may_be_given_work():
+            raise LeaseLost(self.name)
         prompt.sent = prompt.timed = True
         try:
             queued_id = await self.client.submit(

@@ -51,8 +51,8 @@ class Leases(Database):
 
         Who holds it already takes it again at once: a process that was started anew takes up what the last one left.
         """
-        now = self._clock.monotonic_ms()
         async with self._transaction():
+            now = self._clock.monotonic_ms()
             row = await self._one(
                 "INSERT INTO lease (name, holder, epoch, expires_at) VALUES (?, ?, 1, ?)"
                 " ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, epoch = lease.epoch + 1,"
@@ -67,8 +67,8 @@ class Leases(Database):
 
     async def renew_lease(self, lease: Lease, ttl_s: float) -> bool:
         """Keep a lease for `ttl_s` seconds from now; False when it has run out or another has it: it is lost then."""
-        now = self._clock.monotonic_ms()
         async with self._transaction():
+            now = self._clock.monotonic_ms()
             row = await self._one(
                 "UPDATE lease SET expires_at = ? WHERE name = ? AND epoch = ? AND expires_at > ? RETURNING 1",
                 now + int(ttl_s * 1000),

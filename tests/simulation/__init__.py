@@ -1,0 +1,1 @@
+"""The service under simulated time: see run.py."""

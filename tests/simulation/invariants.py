@@ -1,0 +1,322 @@
+"""The promises that hold after every commit, every event and every request to a ComfyUI, and at the end.
+
+Triggers in the simulated database write down every move of a job, a segment, an event number and a lease. They are read
+after each commit, so that what is judged is what was committed, in the order in which it was, and by whom.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from faceswap.jobs import SUPERSEDED_EVENTS, TERMINAL, TRANSITIONS, Event, JobState, SegmentState
+
+if TYPE_CHECKING:
+    from .comfyui import ComfyUI, Prompt
+    from .node import Node
+    from .world import World
+
+TRIGGERS = """
+CREATE TABLE move (id INTEGER PRIMARY KEY, kind TEXT, name TEXT, number INTEGER, was TEXT, now TEXT, more TEXT);
+CREATE TRIGGER job_made AFTER INSERT ON job BEGIN
+  INSERT INTO move (kind, name, now) VALUES ('job', NEW.prompt_id, NEW.state); END;
+CREATE TRIGGER job_moved AFTER UPDATE OF state ON job WHEN OLD.state <> NEW.state BEGIN
+  INSERT INTO move (kind, name, was, now, more)
+  VALUES ('job', NEW.prompt_id, OLD.state, NEW.state, json_object('code', NEW.code, 'file', NEW.result_file,
+    'frames', NEW.total_frames)); END;
+CREATE TRIGGER job_gone AFTER DELETE ON job BEGIN
+  INSERT INTO move (kind, name, was) VALUES ('job', OLD.prompt_id, OLD.state); END;
+CREATE TRIGGER number_taken AFTER UPDATE OF last_seq ON job BEGIN
+  INSERT INTO move (kind, name, was, now) VALUES ('number', NEW.prompt_id, OLD.last_seq, NEW.last_seq); END;
+CREATE TRIGGER event_made AFTER INSERT ON event BEGIN
+  INSERT INTO move (kind, name, number, now) VALUES ('event', NEW.prompt_id, NEW.seq, NEW.type); END;
+CREATE TRIGGER segment_moved AFTER UPDATE ON segment
+  WHEN OLD.state <> NEW.state OR OLD.epoch IS NOT NEW.epoch OR OLD.comfy_prompt_id IS NOT NEW.comfy_prompt_id BEGIN
+  INSERT INTO move (kind, name, number, was, now, more)
+  VALUES ('segment', NEW.prompt_id, NEW.number, OLD.state, NEW.state, json_object('attempt', NEW.attempt, 'epoch',
+    NEW.epoch, 'backend', NEW.backend, 'id', NEW.comfy_prompt_id, 'first', NEW.first_frame, 'count', NEW.frame_count,
+    'old_epoch', OLD.epoch)); END;
+CREATE TRIGGER lease_made AFTER INSERT ON lease BEGIN
+  INSERT INTO move (kind, name, now, more) VALUES ('lease', NEW.name, NEW.holder, json_object('epoch', NEW.epoch,
+    'expires_at', NEW.expires_at)); END;
+CREATE TRIGGER lease_moved AFTER UPDATE ON lease BEGIN
+  INSERT INTO move (kind, name, was, now, more) VALUES ('lease', NEW.name, OLD.holder, NEW.holder,
+    json_object('epoch', NEW.epoch, 'expires_at', NEW.expires_at, 'old_epoch', OLD.epoch, 'old_expires_at',
+    OLD.expires_at)); END;
+CREATE TRIGGER lease_gone AFTER DELETE ON lease BEGIN
+  INSERT INTO move (kind, name, was) VALUES ('lease', OLD.name, OLD.holder); END;
+CREATE TRIGGER abandoned AFTER INSERT ON abandoned_prompt BEGIN
+  INSERT INTO move (kind, name) VALUES ('abandoned', NEW.comfy_prompt_id); END;
+"""
+
+SEGMENT_MOVES = {
+    SegmentState.WAITING: {SegmentState.SUBMITTED, SegmentState.FAILED},
+    SegmentState.SUBMITTED: {SegmentState.WAITING, SegmentState.DONE, SegmentState.FAILED, SegmentState.SUBMITTED},
+    SegmentState.DONE: {SegmentState.WAITING},
+    SegmentState.FAILED: {SegmentState.WAITING},
+}
+UNEXPLAINED = frozenset(
+    {
+        "frames_missing",
+        "inputs_missing",
+        "internal_error",
+        "workflow_invalid",
+        "workflow_missing",
+    }
+)
+"""Codes of failures that nothing in the simulation gives a reason for."""
+
+
+@dataclass
+class Claim:
+    """A prompt id that was committed with a segment. `retries` is how often its job had been retried by then."""
+
+    job: str
+    number: int
+    attempt: int
+    retries: int
+
+
+@dataclass
+class LeaseState:
+    """A lease as it was last committed."""
+
+    holder: str
+    epoch: int
+    expires_at: float
+
+
+class Invariants:
+    """Watches over everything that is promised. The first promise that does not hold ends the simulation."""
+
+    def __init__(self, world: World, database: Path) -> None:
+        self._world = world
+        self._reader = sqlite3.connect(database, isolation_level=None)
+        self._last_move = 0
+        self.jobs: dict[str, JobState] = {}
+        self.accepted: set[str] = set()
+        """Jobs whose user was told their id."""
+        self.unwanted: set[str] = set()
+        """Jobs whose user asked for their deletion."""
+        self.claims: dict[str, Claim] = {}
+        self.leases: dict[str, LeaseState] = {}
+        self.rejected: set[str] = set()
+        """Prompts whose output did not pass the check."""
+        self._retries: defaultdict[str, int] = defaultdict(int)
+        self._abandoned: set[str] = set()
+        self._numbers: defaultdict[str, int] = defaultdict(int)
+        """The highest number that a stored event of a job has."""
+        self._published: dict[tuple[str, int], str] = {}
+        self.prompts: list[tuple[ComfyUI, Prompt]] = []
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._reader.close()
+
+    def _check(self, holds: bool, violation: str) -> None:
+        if not holds:
+            self._world.fail(violation)
+
+    def _one(self, sql: str, *parameters: Any) -> Any:
+        return self._reader.execute(sql, parameters).fetchone()
+
+    # After every commit.
+
+    def committed(self, node: Node) -> None:
+        """Judge what a node has just committed."""
+        rows = self._reader.execute("SELECT * FROM move WHERE id > ? ORDER BY id", (self._last_move,)).fetchall()
+        for id_, kind, name, number, was, now, more in rows:
+            self._last_move = id_
+            details = json.loads(more) if more else {}
+            if kind in ("job", "segment", "lease", "abandoned"):
+                self._world.note(f"{node.name} commits {kind} {name} {number or 0}: {was} → {now} {more or ''}")
+            match kind:
+                case "job":
+                    self._job_moved(node, name, was, now, details)
+                case "segment":
+                    self._segment_moved(node, name, number, was, now, details)
+                case "lease" if now is None:
+                    del self.leases[name]
+                case "lease":
+                    self._lease_moved(node, name, now, details)
+                case "event":
+                    self._check(number > self._numbers[name], f"event number {number} of {name} is used again: {now}")
+                    self._numbers[name] = max(number, self._numbers[name])
+                case "number":
+                    self._check(int(now) > int(was), f"last_seq of {name} goes from {was} to {now}")
+                case "abandoned":
+                    self._abandoned.add(name)
+
+    def _job_moved(self, node: Node, prompt_id: str, was: str | None, now: str | None, details: dict[str, Any]) -> None:
+        if was is None:
+            self._check(now == JobState.QUEUED and prompt_id not in self.jobs, f"{prompt_id} begins as {now}")
+        else:
+            self._check(self.jobs.get(prompt_id) == was, f"{prompt_id} was {was} without a move that led there")
+        if now is None:
+            self._check(prompt_id in self.unwanted, f"{prompt_id} was deleted and nobody asked for that")
+            del self.jobs[prompt_id]
+            return
+        state = self.jobs[prompt_id] = JobState(now)
+        if was is None:
+            return
+        self._check(state in TRANSITIONS[JobState(was)], f"{prompt_id} goes from {was} to {now}")
+        if state is JobState.QUEUED:
+            self._retries[prompt_id] += 1
+        elif state is JobState.SUCCESS:
+            self._check_result(prompt_id, details["file"], details["frames"])
+        elif state is JobState.FAILED:
+            explained = details["code"] not in UNEXPLAINED or prompt_id in self.unwanted
+            self._check(explained, f"{prompt_id} failed with {details['code']}")
+            if details["code"] == "engine_unreachable":
+                holds = [name for name, lease in self.leases.items() if lease.holder == node.name]
+                knows = any(name.startswith("backend:") for name in holds)
+                self._check(knows, f"{node.name} ends {prompt_id} for want of an engine and may ask none")
+
+    def _check_result(self, prompt_id: str, filename: str, frames: int) -> None:
+        """Check that a job in SUCCESS has its file, and the file each frame once, in order."""
+        path = self._world.files.result(filename)
+        if not path.is_file():
+            self._world.fail(f"{prompt_id} is in SUCCESS without its file")
+            return
+        next_frame = 0
+        for part in json.loads(path.read_text(encoding="utf-8")):
+            self._check((part["job"], part["first"]) == (prompt_id, next_frame), f"the result of {prompt_id} is wrong")
+            next_frame += part["count"]
+        self._check(next_frame == frames, f"the result of {prompt_id} has {next_frame} of {frames} frames")
+
+    def _segment_moved(
+        self, node: Node, prompt_id: str, number: int, was: str, now: str, details: dict[str, Any]
+    ) -> None:
+        if node.on_move is not None:
+            node.on_move()
+            node.on_move = None
+        name = f"segment {number} of {prompt_id}"
+        before, after = SegmentState(was), SegmentState(now)
+        self._check(after in SEGMENT_MOVES[before], f"{name} goes from {was} to {now}")
+        if SegmentState.SUBMITTED in (before, after) and after is not SegmentState.FAILED:
+            lease = self.leases.get(f"backend:{details['backend']}")
+            mine = lease is not None and lease.holder == node.name and lease.epoch == details["epoch"]
+            self._check(mine, f"{node.name} moves {name} to {now} by epoch {details['epoch']}, which is past: {lease}")
+        if before is SegmentState.WAITING and after is SegmentState.SUBMITTED:
+            self._check(details["id"] not in self.claims, f"the id {details['id']} of {name} was used before")
+        if after is SegmentState.SUBMITTED:
+            self.claims[details["id"]] = Claim(prompt_id, number, details["attempt"], self._retries[prompt_id])
+
+    def _lease_moved(self, node: Node, name: str, holder: str, details: dict[str, Any]) -> None:
+        lease, now = self.leases.get(name), node.begun_at_ms
+        after = LeaseState(holder, details["epoch"], details["expires_at"])
+        if lease is not None:
+            self._check(after.epoch >= lease.epoch, f"the epoch of {name} goes from {lease.epoch} to {after.epoch}")
+            if after.epoch == lease.epoch:
+                self._check(after.holder == lease.holder, f"{name} changes hands within epoch {lease.epoch}")
+                late = after.expires_at > lease.expires_at and now > lease.expires_at
+                self._check(not late, f"{node.name} renews {name} {now - lease.expires_at:.0f} ms after it ran out")
+            elif after.holder != lease.holder:
+                early = lease.expires_at - now
+                self._check(
+                    early <= 0, f"{node.name} takes {name} from {lease.holder} {early:.0f} ms before it runs out"
+                )
+        self.leases[name] = after
+
+    # After every event.
+
+    def published(self, node: Node, event: Event) -> None:
+        """Judge an event that a node's watchers are told."""
+        key, content = (event.prompt_id, event.seq), json.dumps([event.type, event.data], sort_keys=True)
+        self._check(self._published.setdefault(key, content) == content, f"two events are number {key}")
+        last = node.last_published.get(event.prompt_id, 0)
+        self._check(event.seq > last, f"{node.name} publishes {event.seq} of {event.prompt_id} after {last}")
+        node.last_published[event.prompt_id] = event.seq
+        if event.prompt_id in self.unwanted:
+            return
+        stored = self._one("SELECT type FROM event WHERE prompt_id = ? AND seq = ?", *key)
+        if event.type in SUPERSEDED_EVENTS:
+            row = self._one("SELECT last_seq FROM job WHERE prompt_id = ?", event.prompt_id)
+            self._check(row is not None and row[0] >= event.seq, f"{event.type} {key} is told before it is numbered")
+        else:
+            self._check(stored == (event.type,), f"{event.type} {key} is told before it is committed: {stored}")
+
+    def watched(self, prompt_id: str, last: int, event: Event) -> None:
+        """Judge an event that a watcher hears, who has heard up to number `last`."""
+        self._check(event.seq > last, f"a watcher of {prompt_id} hears {event.seq} after {last}")
+
+    # At every request to a ComfyUI that queues a prompt.
+
+    def sent(self, comfy: ComfyUI, prompt_id: str) -> None:
+        """Judge a prompt that a node is about to send."""
+        self._check(prompt_id in self.claims, f"{prompt_id} is sent to {comfy.name} before its id is committed")
+
+    def queued(self, comfy: ComfyUI, prompt: Prompt) -> None:
+        """Judge a prompt that a ComfyUI is about to queue."""
+        claim = self.claims[prompt.prompt_id]
+        same = comfy.prompts.get(prompt.prompt_id)
+        self._check(same is None, f"{comfy.name} is sent {prompt.prompt_id} again, which it knows")
+        for other_comfy, other in self.prompts:
+            if (
+                other.job == prompt.job
+                and other is not same
+                and other.first < prompt.first + prompt.count
+                and prompt.first < other.first + other.count
+                and other_comfy.prompts.get(other.prompt_id) is other
+                and other.known
+                and not self._is_excused(other, claim)
+            ):
+                self._world.fail(
+                    f"{comfy.name} is sent {prompt.prompt_id} although {other_comfy.name} knows {other.prompt_id}"
+                    f" ({other.state}), which is the same work"
+                )
+        self.prompts.append((comfy, prompt))
+
+    def _is_excused(self, prompt: Prompt, claim: Claim) -> bool:
+        """Return whether work may be done again although a ComfyUI knows a prompt of it."""
+        return (
+            prompt.stop_asked
+            or prompt.prompt_id in self._abandoned
+            or prompt.prompt_id in self.rejected
+            or (prompt.told and prompt.unfetched)
+            or self.claims[prompt.prompt_id].retries < claim.retries
+        )
+
+    def is_unwanted(self, *ids: str) -> bool:
+        """Return whether one of these is a job that was to be deleted, or a prompt of it."""
+        jobs = {self.claims[id_].job if id_ in self.claims else id_ for id_ in ids}
+        return not jobs.isdisjoint(self.unwanted)
+
+    # At the end.
+
+    def all_ended(self) -> bool:
+        """Return whether nothing is left to do."""
+        return all(state in TERMINAL for state in self.jobs.values()) and all(
+            comfy.running is None and not comfy.pending for comfy in self._world.comfies
+        )
+
+    def check_end(self) -> None:
+        """Judge what is there when faults have stopped and everything had time to end."""
+        stored = dict(self._reader.execute("SELECT prompt_id, state FROM job").fetchall())
+        self._check(stored == self.jobs, f"the jobs are {stored}, not {self.jobs}")
+        for prompt_id in sorted(self.accepted - self.unwanted):
+            self._check(prompt_id in stored, f"{prompt_id} was accepted and is lost")
+        for prompt_id, state in stored.items():
+            self._check(state in TERMINAL, f"{prompt_id} did not end: {self._story(prompt_id)}")
+            last = self._one("SELECT type FROM event WHERE prompt_id = ? ORDER BY seq DESC LIMIT 1", prompt_id)
+            ends = {"SUCCESS": "completed", "FAILED": "error", "CANCELLED": "cancelled"}
+            self._check(last == (ends.get(state),), f"the last event of {prompt_id}, {state}, is {last}")
+        for comfy in self._world.comfies:
+            self._check(comfy.running is None and not comfy.pending, f"{comfy.name} still works for an ended job")
+        results = "SELECT result_file FROM job WHERE state = 'SUCCESS' AND result_erased = 0"
+        names = {row[0] for row in self._reader.execute(results)}
+        found = {path.name for path in self._world.files.result("any").parent.iterdir()}
+        self._check(found == names, f"results {sorted(found)} are there for {sorted(names)}")
+        parents = (self._world.files.inputs("any").parent, self._world.files.joined("any").parent.parent)
+        folders = {path.name for parent in parents for path in parent.iterdir() if path.is_dir()}
+        stray = folders - stored.keys()
+        self._check(not stray, f"files of no job: {sorted(stray)}")
+
+    def _story(self, prompt_id: str) -> str:
+        job = self._one("SELECT state, step, cancel_requested FROM job WHERE prompt_id = ?", prompt_id)
+        sql = "SELECT number, state, attempt, backend, not_before FROM segment WHERE prompt_id = ?"
+        return f"{job} {self._reader.execute(sql, (prompt_id,)).fetchall()} {self.leases}"
