@@ -309,7 +309,8 @@ class Scheduler:
         """End the jobs that wait for an engine when none has been there for too long."""
         while True:
             await asyncio.sleep(self._watch.pause_s)
-            failure = await self._watch.look(holds_all=len(self._held) == len(self.backends))
+            sure = [backend for backend, ours in self._held.items() if ours.held.is_sure]
+            failure = await self._watch.look(holds_all=len(sure) == len(self.backends))
             while failure is not None and (waiting := await self._watch.waiting()):
                 for prompt_id in waiting:
                     await self._end_failed(prompt_id, failure)
