@@ -57,7 +57,7 @@ NODES = (1, 1, 1, 2, 2, 3)
 """Numbers of nodes that a world may have."""
 WORKFLOW = "FaceSwap-Reactor-API"
 QUEUE_LIMIT = 100
-NEED_ROOM = frozenset({"begin_upload", "make_scratch", "mark_erasure", "publish_result"})
+NEED_ROOM = frozenset({"begin_upload", "make_scratch", "mark_erasure", "keep_result"})
 """Methods of `Files` that make something new on the disk."""
 FAULTS_END_S = (20.0, 80.0)
 """Between which times faults and users stop."""
