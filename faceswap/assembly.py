@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from .config import Timeouts
 from .errors import INTERNAL_ERROR, JobFailure, NotFound
 from .files import Files
-from .jobs import TERMINAL, Job, Segment
+from .jobs import TERMINAL, Job, JobState, Segment
 from .media import MediaWorker
 from .progress_reporter import ProgressReporter
 from .recovery import is_full, wait_for_room
@@ -43,6 +43,9 @@ class Assembly:
                 job = await self._store.job(prompt_id)
                 if job.state not in TERMINAL:
                     await self._join(job, lease)
+                elif job.state != JobState.SUCCESS:
+                    # It was cancelled after its file had got its name, and before that could be stored.
+                    await self._files.delete_result(f"{job.output_name}.mp4")
                 return
             except NotFound:
                 log.info("job %s was erased", prompt_id)
@@ -64,7 +67,7 @@ class Assembly:
     async def _join(self, job: Job, lease: Lease) -> None:
         segments = await self._store.segments(job.prompt_id)
         warnings = [*_check_changed(segments), *(warning for segment in segments for warning in segment.warnings)]
-        joined = self._files.joined(job.prompt_id)
+        joined = self._files.joined(job.prompt_id, lease.epoch)
         facts = await self._media.join(
             [self._files.finished_segment(segment) for segment in segments],
             self._files.video(job.prompt_id, job.inputs),
@@ -74,7 +77,7 @@ class Assembly:
         if facts.frames != job.total_frames:
             raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
         filename = f"{job.output_name}.mp4"
-        await self._files.keep_result(job.prompt_id, filename)
+        await self._files.keep_result(job.prompt_id, lease.epoch, filename)
         self._progress_reporter.close(job.prompt_id)
         if await self._store.succeed(
             job,

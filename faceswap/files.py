@@ -29,6 +29,8 @@ from .jobs import Inputs, Segment
 P = ParamSpec("P")
 R = TypeVar("R")
 
+LOCAL_NODE = "local"
+"""The name of the one process that uses a data folder alone."""
 ENGINE_FOLDERS = ("input", "temp", "output")
 """Folders of the embedded engine that hold a subfolder for each job. Results are in `temp`, older jobs' in `output`."""
 LOST_STAMP = "%Y%m%dT%H%M%S.%fZ"
@@ -94,6 +96,7 @@ class FileWriter:
         self._writing: asyncio.Future[int] | None = None
         self._syncing: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
+        self._renaming: asyncio.Future[None] | None = None
 
     @property
     def sha256(self) -> str:
@@ -119,13 +122,16 @@ class FileWriter:
         self._syncing = _in_transfers(raw.sync)
         await asyncio.shield(self._syncing)
         await self.close()
-        await aiofiles.os.replace(self._path, self._path.with_name(name))
+        self._renaming = _in_transfers(partial(os.replace, self._path, self._path.with_name(name)))
+        await asyncio.shield(self._renaming)
 
     async def close(self) -> None:
         """Close the file once no thread uses it. A second call waits for the first."""
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
+        if self._renaming is not None:
+            await asyncio.wait({self._renaming})
 
     async def discard(self) -> None:
         """Close the file and delete it, unless it is finished."""
@@ -183,8 +189,10 @@ async def new_file(destination: Path) -> AsyncIterator[FileWriter]:
 class Files:
     """The folders of one data directory, readable by their owner only."""
 
-    def __init__(self, data_dir: Path) -> None:
+    def __init__(self, data_dir: Path, node: str = LOCAL_NODE) -> None:
+        """`node` is the name of this process among those that share the folder."""
         self.root = data_dir
+        self._node = node
         self.database = data_dir / "faceswap.db"
         self.lock = data_dir / "lock"
         self.engine = data_dir / "engine"
@@ -219,12 +227,13 @@ class Files:
         return self.input(prompt_id, inputs.image_file)
 
     def segment(self, segment: Segment) -> Path:
-        """Return the path of the output of an attempt at a segment."""
-        return self._scratch / segment.prompt_id / f"{segment.number:05d}-{segment.attempt}.mp4"
+        """Return the path of the output of an attempt at a segment, for one holder of its backend's lease only."""
+        return self._scratch / segment.prompt_id / f"{segment.number:05d}-{segment.attempt}-{segment.epoch}.mp4"
 
     def piece(self, segment: Segment) -> Path:
         """Return the path of the piece of the video for an attempt at a segment, which exists while it is uploaded."""
-        return self._scratch / segment.prompt_id / f"{segment.number:05d}-{segment.attempt}-source"
+        path = self.segment(segment)
+        return path.with_name(f"{path.stem}-source")
 
     def prepared(self, prompt_id: str) -> Path:
         """Return the path of the copy of a job's video that pieces are cut from."""
@@ -234,9 +243,9 @@ class Files:
         """Return the path of a finished segment's output."""
         return self._scratch / segment.prompt_id / (segment.output_file or "")
 
-    def joined(self, prompt_id: str) -> Path:
-        """Return the path of a job's joined segments."""
-        return self._scratch / prompt_id / "joined.mp4"
+    def joined(self, prompt_id: str, epoch: int) -> Path:
+        """Return the path of a job's joined segments, for the holder of the lease on that from `epoch` on."""
+        return self._scratch / prompt_id / f"joined-{epoch}.mp4"
 
     def result(self, filename: str) -> Path:
         """Return the path of a result."""
@@ -279,6 +288,7 @@ class Files:
         mark = self._mark(prompt_id, UPLOAD)
         mark.touch(mode=0o600)
         try:
+            mark.write_text(self._node, encoding="utf-8")
             self.inputs(prompt_id).mkdir(mode=0o700)
         except OSError:
             mark.unlink()
@@ -325,7 +335,7 @@ class Files:
     # Results
 
     @in_thread
-    def keep_result(self, prompt_id: str, filename: str) -> None:
+    def keep_result(self, prompt_id: str, epoch: int, filename: str) -> None:
         """Move a job's joined video to its public name, and sync the name.
 
         A result that the same job kept before is replaced. Raises `FileExistsError` for any other file of that name.
@@ -342,7 +352,7 @@ class Files:
             except OSError:
                 result.unlink()
                 raise
-        durable.rename(self.joined(prompt_id), result)
+        durable.rename(self.joined(prompt_id, epoch), result)
 
     @in_thread
     def delete_result(self, filename: str) -> None:
@@ -370,6 +380,12 @@ class Files:
     def list_marked(self, mark: str) -> set[str]:
         """Return the ids of the jobs that have a mark: `UPLOAD` or `ERASURE`."""
         return {path.name.removesuffix(mark) for path in self._inputs.glob(f"*{mark}")}
+
+    @in_thread
+    def is_own_upload(self, prompt_id: str) -> bool:
+        """Return whether this node has marked an upload, or the mark does not tell: another's may still go on."""
+        mark = self._mark(prompt_id, UPLOAD)
+        return mark.is_file() and mark.read_text(encoding="utf-8") in ("", self._node)
 
     @in_thread
     def list_jobs(self) -> set[str]:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from .config import Settings
 from .files import ERASURE, UPLOAD, Files
-from .store import JANITOR_LEASE, LOCAL_HOLDER, Store, StoreError, now_ms
+from .store import JANITOR_LEASE, LOCAL_HOLDER, Store, StoreError, join_lease, now_ms
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +32,16 @@ class Janitor:
         """Sweep for as long as the service runs."""
         while True:
             try:
+                await self.delete_lost()
                 await self.run_round()
             except (OSError, StoreError) as error:
                 log.warning("sweeping: %s", error)
             await asyncio.sleep(SWEEP_S)
+
+    async def delete_lost(self) -> None:
+        """Erase what was set aside long ago: without the database, which a full disk may keep from being written."""
+        before = datetime.now(UTC) - timedelta(seconds=self._settings.output_ttl_s)
+        await self._files.delete_lost(before)
 
     async def run_round(self) -> None:
         """Sweep, unless another node does."""
@@ -57,8 +63,6 @@ class Janitor:
             for prompt_id, filename in results:
                 await self._store.mark_result_erased(prompt_id)
                 await self._files.delete_result(filename)
-        before = datetime.now(UTC) - timedelta(seconds=self._settings.output_ttl_s)
-        await self._files.delete_lost(before)
 
     async def clear_debris(self) -> None:
         """Put in order what a crash left. Called once, before the first request. Raises `OSError`.
@@ -67,7 +71,8 @@ class Janitor:
         know may belong to a newer one: it is set aside.
         """
         await self._clear_uploads()
-        await self._set_aside(await self._clear_inputs(), await self._clear_results())
+        under_way = await self._files.list_marked(UPLOAD)
+        await self._set_aside(await self._clear_inputs() - under_way, await self._clear_results())
         await self._finish_erasures()
 
     async def _finish_erasures(self) -> None:
@@ -83,8 +88,10 @@ class Janitor:
         marked = await self._files.list_marked(UPLOAD)
         known = await self._store.known(marked)
         for prompt_id in marked:
-            end = self._files.accept_upload if prompt_id in known else self._files.delete_upload
-            await end(prompt_id)
+            if prompt_id in known:
+                await self._files.accept_upload(prompt_id)
+            elif await self._files.is_own_upload(prompt_id):
+                await self._files.delete_upload(prompt_id)
 
     async def _clear_inputs(self) -> set[str]:
         """Erase the inputs that were to go; returns the ids of the jobs that the database does not know."""
@@ -98,9 +105,13 @@ class Janitor:
         """Erase results that were to go or never committed; returns those that the database does not know."""
         results = await self._files.list_results()
         known = await self._store.known_results(results)
-        for filename in known - await self._store.unexpired_results(results):
-            await self._files.delete_result(filename)
-        return results - known
+        for filename in known.keys() - await self._store.unexpired_results(results):
+            # Under the lease: another node may be about to end the job with this file.
+            lease = await self._store.acquire_lease(join_lease(known[filename]), self._holder, LEASE_S)
+            if lease is not None:
+                await self._files.delete_result(filename)
+                await self._store.release_lease(lease)
+        return results - known.keys()
 
     async def _set_aside(self, prompt_ids: set[str], filenames: set[str]) -> None:
         moved = await self._files.move_to_lost(prompt_ids, filenames, datetime.now(UTC))

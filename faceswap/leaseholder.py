@@ -84,15 +84,15 @@ class Leaseholder:
 
     async def _renew(self, held: Held) -> None:
         """Renew a lease until it is lost."""
-        renewed = True
-        while renewed:
-            await asyncio.sleep(self._lease_s / RENEWALS)
-            try:
+        try:
+            renewed = True
+            while renewed:
+                await asyncio.sleep(self._lease_s / RENEWALS)
                 renewed = await retry_writes(partial(self._ask_for_more, held))
-            except StoreError:
-                log.exception("the lease %s cannot be renewed", held.lease.name)
-                renewed = False
-        held.lose()
+        except StoreError:
+            log.exception("the lease %s cannot be renewed", held.lease.name)
+        finally:
+            held.lose()
 
     async def _ask_for_more(self, held: Held) -> bool:
         until = monotonic() + self._lease_s

@@ -16,7 +16,7 @@ from .comfy.in_flight import GivenUp, InFlightPrompt, Lost
 from .comfy.inputs import EngineInputs
 from .config import Timeouts
 from .durable import DISK_FULL
-from .errors import JobFailure
+from .errors import JobFailure, NotFound
 from .jobs import Segment
 from .progress_reporter import ProgressReporter
 from .store import Store, StoreError, retry_writes
@@ -227,7 +227,7 @@ def is_full(error: OSError | StoreError) -> bool:
 
 async def wait_for_room(store: Store, prompt_id: str) -> None:
     """Pause a job on a full disk, and show that as its step if it can be written."""
-    with suppress(StoreError):
+    with suppress(StoreError, NotFound):
         if (await store.job(prompt_id)).step != DISK_FULL_MESSAGE:
             log.warning("job %s: the disk is full; it goes on when there is room", prompt_id)
             await store.add_status(prompt_id, DISK_FULL_MESSAGE, DISK_FULL_MESSAGE)

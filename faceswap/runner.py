@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -107,7 +107,21 @@ class Runner:
                 look_first = prompt.sent
         finally:
             if prompt.prompt_id in backend.abandoned:
-                await retry_writes(partial(self._store.abandon, backend.name, prompt.prompt_id))
+                await self._store_abandoned(prompt, backend)
+
+    async def _store_abandoned(self, prompt: InFlightPrompt, backend: Backend) -> None:
+        """Store that a prompt was given up.
+
+        A task that is cancelled tries once: nothing would end its wait for a database that is away, and the segment is
+        still submitted under this id, which the next start looks up.
+        """
+        store = partial(self._store.abandon, backend.name, prompt.prompt_id)
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            with suppress(StoreError):
+                await store()
+        else:
+            await retry_writes(store)
 
     async def _check_way(self, prompt: InFlightPrompt, backend: Backend, error: ComfyError, cuts: int) -> None:
         """Wait a moment where it makes sense to go on with an attempt after an error on the way; raise where not."""
@@ -160,7 +174,8 @@ class Runner:
             graph = await self._upload(attempt)
         await attempt.backend.submit(prompt, graph, extra_data(), output_node=attempt.workflow.output)
         if prompt.prompt_id != prompt.segment.comfy_prompt_id:
-            prompt.segment = await self._store.set_prompt_id(prompt.segment, prompt.prompt_id)
+            set_id = partial(self._store.set_prompt_id, prompt.segment, prompt.prompt_id)
+            prompt.segment = await retry_writes(set_id)
         await self._follow(attempt)
 
     async def _resume(self, attempt: _Attempt) -> bool:

@@ -96,15 +96,21 @@ class Scheduler:
 
     async def erase(self, job: Job) -> None:
         """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it."""
-        while tasks := list(self._attempts.get(job.prompt_id, {}).values()):
-            await asyncio.wait(tasks)
+        await self._attempts_ended(job.prompt_id)
         await self._files.mark_erasure(job.prompt_id)
         await self._store.begin_erasure(job.prompt_id)
+        # A retry may have come in between.
+        self.cancel(job.prompt_id)
+        await self._attempts_ended(job.prompt_id)
         self._forget(job.prompt_id)
         await self._files.delete_inputs(job.prompt_id)
         await self._files.delete_result(job.result_file or f"{job.output_name}.mp4")
         await self._store.erase(job.prompt_id)
         await self._files.unmark_erasure(job.prompt_id)
+
+    async def _attempts_ended(self, prompt_id: str) -> None:
+        while tasks := list(self._attempts.get(prompt_id, {}).values()):
+            await asyncio.wait(tasks)
 
     async def run(self) -> None:
         """Take up what was left, then work until cancelled. Prompts in flight stay with ComfyUI."""
@@ -297,7 +303,8 @@ class Scheduler:
                     finished = True
         if self._joins[prompt_id] is asyncio.current_task():
             del self._joins[prompt_id]
-        self._forget(prompt_id)
+        if prompt_id not in self._attempts:  # else it was cancelled, and is done again
+            self._forget(prompt_id)
 
     async def _assemble(self, prompt_id: str, lease: Lease) -> None:
         try:

@@ -42,7 +42,7 @@ class House:
         """Create every file that a job has on disk."""
         for folder in (
             self.files.inputs(job.prompt_id),
-            self.files.joined(job.prompt_id).parent,
+            self.files.joined(job.prompt_id, 1).parent,
             self.files.engine / "input" / job.prompt_id,
             self.files.engine / "temp" / job.prompt_id,
             self.files.engine / "output" / job.prompt_id,
@@ -239,7 +239,7 @@ async def test_what_was_set_aside_goes_when_it_has_lain_there_long_enough(house:
         (house.files.inputs(f"job {number}") / "video.mp4").touch()
         assert await house.files.move_to_lost([f"job {number}"], [], now - timedelta(seconds=age_s))
     (house.files.lost / "#1234").touch()  # of a file system check
-    await house.janitor.sweep()
+    await house.janitor.delete_lost()
     assert {path.name for path in house.files.lost.rglob("*") if not path.name.startswith("2")} == {
         "#1234",
         "inputs",
@@ -379,10 +379,10 @@ async def test_a_kept_result_takes_its_public_name_whole(tmp_path: Path) -> None
     files.create()
     await files.make_scratch("job")
     for content in (b"a video", b"the same video, joined again"):
-        files.joined("job").write_bytes(content)
-        await files.keep_result("job", "clip.mp4")
+        files.joined("job", 1).write_bytes(content)
+        await files.keep_result("job", 1, "clip.mp4")
         assert files.result("clip.mp4").read_bytes() == content
-        assert not files.joined("job").exists()
+        assert not files.joined("job", 1).exists()
     assert await files.list_results() == {"clip.mp4"}
     await files.delete_result("clip.mp4")
     await files.delete_result("clip.mp4")
@@ -394,9 +394,9 @@ async def test_a_result_never_replaces_another_jobs(tmp_path: Path) -> None:
     files.create()
     for job in ("one", "two"):
         await files.make_scratch(job)
-        files.joined(job).write_text(job)
-    await files.keep_result("one", "clip.mp4")
+        files.joined(job, 1).write_text(job)
+    await files.keep_result("one", 1, "clip.mp4")
     with pytest.raises(FileExistsError):
-        await files.keep_result("two", "clip.mp4")
+        await files.keep_result("two", 1, "clip.mp4")
     assert files.result("clip.mp4").read_text() == "one"
-    assert files.joined("two").exists()
+    assert files.joined("two", 1).exists()

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import JobFailure
 from ..files import Files
@@ -15,6 +15,8 @@ from ..media import MediaWorker, PieceFacts
 from ..progress_reporter import ProgressReporter
 from .backend import Backend
 from .client import FORM_BYTES, ComfyError, Features
+
+T = TypeVar("T")
 
 WHOLE_LEAD = 2.5
 """Segments' lengths that ComfyUI may decode in vain before a segment of the whole video: the first three do not more.
@@ -109,7 +111,7 @@ class EngineInputs:
         if task is None or (task.done() and _is_worth_repeating(task)):
             upload = backend.client.upload(file, file.name, job.prompt_id)
             task = self._sent[key] = asyncio.create_task(upload, name=f"upload {key}")
-        return await asyncio.shield(task)
+        return await _result_of(task)
 
     async def _send_face(self, job: Job, backend: Backend, image: Path) -> str:
         try:
@@ -155,7 +157,7 @@ class EngineInputs:
         if task is None or (task.done() and (always or _is_worth_repeating(task) or task.result())):
             work = self._make_copy(job, always)
             task = self._prepared[job.prompt_id] = asyncio.create_task(work, name=f"prepare {job.prompt_id}")
-        return await asyncio.shield(task)
+        return await _result_of(task)
 
     async def _make_copy(self, job: Job, always: bool) -> bool:
         video, prepared = self._files.video(job.prompt_id, job.inputs), self._files.prepared(job.prompt_id)
@@ -165,6 +167,20 @@ class EngineInputs:
         await self._progress_reporter.add_status(job.prompt_id, message, message)
         await self._media.prepare(video, prepared, job.inputs.frames, job.total_frames, job.options.rate)
         return True
+
+
+async def _result_of(task: asyncio.Task[T]) -> T:
+    """Wait for a task that others wait for too.
+
+    Raises `ComfyError` where it was cancelled because the job had ended: it may have been queued again since.
+    """
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        waiter = asyncio.current_task()
+        if not task.cancelled() or waiter is None or waiter.cancelling():
+            raise
+        raise ComfyError("The upload was given up.", transient=True) from None
 
 
 async def _features(backend: Backend) -> Features:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,8 +123,10 @@ class InputFolder:
 
     async def close(self) -> None:
         """Close the files once no thread writes to them."""
-        for writer in self._writers:
-            await writer.close()
+        ends = await asyncio.gather(*(writer.close() for writer in self._writers), return_exceptions=True)
+        for error in ends:
+            if error is not None:
+                raise error
 
 
 @asynccontextmanager
@@ -148,7 +150,8 @@ async def new_input_folder(files: Files, prompt_id: str, room: Room) -> AsyncIte
 async def _discard(creation: asyncio.Future[None], folder: InputFolder, files: Files, prompt_id: str) -> None:
     """Delete an upload once no thread works on it."""
     await asyncio.wait({creation})
-    await folder.close()
+    with suppress(OSError):
+        await folder.close()
     if creation.exception() is None:  # else the folder may be another upload's
         await files.delete_upload(prompt_id)
 

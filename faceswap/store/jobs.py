@@ -182,7 +182,7 @@ class Jobs(Leases):
         assert lease.name == join_lease(job.prompt_id)
         async with self._transaction() as events:
             await self._check_lease(lease)
-            ended = await self._end(
+            ended = await self._is_done(job.prompt_id) and await self._end(
                 job.prompt_id,
                 JobState.SUCCESS,
                 step="Face swap completed successfully",
@@ -212,10 +212,17 @@ class Jobs(Leases):
         async with self._transaction() as events:
             if cause is not None:
                 await self._check_lease(cause)
+            if isinstance(cause, Lease) and not await self._is_done(prompt_id):
+                return False
             ended = await self._end(prompt_id, JobState.FAILED, step="Failed", error=message, code=code)
             if ended:
                 await self._add_event(events, prompt_id, payloads.error(prompt_id, code, message))
         return ended
+
+    async def _is_done(self, prompt_id: str) -> bool:
+        """Return whether all segments are done: a job that was retried while it was joined is not."""
+        sql = "SELECT 1 FROM job WHERE prompt_id = ? AND segments_done = segments_total"
+        return await self._one(sql, prompt_id) is not None
 
     async def _cancelled(self, events: list[Event], prompt_id: str) -> bool:
         ended = await self._end(prompt_id, JobState.CANCELLED, step="Cancelled")
@@ -307,6 +314,18 @@ class Jobs(Leases):
             again = payloads.status(JobState.QUEUED, "Queued again by a retry.")
             await self._add_event(events, prompt_id, again)
             return await self._job(prompt_id)
+
+    async def begin_erasure(self, prompt_id: str) -> None:
+        """Store that a job's inputs and result are about to go for good, and its record after them.
+
+        Nothing of it can be retried or claimed from now on.
+        """
+        async with self._transaction() as events:
+            await self._run(
+                "UPDATE job SET inputs_erased = 1, result_erased = 1, cancel_requested = 1 WHERE prompt_id = ?",
+                prompt_id,
+            )
+            await self._settle_cancel(events, prompt_id)
 
     async def erase(self, prompt_id: str) -> None:
         """Delete a job's record, segments and events for good."""

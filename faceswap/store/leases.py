@@ -12,6 +12,7 @@ LOCAL_HOLDER = "local"
 """The holder of every lease where there is one node only."""
 
 _BACKEND = "backend:"
+_JOIN = "join:"
 
 
 class LeaseLost(Exception):
@@ -40,7 +41,7 @@ def backend_lease(backend: str) -> str:
 
 def join_lease(prompt_id: str) -> str:
     """Return the name of the lease on a job's joining."""
-    return f"join:{prompt_id}"
+    return f"{_JOIN}{prompt_id}"
 
 
 class Leases(Database):
@@ -82,6 +83,13 @@ class Leases(Database):
         """Let others take a lease at once, unless one has it already."""
         async with self._transaction():
             await self._run("UPDATE lease SET expires_at = 0 WHERE name = ? AND epoch = ?", lease.name, lease.epoch)
+            if lease.name.startswith(_JOIN):
+                # Of a job that was erased meanwhile nothing is left.
+                await self._run(
+                    "DELETE FROM lease WHERE name = ? AND NOT EXISTS (SELECT 1 FROM job WHERE prompt_id = ?)",
+                    lease.name,
+                    lease.name.removeprefix(_JOIN),
+                )
 
     async def _check_lease(self, lease: Lease | Segment) -> None:
         """Raise `LeaseLost` unless a lease, or the one on a submitted segment's backend, is still the same holder's."""

@@ -39,22 +39,17 @@ class Upkeep(Database):
         async with self._transaction():
             await self._run("UPDATE job SET result_erased = 1 WHERE prompt_id = ?", prompt_id)
 
-    async def begin_erasure(self, prompt_id: str) -> None:
-        """Store that a job's inputs and result are about to go for good, and its record after them."""
-        async with self._transaction():
-            await self._run("UPDATE job SET inputs_erased = 1, result_erased = 1 WHERE prompt_id = ?", prompt_id)
-
     async def known(self, prompt_ids: Iterable[str]) -> set[str]:
         """Return the ids that are jobs."""
         ids = json.dumps(list(prompt_ids))
         sql = "SELECT prompt_id FROM job WHERE prompt_id IN (SELECT value FROM json_each(?))"
         return {row[0] for row in await self._read(sql, ids)}
 
-    async def known_results(self, filenames: Iterable[str]) -> set[str]:
-        """Return the names that are, were, or were to become the result of a job."""
+    async def known_results(self, filenames: Iterable[str]) -> dict[str, str]:
+        """Return the names that are, were, or were to become the result of a job, each with the job's id."""
         names = json.dumps({filename.rpartition(".")[0]: filename for filename in filenames})
-        sql = "SELECT named.value FROM json_each(?) AS named JOIN job ON job.output_name = named.key"
-        return {row[0] for row in await self._read(sql, names)}
+        sql = "SELECT named.value, prompt_id FROM json_each(?) AS named JOIN job ON job.output_name = named.key"
+        return {row[0]: row[1] for row in await self._read(sql, names)}
 
     async def with_inputs(self, prompt_ids: Iterable[str]) -> set[str]:
         """Return the ids of jobs whose inputs have not expired."""

@@ -311,7 +311,7 @@ class Invariants:
         names = {row[0] for row in self._reader.execute(results)}
         found = {path.name for path in self._world.files.result("any").parent.iterdir()}
         self._check(found == names, f"results {sorted(found)} are there for {sorted(names)}")
-        parents = (self._world.files.inputs("any").parent, self._world.files.joined("any").parent.parent)
+        parents = (self._world.files.inputs("any").parent, self._world.files.prepared("any").parent.parent)
         folders = {path.name for parent in parents for path in parent.iterdir() if path.is_dir()}
         stray = folders - stored.keys()
         self._check(not stray, f"files of no job: {sorted(stray)}")

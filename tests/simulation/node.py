@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from faceswap.comfy.backend import Backend, BackendPool
 from faceswap.config import Settings, resource_dir
 from faceswap.errors import JobFailure
+from faceswap.files import Files
 from faceswap.hub import Hub
 from faceswap.janitor import Janitor
 from faceswap.jobs import Event
@@ -220,6 +221,7 @@ class Node:
     async def _run(self) -> None:
         world = self.world
         self.clock = SimulatedClock(self)
+        self.files = Files(world.files.root, self.name)
         store = self.store = await Store.open(
             world.files.database,
             resource_dir("migrations"),
@@ -234,10 +236,8 @@ class Node:
             backend.address_known.set()
         media: Any = SimulatedMedia(world)
         reporter = ProgressReporter(store)
-        self.scheduler = Scheduler(
-            store, world.files, media, reporter, world.workflows, pool, world.timeouts, self.name
-        )
-        janitor = Janitor(Settings(data_dir=world.files.root), store, world.files, self.name)
+        self.scheduler = Scheduler(store, self.files, media, reporter, world.workflows, pool, world.timeouts, self.name)
+        janitor = Janitor(Settings(data_dir=self.files.root), store, self.files, self.name)
         await janitor.clear_debris()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.scheduler.run(), name="scheduler")

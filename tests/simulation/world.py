@@ -377,8 +377,8 @@ class World:
 
     async def _submit(self, node: Node, prompt_id: str) -> None:
         counts = [self.random.randint(3, 20) for _ in range(self.random.choice((1, 1, 2, 3, 6)))]
-        await self.files.begin_upload(prompt_id)
-        folder = self.files.inputs(prompt_id)
+        await node.files.begin_upload(prompt_id)
+        folder = node.files.inputs(prompt_id)
         clip = {"job": prompt_id, "first": 0, "count": sum(counts)}
         (folder / "video.mp4").write_text(json.dumps(clip), encoding="utf-8")
         (folder / "face.png").write_text("{}", encoding="utf-8")
@@ -390,10 +390,10 @@ class World:
         try:
             await node.store.create(new, QUEUE_LIMIT)
         except (Problem, StoreError):
-            await self.files.delete_upload(prompt_id)
+            await node.files.delete_upload(prompt_id)
             raise
         self.invariants.accepted.add(prompt_id)
-        await self.files.accept_upload(prompt_id)
+        await node.files.accept_upload(prompt_id)
         node.scheduler.wake()
 
     async def _cancel(self, node: Node, prompt_id: str) -> None:
