@@ -121,6 +121,21 @@ async def test_one_node_at_a_time_sweeps(house: House) -> None:
     assert await house.store.acquire_lease(JANITOR_LEASE, "another", 60)  # it was let go of
 
 
+async def test_what_another_node_takes_in_or_is_about_to_publish_is_left_alone(house: House) -> None:
+    other = Files(house.files.root, "another")
+    await other.begin_upload("theirs")
+    await house.files.begin_upload("ours")
+    job = await house.job(JobState.PROCESSING)
+    house.files.result(f"{job.output_name}.mp4").write_bytes(b"not stored yet")
+    lease = await acquire(house.store, join_lease(job.prompt_id), "another")
+    await house.janitor.clear_debris()
+    assert other.inputs("theirs").is_dir() and not other.inputs("ours").exists()
+    assert house.has_result(job)
+    await house.store.release_lease(lease)
+    await Janitor(house.settings, house.store, other, "another").clear_debris()
+    assert not other.inputs("theirs").exists() and not house.has_result(job)
+
+
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.PROCESSING])
 async def test_a_job_that_has_not_ended_keeps_everything_however_old_it_is(house: House, state: JobState) -> None:
     job = await house.job(state, 100 * OUTPUT_TTL_S)

@@ -11,7 +11,9 @@ import pytest
 from stored_jobs import claim, create, opened
 from waiting import until
 
+from faceswap import recovery
 from faceswap.comfy.backend import Backend, BackendPool
+from faceswap.comfy.client import ComfyError
 from faceswap.comfy.in_flight import GivenUp, InFlightPrompt, Lost
 from faceswap.comfy.inputs import EngineInputs
 from faceswap.config import Timeouts
@@ -176,3 +178,39 @@ async def test_a_node_that_does_not_hold_every_engine_tells_of_no_outage(store: 
     assert watch.outage is None
     await until(lambda: asyncio.get_running_loop().time() > watch._well_at)
     assert await watch.look(holds_all=True) is not None
+
+
+async def test_a_job_that_is_erased_while_the_disk_is_full_ends_the_wait_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "DISK_PAUSE_S", 0)
+    async with opened(tmp_path / "faceswap.db") as store:
+        job = await create(store)
+        await store.erase(job.prompt_id)
+        await recovery.wait_for_room(store, job.prompt_id)
+
+
+class UploadHeldUp:
+    """A client whose uploads last until they are cancelled."""
+
+    async def upload(self, *_: object) -> str:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+async def test_an_upload_that_was_forgotten_fails_who_waits_for_it_and_may_be_tried_again(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    files.create()
+    async with opened(files.database) as store, MediaWorker() as media:
+        job = await create(store)
+        await files.begin_upload(job.prompt_id)
+        for path in (files.video(job.prompt_id, job.inputs), files.image(job.prompt_id, job.inputs)):
+            path.touch()
+        backend = Backend(BackendPool(), "one", UploadHeldUp(), "client")  # type: ignore[arg-type]  # all it needs
+        inputs = EngineInputs(files, media, ProgressReporter(store))
+        waiting = asyncio.create_task(inputs.provide(job, await claim(store), backend, splittable=True))
+        await until(lambda: bool(inputs._sent))
+        inputs.forget(job.prompt_id)
+        with pytest.raises(ComfyError) as given_up:
+            await waiting
+        assert given_up.value.transient

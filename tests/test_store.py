@@ -1126,3 +1126,37 @@ async def test_learned_costs_follow_what_is_measured_and_forget_what_is_gone(sto
     await store.learn_phase_costs("key", {"swap 1": 4.0, "combine 1": 1.0})
     assert await store.phase_costs("key") == {"swap 1": pytest.approx(2.6), "combine 1": 1.0}
     assert await store.phase_costs("other") == {"load 1": 9.0}
+
+
+async def test_a_join_that_goes_on_after_a_retry_ends_nothing(store: Store) -> None:
+    job = await create(store)
+    await store.finish_segment(await claim(store), "00000-1.mp4", 1.0)
+    lease = await acquire(store, join_lease(job.prompt_id))
+    await store.request_cancel(job.prompt_id, None)
+    await store.retry(job.prompt_id, None)
+    again = await claim(store)
+    assert not await store.succeed(job, lease, result_file="clip.mp4", size=1, sha256="c" * 64, warnings=())
+    assert not await store.fail(job.prompt_id, "code", "message", lease)
+    assert (await store.job(job.prompt_id)).state == JobState.PROCESSING
+    assert await store.finish_segment(again, "00000-2.mp4", 1.0)
+    assert await finish(store, job)
+
+
+@pytest.mark.parametrize("retried", [False, True])
+async def test_of_a_job_that_is_being_erased_nothing_is_claimed_or_retried(store: Store, retried: bool) -> None:
+    job = await create(store)
+    await store.request_cancel(job.prompt_id, None)
+    if retried:
+        await store.retry(job.prompt_id, None)
+    await store.begin_erasure(job.prompt_id)
+    assert await try_claim(store) is None
+    assert (await store.job(job.prompt_id)).state == JobState.CANCELLED
+    with pytest.raises(Gone):
+        await store.retry(job.prompt_id, None)
+
+
+async def test_of_a_job_that_was_erased_while_it_was_joined_no_lease_is_left(store: Store, path: Path) -> None:
+    job = await create(store)
+    await store.erase(job.prompt_id)
+    await store.release_lease(await acquire(store, join_lease(job.prompt_id)))
+    assert not sql(path, "SELECT name FROM lease WHERE name = ?", join_lease(job.prompt_id))
