@@ -95,20 +95,21 @@ class ProgressReporter:
             for prompt_id, report in reports.items()
             if report.percentage > self._reporters[prompt_id].told and self._reporters[prompt_id].progress.moving
         }
-        if news:
-            await self._store.record_progress(news)
-        previews = {}
-        for prompt_id, report in reports.items():
-            reporter = self._reporters.get(prompt_id)
-            if reporter is None:
-                continue
-            if prompt_id in news:
-                reporter.told = report.percentage
-            if reporter.preview_is_new and now - reporter.previewed_at >= PREVIEW_S:
-                reporter.preview_is_new, reporter.previewed_at = False, now
-                previews[prompt_id] = events.preview(prompt_id, report.current)
-        if previews:
-            await self._store.publish_transient(previews)
+        previewed = [
+            prompt_id
+            for prompt_id, reporter in self._reporters.items()
+            if reporter.preview_is_new and now - reporter.previewed_at >= PREVIEW_S
+        ]
+        if not (news or previewed):
+            return
+        previews = {prompt_id: events.preview(prompt_id, reports[prompt_id].current) for prompt_id in previewed}
+        for prompt_id in previewed:
+            reporter = self._reporters[prompt_id]
+            reporter.preview_is_new, reporter.previewed_at = False, now
+        await self._store.record_progress(news, previews)
+        for prompt_id, report in news.items():
+            if prompt_id in self._reporters:
+                self._reporters[prompt_id].told = report.percentage
 
 
 def _report(reporter: Reporter, now: float) -> Report:

@@ -88,11 +88,11 @@ class Runner:
         the prompt is looked for before it is sent, as after a crash. Raises `Stopped`, `Lost`, `GivenUp`, `TooLong`,
         `JobFailure` and `LeaseLost`.
         """
-        cuts = 0
+        cuts, prompt.sent = 0, look_first
         try:
             while True:
                 try:
-                    return await self._carry_out(prompt, backend, look_first)
+                    return await self._carry_out(prompt, backend, look_first=prompt.sent)
                 except ComfyError as error:
                     cuts += 1
                     await self._check_way(prompt, backend, error, cuts)
@@ -104,7 +104,6 @@ class Runner:
                     if not is_full(error):
                         raise
                     await wait_for_room(self._store, prompt.segment.prompt_id)
-                look_first = prompt.sent
         finally:
             if prompt.prompt_id in backend.abandoned:
                 await self._store_abandoned(prompt, backend)
@@ -132,7 +131,7 @@ class Runner:
         log.warning("segment %s on %s: %s; going on", prompt.prompt_id, backend.name, error.message)
         await asyncio.sleep(LOOK_AGAIN_S)
 
-    async def _carry_out(self, prompt: InFlightPrompt, backend: Backend, look_first: bool) -> bool:
+    async def _carry_out(self, prompt: InFlightPrompt, backend: Backend, *, look_first: bool) -> bool:
         """Take a prompt from the upload to a checked output; return whether it was the job's last segment."""
         segment, job = prompt.segment, await self._store.job(prompt.segment.prompt_id)
         if job.state in TERMINAL or job.cancel_requested:

@@ -199,13 +199,13 @@ class Jobs(RuleBasedStateMachine):
         before = self.job(prompt_id)
         report = Report(percentage, 0, 1, None, None)
         if kind == "progress":
-            self.run(self.store.record_progress({prompt_id: report}))
+            self.run(self.store.record_progress({prompt_id: report}, {}))
             assert self.job(prompt_id).percentage >= before.percentage
         elif kind == "tell":
             self.run(self.store.add_status(prompt_id, "told"))
         elif before.state not in TERMINAL:
             for _ in range(20):
-                self.run(self.store.publish_transient({prompt_id: events.preview(prompt_id, 1)}))
+                self.run(self.store.record_progress({}, {prompt_id: events.preview(prompt_id, 1)}))
 
     # What happens to the service.
 

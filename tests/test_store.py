@@ -417,10 +417,10 @@ async def test_a_job_whose_segments_are_done_is_found_to_be_joined(store: Store)
 
 async def test_progress_never_falls(store: Store, published: list[Event]) -> None:
     job = await create(store)
-    await store.record_progress({job.prompt_id: progress(5.0)})  # not yet processing
+    await store.record_progress({job.prompt_id: progress(5.0)}, {})  # not yet processing
     await claim(store)
     for percentage in (10.0, 30.0, 20.0, 30.0):
-        await store.record_progress({job.prompt_id: progress(percentage)})
+        await store.record_progress({job.prompt_id: progress(percentage)}, {})
     told = [event.data["percentage"] for event in published if event.type == "progress"]
     assert told == [10.0, 30.0, 30.0]
     assert (await store.job(job.prompt_id)).percentage == 30.0
@@ -430,7 +430,7 @@ async def test_replay_holds_the_newest_progress_only(store: Store) -> None:
     job = await create(store)
     await claim(store)
     for percentage in (10.0, 20.0):
-        await store.record_progress({job.prompt_id: progress(percentage)})
+        await store.record_progress({job.prompt_id: progress(percentage)}, {})
         await store.add_event(job.prompt_id, message(str(percentage)))
     events = await store.events(job.prompt_id, 0)
     assert [event.type for event in events] == ["queued", "status", "progress", "status"]
@@ -463,7 +463,7 @@ async def test_an_end_is_final(store: Store) -> None:
     assert not await store.mark_stopped(segment)
     assert not await finish(store, job)
     await store.add_status(job.prompt_id, "")
-    await store.record_progress({job.prompt_id: progress(100.0)})
+    await store.record_progress({job.prompt_id: progress(100.0)}, {})
     assert await store.job(job.prompt_id) == job
     assert await types_of(store, job) == ["queued", "progress", "completed"]
 
@@ -478,7 +478,7 @@ async def test_a_failure_ends_all_segments_and_is_told(store: Store) -> None:
     job = await create(store, segments=3)
     await store.finish_segment(await claim(store), "1.mp4", None)
     running = await claim(store)
-    await store.record_progress({job.prompt_id: progress(40.0)})
+    await store.record_progress({job.prompt_id: progress(40.0)}, {})
     assert await store.fail(job.prompt_id, "out_of_memory", "Too large.")
     failed = await store.job(job.prompt_id)
     assert (failed.state, failed.code, failed.error, failed.eta_s) == (
@@ -741,7 +741,7 @@ async def test_event_numbers_never_repeat_over_a_crash(path: Path) -> None:
     async with opened(path, published) as store:
         job = await create(store)
         for _ in range(5):  # told, and not stored
-            await store.publish_transient({job.prompt_id: PREVIEW})
+            await store.record_progress({}, {job.prompt_id: PREVIEW})
     async with opened(path, published) as store:
         await store.add_event(job.prompt_id, message("after"))
     assert [event.seq for event in published] == [1, 2, 3, 4, 5, 6, 7]
@@ -761,7 +761,7 @@ async def test_event_numbers_never_repeat_over_crashes_between_which_nothing_was
     for _ in range(3):
         async with opened(path, published) as store:
             for _ in range(5):
-                await store.publish_transient({job.prompt_id: PREVIEW})
+                await store.record_progress({}, {job.prompt_id: PREVIEW})
     numbers = [event.seq for event in published]
     assert numbers == sorted(set(numbers))
     assert numbers == list(range(1, 17))
@@ -769,7 +769,7 @@ async def test_event_numbers_never_repeat_over_crashes_between_which_nothing_was
 
 async def test_nothing_is_announced_after_the_end(store: Store, published: list[Event]) -> None:
     job = await run_to_success(store)
-    await store.publish_transient({job.prompt_id: PREVIEW, "unknown": PREVIEW})
+    await store.record_progress({}, {job.prompt_id: PREVIEW, "unknown": PREVIEW})
     assert published[-1].terminal
     assert await store.events(job.prompt_id, 0) == [published[0], *published[-2:]]
 
@@ -780,13 +780,15 @@ async def test_event_numbers_grow_when_progress_comes_first_after_a_crash(path: 
         job = await create(store)
         segment = await claim(store)
         for _ in range(9):
-            await store.publish_transient({job.prompt_id: PREVIEW})
-        await store.record_progress({job.prompt_id: progress(50.0)})
+            await store.record_progress({}, {job.prompt_id: PREVIEW})
+        await store.record_progress({job.prompt_id: progress(50.0)}, {})
         seen = (await store.events(job.prompt_id, 0))[-1].seq
         await store.finish_segment(segment, "1.mp4", None)
     published: list[Event] = []
     async with opened(path, published) as store:
-        await (store.record_progress({job.prompt_id: progress(60.0)}) if first == "progress" else finish(store, job))
+        await (
+            store.record_progress({job.prompt_id: progress(60.0)}, {}) if first == "progress" else finish(store, job)
+        )
         assert published[0].seq > seen
         assert await store.events(job.prompt_id, seen) == published
 
@@ -809,7 +811,7 @@ async def test_events_are_published_after_their_commit_and_in_the_order_of_their
         async def watch_over(job: Job, worker: int) -> None:
             for step in range(8):
                 await store.add_event(job.prompt_id, message(f"{worker} {step}"))
-                await store.publish_transient({job.prompt_id: PREVIEW})
+                await store.record_progress({}, {job.prompt_id: PREVIEW})
 
         async def interrupted(job: Job, delay: int) -> None:
             """Give up in the middle, at ever another place."""
@@ -851,7 +853,7 @@ async def test_a_method_that_is_cancelled_while_it_commits_lets_nobody_in_before
     assert await asyncio.to_thread(committing.wait, WAIT_S)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
-    second = asyncio.create_task(store.publish_transient({job.prompt_id: PREVIEW}))
+    second = asyncio.create_task(store.record_progress({}, {job.prompt_id: PREVIEW}))
     await asyncio.sleep(0)
     go_on.set()
     await second
@@ -926,14 +928,14 @@ async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path)
     await store.split(await claim(store), 1)
     await store.jobs_needing_engine(1)
     await adopt(store)
-    await store.publish_transient({job.prompt_id: PREVIEW})
+    await store.record_progress({}, {job.prompt_id: PREVIEW})
     await store.abandon("one", "lost")
     assert await store.abandoned("one") == {"lost"}
     await store.forget_abandoned(["lost"])
     await store.waiting_frames()
     await store.next_due_s()
     while segment := await try_claim(store):
-        await store.record_progress({job.prompt_id: progress(1.0)})
+        await store.record_progress({job.prompt_id: progress(1.0)}, {})
         await store.submitted()
         await store.mark_stopped(segment)
         await store.finish_segment(segment, "x.mp4", None)
@@ -1075,7 +1077,7 @@ async def test_two_nodes_on_one_file_wait_for_each_others_locks_and_share_what_i
         assert await one.submitted() == [first, second]
         with pytest.raises(StoreError, match="readonly"):
             await one._reader.fetch("DELETE FROM job")
-        await one.publish_transient({job.prompt_id: PREVIEW})
+        await one.record_progress({}, {job.prompt_id: PREVIEW})
         await two.add_status(job.prompt_id, "in order")
         assert [event.seq for event in seen] == [1, 2, 3, 4]
     finally:

@@ -132,23 +132,12 @@ class Jobs(Leases):
         )
         return None if row is None else JobState(row[0])
 
-    async def publish_transient(self, payloads_of: Mapping[str, Payload]) -> None:
-        """Publish an event for each of these jobs, by id, that has not ended.
+    async def record_progress(self, reports: Mapping[str, Report], transient: Mapping[str, Payload]) -> None:
+        """Publish the progress of jobs, by id, and keep it, in place of the older one, for who asks or comes later.
 
-        The next of its kind supersedes it: it is numbered in order with the others, but not stored.
+        `transient` events, by the id of their job, are numbered in order with the others, but not stored: the next of
+        their kind supersedes them.
         """
-        async with self._transaction() as events:
-            for prompt_id, payload in payloads_of.items():
-                row = await self._one(
-                    "UPDATE job SET last_seq = last_seq + 1 WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')"
-                    " RETURNING last_seq",
-                    prompt_id,
-                )
-                if row is not None:
-                    events.append(Event(prompt_id, row["last_seq"], payload.type, payload.data))
-
-    async def record_progress(self, reports: Mapping[str, Report]) -> None:
-        """Publish the progress of jobs, by id, and keep it, in place of the older one, for who asks or comes later."""
         async with self._transaction() as events:
             for prompt_id, report in reports.items():
                 moved = await self._one(
@@ -164,6 +153,14 @@ class Jobs(Leases):
                 )
                 if moved:
                     await self._replace(events, prompt_id, payloads.progress(report))
+            for prompt_id, payload in transient.items():
+                row = await self._one(
+                    "UPDATE job SET last_seq = last_seq + 1 WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')"
+                    " RETURNING last_seq",
+                    prompt_id,
+                )
+                if row is not None:
+                    events.append(Event(prompt_id, row["last_seq"], payload.type, payload.data))
 
     async def _replace(self, events: list[Event], prompt_id: str, payload: Payload) -> None:
         """Store an event in place of the older ones of its kind."""
