@@ -28,7 +28,7 @@ from .workflow import Graph, Workflow, WorkflowError, load_workflows
 
 log = logging.getLogger(__name__)
 
-FORM_BYTES = 1024 * 1024
+FORM_ALLOWANCE_BYTES = 1024 * 1024
 """Bytes of an upload to the engine besides the file, at most."""
 FAILED = web.AppKey("failed", asyncio.Event)
 """Set when a background task failed: the process must end."""
@@ -122,7 +122,7 @@ async def make_backends(
 
 
 def _embedded_engine(settings: Settings, files: Files) -> EmbeddedEngine:
-    limit = settings.max_upload_bytes + FORM_BYTES
+    limit = settings.max_upload_bytes + FORM_ALLOWANCE_BYTES
     return EmbeddedEngine(files.engine, extra_args=("--max-upload-size", str(limit)))
 
 

@@ -104,8 +104,8 @@ async def listening(
         listener = Listener(
             client,
             client_id,
-            callbacks.get("on_message", heard.messages.append),  # type: ignore[arg-type]
-            callbacks.get("on_connect", heard.connected),  # type: ignore[arg-type]
+            callbacks.get("on_message", heard.messages.append),
+            callbacks.get("on_connect", heard.connected),
         )
         task = asyncio.create_task(listener.run())
         try:
@@ -199,9 +199,9 @@ async def test_reconnect_sees_the_old_socket_closed_before_it_opens_the_next() -
     table, heard = SocketTable(), Heard()
     async with listening(table.app(), heard) as listener:
         for count in range(1, 6):
-            await until(lambda count=count: heard.connects == count)  # type: ignore[misc]
+            await until(lambda count=count: heard.connects == count)
             assert await table.say("cl-test", f"p{count}")
-            await until(lambda count=count: Activity(f"p{count}") in heard.messages)  # type: ignore[misc]
+            await until(lambda count=count: Activity(f"p{count}") in heard.messages)
             await listener.reconnect()
         await until(lambda: heard.connects == 6)
         assert table.most_open == 1
@@ -229,7 +229,7 @@ async def test_it_connects_again_when_the_server_comes_back(unused_tcp_port: int
         await until(lambda: listener.state == "disconnected" and not task.done())
         for connects in (1, 2):
             async with TestServer(SocketTable().app(), port=unused_tcp_port):
-                await until(lambda connects=connects: heard.connects == connects)  # type: ignore[misc]
+                await until(lambda connects=connects: heard.connects == connects)
                 assert listener.state == "connected"
             await until(lambda: listener.state != "connected")
         assert listener.reconnects == 1

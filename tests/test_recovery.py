@@ -150,7 +150,7 @@ async def test_a_read_that_fails_for_a_moment_puts_a_segment_back_all_the_same(
     prompt = InFlightPrompt(await claim(store))
     reporter = ProgressReporter(store)
     inputs = EngineInputs(Files(tmp_path), MediaWorker(), reporter)
-    backend = Backend(BackendPool(), "one", None, "client", TIMEOUTS, make_listener=lambda *_: None)  # type: ignore
+    backend = Backend(BackendPool(), "one", None, "client", TIMEOUTS, make_listener=lambda *_: None)
     store.failures = 3
     recovery = Recovery(store, reporter, inputs, {}, TIMEOUTS)
     assert await recovery.recover(prompt, backend, Lost()) is None

@@ -79,7 +79,7 @@ class Scheduler:
         while timers and timers[0][0] <= self.now:
             _, _, handle = heapq.heappop(timers)
             if not handle.cancelled():
-                handle._loop.wake(handle)  # type: ignore[attr-defined]
+                handle._loop.wake(handle)
         return True
 
 

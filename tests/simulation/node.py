@@ -60,7 +60,7 @@ class SimulatedDriver(InlineSQLite):
     def __init__(self, node: Node) -> None:
         self._node = node
 
-    async def connect(self, path: Path, *, read_only: bool) -> SimulatedConnection:  # type: ignore[override]
+    async def connect(self, path: Path, *, read_only: bool) -> SimulatedConnection:
         inner = await super().connect(path, read_only=read_only)
         inner.raw.execute("PRAGMA synchronous = OFF")
         self._node.connections.append(inner)

@@ -369,7 +369,7 @@ class World:
     async def _request(self, work: object) -> None:
         """Answer a request as the handlers do: what is refused, or cannot be done now, is an answer too."""
         with suppress(Problem, StoreError, OSError, Lagging):
-            await work  # type: ignore[misc]
+            await work
 
     def new_id(self) -> str:
         """Return an id as `uuid4` would."""

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from processes import Engine, Service, eventually
 from talk import FRAMES, Answer, Api
+from waiting import WAIT_S
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 DEFAULT_NAME = re.compile(r"faceswap_\d{8}_\d{6}(-\d+)?")
@@ -76,7 +77,7 @@ async def test_the_status_of_a_finished_job_tells_everything(api: Api) -> None:
     assert all(TIME.fullmatch(time) for time in times)
     moments = [datetime.fromisoformat(time) for time in times]
     assert moments == sorted(moments)
-    assert abs((moments[0] - before).total_seconds()) < 20
+    assert abs((moments[0] - before).total_seconds()) < WAIT_S
     answer = await api.get(status["result"])
     fps = status["progress"].pop("fps")
     assert fps is None or fps > 0
