@@ -16,6 +16,9 @@ from yarl import URL
 HOST_PATTERN = re.compile(r"[A-Za-z0-9._:%-]+")
 """A host name or address as it stands in a URL, without brackets."""
 
+NODE_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""A node's name, of which leases and files are named."""
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 NOT_SUPPORTED = ("FACESWAP_API_KEYS_FILE", "FACESWAP_WEBHOOK_SECRET")
@@ -54,6 +57,9 @@ class Settings:
     """The service's settings. Sizes are in MB of 1,048,576 bytes, times in seconds, as the names say."""
 
     data_dir: Path
+    database_url: str = field(default="", repr=False)
+    files_url: str = ""
+    node: str = ""
     host: str = "127.0.0.1"
     port: int = 8000
     comfyui_urls: tuple[URL, ...] = ()
@@ -98,7 +104,7 @@ class Settings:
             try:
                 values[name] = parse(str(text))
             except (ValueError, TypeError) as error:
-                shown = "(hidden)" if name == "comfyui_headers" else repr(str(text)[:80])
+                shown = "(hidden)" if name in ("comfyui_headers", "database_url") else repr(str(text)[:80])
                 raise ConfigError(f"{variable}={shown}: {error}") from None
         return cls(**values)
 
@@ -136,6 +142,28 @@ def _path(text: str) -> Path:
         return Path(text).expanduser().absolute()
     except RuntimeError:
         raise ValueError("allowed is a path; there is no such user's home folder") from None
+
+
+def _database_url(text: str) -> str:
+    # The driver reads the rest of it; a wrong one is told when it is connected to.
+    if not text.startswith(("postgresql://", "postgres://")):
+        raise ValueError("allowed is postgresql://user:password@host/database")
+    return text
+
+
+def _files_url(text: str) -> str:
+    url = URL(text)
+    if url.scheme == "s3" and url.host and not (url.user or url.query_string or url.fragment):
+        return text.rstrip("/")
+    if not url.scheme and text.startswith("/"):
+        return text
+    raise ValueError("allowed is s3://bucket/prefix, or the absolute path of a folder that all nodes share")
+
+
+def _node_name(text: str) -> str:
+    if not NODE_PATTERN.fullmatch(text):
+        raise ValueError("allowed are up to 64 letters, digits, '.', '_' and '-'")
+    return text
 
 
 def _url(text: str) -> URL:
@@ -182,6 +210,9 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "host": _text,
     "port": _whole(0, 65535),
     "data_dir": _path,
+    "database_url": _database_url,
+    "files_url": _files_url,
+    "node": _node_name,
     "comfyui_urls": _urls,
     "comfyui_headers": _headers,
     "workflow_dir": _path,
