@@ -92,7 +92,8 @@ async def pilot(
 ) -> AsyncIterator[Pilot]:
     async with EngineRig(folder, lie, **faults) as engine, aiohttp.ClientSession() as session:
         pool = BackendPool()
-        backend = Backend(pool, "engine", ComfyClient(URL(engine.url), session), "client", timeouts)
+        client = ComfyClient(URL(engine.url), session)
+        backend = Backend(pool, "engine", client, "client", timeouts, graph=WORKFLOW.graph)
         backend.address_known.set()
         listening = asyncio.create_task(backend.run())
         try:
@@ -310,6 +311,24 @@ async def test_an_engine_that_does_not_answer_is_given_nothing(clip: Path, tmp_p
         plane.backend.client.url = URL("http://127.0.0.1:1")
         assert not await plane.backend.answers()
         assert plane.backend.listener.state == "connected" and not plane.backend.takes_a_prompt(0)
+
+
+async def test_an_engine_that_keeps_back_what_its_nodes_are_is_one_that_answers(clip: Path, tmp_path: Path) -> None:
+    inspected: list[bool] = []
+    planes: list[Pilot] = []
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path.startswith("/object_info"):
+            assert request.transport is not None
+            request.transport.abort()  # as when the answer takes longer than is waited for it
+        elif request.path.endswith("/features") and planes:
+            inspected.append(planes[0].backend.healthy)
+        return await handler(request)
+
+    async with pilot(tmp_path, clip, replace(QUICK, inspect_s=0.05), lie=lie) as plane:
+        planes.append(plane)
+        await until(lambda: len(inspected) >= 5)
+        assert all(inspected) and plane.backend.problems is None
 
 
 async def test_what_was_given_up_is_gone_when_it_was_missed_twice(clip: Path, tmp_path: Path) -> None:
