@@ -16,7 +16,7 @@ from .comfy.backend import EMBEDDED, Backend, BackendPool
 from .comfy.client import ComfyClient
 from .comfy.embedded import EmbeddedEngine
 from .config import ConfigError, Settings, Timeouts, resource_dir
-from .files import Files
+from .files import Files, open_files
 from .hub import Hub
 from .intake import Fetcher, Submitter
 from .janitor import Janitor
@@ -56,14 +56,14 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     app = web.Application(middlewares=[middleware.problems, middleware.same_origin])
     app[keys.SETTINGS] = settings
     app[keys.HUB] = Hub()
-    app[keys.FILES] = Files(settings.data_dir)
+    app[keys.FILES] = open_files(settings)
     app[FAILED] = asyncio.Event()
     workflows = load_workflow(settings)
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
         """Make the parts, lowest layer first; close them in the reverse order."""
         files, hub = app[keys.FILES], app[keys.HUB]
-        await asyncio.to_thread(files.create)
+        await files.start()
         store = app[keys.STORE] = await Store.open(files.database, resource_dir("migrations"), hub.publish)
         media, fetcher = MediaWorker(), Fetcher(settings.url_allow)
         # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.

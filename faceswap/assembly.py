@@ -45,7 +45,7 @@ class Assembly:
                     await self._join(job, lease)
                 elif job.state != JobState.SUCCESS:
                     # It was cancelled after its file had got its name, and before that could be stored.
-                    await self._files.delete_result(f"{job.output_name}.mp4")
+                    await self._files.discard_result(prompt_id, lease.epoch, f"{job.output_name}.mp4")
                 return
             except NotFound:
                 log.info("job %s was erased", prompt_id)
@@ -69,15 +69,15 @@ class Assembly:
         warnings = [*_check_changed(segments), *(warning for segment in segments for warning in segment.warnings)]
         joined = self._files.joined(job.prompt_id, lease.epoch)
         facts = await self._media.join(
-            [self._files.finished_segment(segment) for segment in segments],
-            self._files.video(job.prompt_id, job.inputs),
+            await self._files.fetch_segments(segments),
+            await self._files.local_video(job.prompt_id, job.inputs),
             joined,
             job.options.rate,
         )
         if facts.frames != job.total_frames:
             raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
         filename = f"{job.output_name}.mp4"
-        await self._files.keep_result(job.prompt_id, lease.epoch, filename)
+        await self._files.keep_result(job.prompt_id, lease.epoch, filename, facts.sha256)
         self._progress_reporter.close(job.prompt_id)
         if await self._store.succeed(
             job,
@@ -89,7 +89,7 @@ class Assembly:
         ):
             await self._files.delete_scratch(job.prompt_id)
         else:
-            await self._files.delete_result(filename)
+            await self._files.discard_result(job.prompt_id, lease.epoch, filename)
 
 
 def _check_changed(segments: Sequence[Segment]) -> tuple[str, ...]:

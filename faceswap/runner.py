@@ -249,6 +249,7 @@ class Runner:
                 frame_rate=original.frame_rate,
                 crf=job.options.crf if share is None else None,
             )
+            await self._files.keep_segment(segment)
         except BaseException:
             await self._files.delete(path)
             raise

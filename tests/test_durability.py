@@ -83,7 +83,7 @@ async def test_a_kept_result_is_synced_under_its_public_name(synced: Synced, tmp
     files.create()
     await files.make_scratch("job-1")
     files.joined("job-1", 1).write_bytes(b"video")
-    await files.keep_result("job-1", 1, "clip.mp4")
+    await files.keep_result("job-1", 1, "clip.mp4", "digest")
     assert synced.holding(tmp_path / "outputs", "clip.mp4")
 
 

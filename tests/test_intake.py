@@ -664,7 +664,7 @@ async def test_an_upload_of_unknown_size_needs_room_for_the_largest(
 
 async def test_room_is_reserved_until_the_bytes_have_come(tmp_path: Path, disk: SimpleNamespace) -> None:
     room = Room(Files(tmp_path), 0)
-    one, two = (InputFolder(tmp_path, room) for _ in range(2))
+    one, two = (InputFolder(Files(tmp_path), "job-1", room) for _ in range(2))
     disk.free = 100
     await one.expect(60)
     with pytest.raises(Unavailable):

@@ -395,7 +395,7 @@ async def test_a_kept_result_takes_its_public_name_whole(tmp_path: Path) -> None
     await files.make_scratch("job")
     for content in (b"a video", b"the same video, joined again"):
         files.joined("job", 1).write_bytes(content)
-        await files.keep_result("job", 1, "clip.mp4")
+        await files.keep_result("job", 1, "clip.mp4", "digest")
         assert files.result("clip.mp4").read_bytes() == content
         assert not files.joined("job", 1).exists()
     assert await files.list_results() == {"clip.mp4"}
@@ -410,8 +410,8 @@ async def test_a_result_never_replaces_another_jobs(tmp_path: Path) -> None:
     for job in ("one", "two"):
         await files.make_scratch(job)
         files.joined(job, 1).write_text(job)
-    await files.keep_result("one", 1, "clip.mp4")
+    await files.keep_result("one", 1, "clip.mp4", "digest")
     with pytest.raises(FileExistsError):
-        await files.keep_result("two", 1, "clip.mp4")
+        await files.keep_result("two", 1, "clip.mp4", "digest")
     assert files.result("clip.mp4").read_text() == "one"
     assert files.joined("two", 1).exists()

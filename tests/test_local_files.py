@@ -18,8 +18,8 @@ from clips import make_clip
 from service_rig import service_and_engines
 from waiting import WAIT_S, eventually
 
-from faceswap import files as files_module
 from faceswap.files import PIECE_BYTES, FileWriter, new_file
+from faceswap.files import writer as writer_module
 
 PIECE = bytes(range(256)) * (PIECE_BYTES // 256)
 EVENTS = frozenset(
@@ -126,7 +126,7 @@ class HeldDisk:
 async def test_a_sync_goes_on_beside_the_receiving_and_one_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files_module, "SYNC_BYTES", 2 * PIECE_BYTES)
+    monkeypatch.setattr(writer_module, "SYNC_BYTES", 2 * PIECE_BYTES)
     disk = HeldDisk(monkeypatch)
     file = FileWriter(tmp_path / "part")
     for _ in range(4):  # the first two are being synced

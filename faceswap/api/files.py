@@ -13,9 +13,8 @@ from .keys import FILES, STORE, owner_of
 async def download(request: web.Request) -> web.StreamResponse:
     """Send a result: whole, in ranges, or its headers only."""
     job = await request.app[STORE].result(request.match_info["filename"], owner_of(request))
-    files = request.app[FILES]
-    path = files.result(job.result_file or "")
-    if not await files.exists(path):
+    path = await request.app[FILES].find_result(job)
+    if path is None:
         raise Gone("This result was removed from the server's disk.", code="result_expired", prompt_id=job.prompt_id)
     disposition = "inline" if request.query.get("inline") == "1" else "attachment"
     return _RangeFileResponse(

@@ -63,7 +63,7 @@ class EngineInputs:
         """
         video = self._files.video(job.prompt_id, job.inputs)
         image = self._files.image(job.prompt_id, job.inputs)
-        if not (await self._files.exists(video) and await self._files.exists(image)):
+        if not await self._files.fetch_inputs(job.prompt_id, job.inputs):
             message = "The video or the picture is no longer on the service's disk; post them again."
             raise JobFailure("inputs_missing", message)
         await self._files.make_scratch(job.prompt_id)
@@ -81,7 +81,7 @@ class EngineInputs:
         prepared = self._files.prepared(job.prompt_id)
         if await self._files.exists(prepared):
             return Original(prepared, None)
-        return Original(self._files.video(job.prompt_id, job.inputs), job.options.rate)
+        return Original(await self._files.local_video(job.prompt_id, job.inputs), job.options.rate)
 
     def send_again(self, prompt_id: str, backend: Backend) -> None:
         """Upload a job's inputs again for the next attempt: what failed may have failed for them."""
@@ -160,7 +160,8 @@ class EngineInputs:
         return await _result_of(task)
 
     async def _make_copy(self, job: Job, always: bool) -> bool:
-        video, prepared = self._files.video(job.prompt_id, job.inputs), self._files.prepared(job.prompt_id)
+        video = await self._files.local_video(job.prompt_id, job.inputs)
+        prepared = self._files.prepared(job.prompt_id)
         if not always and await self._media.cuttable(video):
             return False
         message = "Preparing the video…"

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from ..errors import BadRequest, TooLarge, Unavailable
 from ..files import Files, FileWriter
@@ -98,8 +97,9 @@ class Room:
 class InputFolder:
     """The folder of one job's inputs, inside a `new_input_folder` block."""
 
-    def __init__(self, path: Path, room: Room) -> None:
-        self._path = path
+    def __init__(self, files: Files, prompt_id: str, room: Room) -> None:
+        self._files = files
+        self._prompt_id = prompt_id
         self._room = room
         self._writers: list[FileWriter] = []
 
@@ -117,7 +117,7 @@ class InputFolder:
 
     def new_writer(self, name: str) -> FileWriter:
         """Return a writer for a new file of this name; the folder closes it."""
-        writer = FileWriter(self._path / name)
+        writer = self._files.new_input(self._prompt_id, name)
         self._writers.append(writer)
         return writer
 
@@ -133,7 +133,7 @@ class InputFolder:
 async def new_input_folder(files: Files, prompt_id: str, room: Room) -> AsyncIterator[InputFolder]:
     """Create the folder and its mark, for their owner only; sync them at the end, delete them after any exception."""
     creation = asyncio.ensure_future(files.begin_upload(prompt_id))
-    folder = InputFolder(files.inputs(prompt_id), room)
+    folder = InputFolder(files, prompt_id, room)
     try:
         await asyncio.shield(creation)
         yield folder

@@ -7,24 +7,17 @@ that the event loop waits for no disk.
 from __future__ import annotations
 
 import asyncio
-import io
-import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial, wraps
-from hashlib import sha256
+from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import aiofiles.os
-from aiofiles import threadpool
-from aiofiles.threadpool.binary import AsyncFileIO
-
-from . import durable
-from .jobs import Inputs, Segment
+from .. import durable
+from ..jobs import Inputs, Job, Segment
+from .writer import FileWriter
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -39,12 +32,6 @@ UPLOAD, ERASURE = ".upload", ".erasure"
 """Marks of a job: its inputs are still being received; all its files are being erased."""
 CLAIM = "published"
 """Mark in a job's scratch folder: the file under the name of its result is its own."""
-PIECE_BYTES = 1024 * 1024
-"""Size of the pieces that are written in a thread. For smaller ones the hand-over costs more than the write."""
-SYNC_BYTES = 16 * 1024 * 1024
-"""Unsynced bytes at which a sync begins while more are received, so that few are left to sync at the end."""
-_TRANSFERS = ThreadPoolExecutor(16, "transfer")
-"""Threads for pieces and syncs only, so that no quick call waits for a thread behind a slow disk."""
 
 
 def in_thread(work: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -57,137 +44,15 @@ def in_thread(work: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     return run
 
 
-class _HashedFile(io.FileIO):
-    """A new file, readable by its owner only, that hashes the bytes written to it."""
+class Files:
+    """The folders of one data directory, readable by their owner only.
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))
-        self.sha256 = sha256()
-
-    def write(self, data: Any, /) -> int:
-        """Write all of `data`."""
-        self.sha256.update(data)
-        rest = memoryview(data)
-        while rest:
-            rest = rest[super().write(rest) or 0 :]
-        return len(data)
-
-    def sync(self) -> None:
-        """Wait until all bytes written so far are on the disk."""
-        os.fdatasync(self.fileno())
-
-
-class FileWriter:
-    """A file written from a stream, hashed and synced while it grows.
-
-    One thread writes a piece while the next one is received, and another syncs the bytes written before. At most one
-    piece and one sync are under way. A later call raises the error of either. The file is closed only when no thread
-    uses it any more, even after a cancellation: the number of a closed descriptor may belong to another file.
+    Where the files of jobs lie elsewhere, a subclass keeps them there: before work it makes local what is needed, and
+    after it stores what was made. Here nothing is copied: the paths are those of the files themselves.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Begin a file at `path`, its name until it is finished."""
-        self.size = 0
-        """Bytes received so far."""
-        self._path = path
-        self._gathered = bytearray()
-        self._unsynced = 0
-        self._opening: asyncio.Future[_HashedFile] | None = None
-        self._writing: asyncio.Future[int] | None = None
-        self._syncing: asyncio.Future[None] | None = None
-        self._closing: asyncio.Future[None] | None = None
-        self._renaming: asyncio.Future[None] | None = None
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of a finished file, hexadecimal."""
-        assert self._opening is not None
-        return self._opening.result().sha256.hexdigest()
-
-    async def write(self, data: bytes) -> None:
-        """Append bytes; the first call creates the file. Raises `OSError`, for earlier bytes too."""
-        await self._opened()
-        self.size += len(data)
-        self._gathered += data
-        if len(self._gathered) >= PIECE_BYTES:
-            await self._write_gathered()
-
-    async def finish(self, name: str) -> None:
-        """Sync all bytes, close the file and rename it to `name`; the name is not synced. Raises `OSError`."""
-        raw = await self._opened()
-        await self._write_gathered()
-        await self._written()
-        if self._syncing is not None:
-            await asyncio.shield(self._syncing)
-        self._syncing = _in_transfers(raw.sync)
-        await asyncio.shield(self._syncing)
-        await self.close()
-        self._renaming = _in_transfers(partial(os.replace, self._path, self._path.with_name(name)))
-        await asyncio.shield(self._renaming)
-
-    async def close(self) -> None:
-        """Close the file once no thread uses it. A second call waits for the first."""
-        if self._closing is None:
-            self._closing = asyncio.ensure_future(self._close())
-        await asyncio.shield(self._closing)
-        if self._renaming is not None:
-            await asyncio.wait({self._renaming})
-
-    async def discard(self) -> None:
-        """Close the file and delete it, unless it is finished."""
-        await self.close()
-        with suppress(OSError):
-            await aiofiles.os.unlink(self._path)
-
-    async def _opened(self) -> _HashedFile:
-        if self._opening is None:
-            self._opening = _in_transfers(partial(_HashedFile, self._path))
-        return await asyncio.shield(self._opening)
-
-    async def _write_gathered(self) -> None:
-        """Begin to write the gathered piece once the one before is written."""
-        await self._written()
-        file: AsyncFileIO = threadpool.wrap(await self._opened(), executor=_TRANSFERS)
-        piece, self._gathered = self._gathered, bytearray()
-        self._unsynced += len(piece)
-        self._writing = asyncio.ensure_future(file.write(piece))
-
-    async def _written(self) -> None:
-        """Wait until the last piece is written; begin a sync, after the one before, when `SYNC_BYTES` are unsynced."""
-        if self._writing is not None:
-            await asyncio.shield(self._writing)
-        if self._unsynced >= SYNC_BYTES:
-            if self._syncing is not None:
-                await asyncio.shield(self._syncing)
-            self._unsynced = 0
-            self._syncing = _in_transfers((await self._opened()).sync)
-
-    async def _close(self) -> None:
-        under_way = [work for work in (self._opening, self._writing, self._syncing) if work is not None]
-        await asyncio.gather(*under_way, return_exceptions=True)
-        if self._opening is not None and self._opening.exception() is None:
-            await aiofiles.os.wrap(self._opening.result().close)()
-
-
-def _in_transfers(work: Callable[[], R]) -> asyncio.Future[R]:
-    return asyncio.get_running_loop().run_in_executor(_TRANSFERS, work)
-
-
-@asynccontextmanager
-async def new_file(destination: Path) -> AsyncIterator[FileWriter]:
-    """Write a file that gets its name at the end of the block, complete and synced; an exception deletes it."""
-    writer = FileWriter(destination.with_name(f".{destination.name}.part"))
-    try:
-        yield writer
-        await writer.finish(destination.name)
-        await asyncio.to_thread(durable.sync, destination.parent)
-    except BaseException:
-        await asyncio.shield(writer.discard())
-        raise
-
-
-class Files:
-    """The folders of one data directory, readable by their owner only."""
+    is_shared = False
+    """True where several nodes may use the same files."""
 
     def __init__(self, data_dir: Path, node: str = LOCAL_NODE) -> None:
         """`node` is the name of this process among those that share the folder."""
@@ -207,6 +72,14 @@ class Files:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in self.root.glob(f"{self.database.name}*"):  # a copy or a restored backup may be readable by others
             file.chmod(0o600)
+
+    async def start(self) -> None:
+        """Make ready for work. Raises `OSError` with the reason, `ConfigError` where a setting is wrong."""
+        await asyncio.to_thread(self.create)
+
+    async def is_available(self) -> bool:
+        """Return whether the files can be reached now."""
+        return True
 
     # Paths, made without disk access
 
@@ -294,6 +167,10 @@ class Files:
             mark.unlink()
             raise
 
+    def new_input(self, prompt_id: str, name: str) -> FileWriter:
+        """Return a writer for a new file among a job's inputs."""
+        return FileWriter(self.input(prompt_id, name))
+
     @in_thread
     def sync_upload(self, prompt_id: str) -> None:
         """Sync the names of a job's inputs and of their folder. The inputs themselves are synced already."""
@@ -311,6 +188,15 @@ class Files:
         with suppress(FileNotFoundError):
             shutil.rmtree(self.inputs(prompt_id))
         self._mark(prompt_id, UPLOAD).unlink(missing_ok=True)
+
+    @in_thread
+    def fetch_inputs(self, prompt_id: str, inputs: Inputs) -> bool:
+        """Make a job's inputs local; return False when they are gone."""
+        return self.video(prompt_id, inputs).is_file() and self.image(prompt_id, inputs).is_file()
+
+    async def local_video(self, prompt_id: str, inputs: Inputs) -> Path:
+        """Make a job's video local; return its path. Raises `OSError`."""
+        return self.video(prompt_id, inputs)
 
     @in_thread
     def delete_inputs(self, prompt_id: str) -> None:
@@ -332,11 +218,30 @@ class Files:
         for kind in ENGINE_FOLDERS[1:]:
             shutil.rmtree(self.engine / kind / prompt_id, ignore_errors=True)
 
+    async def clear_scratch_except(self, prompt_ids: Collection[str]) -> None:
+        """Delete this node's copies of the files of all jobs but these."""
+
+    # Finished segments and previews
+
+    async def keep_segment(self, segment: Segment) -> None:
+        """Store the checked output of an attempt at a segment, before it is committed. Raises `OSError`."""
+
+    async def fetch_segments(self, segments: Sequence[Segment]) -> list[Path]:
+        """Make the outputs of finished segments local; return their paths, in order. Raises `OSError`."""
+        return [self.finished_segment(segment) for segment in segments]
+
+    async def put_preview(self, prompt_id: str, image: bytes) -> None:
+        """Keep the newest preview of a job where other nodes find it; one may be missed."""
+
+    async def preview(self, prompt_id: str) -> bytes | None:
+        """Return the newest preview of a job that runs at another node; None when there is none."""
+        return None
+
     # Results
 
     @in_thread
-    def keep_result(self, prompt_id: str, epoch: int, filename: str) -> None:
-        """Move a job's joined video to its public name, and sync the name.
+    def keep_result(self, prompt_id: str, epoch: int, filename: str, sha256: str) -> None:
+        """Move a job's joined video to its public name, and sync the name. Its digest is `sha256`, hexadecimal.
 
         A result that the same job kept before is replaced. Raises `FileExistsError` for any other file of that name.
         """
@@ -353,6 +258,16 @@ class Files:
                 result.unlink()
                 raise
         durable.rename(self.joined(prompt_id, epoch), result)
+
+    @in_thread
+    def find_result(self, job: Job) -> Path | None:
+        """Return the path of a job's committed result; None when it is gone."""
+        path = self.result(job.result_file or "")
+        return path if path.is_file() else None
+
+    async def discard_result(self, prompt_id: str, epoch: int, filename: str) -> None:
+        """Delete what the holder of the lease from `epoch` on, and those before it, kept of a job that is not ended."""
+        await self.delete_result(filename)
 
     @in_thread
     def delete_result(self, filename: str) -> None:

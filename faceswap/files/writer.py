@@ -1,0 +1,158 @@
+"""A file that grows from a stream: written, hashed and synced in threads, beside the receiving."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiofiles.os
+from aiofiles import threadpool
+from aiofiles.threadpool.binary import AsyncFileIO
+
+from .. import durable
+
+R = TypeVar("R")
+
+PIECE_BYTES = 1024 * 1024
+"""Size of the pieces that are written in a thread. For smaller ones the hand-over costs more than the write."""
+SYNC_BYTES = 16 * 1024 * 1024
+"""Unsynced bytes at which a sync begins while more are received, so that few are left to sync at the end."""
+_TRANSFERS = ThreadPoolExecutor(16, "transfer")
+"""Threads for pieces and syncs only, so that no quick call waits for a thread behind a slow disk."""
+
+
+class _HashedFile(io.FileIO):
+    """A new file, readable by its owner only, that hashes the bytes written to it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))
+        self.sha256 = sha256()
+
+    def write(self, data: Any, /) -> int:
+        """Write all of `data`."""
+        self.sha256.update(data)
+        rest = memoryview(data)
+        while rest:
+            rest = rest[super().write(rest) or 0 :]
+        return len(data)
+
+    def sync(self) -> None:
+        """Wait until all bytes written so far are on the disk."""
+        os.fdatasync(self.fileno())
+
+
+class FileWriter:
+    """A file written from a stream, hashed and synced while it grows.
+
+    One thread writes a piece while the next one is received, and another syncs the bytes written before. At most one
+    piece and one sync are under way. A later call raises the error of either. The file is closed only when no thread
+    uses it any more, even after a cancellation: the number of a closed descriptor may belong to another file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Begin a file at `path`, its name until it is finished."""
+        self.size = 0
+        """Bytes received so far."""
+        self._path = path
+        self._gathered = bytearray()
+        self._unsynced = 0
+        self._opening: asyncio.Future[_HashedFile] | None = None
+        self._writing: asyncio.Future[int] | None = None
+        self._syncing: asyncio.Future[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
+        self._renaming: asyncio.Future[None] | None = None
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of a finished file, hexadecimal."""
+        assert self._opening is not None
+        return self._opening.result().sha256.hexdigest()
+
+    async def write(self, data: bytes) -> None:
+        """Append bytes; the first call creates the file. Raises `OSError`, for earlier bytes too."""
+        await self._opened()
+        self.size += len(data)
+        self._gathered += data
+        if len(self._gathered) >= PIECE_BYTES:
+            await self._write_gathered()
+
+    async def finish(self, name: str) -> None:
+        """Sync all bytes, close the file and rename it to `name`; the name is not synced. Raises `OSError`."""
+        raw = await self._opened()
+        await self._write_gathered()
+        await self._written()
+        if self._syncing is not None:
+            await asyncio.shield(self._syncing)
+        self._syncing = _in_transfers(raw.sync)
+        await asyncio.shield(self._syncing)
+        await self.close()
+        self._renaming = _in_transfers(partial(os.replace, self._path, self._path.with_name(name)))
+        await asyncio.shield(self._renaming)
+
+    async def close(self) -> None:
+        """Close the file once no thread uses it. A second call waits for the first."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+        if self._renaming is not None:
+            await asyncio.wait({self._renaming})
+
+    async def discard(self) -> None:
+        """Close the file and delete it, unless it is finished."""
+        await self.close()
+        with suppress(OSError):
+            await aiofiles.os.unlink(self._path)
+
+    async def _opened(self) -> _HashedFile:
+        if self._opening is None:
+            self._opening = _in_transfers(partial(_HashedFile, self._path))
+        return await asyncio.shield(self._opening)
+
+    async def _write_gathered(self) -> None:
+        """Begin to write the gathered piece once the one before is written."""
+        await self._written()
+        file: AsyncFileIO = threadpool.wrap(await self._opened(), executor=_TRANSFERS)
+        piece, self._gathered = self._gathered, bytearray()
+        self._unsynced += len(piece)
+        self._writing = asyncio.ensure_future(file.write(piece))
+
+    async def _written(self) -> None:
+        """Wait until the last piece is written; begin a sync, after the one before, when `SYNC_BYTES` are unsynced."""
+        if self._writing is not None:
+            await asyncio.shield(self._writing)
+        if self._unsynced >= SYNC_BYTES:
+            if self._syncing is not None:
+                await asyncio.shield(self._syncing)
+            self._unsynced = 0
+            self._syncing = _in_transfers((await self._opened()).sync)
+
+    async def _close(self) -> None:
+        under_way = [work for work in (self._opening, self._writing, self._syncing) if work is not None]
+        await asyncio.gather(*under_way, return_exceptions=True)
+        if self._opening is not None and self._opening.exception() is None:
+            await aiofiles.os.wrap(self._opening.result().close)()
+
+
+def _in_transfers(work: Callable[[], R]) -> asyncio.Future[R]:
+    return asyncio.get_running_loop().run_in_executor(_TRANSFERS, work)
+
+
+@asynccontextmanager
+async def new_file(destination: Path) -> AsyncIterator[FileWriter]:
+    """Write a file that gets its name at the end of the block, complete and synced; an exception deletes it."""
+    writer = FileWriter(destination.with_name(f".{destination.name}.part"))
+    try:
+        yield writer
+        await writer.finish(destination.name)
+        await asyncio.to_thread(durable.sync, destination.parent)
+    except BaseException:
+        await asyncio.shield(writer.discard())
+        raise
