@@ -28,6 +28,7 @@ class Subscription:
         self._events: deque[Event] = deque()
         self._wake = asyncio.Event()
         self._overflowed = False
+        self._turned_away = False
         self._closing = False
 
     def offer(self, event: Event) -> None:
@@ -40,6 +41,11 @@ class Subscription:
             self._events.append(event)
         self._wake.set()
 
+    def turn_away(self) -> None:
+        """End the subscription once what is queued was read, as one that was too slow."""
+        self._turned_away = True
+        self._wake.set()
+
     def close(self) -> None:
         """End the subscription once what is queued was read."""
         self._closing = True
@@ -48,9 +54,9 @@ class Subscription:
     async def next(self, timeout: float | None = None) -> Event | None:
         """Wait for the next event; returns None after `timeout` seconds of silence.
 
-        Raises `Lagging` when the queue overflowed, `Closing` when the service stops.
+        Raises `Lagging` when the queue overflowed or nothing more can come, `Closing` when the service stops.
         """
-        if not self._events and not self._overflowed and not self._closing:
+        if not (self._events or self._overflowed or self._turned_away or self._closing):
             self._wake.clear()
             try:
                 async with asyncio.timeout(timeout):
@@ -58,6 +64,8 @@ class Subscription:
             except TimeoutError:
                 return None
         if self._overflowed:
+            raise Lagging
+        if not self._events and self._turned_away:
             raise Lagging
         if not self._events and self._closing:
             raise Closing
@@ -90,6 +98,15 @@ class Hub:
         """Hand an event to every watcher of its job. Never waits."""
         for subscription in self._subscriptions.get(event.prompt_id, ()):
             subscription.offer(event)
+
+    def is_watched(self, prompt_id: str) -> bool:
+        """Return whether a job has watchers."""
+        return prompt_id in self._subscriptions
+
+    def turn_away(self, prompt_id: str) -> None:
+        """Close the subscriptions of a job of which no more comes: who comes back is told why."""
+        for subscription in self._subscriptions.get(prompt_id, ()):
+            subscription.turn_away()
 
     def close(self) -> None:
         """End every subscription, those to come too: the service stops."""

@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("one segment, one result", frozenset({"runner", "assembly"})),
     ("the engines together", frozenset({"engine_watch", "leaseholder", "recovery"})),
     ("ComfyUI", frozenset({"comfy"})),
-    ("what is told", frozenset({"progress_reporter"})),
+    ("what is told", frozenset({"feed", "progress_reporter"})),
     ("parts of one thing each", frozenset({"media", "store", "hub", "workflow", "client"})),
     ("where things lie", frozenset({"files", "config"})),
     ("what a job is", frozenset({"events", "jobs"})),

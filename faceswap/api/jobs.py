@@ -11,7 +11,7 @@ from aiohttp import web
 from ..errors import BadRequest, Conflict, NotFound
 from ..hub import Closing, Lagging
 from ..jobs import TERMINAL, Job, JobState
-from .keys import HUB, PROGRESS_REPORTER, SCHEDULER, STORE, owner_of
+from .keys import FEED, PROGRESS_REPORTER, SCHEDULER, STORE, owner_of
 from .stream import stream_events
 
 MAX_WAIT_S = 60.0
@@ -24,7 +24,7 @@ async def get_status(request: web.Request) -> web.Response:
     """Answer with a job's status; with `?wait=` once it has changed."""
     store, prompt_id = request.app[STORE], request.match_info["prompt_id"]
     wait_s = _parse_wait(request)
-    with request.app[HUB].subscribe(prompt_id) as subscription:
+    async with request.app[FEED].watch(prompt_id) as subscription:
         job = await store.owned_job(prompt_id, owner_of(request))
         body, etag = await _status(request.app, job)
         if wait_s and job.state not in TERMINAL:

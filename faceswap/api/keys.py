@@ -8,6 +8,7 @@ from aiohttp import web
 
 from ..comfy.embedded import EmbeddedEngine
 from ..config import Settings
+from ..feed import Feed
 from ..files import Files
 from ..hub import Hub
 from ..intake import Submitter
@@ -18,6 +19,7 @@ from ..store import Store
 SETTINGS = web.AppKey("settings", Settings)
 STORE = web.AppKey("store", Store)
 HUB = web.AppKey("hub", Hub)
+FEED = web.AppKey("feed", Feed)
 SCHEDULER = web.AppKey("scheduler", Scheduler)
 PROGRESS_REPORTER = web.AppKey("progress_reporter", ProgressReporter)
 SUBMITTER = web.AppKey("submitter", Submitter)

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 
 from aiohttp import web
 
-from ..hub import Closing, Hub, Lagging
+from ..feed import Feed
+from ..hub import Closing, Lagging
 from ..jobs import TERMINAL, Event, Job
 from ..store import Store
-from .keys import HUB, STORE
+from .keys import FEED, STORE
 
 KEEPALIVE_S = 15.0
 """The silence after which a comment line keeps proxies from closing the connection."""
@@ -18,12 +19,12 @@ WRITE_TIMEOUT_S = 60.0
 """The time after which a watcher that reads nothing is dropped; it resumes by `Last-Event-ID`."""
 
 
-async def follow(store: Store, hub: Hub, prompt_id: str, after: int) -> AsyncIterator[Event | None]:
+async def follow(store: Store, feed: Feed, prompt_id: str, after: int) -> AsyncIterator[Event | None]:
     """Yield the events of a job after number `after`: the stored ones, then the live ones, until it has ended.
 
     None stands for `KEEPALIVE_S` of silence. Raises `Lagging` and `Closing` as the subscription does.
     """
-    with hub.subscribe(prompt_id) as subscription:
+    async with feed.watch(prompt_id) as subscription:
         stored = await store.events(prompt_id, after)
         for event in stored:
             yield event
@@ -55,7 +56,7 @@ async def stream_events(request: web.Request, job: Job, after: int) -> web.Strea
     await response.prepare(request)
     try:
         try:
-            async for event in follow(request.app[STORE], request.app[HUB], job.prompt_id, after):
+            async for event in follow(request.app[STORE], request.app[FEED], job.prompt_id, after):
                 async with asyncio.timeout(WRITE_TIMEOUT_S):
                     await response.write(b": still here\n\n" if event is None else event.sse())
         except Closing:
@@ -71,7 +72,7 @@ async def stream_events(request: web.Request, job: Job, after: int) -> web.Strea
 
 async def send_events(request: web.Request, socket: web.WebSocketResponse, prompt_id: str, after: int) -> None:
     """Send a job's events as text frames."""
-    async for event in follow(request.app[STORE], request.app[HUB], prompt_id, after):
+    async for event in follow(request.app[STORE], request.app[FEED], prompt_id, after):
         if event is not None:
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 await socket.send_str(event.text())
