@@ -16,6 +16,7 @@ from .comfy.backend import EMBEDDED, Backend, BackendPool
 from .comfy.client import ComfyClient
 from .comfy.embedded import EmbeddedEngine
 from .config import ConfigError, Settings, Timeouts, resource_dir
+from .feed import Feed
 from .files import Files, open_files
 from .hub import Hub
 from .intake import Fetcher, Submitter
@@ -56,15 +57,16 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     app = web.Application(middlewares=[middleware.problems, middleware.same_origin])
     app[keys.SETTINGS] = settings
     app[keys.HUB] = Hub()
+    app[keys.FEED] = Feed(app[keys.HUB])
     app[keys.FILES] = open_files(settings)
     app[FAILED] = asyncio.Event()
     workflows = load_workflow(settings)
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
         """Make the parts, lowest layer first; close them in the reverse order."""
-        files, hub = app[keys.FILES], app[keys.HUB]
+        files, feed = app[keys.FILES], app[keys.FEED]
         await files.start()
-        store = app[keys.STORE] = await Store.open(files.database, resource_dir("migrations"), hub.publish)
+        store = app[keys.STORE] = await Store.open(files.database, resource_dir("migrations"), feed.publish)
         media, fetcher = MediaWorker(), Fetcher(settings.url_allow)
         # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.
         session = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
@@ -80,7 +82,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
             )
             janitor = Janitor(settings, store, files)
             await janitor.clear_debris()
-            background = asyncio.create_task(_background(scheduler, janitor, engine), name="background")
+            background = asyncio.create_task(_background(scheduler, janitor, feed, engine), name="background")
             background.add_done_callback(lambda task: _check(task, app[FAILED]))
             yield
             background.cancel()
@@ -126,8 +128,9 @@ def _embedded_engine(settings: Settings, files: Files) -> EmbeddedEngine:
     return EmbeddedEngine(files.engine, extra_args=("--max-upload-size", str(limit)))
 
 
-async def _background(scheduler: Scheduler, janitor: Janitor, engine: EmbeddedEngine | None) -> None:
+async def _background(scheduler: Scheduler, janitor: Janitor, feed: Feed, engine: EmbeddedEngine | None) -> None:
     async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(feed.run(), name="feed")
         tasks.create_task(scheduler.run(), name="scheduler")
         tasks.create_task(janitor.run(), name="janitor")
         if engine is not None:

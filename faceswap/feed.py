@@ -39,7 +39,7 @@ HELD_LIMIT = 256
 
 
 class Signal(enum.StrEnum):
-    """What a node tells the schedulers of the others."""
+    """A message of a node to the schedulers of the others."""
 
     WORK = "work"
     """Something may wait to be claimed."""
@@ -50,7 +50,7 @@ class Signal(enum.StrEnum):
 
 
 class SharedStore(Protocol):
-    """What the feed asks of the store. Every coroutine raises `StoreError`."""
+    """The methods of the store that the feed uses. Every coroutine raises `StoreError`."""
 
     @property
     def is_shared(self) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from faceswap.comfy.backend import Backend, BackendPool
 from faceswap.config import Settings, resource_dir
 from faceswap.errors import JobFailure
+from faceswap.feed import Feed
 from faceswap.files import Files
 from faceswap.hub import Hub
 from faceswap.janitor import Janitor
@@ -205,11 +206,11 @@ class Node:
 
     def _publish(self, event: Event) -> None:
         self.world.invariants.published(self, event)
-        self.hub.publish(event)
+        self.feed.publish(event)
 
     async def _main(self) -> None:
         world = self.world
-        self.hub = Hub()
+        self.feed = Feed(Hub())
         while True:
             try:
                 await self._run()

@@ -414,7 +414,7 @@ class World:
 
     async def _watch(self, node: Node, prompt_id: str) -> None:
         last = self._watched.get(prompt_id, 0)
-        async for event in follow(node.store, node.hub, prompt_id, last):
+        async for event in follow(node.store, node.feed, prompt_id, last):
             if event is not None:
                 self.invariants.watched(prompt_id, last, event)
                 last = self._watched[prompt_id] = event.seq
