@@ -41,8 +41,9 @@ lint: $(VENV)/.installed-dev ## check style, formatting and types
 	$(BIN)/mypy
 
 .PHONY: chaos
-chaos: $(VENV)/.installed-dev ## 500 jobs under random faults; SEED=… repeats a run, WITHOUT=freeze,clock leaves faults out
-	cd tests && ../$(BIN)/python -m system.chaos $(if $(SEED),--seed $(SEED)) $(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)
+chaos: $(VENV)/.installed-dev ## 500 jobs under random faults; NODES=3 on PostgreSQL; SEED=… repeats, WITHOUT=freeze,clock leaves out
+	cd tests && ../$(BIN)/python -m system.chaos $(if $(NODES),--nodes $(NODES)) $(if $(SEED),--seed $(SEED)) \
+		$(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)
 
 .PHONY: simulate
 simulate: $(VENV)/.installed-dev ## the service under simulated time and faults; SEEDS=10000, SEED=123 tells all of one, BUGS=1

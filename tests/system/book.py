@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
 import aiohttp
@@ -21,17 +21,21 @@ class Book:
 
     promised        every job that was accepted
     cancelled       those somebody asked to end, and nobody to do again
+    erasing         those whose record somebody asked to be erased
     erased          those whose record is gone, as was asked
-    heard           the events that a watcher saw live, over all cuts
+    heard           the events that each watcher of a job saw live, over all cuts
+    take_overs_s    the times after which others held all that a killed node did
     """
 
     promised: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
+    erasing: set[str] = field(default_factory=set)
     erased: set[str] = field(default_factory=set)
-    heard: dict[str, list[JobEvent]] = field(default_factory=dict)
+    heard: defaultdict[str, list[list[JobEvent]]] = field(default_factory=lambda: defaultdict(list))
     done: Counter[str] = field(default_factory=Counter)
     ended: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
+    take_overs_s: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
     def violated(self, what: str) -> None:
@@ -65,6 +69,17 @@ def story_faults(events: list[JobEvent]) -> list[str]:
     told = [event.data["percentage"] for event in events if event.type == "progress"]
     if told != sorted(told):
         faults.append(f"progress falls: {told}")
+    return faults
+
+
+def differing_events(stories: list[list[JobEvent]]) -> list[str]:
+    """Return the numbers under which two watchers of a job heard different events."""
+    faults = []
+    first: dict[str, JobEvent] = {}
+    for event in (event for story in stories for event in story):
+        other = first.setdefault(event.id, event)
+        if other != event:
+            faults.append(f"number {event.id} is {other} and {event}")
     return faults
 
 

@@ -3,6 +3,10 @@
 The service, two engines, or both are killed and frozen at random moments; proxies between them cut, delay, duplicate
 and deafen; outputs vanish; disks are full and freed again; the clock jumps. Jobs come as forms, URLs and over
 WebSockets; they are watched, cancelled, retried and erased. At the end every accepted job must have ended rightly.
+
+With `--nodes 3` there are so many nodes, and as many engines, on one PostgreSQL that is restarted and that nodes are
+cut off from; nodes are frozen for longer than their leases; files are in a folder that all share or on an S3 server
+that answers 503 at times; users talk to any node.
 """
 
 from __future__ import annotations
@@ -10,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import sys
 import tempfile
@@ -20,27 +23,39 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from processes import Engine, Service
+from processes import Child, Engine, Service
 from system import reckoning
 from system.book import Book
+from system.cluster import FILES, Cluster
+from system.cluster_trouble import ClusterTrouble
+from system.cluster_users import ClusterUsers
 from system.disks import Disk, FileSizeLimit, Tmpfs, mounted
 from system.proxy import Ledger, Proxy
-from system.trouble import Trouble, World
+from system.records import SqliteRecords
+from system.trouble import Trouble
 from system.users import Users
+from system.world import LocalFiles, Node, World, clock_env
 
 ENGINES = 2
 SEGMENT_FRAMES = 6
 MISCHIEF = 0.08
 LONGEST_TROUBLE_S = 1800.0
 END_TIMEOUT_S = 240.0
-SHIFTED_CLOCK = Path(__file__).parent / "shifted_clock"
+SETTINGS = {"segment_frames": SEGMENT_FRAMES, "queue_limit": 100_000, "url_allow": "127.0.0.0/8"}
 
 
 class Chaos:
     """One run in a folder of its own. The seed decides what is done; when exactly, the machine."""
 
     def __init__(
-        self, folder: Path, jobs: int, seed: int, without: frozenset[str] = frozenset(), *, long: bool = False
+        self,
+        folder: Path,
+        jobs: int,
+        seed: int,
+        without: frozenset[str] = frozenset(),
+        *,
+        long: bool = False,
+        engines: int = ENGINES,
     ) -> None:
         self.book = Book()
         self.ledger = Ledger()
@@ -52,98 +67,173 @@ class Chaos:
         self._long = long
         seeds = random.Random(seed)
         self._rng: Callable[[], random.Random] = lambda: random.Random(seeds.random())
-        self._engines = [Engine(folder / f"engine-{number}", paint=True) for number in range(ENGINES)]
+        self._engines = [Engine(folder / f"engine-{number}", paint=True) for number in range(engines)]
         self._proxies = [
             Proxy(f"http://127.0.0.1:{engine.port}", self.ledger, self._rng(), MISCHIEF) for engine in self._engines
         ]
 
     async def run(self) -> None:
         """Submit everything while faults happen, then wait, quietly, for every end; the book tells how it went."""
-        clock = self._folder / "clock"
-        clock.write_text("0")
-        path = os.pathsep.join([str(SHIFTED_CLOCK), *filter(None, [os.environ.get("PYTHONPATH")])])
         async with AsyncExitStack() as stack:
-            files = [self._folder / "data", *(engine.data_dir for engine in self._engines)]
-            has_disks = stack.enter_context(mounted(*files))
-            for process in (*self._engines, *self._proxies):
-                await stack.enter_async_context(process if isinstance(process, Engine) else process.running())
-            service = Service(
-                self._folder,
-                *(proxy.url for proxy in self._proxies),
-                env={"PYTHONPATH": path, "CHAOS_CLOCK": str(clock)},
-                segment_frames=SEGMENT_FRAMES,
-                queue_limit=100_000,
-                url_allow="127.0.0.0/8",
-            )
-            await stack.enter_async_context(service)
-            disks: list[Disk] = (
-                [Tmpfs(folder) for folder in files]
-                if has_disks
-                else [FileSizeLimit(lambda child=child: child.pid) for child in (service, *self._engines)]  # type: ignore[misc]
-            )
-            self.disks = "tmpfs" if has_disks else "limited file sizes (mounting is not allowed here)"
-            url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-            url.set_result(service.url)
-            world = World(service, self._engines, self._proxies, disks, clock, url)
+            world = await self._start(stack)
             await self._live_through(world)
             await self._reckon(world)
 
-    async def _live_through(self, world: World) -> None:
-        async def url() -> str:
-            return await asyncio.shield(world.url)
+    async def _start(self, stack: AsyncExitStack) -> World:
+        """Start everything, to be stopped with `stack`."""
+        data_dir, clock = self._folder / "data", self._folder / "clock"
+        has_disks = await self._start_engines(stack, data_dir)
+        service = Service(self._folder, *self._engine_urls, env=clock_env(clock), **SETTINGS)
+        stack.push_async_exit(service)
+        node = Node("the service", service, clock)
+        await node.start()
+        return World(
+            nodes=[node],
+            engines=self._engines,
+            proxies=self._proxies,
+            node_disks=[disk_of(service, data_dir, has_disks)],
+            engine_disks=[disk_of(engine, engine.data_dir, has_disks) for engine in self._engines],
+            records=SqliteRecords(data_dir / "faceswap.db"),
+            files=LocalFiles(service),
+        )
 
-        users = Users(self._folder, self.book, self.ledger, self._rng(), url)
-        trouble = Trouble(world, self.book, self._rng(), self._without, long=self._long)
+    async def _start_engines(self, stack: AsyncExitStack, *folders: Path) -> bool:
+        """Start engines and proxies; tells whether their folders, and these, have disks of their own."""
+        has_disks = stack.enter_context(mounted(*folders, *(engine.data_dir for engine in self._engines)))
+        self.disks = "tmpfs" if has_disks else "limited file sizes (mounting is not allowed here)"
+        for engine in self._engines:
+            await stack.enter_async_context(engine)
+        for proxy in self._proxies:
+            await stack.enter_async_context(proxy.running())
+        return has_disks
+
+    @property
+    def _engine_urls(self) -> list[str]:
+        return [proxy.url for proxy in self._proxies]
+
+    def _users(self, world: World) -> Users:
+        rng = self._rng()
+        return Users(self._folder, self.book, self.ledger, self._rng(), lambda: world.url(rng))
+
+    def _trouble(self, world: World) -> Trouble:
+        return Trouble(world, self.book, self._rng(), self._without, long=self._long)
+
+    async def _live_through(self, world: World) -> None:
+        users, trouble = self._users(world), self._trouble(world)
         calm = asyncio.Event()
         async with users.web_server():
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(trouble.until(calm))
                 await users.submit_all(self._jobs)
-                await self._wait_until_open(world.service, max(2, self._jobs // 50), LONGEST_TROUBLE_S)
+                await self._wait_until_open(world, max(2, self._jobs // 50), LONGEST_TROUBLE_S)
                 calm.set()
             for proxy in self._proxies:
                 # A socket that was deafened stays so: it is the listener's to find out.
                 proxy.mischief = 0.0
-            if await self._wait_until_open(world.service, 0, END_TIMEOUT_S):
+            if await self._wait_until_open(world, 0, END_TIMEOUT_S):
                 await users.heard_all()
         self.mischief = sum((proxy.counts for proxy in self._proxies), Counter())
 
-    async def _wait_until_open(self, service: Service, most: int, bound_s: float) -> bool:
+    async def _wait_until_open(self, world: World, most: int, bound_s: float) -> bool:
         """Wait until at most so many jobs have not ended; False when that takes too long."""
         deadline = time.monotonic() + bound_s
-        while len(await reckoning.still_open(service)) > most:
+        while len(await reckoning.still_open(world)) > most:
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(0.5)
         return True
 
     async def _reckon(self, world: World) -> None:
-        service, book = world.service, self.book
+        book = self.book
         book.violations += [f"run twice: {what}" for what in self.ledger.run_twice]
-        await reckoning.check_jobs(book, service, self._folder)
-        if status := await service.stop():
-            book.violated(f"the service stopped with {status}")
-        reckoning.check_database(book, service)
+        await reckoning.check_jobs(book, world, self._folder)
+        for node in world.nodes:
+            if status := await node.service.stop():
+                book.violated(f"{node.name} stopped with {status}")
+        book.violations += await world.records.integrity_faults()
         # What an upload left that was cut off with the process goes at the next start.
-        await service.start()
-        await reckoning.check_files(book, service)
+        for node in world.nodes:
+            await node.service.start()
+        await reckoning.check_files(book, world)
         for engine in self._engines:
             reckoning.check_engine_files(book, engine)
+
+
+class ClusterChaos(Chaos):
+    """One run of several nodes, with as many engines."""
+
+    def __init__(
+        self,
+        folder: Path,
+        jobs: int,
+        seed: int,
+        without: frozenset[str] = frozenset(),
+        *,
+        nodes: int,
+        files: str = "folder",
+        long: bool = False,
+    ) -> None:
+        super().__init__(folder, jobs, seed, without, long=long, engines=nodes)
+        self._cluster = Cluster(folder, nodes, files=files, rng=self._rng(), mischief=MISCHIEF, **SETTINGS)
+
+    async def _start(self, stack: AsyncExitStack) -> World:
+        cluster = self._cluster
+        has_disks = await self._start_engines(stack, *cluster.data_dirs, *cluster.shared_dirs)
+        await stack.enter_async_context(cluster.running(self._engine_urls))
+        return World(
+            nodes=cluster.nodes,
+            engines=self._engines,
+            proxies=self._proxies,
+            node_disks=[disk_of(node.service, node.service.data_dir, has_disks) for node in cluster.nodes],
+            engine_disks=[disk_of(engine, engine.data_dir, has_disks) for engine in self._engines],
+            shared_disks=[Tmpfs(folder) for folder in cluster.shared_dirs if has_disks],
+            records=cluster.records,
+            files=cluster.files,
+            database_ways=cluster.database_ways,
+            postgres=cluster.postgres,
+            s3=cluster.s3,
+        )
+
+    def _users(self, world: World) -> Users:
+        rng = self._rng()
+        return ClusterUsers(self._folder, self.book, self.ledger, self._rng(), lambda: world.url(rng))
+
+    def _trouble(self, world: World) -> Trouble:
+        return ClusterTrouble(world, self.book, self._rng(), self._without, long=self._long)
+
+
+def disk_of(process: Child, folder: Path, is_mounted: bool) -> Disk:
+    """Return the disk that a process writes its folder to."""
+    return Tmpfs(folder) if is_mounted else FileSizeLimit(lambda: process.pid)
 
 
 def main() -> int:
     """Run, print the figures, keep the logs when something went wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--jobs", type=int, default=500)
+    parser.add_argument("--nodes", type=int, default=0, help="so many nodes on one PostgreSQL; 0: SQLite, one service")
+    parser.add_argument("--files", choices=FILES, default="moto", help="where the files of several nodes are")
+    parser.add_argument("--jobs", type=int, help="500; of several nodes 300")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 32))
-    parser.add_argument("--without", default="", help="faults to leave out: kill,cut,lose,disk,freeze,clock")
+    parser.add_argument("--without", default="", help="kinds of faults to leave out, separated by commas")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="faceswap-chaos-"))
     sys.stdout.write(f"seed {arguments.seed}; logs in {folder}\n")
     sys.stdout.flush()
     started = time.monotonic()
     without = frozenset(filter(None, arguments.without.split(",")))
-    chaos = Chaos(folder, arguments.jobs, arguments.seed, without, long=True)
+    chaos: Chaos
+    if arguments.nodes:
+        chaos = ClusterChaos(
+            folder,
+            arguments.jobs or 300,
+            arguments.seed,
+            without,
+            nodes=arguments.nodes,
+            files=arguments.files,
+            long=True,
+        )
+    else:
+        chaos = Chaos(folder, arguments.jobs or 500, arguments.seed, without, long=True)
     asyncio.run(chaos.run())
     book = chaos.book
     figures = {
@@ -154,7 +244,8 @@ def main() -> int:
         "done by users": dict(book.done),
         "promised": len(book.promised),
         "ended": dict(book.ended),
-        "watched live": len(book.heard),
+        "watched live": sum(map(len, book.heard.values())),
+        "taken over after s": book.take_overs_s,
         "violations": book.violations,
     }
     sys.stdout.write(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")

@@ -3,78 +3,81 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import sqlite3
+import json
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 from urllib.parse import unquote
 
 from clips import read_numbers
-from processes import Engine, Service, files_in
-from system.book import ENDS, Book, durable, frames_of, story_faults
+from processes import Engine, files_in
+from system.book import ENDS, Book, differing_events, durable, frames_of, story_faults
+from system.records import Row
+from system.world import World
 
 from faceswap.client import ClientError, FaceSwapClient, JobEvent
-
-Row = dict[str, Any]
 
 POLL_S = 0.5
 TIDY_S = 30.0
 """For what is due to be erased after a start."""
 
 
-def rows(service: Service, sql: str) -> list[Row]:
-    """Rows of the service's database, read beside it."""
-    with contextlib.closing(sqlite3.connect(service.data_dir / "faceswap.db")) as database:
-        database.row_factory = sqlite3.Row
-        return [dict(row) for row in database.execute(sql)]
-
-
-async def still_open(service: Service) -> list[str]:
+async def still_open(world: World) -> list[str]:
     """Return the jobs that have not ended, also those of which no user was told."""
-    while True:
-        try:
-            found = rows(service, "SELECT prompt_id FROM job WHERE finished_at IS NULL")
-            return [row["prompt_id"] for row in found]
-        except sqlite3.OperationalError:  # the disk is full, or the service is just killed
-            await asyncio.sleep(POLL_S)
+    found = await world.records.rows("SELECT prompt_id FROM job WHERE finished_at IS NULL")
+    return [row["prompt_id"] for row in found]
 
 
-async def check_jobs(book: Book, service: Service, folder: Path) -> None:
-    """Check that each promised job has ended rightly, with the right last event and a whole result."""
-    known = {row["prompt_id"] for row in rows(service, "SELECT prompt_id FROM job")}
-    for prompt_id in sorted(book.promised - book.erased - known):
+async def check_jobs(book: Book, world: World, folder: Path) -> None:
+    """Check that each promised job has ended rightly, with the right last event and a whole result.
+
+    Every node is asked for its state; the nodes take turns at the events and the results.
+    """
+    known = {row["prompt_id"]: row for row in await world.records.rows("SELECT * FROM job")}
+    for prompt_id in sorted(book.promised - book.erased - known.keys()):
         book.violated(f"{prompt_id} was promised and is not known")
-    for prompt_id in sorted(book.erased & known):
+    for prompt_id in sorted(book.erased & known.keys()):
         book.violated(f"{prompt_id} was erased and is still known")
-    async with FaceSwapClient(service.url) as client:
-        for prompt_id in sorted(known):
-            status = await client.status(prompt_id)
-            book.ended[status["status"]] += 1
-            if status["status"] not in ENDS:
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(FaceSwapClient(await node.url())) for node in world.nodes]
+        for number, prompt_id in enumerate(sorted(known)):
+            told = [await client.status(prompt_id) for client in clients]
+            status, state = told[0], known[prompt_id]["state"]
+            if {document["status"] for document in told} != {state}:
+                book.violated(f"{prompt_id} is {state} in the database, and /status says {told}")
+            book.ended[state] += 1
+            if state not in ENDS:
                 book.violated(f"{prompt_id} has not ended: {status['progress']}, {status['segments']}")
                 continue
-            await _check_events(book, client, status)
-            if status["status"] == "SUCCESS":
-                await _check_result(book, client, status, folder / "result.mp4")
-            elif status["status"] != "CANCELLED" or prompt_id not in book.cancelled:
-                book.violated(f"{prompt_id} ended {status['status']}, {status['code']}: {status['error']}")
+            await _check_events(book, world, clients[number % len(clients)], status)
+            if state == "SUCCESS":
+                await _check_result(book, clients[(number + 1) % len(clients)], status, folder / "result.mp4")
+            elif state != "CANCELLED" or prompt_id not in book.cancelled:
+                book.violated(f"{prompt_id} ended {state}, {status['code']}: {status['error']}")
 
 
-async def _check_events(book: Book, client: FaceSwapClient, status: Row) -> None:
-    """Check that replayed and live events are in order and end as `/status` says."""
+async def _check_events(book: Book, world: World, client: FaceSwapClient, status: Row) -> None:
+    """Check that stored, replayed and live events are the same, in order, and end as `/status` says."""
     prompt_id = status["prompt_id"]
     whole: list[JobEvent] = [event async for event in client.watch(prompt_id)]
     for fault in story_faults(whole):
         book.violated(f"{prompt_id}, its events: {fault}")
     if whole[-1].type != ENDS[status["status"]]:
         book.violated(f"{prompt_id} is {status['status']}, its last event is {whole[-1].type}")
-    heard = book.heard.get(prompt_id)
-    if heard is not None:
+    stored = [
+        (str(row["seq"]), row["type"], json.loads(row["data"]))
+        for row in await world.records.rows(f"SELECT * FROM event WHERE prompt_id = '{prompt_id}' ORDER BY seq")
+    ]
+    if [(event.id, event.type, event.data) for event in whole] != stored:
+        book.violated(f"{prompt_id}: replay {whole} differs from what is stored: {stored}")
+    stories = book.heard.get(prompt_id, [])
+    for heard in stories:
         for fault in story_faults(heard):
             book.violated(f"{prompt_id}, as heard live: {fault}")
         if durable(heard) != durable(whole)[: len(durable(heard))]:
             book.violated(f"{prompt_id}: live {durable(heard)} differs from replay {durable(whole)}")
+    for fault in differing_events([whole, *stories]):
+        book.violated(f"{prompt_id}: {fault}")
 
 
 async def _check_result(book: Book, client: FaceSwapClient, status: Row, result: Path) -> None:
@@ -90,35 +93,28 @@ async def _check_result(book: Book, client: FaceSwapClient, status: Row, result:
         book.violated(f"{status['prompt_id']} has the frames {numbers} instead of {frames}")
 
 
-def check_database(book: Book, service: Service) -> None:
-    """Check that the database is whole; called when the service has stopped."""
-    for pragma, right in (("integrity_check", [{"integrity_check": "ok"}]), ("foreign_key_check", [])):
-        found = rows(service, f"PRAGMA {pragma}")
-        if found != right:
-            book.violated(f"{pragma}: {found}")
-
-
-async def check_files(book: Book, service: Service) -> None:
-    """Check that every file in the data folder belongs to a job, and every file of a job is there."""
+async def check_files(book: Book, world: World) -> None:
+    """Check that every stored file belongs to a job, and every file of a job is there."""
     deadline = time.monotonic() + TIDY_S
-    while (faults := file_faults(service)) and time.monotonic() < deadline:
+    while (faults := await file_faults(world)) and time.monotonic() < deadline:
         await asyncio.sleep(POLL_S)
     book.violations += faults
 
 
-def file_faults(service: Service) -> list[str]:
+async def file_faults(world: World) -> list[str]:
     """Files that are missing, and files that belong to nothing."""
     needed, allowed = set(), set()
-    kept = "SELECT input.prompt_id, file FROM input JOIN job USING (prompt_id) WHERE NOT inputs_erased"
-    for row in rows(service, kept):
+    rows = world.records.rows
+    kept = "SELECT input.prompt_id, file FROM input JOIN job USING (prompt_id) WHERE inputs_erased = 0"
+    for row in await rows(kept):
         needed.add(f"inputs/{row['prompt_id']}/{row['file']}")
-    for job in rows(service, "SELECT * FROM job"):
+    for job in await rows("SELECT * FROM job"):
         if job["result_file"] and not job["result_erased"]:
             needed.add(f"outputs/{job['result_file']}")
     # What was finished of a job that did not succeed is kept for a retry.
-    for row in rows(service, "SELECT prompt_id, output_file FROM segment WHERE output_file IS NOT NULL"):
+    for row in await rows("SELECT prompt_id, output_file FROM segment WHERE output_file IS NOT NULL"):
         allowed.add(f"work/{row['prompt_id']}/{row['output_file']}")
-    found = {name for name in service.files() if not name.startswith("lost+found/")}
+    found = {name for name in await world.files.names() if not name.startswith("lost+found/")}
     missing = [f"{name} is missing" for name in sorted(needed - found)]
     return missing + [f"{name} belongs to nothing" for name in sorted(found - needed - allowed)]
 

@@ -7,13 +7,11 @@ import os
 import random
 import signal
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from pathlib import Path
 
-from processes import Engine, Service, files_in
+from processes import files_in
 from system.book import Book
 from system.disks import Disk
-from system.proxy import Proxy
+from system.world import Node, World
 
 PAUSE_S = (0.3, 2.0)
 FROZEN_S = (0.5, 6.0)
@@ -26,17 +24,7 @@ LONG_SHARE = 0.25
 JUMPS_S = (-3 * 3600, -60, -5, 5, 60, 3 * 3600)
 
 
-@dataclass
-class World:
-    """The parts that can be broken. `url` has the service's address while it runs."""
-
-    service: Service
-    engines: list[Engine]
-    proxies: list[Proxy]
-    disks: list[Disk]
-    """The service's first, then one for each engine."""
-    clock: Path
-    url: asyncio.Future[str]
+Cause = Callable[[], Awaitable[None]]
 
 
 class Trouble:
@@ -50,7 +38,14 @@ class Trouble:
         self._book = book
         self._rng = rng
         self._long = long
-        kinds: dict[str, list[tuple[Callable[[], Awaitable[None]], int]]] = {
+        kinds = self._kinds()
+        if unknown := without - kinds.keys():
+            raise ValueError(f"no such faults: {', '.join(sorted(unknown))}; there are {', '.join(kinds)}")
+        self._causes = [cause for kind, causes in kinds.items() if kind not in without for cause in causes]
+
+    def _kinds(self) -> dict[str, list[tuple[Cause, int]]]:
+        """Return the kinds of faults: how they are caused, and how often."""
+        return {
             "kill": [(self._kill_service, 3), (self._kill_engine, 3), (self._kill_both, 1)],
             "cut": [(self._cut_sockets, 3)],
             "lose": [(self._lose_outputs, 2)],
@@ -58,9 +53,6 @@ class Trouble:
             "freeze": [(self._freeze_engine, 2), (self._freeze_engine_and_kill_service, 2)],
             "clock": [(self._jump, 2)],
         }
-        if unknown := without - kinds.keys():
-            raise ValueError(f"no such faults: {', '.join(sorted(unknown))}; there are {', '.join(kinds)}")
-        self._causes = [cause for kind, causes in kinds.items() if kind not in without for cause in causes]
 
     async def until(self, calm: asyncio.Event) -> None:
         """Cause one fault after the other, each to its end: killed processes run again, full disks are free."""
@@ -79,19 +71,23 @@ class Trouble:
                 self._book.violated(f"engine {number} ended by itself: {engine.log()[-500:]}")
                 self._world.proxies[number].engine_died()
                 await engine.start()
-        if not self._world.service.running:
-            self._book.violated(f"the service ended by itself: {self._world.service.log()[-500:]}")
-            await self._kill_service()
+        for node in self._world.nodes:
+            if not node.service.running:
+                self._book.violated(f"{node.name} ended by itself: {node.service.log()[-500:]}")
+                await self._restart(node)
 
     def _engine(self) -> int:
         return self._rng.randrange(len(self._world.engines))
 
+    def _node(self) -> Node:
+        return self._rng.choice(self._world.nodes)
+
     async def _kill_service(self) -> None:
-        world = self._world
-        world.url = asyncio.get_running_loop().create_future()
-        await world.service.kill()
-        await world.service.start()
-        world.url.set_result(world.service.url)
+        await self._restart(self._node())
+
+    async def _restart(self, node: Node) -> None:
+        await node.kill()
+        await node.start()
 
     async def _kill_engine(self) -> None:
         number = self._engine()
@@ -121,10 +117,10 @@ class Trouble:
                 (output / name).unlink(missing_ok=True)
 
     async def _fill_the_services_disk(self) -> None:
-        await self._fill(self._world.disks[0])
+        await self._fill(self._rng.choice(self._world.node_disks))
 
     async def _fill_an_engines_disk(self) -> None:
-        await self._fill(self._world.disks[1 + self._engine()])
+        await self._fill(self._world.engine_disks[self._engine()])
 
     async def _fill(self, disk: Disk) -> None:
         disk.fill()
@@ -154,5 +150,5 @@ class Trouble:
         await asyncio.sleep(self._rng.uniform(*(long_s if is_long else short_s)))
 
     async def _jump(self) -> None:
-        """Set the service's clock wrong."""
-        self._world.clock.write_text(str(self._rng.choice(JUMPS_S)))
+        """Set a service's clock wrong."""
+        self._node().clock.write_text(str(self._rng.choice(JUMPS_S)))

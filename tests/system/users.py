@@ -19,7 +19,7 @@ from clips import make_clip
 from system.book import Book, name_of, server_error
 from system.proxy import Ledger
 
-from faceswap.client import ClientError, FaceSwapClient
+from faceswap.client import ClientError, FaceSwapClient, JobEvent
 
 CLIP_FRAMES = (4, 9, 16)
 AT_ONCE = 6
@@ -143,18 +143,24 @@ class Users:
 
     async def _hear(self, prompt_id: str) -> None:
         """Watch a job to its end over all cuts, resuming where they came."""
-        heard = self._book.heard[prompt_id] = []
+        heard: list[JobEvent] = []
+        self._book.heard[prompt_id].append(heard)
         while not heard or not heard[-1].terminal:
             try:
-                async with FaceSwapClient(await self._url(), resumes=0) as client:
-                    async for event in client.watch(prompt_id, heard[-1].id if heard else None):
-                        heard.append(event)
-                        if event.terminal:
-                            break
+                async for event in self._events(prompt_id, heard[-1].id if heard else None):
+                    heard.append(event)
+                    if event.terminal:
+                        break
             except ClientError as error:
                 if error.status == 404:
                     return
             await asyncio.sleep(AGAIN_S)
+
+    async def _events(self, prompt_id: str, after: str | None) -> AsyncIterator[JobEvent]:
+        """Yield the events of a job as they come, until it ends or the connection is cut. Raises `ClientError`."""
+        async with FaceSwapClient(await self._url(), resumes=0) as client:
+            async for event in client.watch(prompt_id, after):
+                yield event
 
     async def _call(self, method: str, path: str) -> int:
         """Return the status of an answer that is not "come again"."""
@@ -185,6 +191,7 @@ class Users:
             self._book.done["retry"] += 1
 
     async def _erase(self, prompt_id: str) -> None:
+        self._book.erasing.add(prompt_id)
         if await self._call("DELETE", f"/jobs/{prompt_id}") in (204, 404):
             self._book.erased.add(prompt_id)
             self._book.done["erase"] += 1
