@@ -16,7 +16,7 @@ from system.tcp_proxy import TcpProxy
 from system.world import Node, StoredFiles, clock_env
 
 FILES = ("folder",)
-"""Where the files of jobs can be."""
+"""Places for the files of jobs."""
 OF_THE_NODE = ("lock", "node", "engine/")
 """Names in a node's data folder that are no files of jobs."""
 

@@ -1,4 +1,4 @@
-"""What chaos breaks, breaks as it says: the way to a database, the S3 server, the database itself."""
+"""Tests of the faults of a cluster: the way to a database, the S3 server, the database itself."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ class World:
     records: Records
     files: StoredFiles
     shared_disks: list[Disk] = field(default_factory=list)
-    """That of the folder that all nodes share, if they do."""
+    """One for the folder that all nodes share, if they do."""
     database_ways: list[TcpProxy] = field(default_factory=list)
     """One for each node of a cluster."""
     postgres: Postgres | None = None
