@@ -14,10 +14,11 @@ from stored_jobs import MIGRATIONS, adopt, claim, finish, opened, sql
 from faceswap.errors import Conflict
 from faceswap.jobs import Event, Job, JobState
 from faceswap.store import NewerDatabase, Store, StoreError
-from faceswap.store.sqlite import migrate
+from faceswap.store.connection import scripts
+from faceswap.store.sqlite import SQLite, migrate
 
 HISTORICAL = sorted((Path(__file__).parent / "data" / "db").glob("*.sql"))
-NEWEST = len(list(MIGRATIONS.glob("*.sql")))
+NEWEST = max(scripts(MIGRATIONS, "sqlite"))
 SCHEMA = "SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY type, name"
 
 
@@ -133,8 +134,9 @@ def test_a_database_is_made_so_that_a_power_cut_does_not_hurt_it(tmp_path: Path)
 async def test_what_a_client_was_promised_is_synced_to_the_disk(tmp_path: Path) -> None:
     async with opened(tmp_path / "new.db") as store:
         for pragma, value in (("synchronous", 2), ("foreign_keys", 1)):
-            row = await store._one(f"PRAGMA {pragma}")
-            assert row is not None and row[0] == value
+            assert isinstance(store._engine, SQLite)
+            [row] = await store._engine.writer.fetch(f"PRAGMA {pragma}")
+            assert row[0] == value
 
 
 def test_opening_again_changes_nothing(tmp_path: Path) -> None:

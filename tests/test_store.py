@@ -15,6 +15,7 @@ from pathlib import Path
 
 import aiosqlite
 import pytest
+from simulation.inline import open_inline
 from stored_jobs import (
     MIGRATIONS,
     QUEUE_LIMIT,
@@ -48,8 +49,7 @@ from faceswap.store import (
     now_ms,
     retry_writes,
 )
-from faceswap.store.connection import Connection
-from faceswap.store.sqlite import InlineSQLite, ThreadedConnection, store_error
+from faceswap.store.sqlite import SQLite, store_error
 
 PREVIEW = events.preview("id", 1)
 SCAN = r"SCAN (job|segment|event|lease|input|video|face)(?! USING INDEX segment_(waiting|submitted))"
@@ -80,10 +80,14 @@ def message(text: str) -> Payload:
     return events.status(JobState.PROCESSING, text)
 
 
-def raw(connection: Connection) -> aiosqlite.Connection:
-    """SQLite's own connection."""
-    assert isinstance(connection, ThreadedConnection)
-    return connection.raw
+def sqlite(store: Store) -> SQLite:
+    assert isinstance(store._engine, SQLite)
+    return store._engine
+
+
+def writer(store: Store) -> aiosqlite.Connection:
+    """SQLite's own connection that writes."""
+    return sqlite(store).writer.raw
 
 
 async def state_of(store: Store, job: Job) -> JobState:
@@ -155,7 +159,7 @@ async def test_a_name_that_thousands_had_is_found_without_comparing_each_with_ea
         nonlocal thousands
         thousands += 1
 
-    await raw(store._writer).set_progress_handler(count, 1000)
+    await writer(store).set_progress_handler(count, 1000)
     assert (await create(store, output_name="clip")).output_name == "clip-20001"
     # Instructions of SQLite's machine: some hundreds a name, not some for each pair of names.
     assert thousands < 20_000
@@ -848,7 +852,7 @@ async def test_a_method_that_is_cancelled_while_it_commits_lets_nobody_in_before
             committing.set()
             go_on.wait(WAIT_S)
 
-    await raw(store._writer).set_trace_callback(hold_commit)
+    await writer(store).set_trace_callback(hold_commit)
     first = asyncio.create_task(store.add_event(job.prompt_id, message("first")))
     assert await asyncio.to_thread(committing.wait, WAIT_S)
     first.cancel()
@@ -884,8 +888,8 @@ async def test_a_cancelled_method_is_done_or_undone_and_leaves_the_store_usable(
 async def test_a_full_disk_is_told_and_leaves_nothing_half(store: Store, path: Path, published: list[Event]) -> None:
     job = await create(store)
     segment = await claim(store)
-    [(pages,)] = await store._all("PRAGMA page_count")
-    await store._run(f"PRAGMA max_page_count = {pages}")
+    [(pages,)] = await sqlite(store).writer.fetch("PRAGMA page_count")
+    await sqlite(store).writer.fetch(f"PRAGMA max_page_count = {pages}")
     with pytest.raises(StoreError, match="full"):
         for _ in range(100):
             await create(store, segments=200)
@@ -896,7 +900,7 @@ async def test_a_full_disk_is_told_and_leaves_nothing_half(store: Store, path: P
         await store.add_event(job.prompt_id, message("x" * 100_000))
     assert len(published) == accepted
 
-    await store._run("PRAGMA max_page_count = 1000000")
+    await sqlite(store).writer.fetch("PRAGMA max_page_count = 1000000")
     await store.finish_segment(segment, "1.mp4", None)
     assert await finish(store, job)
     numbers = [event.seq for event in published if event.prompt_id == job.prompt_id]
@@ -905,15 +909,15 @@ async def test_a_full_disk_is_told_and_leaves_nothing_half(store: Store, path: P
 
 async def test_reads_see_committed_data_only(store: Store) -> None:
     job = await create(store)
-    async with store._transaction():
-        await store._run("UPDATE job SET step = 'half done'")
+    async with store._transaction() as tx:
+        await tx.run("UPDATE job SET step = 'half done'")
         assert (await store.job(job.prompt_id)).step == "Queued"
     assert (await store.job(job.prompt_id)).step == "half done"
 
 
 async def test_the_database_is_writable_or_says_that_it_is_not(store: Store) -> None:
     await store.check_writable()
-    await store._run("PRAGMA query_only = ON")
+    await sqlite(store).writer.fetch("PRAGMA query_only = ON")
     with pytest.raises(StoreError):
         await store.check_writable()
 
@@ -921,8 +925,8 @@ async def test_the_database_is_writable_or_says_that_it_is_not(store: Store) -> 
 async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path) -> None:
     """With 100,000 old jobs as fast as with none: every statement finds its rows by an index."""
     statements: set[str] = set()
-    for connection in (store._writer, store._reader):
-        await raw(connection).set_trace_callback(statements.add)
+    for connection in (sqlite(store).writer, sqlite(store).reader):
+        await connection.raw.set_trace_callback(statements.add)
     job = await create(store, segments=3, idempotency_key="k", request_digest="d", owner="ann")
     await create(store, idempotency_key="k", request_digest="d", owner="ann")
     await store.split(await claim(store), 1)
@@ -1062,8 +1066,7 @@ async def test_a_job_is_ended_by_who_has_its_joining_only(store: Store) -> None:
 
 async def test_two_nodes_on_one_file_wait_for_each_others_locks_and_share_what_is_committed(path: Path) -> None:
     seen: list[Event] = []
-    one = await Store.open(path, MIGRATIONS, seen.append, driver=InlineSQLite())
-    two = await Store.open(path, MIGRATIONS, seen.append, driver=InlineSQLite())
+    one, two = [Store(await open_inline(path, MIGRATIONS), seen.append) for _ in range(2)]
     try:
         job = await create(one, segments=2)
         first = await claim(one, "a")
@@ -1076,7 +1079,7 @@ async def test_two_nodes_on_one_file_wait_for_each_others_locks_and_share_what_i
         assert (first.number, second.number) == (0, 1)
         assert await one.submitted() == [first, second]
         with pytest.raises(StoreError, match="readonly"):
-            await one._reader.fetch("DELETE FROM job")
+            await one._read("DELETE FROM job")
         await one.record_progress({}, {job.prompt_id: PREVIEW})
         await two.add_status(job.prompt_id, "in order")
         assert [event.seq for event in seen] == [1, 2, 3, 4]
@@ -1096,7 +1099,7 @@ async def test_the_clock_is_the_one_that_was_given(path: Path) -> None:
             return self.milliseconds
 
     clock = Clock()
-    store = await Store.open(path, MIGRATIONS, lambda event: None, driver=InlineSQLite(), clock=clock)
+    store = Store(await open_inline(path, MIGRATIONS, clock), lambda event: None)
     try:
         assert (await create(store)).created_at == 5_000
         lease = await store.acquire_lease("janitor", "one", 1)
@@ -1108,6 +1111,36 @@ async def test_the_clock_is_the_one_that_was_given(path: Path) -> None:
         assert await store.acquire_lease("janitor", "two", 1) is not None
     finally:
         await store.close()
+
+
+# Nodes.
+
+
+async def test_a_node_is_known_while_it_tells_that_it_is_alive(store: Store, path: Path) -> None:
+    await store.heartbeat("a", "1.0", {"engines": 2}, starting=True)
+    await store.heartbeat("b", "1.0", {})
+    sql(path, "UPDATE node SET started_at = started_at - 60000, seen_at = seen_at - 20000")
+    assert await store.nodes(10) == []
+    await store.heartbeat("a", "1.1", {"engines": 3})
+    [node] = await store.nodes(10)
+    assert (node.name, node.version, node.report) == ("a", "1.1", {"engines": 3})
+    assert node.seen_s < 20 < 60 <= node.started_s
+    await store.heartbeat("a", "1.1", {}, starting=True)
+    assert (await store.nodes(10))[0].started_s < 60
+    assert [node.name for node in await store.nodes(3600)] == ["a", "b"]
+    await store.forget_node("a")
+    assert [node.name for node in await store.nodes(3600)] == ["b"]
+
+
+async def test_leases_are_listed_with_their_holders_and_the_time_they_last(store: Store) -> None:
+    kept = await store.acquire_lease("backend:one", "a", 60)
+    gone = await store.acquire_lease("janitor", "b", 60)
+    assert kept is not None and gone is not None
+    await store.release_lease(gone)
+    first, second = await store.leases()
+    assert (first.name, first.holder, first.epoch) == ("backend:one", "a", 1)
+    assert 0 < first.left_s <= 60
+    assert (second.name, second.holder, second.left_s) == ("janitor", "b", 0)
 
 
 # What outlives a process.

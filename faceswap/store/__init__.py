@@ -3,10 +3,11 @@
 What a method changed is committed before its events are published, so that nobody is told what a crash could undo.
 """
 
-from .connection import NewerDatabase, StoreError, now_ms
+from .connection import CommitUnknown, NewerDatabase, StoreError, now_ms
 from .database import retry_writes
 from .jobs import IDEMPOTENCY_MS
 from .leases import JANITOR_LEASE, LOCAL_HOLDER, Lease, LeaseLost, backend_lease, join_lease
+from .nodes import LeaseRow, NodeRow, Nodes
 from .queries import Queries
 from .segments import Segments
 from .upkeep import Upkeep
@@ -15,9 +16,12 @@ __all__ = [
     "IDEMPOTENCY_MS",
     "JANITOR_LEASE",
     "LOCAL_HOLDER",
+    "CommitUnknown",
     "Lease",
     "LeaseLost",
+    "LeaseRow",
     "NewerDatabase",
+    "NodeRow",
     "Store",
     "StoreError",
     "backend_lease",
@@ -27,5 +31,5 @@ __all__ = [
 ]
 
 
-class Store(Segments, Queries, Upkeep):
+class Store(Segments, Queries, Upkeep, Nodes):
     """The job records."""

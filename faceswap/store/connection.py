@@ -1,13 +1,16 @@
-"""The interface of a database connection, whatever the kind of database, and its one exception."""
+"""The interface of a kind of database: its connections, its dialect of SQL, its clock, and its one exception."""
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 _MONOTONIC_EPOCH_MS = time.time_ns() // 1_000_000 - time.monotonic_ns() // 1_000_000
+_SCRIPT = re.compile(r"(\d+)_\w+(?:\.(\w+))?\.sql")
 
 
 class StoreError(Exception):
@@ -21,6 +24,13 @@ class StoreError(Exception):
         super().__init__(message)
         self.transient = transient
         self.disk_full = disk_full
+
+
+class CommitUnknown(StoreError):
+    """The connection was lost during a commit: it cannot be told whether anything was changed."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, transient=True)
 
 
 class NewerDatabase(Exception):
@@ -42,7 +52,7 @@ class Connection(Protocol):
     """A connection to a database. Every method raises `StoreError`."""
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
-        """Execute a statement; returns its rows."""
+        """Execute a statement, its parameters marked by `?`; returns its rows."""
 
     async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Execute a statement once for each row of parameters."""
@@ -51,23 +61,64 @@ class Connection(Protocol):
         """Begin a transaction that may write."""
 
     async def commit(self) -> None:
-        """End the transaction; what it wrote is on the disk."""
+        """End the transaction; what it wrote is on the disk. Raises `CommitUnknown` where that cannot be told."""
 
     async def roll_back(self) -> None:
         """End the transaction, if there is one, as if it had not been."""
 
+    async def now_ms(self) -> int:
+        """Return the Unix time in milliseconds, for times that are told. It may jump."""
+
+    async def monotonic_ms(self) -> int:
+        """Return the time in milliseconds by which leases and pauses end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """The pieces of SQL that are not the same in every database, as SQLite has them."""
+
+    locks_rows: bool = False
+    """Several transactions are under way at a time: rows are locked before they are changed."""
+    share_lock: str = ""
+    """The end of a query whose rows nobody may change before the transaction ends."""
+    claim_locks: tuple[str, ...] = ("",)
+    """The ends of the query for the next segment, which are tried in turn: they lock its job's row."""
+    values: str = "SELECT value FROM json_each(?)"
+    """A query for the texts of a JSON array."""
+    pairs: str = "json_each(?)"
+    """The table of `key` and `value` of a JSON object of texts."""
+
+
+class Engine(Protocol):
+    """A database that is open. Every method raises `StoreError`."""
+
+    dialect: Dialect
+    is_shared: bool
+    """True where other nodes may use the same database."""
+
+    async def acquire(self) -> Connection:
+        """Wait for a connection to write through, which nobody else uses until it is released."""
+
+    async def release(self, connection: Connection) -> None:
+        """Give back a connection that was acquired, its transaction ended."""
+
+    async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
+        """Return the rows that a question is answered with by what is committed."""
+
+    async def now_ms(self) -> int:
+        """Return the Unix time in milliseconds, for times that are told. It may jump."""
+
+    async def monotonic_ms(self) -> int:
+        """Return the time in milliseconds by which leases and pauses end."""
+
+    async def notify(self, notes: Sequence[str]) -> None:
+        """Tell all nodes that listen, this one included; each note is shorter than 8,000 bytes."""
+
+    async def listen(self, on_note: Callable[[str], None], on_listening: Callable[[], None]) -> None:
+        """Hear what nodes are told, until cancelled. Raises `StoreError` when the connection is lost."""
+
     async def close(self) -> None:
-        """End the connection."""
-
-
-class Driver(Protocol):
-    """A kind of database. Every method raises `StoreError`."""
-
-    async def migrate(self, path: Path, migrations: Path) -> None:
-        """Bring a database up to date: all migrations succeed, or it is not touched. Raises `NewerDatabase`."""
-
-    async def connect(self, path: Path, *, read_only: bool) -> Connection:
-        """Open a connection; in one that is `read_only` nothing can be written."""
+        """End the connections. Without it the process would hang at its exit."""
 
 
 class Clock(Protocol):
@@ -95,3 +146,16 @@ class SystemClock:
 def now_ms() -> int:
     """Unix time in milliseconds."""
     return time.time_ns() // 1_000_000
+
+
+def scripts(migrations: Path, kind: str) -> dict[int, str]:
+    """Return the migrations of a kind of database by their numbers, in order.
+
+    `0003_seams.postgresql.sql` is for PostgreSQL only, in place of `0003_seams.sql`.
+    """
+    found: dict[int, Path] = {}
+    for path in migrations.iterdir():
+        name = _SCRIPT.fullmatch(path.name)
+        if name is not None and (name[2] == kind or (name[2] is None and int(name[1]) not in found)):
+            found[int(name[1])] = path
+    return {number: found[number].read_text(encoding="utf-8") for number in sorted(found)}

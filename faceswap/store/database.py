@@ -1,19 +1,18 @@
-"""The connections, the one transaction at a time, the events that go out after it, and the loop that waits."""
+"""One transaction, the events that go out after it, and the loop that waits for a database that is away."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from ..events import Payload
 from ..jobs import Event
-from .connection import Clock, Connection, Driver, Row, StoreError, SystemClock
-from .sqlite import ThreadedSQLite
+from .connection import Clock, Connection, Engine, Row, StoreError
+from .sqlite import SQLite
+from .transaction import Transaction
 
 T = TypeVar("T")
 
@@ -28,115 +27,83 @@ TOLD_EVERY_S = 60.0
 
 
 class Database:
-    """Two connections. Writes go one after another through one; reads through the other see committed data only.
+    """A database in which each method is one transaction. Reads see committed data only.
 
     Every method of the store raises `StoreError`.
     """
 
-    def __init__(self, writer: Connection, reader: Connection, publish: Callable[[Event], None], clock: Clock):
-        self._writer = writer
-        self._reader = reader
+    def __init__(self, engine: Engine, publish: Callable[[Event], None]) -> None:
+        self._engine = engine
+        self._dialect = engine.dialect
         self._publish = publish
-        self._clock = clock
-        self._lock = asyncio.Lock()
 
     @classmethod
     async def open(
-        cls,
-        path: Path,
-        migrations: Path,
-        publish: Callable[[Event], None],
-        *,
-        driver: Driver | None = None,
-        clock: Clock | None = None,
+        cls, path: Path, migrations: Path, publish: Callable[[Event], None], *, clock: Clock | None = None
     ) -> Self:
         """Open the database, brought up to date by the `migrations` folder. Raises `NewerDatabase`, `StoreError`."""
-        driver = driver or ThreadedSQLite()
-        await driver.migrate(path, migrations)
-        writer = await driver.connect(path, read_only=False)
-        try:
-            reader = await driver.connect(path, read_only=True)
-        except BaseException:
-            await writer.close()
-            raise
-        return cls(writer, reader, publish, clock or SystemClock())
+        return cls(await SQLite.open(path, migrations, clock), publish)
+
+    @property
+    def is_shared(self) -> bool:
+        """True where other nodes may use the same database."""
+        return self._engine.is_shared
 
     async def close(self) -> None:
         """Close the connections. Without it the process would hang at its exit."""
-        async with self._lock:
-            await self._reader.close()
-            await self._writer.close()
+        await self._engine.close()
+
+    async def now_ms(self) -> int:
+        """Return the Unix time in milliseconds, by the clock that the times in the database are of."""
+        return await self._engine.now_ms()
+
+    async def notify(self, notes: Sequence[str]) -> None:
+        """Tell all nodes that listen, this one included; each note is shorter than 8,000 bytes."""
+        await self._engine.notify(notes)
+
+    async def listen(self, on_note: Callable[[str], None], on_listening: Callable[[], None]) -> None:
+        """Hear what nodes are told, until cancelled; `on_listening` is called once nothing is missed any more.
+
+        Raises `StoreError` when the connection is lost.
+        """
+        await self._engine.listen(on_note, on_listening)
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[list[Event]]:
-        """Begin a transaction, and end it; the events put into the list it gives are published after the commit.
+    async def _transaction(self) -> AsyncIterator[Transaction]:
+        """Begin a transaction, and end it; the events that were added to it are published after the commit.
 
         Its end runs to its end, and only then lets the next one in, even when who waits for it is cancelled.
         """
-        events: list[Event] = []
-        await self._lock.acquire()
+        connection = await self._engine.acquire()
         try:
-            await self._writer.begin()
-            yield events
+            await connection.begin()
+            transaction = Transaction(connection, self._dialect)
+            yield transaction
         except BaseException:
-            await asyncio.shield(self._roll_back())
+            await asyncio.shield(self._roll_back(connection))
             raise
-        await asyncio.shield(self._commit(events))
+        await asyncio.shield(self._commit(connection, transaction))
 
-    async def _roll_back(self) -> None:
+    async def _roll_back(self, connection: Connection) -> None:
         try:
-            await self._writer.roll_back()
+            await connection.roll_back()
         finally:
-            self._lock.release()
+            await self._engine.release(connection)
 
-    async def _commit(self, events: Iterable[Event]) -> None:
+    async def _commit(self, connection: Connection, transaction: Transaction) -> None:
         try:
-            await self._writer.commit()
-            for event in events:
+            await connection.commit()
+            for event in transaction.events:
                 self._publish(event)
         except StoreError:
-            await self._writer.roll_back()
+            await connection.roll_back()
             raise
         finally:
-            self._lock.release()
-
-    async def _run(self, sql: str, *parameters: Any) -> None:
-        """Execute a statement of a transaction."""
-        await self._writer.fetch(sql, parameters)
-
-    async def _all(self, sql: str, *parameters: Any) -> Sequence[Row]:
-        """Execute a statement of a transaction; returns its rows."""
-        return await self._writer.fetch(sql, parameters)
-
-    async def _one(self, sql: str, *parameters: Any) -> Row | None:
-        """Execute a statement of a transaction; returns its first row, None when there is none."""
-        rows = await self._writer.fetch(sql, parameters)
-        return rows[0] if rows else None
+            await self._engine.release(connection)
 
     async def _read(self, sql: str, *parameters: Any) -> Sequence[Row]:
         """Return the rows that a question is answered with by what is committed."""
-        return await self._reader.fetch(sql, parameters)
-
-    async def _add_event(self, events: list[Event], prompt_id: str, payload: Payload) -> None:
-        """Store an event under its job's next number; it is published after the commit."""
-        seq = await self._next_seq(prompt_id)
-        await self._run(
-            "INSERT INTO event (prompt_id, seq, type, data, at) VALUES (?, ?, ?, ?, ?)",
-            prompt_id,
-            seq,
-            payload.type,
-            json.dumps(payload.data, ensure_ascii=False),
-            self._clock.now_ms(),
-        )
-        events.append(Event(prompt_id, seq, payload.type, payload.data))
-
-    async def _next_seq(self, prompt_id: str) -> int:
-        """Raise a job's last event number and return it. It never repeats, not even over a crash."""
-        row = await self._one(
-            "UPDATE job SET last_seq = last_seq + 1 WHERE prompt_id = ? RETURNING last_seq", prompt_id
-        )
-        assert row is not None
-        return int(row["last_seq"])
+        return await self._engine.fetch(sql, parameters)
 
 
 async def retry_writes(action: Callable[[], Awaitable[T]]) -> T:

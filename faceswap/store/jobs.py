@@ -14,6 +14,7 @@ from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob, Segment
 from ..progress import Report
 from .leases import Lease, Leases, join_lease
 from .rows import SELECT_JOB, found, input_rows, job_of
+from .transaction import Transaction
 
 log = logging.getLogger(__name__)
 
@@ -29,21 +30,22 @@ class Jobs(Leases):
         The same idempotency key with the same request gives the first job; with another one `Unprocessable`.
         A name that is taken gets `-2`, `-3`, … Raises `Unavailable` when the queue is full.
         """
-        async with self._transaction() as events:
+        async with self._transaction() as tx:
+            await tx.lock_queue()
             if new.idempotency_key is not None:
-                first = await self._first_with_key(new)
+                first = await self._first_with_key(tx, new)
                 if first is not None:
                     return first, False
-            row = await self._one("SELECT count(*) FROM job WHERE state = 'QUEUED'")
+            row = await tx.one("SELECT count(*) FROM job WHERE state = 'QUEUED'")
             position = (row[0] if row else 0) + 1
             if position > queue_limit:
                 raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
-            job = await self._insert_job(new, await self._free_name(new.output_name))
-            await self._add_event(events, job.prompt_id, payloads.queued(job.prompt_id, position))
+            job = await self._insert_job(tx, new, await self._free_name(tx, new.output_name))
+            await tx.add_event(job.prompt_id, payloads.queued(job.prompt_id, position))
         return job, True
 
-    async def _first_with_key(self, new: NewJob) -> Job | None:
-        row = await self._one(
+    async def _first_with_key(self, tx: Transaction, new: NewJob) -> Job | None:
+        row = await tx.one(
             f"{SELECT_JOB} WHERE coalesce(owner, '') = ? AND idempotency_key = ?",
             new.owner or "",
             new.idempotency_key,
@@ -51,8 +53,8 @@ class Jobs(Leases):
         if row is None:
             return None
         first = job_of(row)
-        if self._clock.now_ms() - first.created_at > IDEMPOTENCY_MS:
-            await self._run("UPDATE job SET idempotency_key = NULL WHERE prompt_id = ?", first.prompt_id)
+        if await tx.now_ms() - first.created_at > IDEMPOTENCY_MS:
+            await tx.run("UPDATE job SET idempotency_key = NULL WHERE prompt_id = ?", first.prompt_id)
             return None
         if first.request_digest != new.request_digest:
             raise Unprocessable(
@@ -62,19 +64,20 @@ class Jobs(Leases):
             )
         return first
 
-    async def _free_name(self, wanted: str) -> str:
-        row = await self._one(
-            "WITH RECURSIVE candidate (number, name) AS (SELECT 1, ?1 UNION ALL"
-            " SELECT number + 1, ?1 || '-' || (number + 1) FROM candidate"
+    async def _free_name(self, tx: Transaction, wanted: str) -> str:
+        row = await tx.one(
+            "WITH RECURSIVE candidate (number, wanted, name) AS (SELECT 1, CAST(? AS TEXT), CAST(? AS TEXT) UNION ALL"
+            " SELECT number + 1, wanted, wanted || '-' || (number + 1) FROM candidate"
             " WHERE EXISTS (SELECT 1 FROM job WHERE output_name = candidate.name))"
             " SELECT name FROM candidate ORDER BY number DESC LIMIT 1",
+            wanted,
             wanted,
         )
         assert row is not None
         return str(row[0])
 
-    async def _insert_job(self, new: NewJob, output_name: str) -> Job:
-        now = self._clock.now_ms()
+    async def _insert_job(self, tx: Transaction, new: NewJob, output_name: str) -> Job:
+        now = await tx.now_ms()
         values: dict[str, Any] = {
             "prompt_id": new.prompt_id,
             "owner": new.owner,
@@ -94,12 +97,12 @@ class Jobs(Leases):
         }
         names = ", ".join(values)
         marks = ", ".join("?" * len(values))
-        await self._run(f"INSERT INTO job ({names}) VALUES ({marks})", *values.values())
-        await self._writer.execute_many(
+        await tx.run(f"INSERT INTO job ({names}) VALUES ({marks})", *values.values())
+        await tx.execute_many(
             "INSERT INTO input (prompt_id, role, number, file, bytes, sha256, facts) VALUES (?, ?, ?, ?, ?, ?, ?)",
             input_rows(new.prompt_id, new.inputs),
         )
-        await self._writer.execute_many(
+        await tx.execute_many(
             "INSERT INTO segment (prompt_id, number, first_frame, frame_count, priority, created_at)"
             " VALUES (?, ?, ?, ?, ?, ?)",
             [
@@ -107,27 +110,27 @@ class Jobs(Leases):
                 for plan in new.segments
             ],
         )
-        return await self._job(new.prompt_id)
+        return await self._job(tx, new.prompt_id)
 
     async def add_event(self, prompt_id: str, payload: Payload, step: str | None = None) -> None:
         """Store and publish an event of a job that has not ended, and the step `/status` shows."""
-        async with self._transaction() as events:
-            if await self._take_step(prompt_id, step):
-                await self._add_event(events, prompt_id, payload)
+        async with self._transaction() as tx:
+            if await self._take_step(tx, prompt_id, step):
+                await tx.add_event(prompt_id, payload)
 
     async def add_status(self, prompt_id: str, message: str, step: str | None = None) -> None:
         """Store and publish a `status` event of a job that has not ended, with the state it is in."""
-        async with self._transaction() as events:
-            if state := await self._take_step(prompt_id, step):
-                await self._add_event(events, prompt_id, payloads.status(state, message))
+        async with self._transaction() as tx:
+            if state := await self._take_step(tx, prompt_id, step):
+                await tx.add_event(prompt_id, payloads.status(state, message))
 
-    async def _take_step(self, prompt_id: str, step: str | None) -> JobState | None:
+    async def _take_step(self, tx: Transaction, prompt_id: str, step: str | None) -> JobState | None:
         """Note what a job does now, unless that is None; returns its state, None when it has ended."""
-        row = await self._one(
+        row = await tx.one(
             "UPDATE job SET step = coalesce(?, step), updated_at = ?"
             " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING') RETURNING state",
             step,
-            self._clock.now_ms(),
+            await tx.now_ms(),
             prompt_id,
         )
         return None if row is None else JobState(row[0])
@@ -138,35 +141,36 @@ class Jobs(Leases):
         `transient` events, by the id of their job, are numbered in order with the others, but not stored: the next of
         their kind supersedes them.
         """
-        async with self._transaction() as events:
+        async with self._transaction() as tx:
+            await tx.lock_jobs(self._dialect.values, json.dumps([*reports, *transient]))
             for prompt_id, report in reports.items():
-                moved = await self._one(
+                moved = await tx.one(
                     "UPDATE job SET percentage = ?, current_frame = ?, fps = ?, eta_s = ?, updated_at = ?"
                     " WHERE prompt_id = ? AND state = 'PROCESSING' AND percentage <= ? RETURNING 1",
                     report.percentage,
                     report.current,
                     report.fps,
                     report.eta_s,
-                    self._clock.now_ms(),
+                    await tx.now_ms(),
                     prompt_id,
                     report.percentage,
                 )
                 if moved:
-                    await self._replace(events, prompt_id, payloads.progress(report))
+                    await self._replace(tx, prompt_id, payloads.progress(report))
             for prompt_id, payload in transient.items():
-                row = await self._one(
+                row = await tx.one(
                     "UPDATE job SET last_seq = last_seq + 1 WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')"
                     " RETURNING last_seq",
                     prompt_id,
                 )
                 if row is not None:
-                    events.append(Event(prompt_id, row["last_seq"], payload.type, payload.data))
+                    tx.events.append(Event(prompt_id, row["last_seq"], payload.type, payload.data))
 
-    async def _replace(self, events: list[Event], prompt_id: str, payload: Payload) -> None:
+    async def _replace(self, tx: Transaction, prompt_id: str, payload: Payload) -> None:
         """Store an event in place of the older ones of its kind."""
-        await self._add_event(events, prompt_id, payload)
-        await self._run(
-            "DELETE FROM event WHERE prompt_id = ? AND type = ? AND seq < ?", prompt_id, payload.type, events[-1].seq
+        await tx.add_event(prompt_id, payload)
+        await tx.run(
+            "DELETE FROM event WHERE prompt_id = ? AND type = ? AND seq < ?", prompt_id, payload.type, tx.events[-1].seq
         )
 
     async def succeed(
@@ -177,9 +181,11 @@ class Jobs(Leases):
         Raises `LeaseLost` when another has the lease on the job's joining.
         """
         assert lease.name == join_lease(job.prompt_id)
-        async with self._transaction() as events:
-            await self._check_lease(lease)
-            ended = await self._is_done(job.prompt_id) and await self._end(
+        async with self._transaction() as tx:
+            await tx.lock_job(job.prompt_id)
+            await self._check_lease(tx, lease)
+            ended = await self._is_done(tx, job.prompt_id) and await self._end(
+                tx,
                 job.prompt_id,
                 JobState.SUCCESS,
                 step="Face swap completed successfully",
@@ -193,11 +199,11 @@ class Jobs(Leases):
             )
             if ended:
                 whole = Report(100.0, job.total_frames, job.total_frames, job.fps, 0)
-                await self._replace(events, job.prompt_id, payloads.progress(whole))
+                await self._replace(tx, job.prompt_id, payloads.progress(whole))
                 completed = payloads.completed(
                     job, result_file=result_file, size=size, sha256=sha256, warnings=warnings
                 )
-                await self._add_event(events, job.prompt_id, completed)
+                await tx.add_event(job.prompt_id, completed)
         return ended
 
     async def fail(self, prompt_id: str, code: str, message: str, cause: Segment | Lease | None = None) -> bool:
@@ -206,34 +212,35 @@ class Jobs(Leases):
         `cause` is the submitted segment that failed, or the lease under which the joining did. Raises `LeaseLost` when
         another works on that by now.
         """
-        async with self._transaction() as events:
+        async with self._transaction() as tx:
+            await tx.lock_job(prompt_id)
             if cause is not None:
-                await self._check_lease(cause)
-            if isinstance(cause, Lease) and not await self._is_done(prompt_id):
+                await self._check_lease(tx, cause)
+            if isinstance(cause, Lease) and not await self._is_done(tx, prompt_id):
                 return False
-            ended = await self._end(prompt_id, JobState.FAILED, step="Failed", error=message, code=code)
+            ended = await self._end(tx, prompt_id, JobState.FAILED, step="Failed", error=message, code=code)
             if ended:
-                await self._add_event(events, prompt_id, payloads.error(prompt_id, code, message))
+                await tx.add_event(prompt_id, payloads.error(prompt_id, code, message))
         return ended
 
-    async def _is_done(self, prompt_id: str) -> bool:
+    async def _is_done(self, tx: Transaction, prompt_id: str) -> bool:
         """Return whether all segments are done: a job that was retried while it was joined is not."""
         sql = "SELECT 1 FROM job WHERE prompt_id = ? AND segments_done = segments_total"
-        return await self._one(sql, prompt_id) is not None
+        return await tx.one(sql, prompt_id) is not None
 
-    async def _cancelled(self, events: list[Event], prompt_id: str) -> bool:
-        ended = await self._end(prompt_id, JobState.CANCELLED, step="Cancelled")
+    async def _cancelled(self, tx: Transaction, prompt_id: str) -> bool:
+        ended = await self._end(tx, prompt_id, JobState.CANCELLED, step="Cancelled")
         if ended:
-            await self._add_event(events, prompt_id, payloads.cancelled(prompt_id))
+            await tx.add_event(prompt_id, payloads.cancelled(prompt_id))
         return ended
 
-    async def _end(self, prompt_id: str, state: JobState, **columns: Any) -> bool:
+    async def _end(self, tx: Transaction, prompt_id: str, state: JobState, **columns: Any) -> bool:
         sources = [source for source, targets in TRANSITIONS.items() if state in targets]
-        now = self._clock.now_ms()
+        now = await tx.now_ms()
         values = {"state": state, "finished_at": now, "updated_at": now, "eta_s": None, **columns}
         assignments = ", ".join(f"{name} = ?" for name in values)
         marks = ", ".join("?" * len(sources))
-        row = await self._one(
+        row = await tx.one(
             f"UPDATE job SET {assignments} WHERE prompt_id = ? AND state IN ({marks})"
             " RETURNING (finished_at - created_at) / 1000.0, code, attempts",
             *values.values(),
@@ -244,95 +251,97 @@ class Jobs(Leases):
             return False
         code = f", {row[1]}" if row[1] else ""
         log.info("job %s ended: %s%s after %.1f s and %d prompts", prompt_id, state, code, row[0], row[2])
-        await self._run(
+        await tx.run(
             "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state IN ('waiting', 'submitted')", prompt_id
         )
         return True
 
     async def request_cancel(self, prompt_id: str, owner: str | None) -> Job:
         """Ask for a job's end, which comes at once unless a backend works on it. Raises `Conflict`, `NotFound`."""
-        async with self._transaction() as events:
-            job = await self._owned(prompt_id, owner)
+        async with self._transaction() as tx:
+            await tx.lock_job(prompt_id)
+            job = await self._owned(tx, prompt_id, owner)
             if job.state in TERMINAL:
                 raise Conflict(f"The job has ended already ({job.state}).", code="job_ended", prompt_id=prompt_id)
-            await self._run(
+            await tx.run(
                 "UPDATE job SET cancel_requested = 1, step = 'Cancelling', updated_at = ? WHERE prompt_id = ?",
-                self._clock.now_ms(),
+                await tx.now_ms(),
                 prompt_id,
             )
-            await self._settle_cancel(events, prompt_id)
-            return await self._job(prompt_id)
+            await self._settle_cancel(tx, prompt_id)
+            return await self._job(tx, prompt_id)
 
-    async def _settle_cancel(self, events: list[Event], prompt_id: str) -> bool:
+    async def _settle_cancel(self, tx: Transaction, prompt_id: str) -> bool:
         """End a job that was asked to, once no segment is with a backend; until then nothing of it may be claimed."""
-        if not await self._one("SELECT 1 FROM job WHERE prompt_id = ? AND cancel_requested", prompt_id):
+        if not await tx.one("SELECT 1 FROM job WHERE prompt_id = ? AND cancel_requested = 1", prompt_id):
             return False
-        await self._run("UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state = 'waiting'", prompt_id)
-        if await self._one("SELECT 1 FROM segment WHERE prompt_id = ? AND state = 'submitted'", prompt_id):
+        await tx.run("UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state = 'waiting'", prompt_id)
+        if await tx.one("SELECT 1 FROM segment WHERE prompt_id = ? AND state = 'submitted'", prompt_id):
             return False
-        return await self._cancelled(events, prompt_id)
+        return await self._cancelled(tx, prompt_id)
 
     async def retry(self, prompt_id: str, owner: str | None) -> Job:
         """Queue a failed or cancelled job again, finished segments kept. Raises `Conflict`, `Gone`, `NotFound`.
 
         When all were finished, the last is done again: its end leads to the joining at which the job had ended.
         """
-        async with self._transaction() as events:
-            job = await self._owned(prompt_id, owner)
+        async with self._transaction() as tx:
+            await tx.lock_job(prompt_id)
+            job = await self._owned(tx, prompt_id, owner)
             if JobState.QUEUED not in TRANSITIONS[job.state]:
                 raise Conflict(
                     f"Only a failed or cancelled job can be retried; this one is {job.state}.",
                     code="not_retryable",
                     prompt_id=prompt_id,
                 )
-            row = await self._one("SELECT inputs_erased FROM job WHERE prompt_id = ?", prompt_id)
+            row = await tx.one("SELECT inputs_erased FROM job WHERE prompt_id = ?", prompt_id)
             if row is None or row[0]:
                 raise Gone(
                     "The video and the face of this job were erased already; post them again.",
                     code="inputs_erased",
                     prompt_id=prompt_id,
                 )
-            all_done = job.segments_done == job.segments_total
-            await self._run(
+            all_done = int(job.segments_done == job.segments_total)
+            await tx.run(
                 "UPDATE job SET state = 'QUEUED', step = 'Queued', finished_at = NULL, error = NULL, code = NULL,"
                 " cancel_requested = 0, segments_done = segments_done - ?, updated_at = ? WHERE prompt_id = ?",
                 all_done,
-                self._clock.now_ms(),
+                await tx.now_ms(),
                 prompt_id,
             )
-            await self._run(
+            await tx.run(
                 "UPDATE segment SET state = 'waiting', failures = 0, losses = 0, deaths = 0, not_before = 0,"
                 " backend = NULL"
-                " WHERE prompt_id = ? AND (state = 'failed' OR (number = ? AND ?))",
+                " WHERE prompt_id = ? AND (state = 'failed' OR (number = ? AND ? = 1))",
                 prompt_id,
                 job.segments_total - 1,
                 all_done,
             )
             again = payloads.status(JobState.QUEUED, "Queued again by a retry.")
-            await self._add_event(events, prompt_id, again)
-            return await self._job(prompt_id)
+            await tx.add_event(prompt_id, again)
+            return await self._job(tx, prompt_id)
 
     async def begin_erasure(self, prompt_id: str) -> None:
         """Store that a job's inputs and result are about to go for good, and its record after them.
 
         Nothing of it can be retried or claimed from now on.
         """
-        async with self._transaction() as events:
-            await self._run(
+        async with self._transaction() as tx:
+            await tx.run(
                 "UPDATE job SET inputs_erased = 1, result_erased = 1, cancel_requested = 1 WHERE prompt_id = ?",
                 prompt_id,
             )
-            await self._settle_cancel(events, prompt_id)
+            await self._settle_cancel(tx, prompt_id)
 
     async def erase(self, prompt_id: str) -> None:
         """Delete a job's record, segments and events for good."""
-        async with self._transaction():
-            await self._run("DELETE FROM job WHERE prompt_id = ?", prompt_id)
-            await self._run("DELETE FROM lease WHERE name = ?", join_lease(prompt_id))
+        async with self._transaction() as tx:
+            await tx.run("DELETE FROM job WHERE prompt_id = ?", prompt_id)
+            await tx.run("DELETE FROM lease WHERE name = ?", join_lease(prompt_id))
 
-    async def _job(self, prompt_id: str) -> Job:
-        return found(await self._all(f"{SELECT_JOB} WHERE job.prompt_id = ?", prompt_id))
+    async def _job(self, tx: Transaction, prompt_id: str) -> Job:
+        return found(await tx.all(f"{SELECT_JOB} WHERE job.prompt_id = ?", prompt_id))
 
-    async def _owned(self, prompt_id: str, owner: str | None) -> Job:
+    async def _owned(self, tx: Transaction, prompt_id: str, owner: str | None) -> Job:
         sql = f"{SELECT_JOB} WHERE job.prompt_id = ? AND coalesce(owner, '') = ?"
-        return found(await self._all(sql, prompt_id, owner or ""))
+        return found(await tx.all(sql, prompt_id, owner or ""))

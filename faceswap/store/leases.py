@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ..jobs import Segment
 from .database import Database
+from .transaction import Transaction
 
 JANITOR_LEASE = "janitor"
 LOCAL_HOLDER = "local"
@@ -52,9 +53,9 @@ class Leases(Database):
 
         Who holds it already takes it again at once: a process that was started anew takes up what the last one left.
         """
-        async with self._transaction():
-            now = self._clock.monotonic_ms()
-            row = await self._one(
+        async with self._transaction() as tx:
+            now = await tx.monotonic_ms()
+            row = await tx.one(
                 "INSERT INTO lease (name, holder, epoch, expires_at) VALUES (?, ?, 1, ?)"
                 " ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, epoch = lease.epoch + 1,"
                 " expires_at = excluded.expires_at WHERE lease.holder = excluded.holder OR lease.expires_at <= ?"
@@ -68,9 +69,9 @@ class Leases(Database):
 
     async def renew_lease(self, lease: Lease, ttl_s: float) -> bool:
         """Keep a lease for `ttl_s` seconds from now; False when it has run out or another has it: it is lost then."""
-        async with self._transaction():
-            now = self._clock.monotonic_ms()
-            row = await self._one(
+        async with self._transaction() as tx:
+            now = await tx.monotonic_ms()
+            row = await tx.one(
                 "UPDATE lease SET expires_at = ? WHERE name = ? AND epoch = ? AND expires_at > ? RETURNING 1",
                 now + int(ttl_s * 1000),
                 lease.name,
@@ -81,19 +82,19 @@ class Leases(Database):
 
     async def release_lease(self, lease: Lease) -> None:
         """Let others take a lease at once, unless one has it already."""
-        async with self._transaction():
-            await self._run("UPDATE lease SET expires_at = 0 WHERE name = ? AND epoch = ?", lease.name, lease.epoch)
+        async with self._transaction() as tx:
+            await tx.run("UPDATE lease SET expires_at = 0 WHERE name = ? AND epoch = ?", lease.name, lease.epoch)
             if lease.name.startswith(_JOIN):
                 # Of a job that was erased meanwhile nothing is left.
-                await self._run(
+                await tx.run(
                     "DELETE FROM lease WHERE name = ? AND NOT EXISTS (SELECT 1 FROM job WHERE prompt_id = ?)",
                     lease.name,
                     lease.name.removeprefix(_JOIN),
                 )
 
-    async def _check_lease(self, lease: Lease | Segment) -> None:
+    async def _check_lease(self, tx: Transaction, lease: Lease | Segment) -> None:
         """Raise `LeaseLost` unless a lease, or the one on a submitted segment's backend, is still the same holder's."""
         name = lease.name if isinstance(lease, Lease) else backend_lease(lease.backend or "")
-        row = await self._one("SELECT epoch FROM lease WHERE name = ?", name)
+        row = await tx.one(f"SELECT epoch FROM lease WHERE name = ?{self._dialect.share_lock}", name)
         if row is None or row["epoch"] != lease.epoch:
             raise LeaseLost(f"{name}: epoch {lease.epoch} is past")

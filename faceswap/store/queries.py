@@ -60,8 +60,8 @@ class Queries(Database):
             return {}
         rows = await self._read(
             "SELECT prompt_id, place FROM (SELECT prompt_id, row_number() OVER"
-            " (ORDER BY priority DESC, created_at, prompt_id) AS place FROM job WHERE state = 'QUEUED')"
-            " WHERE prompt_id IN (SELECT value FROM json_each(?))",
+            " (ORDER BY priority DESC, created_at, prompt_id) AS place FROM job WHERE state = 'QUEUED') AS queue"
+            f" WHERE prompt_id IN ({self._dialect.values})",
             json.dumps(queued),
         )
         return {row[0]: row[1] for row in rows}
@@ -102,5 +102,5 @@ class Queries(Database):
 
     async def check_writable(self) -> None:
         """Raise `StoreError` when the database cannot be written."""
-        async with self._transaction():
-            await self._run("UPDATE backend SET client_id = client_id WHERE 0")
+        async with self._transaction() as tx:
+            await tx.run("UPDATE backend SET client_id = client_id WHERE 1 = 0")

@@ -13,76 +13,97 @@ from ..jobs import (
     Segment,
     comfy_prompt_id,
 )
+from .connection import Row
 from .jobs import Jobs
 from .leases import Lease
 from .rows import SEGMENT_COLUMNS, SELECT_JOB, job_of, segment_of
+from .transaction import Transaction
 
 LOOK_AHEAD = 64
 """Waiting segments that are looked at to tell how much waits."""
 LONGEST_PAUSE_MS = 60_000
 """A segment that is due later than that was put down by a clock that has jumped: it is due now."""
 
-_DUE = "state = 'waiting' AND (not_before <= ? OR not_before > ?)"
+ANY_DEATHS = 2**31 - 1
+"""More deaths than there can be."""
+
+_DUE = "segment.state = 'waiting' AND (not_before <= ? OR not_before > ?)"
+_ORDER = "segment.priority DESC, segment.created_at, segment.prompt_id, segment.number"
 
 
 class Segments(Jobs):
     """The moves of a segment, one method each."""
 
-    def _due_now(self) -> tuple[int, int]:
-        """Return the parameters of `_DUE`."""
-        now = self._clock.monotonic_ms()
-        return now, now + LONGEST_PAUSE_MS
-
     async def claim(self, lease: Lease, *, again: bool = True, most_deaths: int | None = None) -> Segment | None:
         """Give the next waiting segment to the backend of a lease: its prompt id is committed before it is sent.
 
         Not `again`: none whose last attempt failed there. `most_deaths`: none at which an engine has died more often.
-        Raises `LeaseLost`.
+        Of jobs that other nodes are moving none is taken while others wait. Raises `LeaseLost`.
         """
-        async with self._transaction():
-            await self._check_lease(lease)
-            row = await self._one(
-                f"SELECT prompt_id, number, attempt FROM segment WHERE {_DUE}"
-                " AND (? OR failures + losses = 0 OR backend IS NOT ?) AND (? IS NULL OR deaths <= ?)"
-                " ORDER BY priority DESC, created_at, prompt_id, number LIMIT 1",
-                *self._due_now(),
-                again,
-                lease.backend,
-                most_deaths,
-                most_deaths,
-            )
-            if row is None:
-                return None
-            prompt_id, number, attempt = row["prompt_id"], row["number"], row["attempt"] + 1
-            claimed = await self._one(
-                "UPDATE segment SET state = 'submitted', attempt = ?, comfy_prompt_id = ?, backend = ?, epoch = ?"
-                f" WHERE prompt_id = ? AND number = ? AND state = 'waiting' RETURNING {SEGMENT_COLUMNS}",
-                attempt,
-                comfy_prompt_id(prompt_id, number, attempt),
-                lease.backend,
-                lease.epoch,
-                prompt_id,
-                number,
-            )
-            now = self._clock.now_ms()
-            await self._run(
-                "UPDATE job SET attempts = attempts + 1, updated_at = ?, state = 'PROCESSING',"
-                " step = iif(state = 'QUEUED', 'Preparing', step), started_at = coalesce(started_at, ?)"
-                " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')",
+        for lock in self._dialect.claim_locks:
+            waits = True
+            while waits:
+                waits, segment = await self._try_claim(lease, lock, again, most_deaths)
+                if segment is not None:
+                    return segment
+        return None
+
+    async def _try_claim(
+        self, lease: Lease, lock: str, again: bool, most_deaths: int | None
+    ) -> tuple[bool, Segment | None]:
+        """Return whether a segment waits, and it, unless another node took it between the look and the lock."""
+        async with self._transaction() as tx:
+            now = await tx.monotonic_ms()
+            row = await tx.one(
+                "SELECT segment.prompt_id, number, attempt FROM segment JOIN job USING (prompt_id)"
+                f" WHERE {_DUE} AND (1 = ? OR failures + losses = 0 OR coalesce(backend, '') <> ?) AND deaths <= ?"
+                f" ORDER BY {_ORDER} LIMIT 1{lock}",
                 now,
-                now,
-                prompt_id,
+                now + LONGEST_PAUSE_MS,
+                int(again),
+                lease.backend,
+                ANY_DEATHS if most_deaths is None else most_deaths,
             )
-        return segment_of(claimed) if claimed else None
+            await self._check_lease(tx, lease)
+            return row is not None, None if row is None else await self._take(tx, lease, row)
+
+    async def _take(self, tx: Transaction, lease: Lease, waiting: Row) -> Segment | None:
+        """Give a segment to the backend of a lease, unless it does not wait any more; its job is locked."""
+        prompt_id, number, attempt = waiting["prompt_id"], waiting["number"], waiting["attempt"] + 1
+        claimed = await tx.one(
+            "UPDATE segment SET state = 'submitted', attempt = ?, comfy_prompt_id = ?, backend = ?, epoch = ?"
+            " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'waiting'"
+            f" RETURNING {SEGMENT_COLUMNS}",
+            attempt,
+            comfy_prompt_id(prompt_id, number, attempt),
+            lease.backend,
+            lease.epoch,
+            prompt_id,
+            number,
+            waiting["attempt"],
+        )
+        if claimed is None:
+            return None
+        now = await tx.now_ms()
+        await tx.run(
+            "UPDATE job SET attempts = attempts + 1, updated_at = ?, state = 'PROCESSING',"
+            " step = CASE state WHEN 'QUEUED' THEN 'Preparing' ELSE step END, started_at = coalesce(started_at, ?)"
+            " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')",
+            now,
+            now,
+            prompt_id,
+        )
+        return segment_of(claimed)
 
     async def adopt(self, lease: Lease) -> list[Segment]:
         """Take over the segments that the backend of a lease may know; they are to be looked up there.
 
         Who submitted them can change nothing of them any more. Raises `LeaseLost`.
         """
-        async with self._transaction():
-            await self._check_lease(lease)
-            rows = await self._all(
+        async with self._transaction() as tx:
+            await tx.lock_jobs("SELECT prompt_id FROM segment WHERE state = 'submitted' AND backend = ?", lease.backend)
+            await self._check_lease(tx, lease)
+            rows = await tx.all(
                 f"UPDATE segment SET epoch = ? WHERE state = 'submitted' AND backend = ? RETURNING {SEGMENT_COLUMNS}",
                 lease.epoch,
                 lease.backend,
@@ -91,9 +112,10 @@ class Segments(Jobs):
 
     async def set_prompt_id(self, segment: Segment, comfy_prompt_id: str) -> Segment:
         """Store the id that an older ComfyUI gave a submitted segment's prompt. Raises `LeaseLost`."""
-        async with self._transaction():
-            await self._check_lease(segment)
-            await self._run(
+        async with self._transaction() as tx:
+            await tx.lock_job(segment.prompt_id)
+            await self._check_lease(tx, segment)
+            await tx.run(
                 "UPDATE segment SET comfy_prompt_id = ? WHERE prompt_id = ? AND number = ? AND attempt = ?",
                 comfy_prompt_id,
                 segment.prompt_id,
@@ -109,23 +131,29 @@ class Segments(Jobs):
 
         That of a job whose end was asked for does not wait: the job ends with the last of them. Raises `LeaseLost`.
         """
-        async with self._transaction() as events:
-            await self._requeue(segment, pause_s, failed, lost, died)
-            await self._settle_cancel(events, segment.prompt_id)
+        async with self._transaction() as tx:
+            await self._requeue(tx, segment, pause_s, failed, lost, died)
+            await self._settle_cancel(tx, segment.prompt_id)
 
-    async def _requeue(self, segment: Segment, pause_s: float, failed: bool, lost: bool, died: bool) -> None:
-        await self._check_lease(segment)
-        await self._run(
+    async def _requeue(
+        self, tx: Transaction, segment: Segment, pause_s: float, failed: bool, lost: bool, died: bool
+    ) -> bool:
+        """Let a segment wait again, unless that was done already; returns whether it was submitted."""
+        await tx.lock_job(segment.prompt_id)
+        await self._check_lease(tx, segment)
+        moved = await tx.one(
             "UPDATE segment SET state = 'waiting', not_before = ?, failures = failures + ?, losses = losses + ?,"
-            " deaths = deaths + ? WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted'",
-            self._clock.monotonic_ms() + min(int(pause_s * 1000), LONGEST_PAUSE_MS),
-            failed,
-            lost,
-            died,
+            " deaths = deaths + ? WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted'"
+            " RETURNING 1",
+            await tx.monotonic_ms() + min(int(pause_s * 1000), LONGEST_PAUSE_MS),
+            int(failed),
+            int(lost),
+            int(died),
             segment.prompt_id,
             segment.number,
             segment.attempt,
         )
+        return moved is not None
 
     async def split(
         self,
@@ -143,43 +171,44 @@ class Segments(Jobs):
         What else of its job waits is cut to that length as well, unless it `alone` is to be; what is cut off are
         segments of their own. An attempt that was `unsent` does not count. Raises `LeaseLost`.
         """
-        async with self._transaction() as events:
-            await self._requeue(segment, pause_s, failed, lost=died, died=died)
-            if unsent:
-                await self._run("UPDATE job SET attempts = attempts - 1 WHERE prompt_id = ?", segment.prompt_id)
-            rows = await self._all(
+        async with self._transaction() as tx:
+            requeued = await self._requeue(tx, segment, pause_s, failed, lost=died, died=died)
+            if unsent and requeued:
+                await tx.run("UPDATE job SET attempts = attempts - 1 WHERE prompt_id = ?", segment.prompt_id)
+            rows = await tx.all(
                 "SELECT * FROM segment WHERE prompt_id = ? AND state = 'waiting' AND frame_count > ?"
-                " AND (number = ? OR NOT ?)",
+                " AND (number = ? OR 0 = ?)",
                 segment.prompt_id,
                 limit,
                 segment.number,
-                alone,
+                int(alone),
             )
             for row in rows:
-                await self._cut(dict(row), limit)
-            await self._settle_cancel(events, segment.prompt_id)
+                await self._cut(tx, dict(row), limit)
+            await self._settle_cancel(tx, segment.prompt_id)
 
     async def mark_stopped(self, segment: Segment) -> bool:
         """Store that no engine works on a submitted segment of a job whose end was asked for.
 
         Returns whether the job has ended with it, as CANCELLED. Raises `LeaseLost`.
         """
-        async with self._transaction() as events:
-            await self._check_lease(segment)
-            await self._run(
+        async with self._transaction() as tx:
+            await tx.lock_job(segment.prompt_id)
+            await self._check_lease(tx, segment)
+            await tx.run(
                 "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND number = ? AND attempt = ?"
                 " AND state = 'submitted' AND EXISTS"
-                " (SELECT 1 FROM job WHERE job.prompt_id = segment.prompt_id AND cancel_requested)",
+                " (SELECT 1 FROM job WHERE job.prompt_id = segment.prompt_id AND cancel_requested = 1)",
                 segment.prompt_id,
                 segment.number,
                 segment.attempt,
             )
-            return await self._settle_cancel(events, segment.prompt_id)
+            return await self._settle_cancel(tx, segment.prompt_id)
 
     async def abandon(self, backend: str, comfy_prompt_id: str) -> None:
         """Remember a prompt that was given up and that its ComfyUI may still know."""
-        async with self._transaction():
-            await self._run(
+        async with self._transaction() as tx:
+            await tx.run(
                 "INSERT INTO abandoned_prompt (comfy_prompt_id, backend) VALUES (?, ?) ON CONFLICT DO NOTHING",
                 comfy_prompt_id,
                 backend,
@@ -187,9 +216,9 @@ class Segments(Jobs):
 
     async def forget_abandoned(self, comfy_prompt_ids: Iterable[str]) -> None:
         """Forget given-up prompts that their ComfyUI knows no more."""
-        async with self._transaction():
-            await self._writer.execute_many(
-                "DELETE FROM abandoned_prompt WHERE comfy_prompt_id = ?", [(id_,) for id_ in comfy_prompt_ids]
+        async with self._transaction() as tx:
+            await tx.execute_many(
+                "DELETE FROM abandoned_prompt WHERE comfy_prompt_id = ?", [(id_,) for id_ in sorted(comfy_prompt_ids)]
             )
 
     async def abandoned(self, backend: str) -> set[str]:
@@ -197,31 +226,32 @@ class Segments(Jobs):
         sql = "SELECT comfy_prompt_id FROM abandoned_prompt WHERE backend = ?"
         return {row[0] for row in await self._read(sql, backend)}
 
-    async def _cut(self, segment: dict[str, Any], limit: int) -> None:
+    async def _cut(self, tx: Transaction, segment: dict[str, Any], limit: int) -> None:
         """Cut a waiting segment into parts of about the same length, at most `limit` frames."""
         prompt_id, first, frames = segment["prompt_id"], segment["first_frame"], segment["frame_count"]
         count = -(-frames // limit)
         bounds = [first + frames * part // count for part in range(count + 1)]
-        await self._run(
+        await tx.run(
             "UPDATE segment SET frame_count = ? WHERE prompt_id = ? AND number = ?",
             bounds[1] - first,
             prompt_id,
             segment["number"],
         )
         for start, end in pairwise(bounds[1:]):
-            await self._run(
+            await tx.run(
                 "INSERT INTO segment"
                 " (prompt_id, number, first_frame, frame_count, priority, created_at, not_before, failures, losses,"
                 " deaths, backend)"
-                " SELECT prompt_id, (SELECT max(number) + 1 FROM segment WHERE prompt_id = ?1), ?3, ?4,"
-                " priority, created_at, not_before, failures, losses, deaths, backend FROM segment"
-                " WHERE prompt_id = ?1 AND number = ?2",
+                " SELECT prompt_id, (SELECT max(number) + 1 FROM segment WHERE prompt_id = ?), CAST(? AS INTEGER),"
+                " CAST(? AS INTEGER), priority, created_at, not_before, failures, losses, deaths, backend FROM segment"
+                " WHERE prompt_id = ? AND number = ?",
                 prompt_id,
-                segment["number"],
                 start,
                 end - start,
+                prompt_id,
+                segment["number"],
             )
-        await self._run("UPDATE job SET segments_total = segments_total + ? WHERE prompt_id = ?", count - 1, prompt_id)
+        await tx.run("UPDATE job SET segments_total = segments_total + ? WHERE prompt_id = ?", count - 1, prompt_id)
 
     async def finish_segment(
         self, segment: Segment, output_file: str, changed_share: float | None, warnings: Iterable[str] = ()
@@ -230,9 +260,10 @@ class Segments(Jobs):
 
         Returns the job, or None when it has ended meanwhile. Raises `LeaseLost`.
         """
-        async with self._transaction() as events:
-            await self._check_lease(segment)
-            done = await self._one(
+        async with self._transaction() as tx:
+            await tx.lock_job(segment.prompt_id)
+            await self._check_lease(tx, segment)
+            done = await tx.one(
                 "UPDATE segment SET state = 'done', output_file = ?, changed_share = ?, warnings = ?"
                 " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted' RETURNING number",
                 output_file,
@@ -244,15 +275,15 @@ class Segments(Jobs):
             )
             if done is None:
                 return None
-            row = await self._one(
+            row = await tx.one(
                 "UPDATE job SET segments_done = segments_done + 1, updated_at = ?"
                 " WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING 1",
-                self._clock.now_ms(),
+                await tx.now_ms(),
                 segment.prompt_id,
             )
-            if row is None or await self._settle_cancel(events, segment.prompt_id):
+            if row is None or await self._settle_cancel(tx, segment.prompt_id):
                 return None
-            return await self._job(segment.prompt_id)
+            return await self._job(tx, segment.prompt_id)
 
     async def submitted(self) -> list[Segment]:
         """Return the segments that a backend may know."""
@@ -266,17 +297,18 @@ class Segments(Jobs):
 
     async def waiting_frames(self) -> list[int]:
         """Return the frame counts of the segments that would be claimed next, as far ahead as matters."""
+        now = await self._engine.monotonic_ms()
         rows = await self._read(
-            f"SELECT frame_count FROM segment WHERE {_DUE}"
-            " ORDER BY priority DESC, created_at, prompt_id, number LIMIT ?",
-            *self._due_now(),
+            f"SELECT frame_count FROM segment WHERE {_DUE} ORDER BY {_ORDER} LIMIT ?",
+            now,
+            now + LONGEST_PAUSE_MS,
             LOOK_AHEAD,
         )
         return [row[0] for row in rows]
 
     async def next_due_s(self) -> float | None:
         """Return the seconds until the next pausing segment may be claimed; None when none pauses."""
-        now = self._clock.monotonic_ms()
+        now = await self._engine.monotonic_ms()
         sql = "SELECT min(not_before) FROM segment WHERE state = 'waiting' AND not_before > ?"
         rows = await self._read(sql, now)
         return None if rows[0][0] is None else (rows[0][0] - now) / 1000

@@ -1,20 +1,22 @@
-"""SQLite behind the interface of a connection: in a thread of its own, or inline."""
+"""SQLite: one connection that writes, one that reads, each with a thread of its own."""
 
 from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import aiosqlite
 
-from .connection import NewerDatabase, Row, StoreError
+from .connection import Clock, Connection, Dialect, NewerDatabase, Row, StoreError, SystemClock, scripts
 
 BUSY_TIMEOUT_MS = 5000
 """The time another process may keep the database locked before that is an error."""
+
+PRAGMAS = ("synchronous = FULL", "foreign_keys = ON")
 
 _TRANSIENT = frozenset(
     {
@@ -27,7 +29,6 @@ _TRANSIENT = frozenset(
         sqlite3.SQLITE_NOMEM,
     }
 )
-_PRAGMAS = ("synchronous = FULL", "foreign_keys = ON")
 
 
 def store_error(error: sqlite3.Error) -> StoreError:
@@ -38,48 +39,43 @@ def store_error(error: sqlite3.Error) -> StoreError:
 
 
 @contextmanager
-def _store_errors() -> Iterator[None]:
+def store_errors() -> Iterator[None]:
+    """Raise errors of SQLite as what they mean to the service."""
     try:
         yield
     except sqlite3.Error as error:
         raise store_error(error) from error
 
 
-class ThreadedSQLite:
-    """SQLite as the service uses it: each connection has a thread, so that the event loop never waits for the disk."""
+class SQLiteConnection:
+    """A connection whose statements are executed by a thread, one after another. Times are those of a `Clock`."""
 
-    async def migrate(self, path: Path, migrations: Path) -> None:
-        """Bring a database up to date: all migrations succeed, or it is not touched. Raises `NewerDatabase`."""
-        await asyncio.to_thread(migrate, path, migrations)
+    def __init__(self, raw: aiosqlite.Connection, clock: Clock) -> None:
+        self.raw = raw
+        self._clock = clock
 
-    async def connect(self, path: Path, *, read_only: bool) -> ThreadedConnection:
+    @classmethod
+    async def connect(cls, path: Path, clock: Clock, *, read_only: bool) -> Self:
         """Open a connection; in one that is `read_only` nothing can be written."""
-        with _store_errors():
+        with store_errors():
             raw = await aiosqlite.connect(path, isolation_level=None)
             raw.row_factory = aiosqlite.Row
             try:
-                for pragma in (*_PRAGMAS, f"busy_timeout = {BUSY_TIMEOUT_MS}", f"query_only = {read_only}"):
+                for pragma in (*PRAGMAS, f"busy_timeout = {BUSY_TIMEOUT_MS}", f"query_only = {read_only}"):
                     await raw.execute(f"PRAGMA {pragma}")
             except BaseException:
                 await raw.close()
                 raise
-        return ThreadedConnection(raw)
-
-
-class ThreadedConnection:
-    """A connection whose statements are executed by a thread, one after another."""
-
-    def __init__(self, raw: aiosqlite.Connection) -> None:
-        self.raw = raw
+        return cls(raw, clock)
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
         """Execute a statement; returns its rows."""
-        with _store_errors():
+        with store_errors():
             return list(await self.raw.execute_fetchall(sql, parameters))
 
     async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Execute a statement once for each row of parameters."""
-        with _store_errors():
+        with store_errors():
             await self.raw.executemany(sql, rows)
 
     async def begin(self) -> None:
@@ -88,72 +84,85 @@ class ThreadedConnection:
 
     async def commit(self) -> None:
         """End the transaction; what it wrote is on the disk."""
-        with _store_errors():
+        with store_errors():
             await self.raw.commit()
 
     async def roll_back(self) -> None:
         """End the transaction, if there is one, as if it had not been."""
-        with _store_errors():
+        with store_errors():
             await self.raw.rollback()
+
+    async def now_ms(self) -> int:
+        """Return the Unix time in milliseconds. It may jump."""
+        return self._clock.now_ms()
+
+    async def monotonic_ms(self) -> int:
+        """Return the time in milliseconds by which leases and pauses end. It never jumps."""
+        return self._clock.monotonic_ms()
 
     async def close(self) -> None:
         """End the connection and its thread."""
         await self.raw.close()
 
 
-class InlineSQLite:
-    """SQLite without threads: a statement is done when it was called, and a lock of another is an error at once.
+class SQLite:
+    """A file of SQLite. Writes go one after another through one connection; reads have another."""
 
-    It makes the order of everything that happens in a simulation depend on its seed only.
-    """
+    dialect = Dialect()
+    is_shared = False
 
-    async def migrate(self, path: Path, migrations: Path) -> None:
-        """Bring a database up to date: all migrations succeed, or it is not touched. Raises `NewerDatabase`."""
-        migrate(path, migrations)
+    def __init__(self, writer: SQLiteConnection, reader: SQLiteConnection) -> None:
+        self.writer = writer
+        self.reader = reader
+        self._lock = asyncio.Lock()
 
-    async def connect(self, path: Path, *, read_only: bool) -> InlineConnection:
-        """Open a connection; in one that is `read_only` nothing can be written."""
-        with _store_errors():
-            raw = sqlite3.connect(path, isolation_level=None, timeout=0)
-            raw.row_factory = sqlite3.Row
-            for pragma in (*_PRAGMAS, f"query_only = {read_only}"):
-                raw.execute(f"PRAGMA {pragma}")
-        return InlineConnection(raw)
+    @classmethod
+    async def open(cls, path: Path, migrations: Path, clock: Clock | None = None) -> Self:
+        """Open a file, brought up to date by the `migrations` folder. Raises `NewerDatabase`."""
+        clock = clock or SystemClock()
+        await asyncio.to_thread(migrate, path, migrations)
+        writer = await SQLiteConnection.connect(path, clock, read_only=False)
+        try:
+            reader = await SQLiteConnection.connect(path, clock, read_only=True)
+        except BaseException:
+            await writer.close()
+            raise
+        return cls(writer, reader)
 
+    async def acquire(self) -> Connection:
+        """Wait until nobody else writes; returns the connection that writes."""
+        await self._lock.acquire()
+        return self.writer
 
-class InlineConnection:
-    """A connection whose statements are executed by whoever calls."""
-
-    def __init__(self, raw: sqlite3.Connection) -> None:
-        self.raw = raw
+    async def release(self, connection: Connection) -> None:
+        """Let the next one write."""
+        self._lock.release()
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
-        """Execute a statement; returns its rows."""
-        with _store_errors():
-            return self.raw.execute(sql, parameters).fetchall()
+        """Return the rows that a question is answered with by what is committed."""
+        return await self.reader.fetch(sql, parameters)
 
-    async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Execute a statement once for each row of parameters."""
-        with _store_errors():
-            self.raw.executemany(sql, rows)
+    async def now_ms(self) -> int:
+        """Return the Unix time in milliseconds. It may jump."""
+        return await self.reader.now_ms()
 
-    async def begin(self) -> None:
-        """Begin a transaction that may write."""
-        await self.fetch("BEGIN IMMEDIATE")
+    async def monotonic_ms(self) -> int:
+        """Return the time in milliseconds by which leases and pauses end. It never jumps."""
+        return await self.reader.monotonic_ms()
 
-    async def commit(self) -> None:
-        """End the transaction; what it wrote is on the disk."""
-        with _store_errors():
-            self.raw.commit()
+    async def notify(self, notes: Sequence[str]) -> None:
+        """Tell nobody: there is one node only, which knows."""
 
-    async def roll_back(self) -> None:
-        """End the transaction, if there is one, as if it had not been."""
-        with _store_errors():
-            self.raw.rollback()
+    async def listen(self, on_note: Callable[[str], None], on_listening: Callable[[], None]) -> None:
+        """Hear nothing, until cancelled."""
+        on_listening()
+        await asyncio.Event().wait()
 
     async def close(self) -> None:
-        """End the connection."""
-        self.raw.close()
+        """End both connections, once nobody writes."""
+        async with self._lock:
+            await self.reader.close()
+            await self.writer.close()
 
 
 def migrate(path: Path, migrations: Path) -> None:
@@ -161,20 +170,21 @@ def migrate(path: Path, migrations: Path) -> None:
 
     Raises `NewerDatabase` and `StoreError`.
     """
-    scripts = sorted(migrations.glob("[0-9]*.sql"))
-    with _store_errors(), closing(sqlite3.connect(path, isolation_level=None)) as connection:
+    known = scripts(migrations, "sqlite")
+    newest = max(known)
+    with store_errors(), closing(sqlite3.connect(path, isolation_level=None)) as connection:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > len(scripts):
+        if version > newest:
             raise NewerDatabase(
-                f"The database is of version {version}, newer than this program's {len(scripts)}; upgrade faceswap."
+                f"The database is of version {version}, newer than this program's {newest}; upgrade faceswap."
             )
         if version == 0:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
-        if version < len(scripts):
-            pending = "\n".join(script.read_text(encoding="utf-8") for script in scripts[version:])
+        if version < newest:
+            pending = "\n".join(script for number, script in known.items() if number > version)
             try:
-                connection.executescript(f"BEGIN EXCLUSIVE;\n{pending}\nPRAGMA user_version = {len(scripts)};\nCOMMIT;")
+                connection.executescript(f"BEGIN EXCLUSIVE;\n{pending}\nPRAGMA user_version = {newest};\nCOMMIT;")
             except sqlite3.Error:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")

@@ -27,8 +27,8 @@ class Upkeep(Database):
 
     async def mark_inputs_erased(self, prompt_id: str) -> bool:
         """Store that an ended job's inputs are about to go: it cannot be retried. False when it was."""
-        async with self._transaction():
-            row = await self._one(
+        async with self._transaction() as tx:
+            row = await tx.one(
                 "UPDATE job SET inputs_erased = 1 WHERE prompt_id = ? AND finished_at IS NOT NULL RETURNING 1",
                 prompt_id,
             )
@@ -36,39 +36,41 @@ class Upkeep(Database):
 
     async def mark_result_erased(self, prompt_id: str) -> None:
         """Store that an ended job's result is about to go."""
-        async with self._transaction():
-            await self._run("UPDATE job SET result_erased = 1 WHERE prompt_id = ?", prompt_id)
+        async with self._transaction() as tx:
+            await tx.run("UPDATE job SET result_erased = 1 WHERE prompt_id = ?", prompt_id)
 
     async def known(self, prompt_ids: Iterable[str]) -> set[str]:
         """Return the ids that are jobs."""
         ids = json.dumps(list(prompt_ids))
-        sql = "SELECT prompt_id FROM job WHERE prompt_id IN (SELECT value FROM json_each(?))"
+        sql = f"SELECT prompt_id FROM job WHERE prompt_id IN ({self._dialect.values})"
         return {row[0] for row in await self._read(sql, ids)}
 
     async def known_results(self, filenames: Iterable[str]) -> dict[str, str]:
         """Return the names that are, were, or were to become the result of a job, each with the job's id."""
         names = json.dumps({filename.rpartition(".")[0]: filename for filename in filenames})
-        sql = "SELECT named.value, prompt_id FROM json_each(?) AS named JOIN job ON job.output_name = named.key"
+        sql = (
+            f"SELECT named.value, prompt_id FROM {self._dialect.pairs} AS named JOIN job ON job.output_name = named.key"
+        )
         return {row[0]: row[1] for row in await self._read(sql, names)}
 
     async def with_inputs(self, prompt_ids: Iterable[str]) -> set[str]:
         """Return the ids of jobs whose inputs have not expired."""
         ids = json.dumps(list(prompt_ids))
-        sql = "SELECT prompt_id FROM job WHERE inputs_erased = 0 AND prompt_id IN (SELECT value FROM json_each(?))"
+        sql = f"SELECT prompt_id FROM job WHERE inputs_erased = 0 AND prompt_id IN ({self._dialect.values})"
         return {row[0] for row in await self._read(sql, ids)}
 
     async def unexpired_results(self, filenames: Iterable[str]) -> set[str]:
         """Return the names of results that have not expired."""
         names = json.dumps(list(filenames))
-        sql = "SELECT result_file FROM job WHERE result_erased = 0 AND result_file IN (SELECT value FROM json_each(?))"
+        sql = f"SELECT result_file FROM job WHERE result_erased = 0 AND result_file IN ({self._dialect.values})"
         return {row[0] for row in await self._read(sql, names)}
 
     async def client_id(self, backend: str) -> str:
         """Return the client id under which a backend's socket is opened: the same while the database lives."""
-        async with self._transaction():
-            row = await self._one(
+        async with self._transaction() as tx:
+            row = await tx.one(
                 "INSERT INTO backend (name, client_id) VALUES (?, ?)"
-                " ON CONFLICT (name) DO UPDATE SET client_id = client_id RETURNING client_id",
+                " ON CONFLICT (name) DO UPDATE SET client_id = backend.client_id RETURNING client_id",
                 backend,
                 uuid.uuid4().hex,
             )
@@ -82,14 +84,15 @@ class Upkeep(Database):
 
     async def learn_phase_costs(self, key: str, costs: Mapping[str, float], weight: float = 0.3) -> None:
         """Fold measured seconds per frame into what was learned, and forget phases that no longer occur."""
-        async with self._transaction():
-            await self._writer.execute_many(
+        async with self._transaction() as tx:
+            await tx.execute_many(
                 "INSERT INTO stat (key, phase, seconds) VALUES (?, ?, ?)"
-                " ON CONFLICT (key, phase) DO UPDATE SET seconds = seconds + (excluded.seconds - seconds) * ?",
-                [(key, phase, seconds, weight) for phase, seconds in costs.items()],
+                " ON CONFLICT (key, phase) DO UPDATE SET"
+                " seconds = stat.seconds + (excluded.seconds - stat.seconds) * ?",
+                [(key, phase, seconds, weight) for phase, seconds in sorted(costs.items())],
             )
-            await self._run(
-                "DELETE FROM stat WHERE key = ? AND phase NOT IN (SELECT value FROM json_each(?))",
+            await tx.run(
+                f"DELETE FROM stat WHERE key = ? AND phase NOT IN ({self._dialect.values})",
                 key,
                 json.dumps(list(costs)),
             )

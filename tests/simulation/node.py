@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from faceswap.comfy.backend import Backend, BackendPool
 from faceswap.config import Settings, resource_dir
@@ -22,9 +22,10 @@ from faceswap.media import JoinFacts, PieceFacts, Verdict
 from faceswap.progress_reporter import ProgressReporter
 from faceswap.scheduler import Scheduler
 from faceswap.store import Store, StoreError
-from faceswap.store.sqlite import InlineConnection, InlineSQLite
+from faceswap.store.sqlite import SQLite, migrate
 
 from .comfyui import SimulatedClient
+from .inline import InlineConnection
 from .loop import WALL_S, Machine
 
 if TYPE_CHECKING:
@@ -55,25 +56,19 @@ class SimulatedClock:
         return self._started_ms + int((now - self._started_at) * 1000)
 
 
-class SimulatedDriver(InlineSQLite):
-    """SQLite inline, with a database that may be away and a moment between any two statements."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-
-    async def connect(self, path: Path, *, read_only: bool) -> SimulatedConnection:
-        inner = await super().connect(path, read_only=read_only)
-        inner.raw.execute("PRAGMA synchronous = OFF")
-        self._node.connections.append(inner)
-        return SimulatedConnection(self._node, inner)
-
-
 class SimulatedConnection(InlineConnection):
-    """A connection of one node."""
+    """A connection of one node: a database that may be away, and a moment between any two statements."""
 
-    def __init__(self, node: Node, inner: InlineConnection) -> None:
-        super().__init__(inner.raw)
-        self._node = node
+    _node: Node
+
+    @classmethod
+    async def of(cls, node: Node, *, read_only: bool) -> Self:
+        """Open a connection of a node."""
+        connection = await cls.connect(node.world.files.database, node.clock, read_only=read_only)
+        connection.raw.raw.execute("PRAGMA synchronous = OFF")
+        connection._node = node
+        node.connections.append(connection)
+        return connection
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         self._node.world.check_database()
@@ -196,7 +191,7 @@ class Node:
         machine, self.machine, self.ready, self.on_move = self.machine, None, False, None
         machine.kill()
         for connection in self.connections:
-            connection.raw.close()
+            connection.raw.raw.close()
         self.connections.clear()
         for comfy in self.world.comfies:
             comfy.machine_died(machine)
@@ -223,13 +218,10 @@ class Node:
         world = self.world
         self.clock = SimulatedClock(self)
         self.files = Files(world.files.root, self.name)
-        store = self.store = await Store.open(
-            world.files.database,
-            resource_dir("migrations"),
-            self._publish,
-            driver=SimulatedDriver(self),
-            clock=self.clock,
-        )
+        migrate(world.files.database, resource_dir("migrations"))
+        writer = await SimulatedConnection.of(self, read_only=False)
+        engine = SQLite(writer, await SimulatedConnection.of(self, read_only=True))
+        store = self.store = Store(engine, self._publish)
         pool = BackendPool()
         for comfy in world.comfies:
             client_id = await store.client_id(comfy.name)

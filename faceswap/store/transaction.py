@@ -1,0 +1,86 @@
+"""A transaction under way, as the methods of the store see it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from ..events import Payload
+from ..jobs import Event
+from .connection import Connection, Dialect, Row
+
+QUEUE_LOCK = 0x_FACE_0001
+"""The number of the advisory lock under which jobs are accepted where nodes share a database."""
+
+
+class Transaction:
+    """A transaction: its statements, and the events that are published after its commit.
+
+    Where several are under way at a time, each locks the rows of its jobs first, in the order of their ids, then that
+    of a lease: none waits for another that waits for it, and what is read after the lock is what will be changed.
+    """
+
+    def __init__(self, connection: Connection, dialect: Dialect) -> None:
+        self._connection = connection
+        self._dialect = dialect
+        self.events: list[Event] = []
+
+    async def run(self, sql: str, *parameters: Any) -> None:
+        """Execute a statement."""
+        await self._connection.fetch(sql, parameters)
+
+    async def all(self, sql: str, *parameters: Any) -> Sequence[Row]:
+        """Execute a statement; returns its rows."""
+        return await self._connection.fetch(sql, parameters)
+
+    async def one(self, sql: str, *parameters: Any) -> Row | None:
+        """Execute a statement; returns its first row, None when there is none."""
+        rows = await self._connection.fetch(sql, parameters)
+        return rows[0] if rows else None
+
+    async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Execute a statement once for each row of parameters."""
+        await self._connection.execute_many(sql, rows)
+
+    async def now_ms(self) -> int:
+        """Return the Unix time in milliseconds, for times that are told. It may jump."""
+        return await self._connection.now_ms()
+
+    async def monotonic_ms(self) -> int:
+        """Return the time in milliseconds by which leases and pauses end."""
+        return await self._connection.monotonic_ms()
+
+    async def lock_job(self, prompt_id: str) -> None:
+        """Let no other transaction move a job before this one has ended: every move of a job begins with it."""
+        if self._dialect.locks_rows:
+            await self.run("SELECT 1 FROM job WHERE prompt_id = ? FOR UPDATE", prompt_id)
+
+    async def lock_jobs(self, query: str, *parameters: Any) -> None:
+        """Lock the jobs whose ids a query gives, as `lock_job` does."""
+        if self._dialect.locks_rows:
+            await self.run(f"SELECT 1 FROM job WHERE prompt_id IN ({query}) ORDER BY prompt_id FOR UPDATE", *parameters)
+
+    async def lock_queue(self) -> None:
+        """Let no other transaction accept a job before this one has ended."""
+        if self._dialect.locks_rows:
+            await self.run("SELECT pg_advisory_xact_lock(?)", QUEUE_LOCK)
+
+    async def add_event(self, prompt_id: str, payload: Payload) -> None:
+        """Store an event under its job's next number; it is published after the commit."""
+        seq = await self._next_seq(prompt_id)
+        await self.run(
+            "INSERT INTO event (prompt_id, seq, type, data, at) VALUES (?, ?, ?, ?, ?)",
+            prompt_id,
+            seq,
+            payload.type,
+            json.dumps(payload.data, ensure_ascii=False),
+            await self.now_ms(),
+        )
+        self.events.append(Event(prompt_id, seq, payload.type, payload.data))
+
+    async def _next_seq(self, prompt_id: str) -> int:
+        """Raise a job's last event number and return it. It never repeats, not even over a crash."""
+        row = await self.one("UPDATE job SET last_seq = last_seq + 1 WHERE prompt_id = ? RETURNING last_seq", prompt_id)
+        assert row is not None
+        return int(row["last_seq"])
