@@ -46,8 +46,8 @@ chaos: $(VENV)/.installed-dev ## 500 jobs under random faults; NODES=3 on Postgr
 		$(if $(WITHOUT),--without $(WITHOUT)) $(ARGS)
 
 .PHONY: simulate
-simulate: $(VENV)/.installed-dev ## the service under simulated time and faults; SEEDS=10000, SEED=123 tells all of one, BUGS=1
-	cd tests && ../$(BIN)/python -m simulation.run $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED)) $(if $(BUGS),--bugs) $(ARGS)
+simulate: $(VENV)/.installed-dev ## the service under simulated time and faults; SEEDS=10000, NODES=3, SEED=123 tells all of one, BUGS=1
+	cd tests && ../$(BIN)/python -m simulation.run $(if $(SEEDS),--seeds $(SEEDS)) $(if $(SEED),--seed $(SEED)) $(if $(NODES),--nodes $(NODES)) $(if $(BUGS),--bugs) $(ARGS)
 
 .PHONY: long
 long: $(VENV)/.installed-dev ## ten minutes of 1080p, killed in the middle: memory, frames, sound

@@ -404,18 +404,6 @@ async def test_a_kept_result_takes_its_public_name_whole(tmp_path: Path) -> None
     assert not await files.list_results()
 
 
-async def test_of_a_result_that_was_not_committed_nothing_is_left(tmp_path: Path) -> None:
-    files = Files(tmp_path / "data")
-    files.create()
-    await files.make_scratch("job")
-    files.joined("job", 1).write_text("of a former holder")
-    files.joined("job", 2).write_text("of the holder")
-    await files.keep_result("job", 2, "clip.mp4", "digest")
-    await files.discard_result("job", 2, "clip.mp4")
-    assert not await files.list_results() and not list(files.joined("job", 1).parent.iterdir())
-    await files.discard_result("job", 2, "clip.mp4")
-
-
 async def test_a_result_never_replaces_another_jobs(tmp_path: Path) -> None:
     files = Files(tmp_path / "data")
     files.create()

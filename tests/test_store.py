@@ -669,6 +669,17 @@ async def test_an_erased_job_leaves_no_row(store: Store, path: Path) -> None:
         assert sql(path, f"SELECT DISTINCT prompt_id FROM {table}") == [(other.prompt_id,)]
 
 
+async def test_the_watchers_of_a_job_that_is_erased_while_it_runs_are_told_its_end(
+    store: Store, published: list[Event]
+) -> None:
+    job = await create(store)
+    await claim(store)
+    await store.begin_erasure(job.prompt_id)
+    assert not published[-1].terminal
+    await store.erase(job.prompt_id)
+    assert published[-1].type == "cancelled"
+
+
 async def test_a_result_is_found_by_its_name_until_it_expires(store: Store) -> None:
     job = await run_to_success(store, owner="ann")
     assert await store.result("clip.mp4", "ann") == job

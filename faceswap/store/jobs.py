@@ -334,8 +334,9 @@ class Jobs(Leases):
             await self._settle_cancel(tx, prompt_id)
 
     async def erase(self, prompt_id: str) -> None:
-        """Delete a job's record, segments and events for good."""
+        """Delete a job's record, segments and events for good; its watchers are told that it is cancelled."""
         async with self._transaction() as tx:
+            await self._cancelled(tx, prompt_id)
             await tx.run("DELETE FROM job WHERE prompt_id = ?", prompt_id)
             await tx.run("DELETE FROM lease WHERE name = ?", join_lease(prompt_id))
 

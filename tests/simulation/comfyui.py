@@ -10,9 +10,10 @@ import asyncio
 import json
 import struct
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +27,7 @@ from faceswap.errors import JobFailure
 
 if TYPE_CHECKING:
     from .loop import Machine
+    from .node import Node
     from .world import World
 
 T = TypeVar("T")
@@ -34,6 +36,8 @@ LATENCY_S = 0.02
 """The longest that a request, or its answer, is on its way."""
 ANSWER_TIMEOUT_S = 30.0
 CONNECT_TIMEOUT_S = 10.0
+HEARTBEAT_S = 30.0
+"""The longest that either end of a socket takes to notice that nothing comes through."""
 GAP_S = 0.3
 """The longest that a prompt which has left the queue is not in history yet."""
 LATE_S = 0.3
@@ -120,9 +124,17 @@ class Socket:
 class ComfyUI:
     """One ComfyUI process after another at one address. `faults` are the chances of each lie, 0 when it is honest."""
 
-    def __init__(self, world: World, name: str, seconds_per_frame: float, has_jobs: bool) -> None:
+    def __init__(
+        self, world: World, name: str, named_by: Sequence[Node], seconds_per_frame: float, has_jobs: bool
+    ) -> None:
         self.world = world
         self.name = name
+        self.named_by = named_by
+        """The nodes that are to give it work."""
+        self.is_embedded = False
+        """True for the child of the one node that names it, with which it lives and dies."""
+        self.cut_from: set[str] = set()
+        """The names of nodes that cannot reach it."""
         self.url = URL(f"http://{name}:8188")
         self.seconds_per_frame = seconds_per_frame
         self.has_jobs = has_jobs
@@ -193,6 +205,14 @@ class ComfyUI:
             socket.push(None)
             self.later(self._random.uniform(0, 5), lambda client_id=client_id: self.forget_socket(client_id))
 
+    def cut(self, node: str) -> None:
+        """Let nothing through to a node or from it; both ends of its socket notice that sooner or later."""
+        self.cut_from.add(node)
+        for client_id, socket in self._sockets.items():
+            if socket.machine.name == node:
+                self.world.environment.call_later(self._random.uniform(0, HEARTBEAT_S), socket.push, None)
+                self.later(self._random.uniform(0, HEARTBEAT_S), partial(self.forget_socket, client_id))
+
     def machine_died(self, machine: Machine) -> None:
         """See the sockets of a process that was killed end, sooner or later."""
         for client_id, socket in self._sockets.items():
@@ -223,7 +243,11 @@ class ComfyUI:
     async def call(self, work: Callable[[], T], timeout_s: float = ANSWER_TIMEOUT_S) -> T:
         """Carry out a request. Once sent it arrives, whatever becomes of the node. Raises `ComfyError`."""
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        machine = self.world.scheduler.running
+        assert machine is not None
         fate = self._random.choice(TROUBLES) if self._chance(self.trouble) else "answered"
+        if machine.name in self.cut_from:
+            fate = "lost"
         self.world.environment.call_later(self.latency(), self._arrive, work, answer, fate)
         try:
             async with asyncio.timeout(timeout_s):
@@ -406,17 +430,22 @@ class ComfyUI:
 
     def _show(self, prompt: Prompt) -> None:
         """Send a preview: a picture's first bytes will do."""
-        socket = self._sockets.get(prompt.client_id)
+        socket = self._socket(prompt.client_id)
         if socket is not None:
             metadata = json.dumps({"prompt_id": prompt.prompt_id, "node_id": prompt.output_node}).encode()
             head = struct.pack(">II", PREVIEW_IMAGE_WITH_METADATA, len(metadata))
             socket.push(aiohttp.WSMessage(aiohttp.WSMsgType.BINARY, head + metadata + b"\xff\xd8\xff", None))
 
+    def _socket(self, client_id: str) -> Socket | None:
+        """Return the socket that hears what is said to a client id."""
+        socket = self._sockets.get(client_id)
+        return None if socket is None or socket.machine.name in self.cut_from else socket
+
     def _say(self, prompt: Prompt, kind: str, data: Mapping[str, Any]) -> None:
         self._say_to(prompt.client_id, kind, {"prompt_id": prompt.prompt_id, **data})
 
     def _say_to(self, client_id: str, kind: str, data: Mapping[str, Any]) -> None:
-        socket = self._sockets.get(client_id)
+        socket = self._socket(client_id)
         if socket is not None:
             text = json.dumps({"type": kind, "data": data})
             socket.push(aiohttp.WSMessage(aiohttp.WSMsgType.TEXT, text, None))

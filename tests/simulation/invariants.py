@@ -18,6 +18,7 @@ from faceswap.jobs import SUPERSEDED_EVENTS, TERMINAL, TRANSITIONS, Event, JobSt
 if TYPE_CHECKING:
     from .comfyui import ComfyUI, Prompt
     from .node import Node
+    from .users import Watcher
     from .world import World
 
 TRIGGERS = """
@@ -32,6 +33,9 @@ CREATE TRIGGER job_gone AFTER DELETE ON job BEGIN
   INSERT INTO move (kind, name, was) VALUES ('job', OLD.prompt_id, OLD.state); END;
 CREATE TRIGGER number_taken AFTER UPDATE OF last_seq ON job BEGIN
   INSERT INTO move (kind, name, was, now) VALUES ('number', NEW.prompt_id, OLD.last_seq, NEW.last_seq); END;
+CREATE TRIGGER cancel_asked AFTER UPDATE OF cancel_requested ON job
+  WHEN NOT OLD.cancel_requested AND NEW.cancel_requested BEGIN
+  INSERT INTO move (kind, name) VALUES ('cancel', NEW.prompt_id); END;
 CREATE TRIGGER event_made AFTER INSERT ON event BEGIN
   INSERT INTO move (kind, name, number, now) VALUES ('event', NEW.prompt_id, NEW.seq, NEW.type); END;
 CREATE TRIGGER segment_moved AFTER UPDATE ON segment
@@ -69,6 +73,14 @@ UNEXPLAINED = frozenset(
     }
 )
 """Codes of failures that nothing in the simulation gives a reason for."""
+ENDS = {JobState.SUCCESS: "completed", JobState.FAILED: "error", JobState.CANCELLED: "cancelled"}
+"""The last event of a job in each state that it can end in."""
+GRACE_S = 20.0
+"""The time after the end of all faults from which on bounds are looked at."""
+CANCEL_S = 5.0
+"""The longest until the ComfyUIs that work on a job that was cancelled are asked to stop."""
+LATE_S = 3.0
+"""The longest that a stored event is on its way to a watcher."""
 
 
 @dataclass
@@ -110,6 +122,8 @@ class Invariants:
         self._abandoned: set[str] = set()
         self._numbers: defaultdict[str, int] = defaultdict(int)
         """The highest number that a stored event of a job has."""
+        self._events: defaultdict[str, dict[int, tuple[str, float]]] = defaultdict(dict)
+        """The stored events of each job by their numbers: the type, and when it was committed."""
         self._published: dict[tuple[str, int], str] = {}
         self.prompts: list[tuple[ComfyUI, Prompt]] = []
 
@@ -126,8 +140,8 @@ class Invariants:
 
     # After every commit.
 
-    def committed(self, node: Node) -> None:
-        """Judge what a node has just committed."""
+    def committed(self, node: Node, now_ms: int) -> None:
+        """Judge what a node has just committed, which read the clock that leases are measured with at `now_ms`."""
         rows = self._reader.execute("SELECT * FROM move WHERE id > ? ORDER BY id", (self._last_move,)).fetchall()
         for id_, kind, name, number, was, now, more in rows:
             self._last_move = id_
@@ -142,10 +156,13 @@ class Invariants:
                 case "lease" if now is None:
                     del self.leases[name]
                 case "lease":
-                    self._lease_moved(node, name, now, details)
+                    self._lease_moved(node, name, now, details, now_ms)
                 case "event":
                     self._check(number > self._numbers[name], f"event number {number} of {name} is used again: {now}")
                     self._numbers[name] = max(number, self._numbers[name])
+                    self._events[name][number] = (now, self._world.scheduler.now)
+                case "cancel" if self._is_calm:
+                    self._world.environment.call_later(CANCEL_S, self._check_stopped, name, self._at_work(name))
                 case "number":
                     self._check(int(now) > int(was), f"last_seq of {name} goes from {was} to {now}")
                 case "abandoned":
@@ -167,12 +184,15 @@ class Invariants:
         if state is JobState.QUEUED:
             self._retries[prompt_id] += 1
         elif state is JobState.SUCCESS:
+            lease = self.leases.get(f"join:{prompt_id}")
+            mine = lease is not None and lease.holder == node.holder
+            self._check(mine, f"{node.name} ends {prompt_id}, whose joining is another's: {lease}")
             self._check_result(prompt_id, details["file"], details["frames"])
         elif state is JobState.FAILED:
             explained = details["code"] not in UNEXPLAINED or prompt_id in self.unwanted
             self._check(explained, f"{prompt_id} failed with {details['code']}")
             if details["code"] == "engine_unreachable":
-                holds = [name for name, lease in self.leases.items() if lease.holder == node.name]
+                holds = [name for name, lease in self.leases.items() if lease.holder == node.holder]
                 knows = any(name.startswith("backend:") for name in holds)
                 self._check(knows, f"{node.name} ends {prompt_id} for want of an engine and may ask none")
 
@@ -199,15 +219,15 @@ class Invariants:
         self._check(after in SEGMENT_MOVES[before], f"{name} goes from {was} to {now}")
         if SegmentState.SUBMITTED in (before, after) and after is not SegmentState.FAILED:
             lease = self.leases.get(f"backend:{details['backend']}")
-            mine = lease is not None and lease.holder == node.name and lease.epoch == details["epoch"]
+            mine = lease is not None and lease.holder == node.holder and lease.epoch == details["epoch"]
             self._check(mine, f"{node.name} moves {name} to {now} by epoch {details['epoch']}, which is past: {lease}")
         if before is SegmentState.WAITING and after is SegmentState.SUBMITTED:
             self._check(details["id"] not in self.claims, f"the id {details['id']} of {name} was used before")
         if after is SegmentState.SUBMITTED:
             self.claims[details["id"]] = Claim(prompt_id, number, details["attempt"], self._retries[prompt_id])
 
-    def _lease_moved(self, node: Node, name: str, holder: str, details: dict[str, Any]) -> None:
-        lease, now = self.leases.get(name), node.begun_at_ms
+    def _lease_moved(self, node: Node, name: str, holder: str, details: dict[str, Any], now: int) -> None:
+        lease = self.leases.get(name)
         after = LeaseState(holder, details["epoch"], details["expires_at"])
         if lease is not None:
             self._check(after.epoch >= lease.epoch, f"the epoch of {name} goes from {lease.epoch} to {after.epoch}")
@@ -240,14 +260,67 @@ class Invariants:
         else:
             self._check(stored == (event.type,), f"{event.type} {key} is told before it is committed: {stored}")
 
-    def watched(self, prompt_id: str, last: int, event: Event) -> None:
-        """Judge an event that a watcher hears, who has heard up to number `last`."""
-        self._check(event.seq > last, f"a watcher of {prompt_id} hears {event.seq} after {last}")
+    def heard(self, watcher: Watcher, event: Event) -> None:
+        """Judge an event that a watcher hears."""
+        name = f"a watcher of {event.prompt_id} at {watcher.node.name if watcher.node else None}"
+        self._check(event.seq > watcher.last, f"{name} hears {event.seq} after {watcher.last}")
+        if event.type not in SUPERSEDED_EVENTS:
+            kind, at = self._events[event.prompt_id].get(event.seq, (None, 0.0))
+            self._check(kind == event.type, f"{name} hears {event.type} {event.seq}, which is {kind}")
+            watcher.heard.append(event.seq)
+            late_s = self._world.scheduler.now - max(at, watcher.since)
+            self._check(late_s < LATE_S or at < self._calm_from, f"{name} hears {event.seq} {late_s:.1f} s late")
+
+    def heard_all(self, watcher: Watcher) -> None:
+        """Judge what a watcher has heard in all, which was told that this is the end."""
+        events = self._events[watcher.prompt_id]
+        stored = [seq for seq, (kind, _) in events.items() if kind not in SUPERSEDED_EVENTS and seq <= watcher.last]
+        name = f"a watcher of {watcher.prompt_id}"
+        self._check(watcher.heard == stored, f"{name} hears {watcher.heard} of {stored}")
+        if watcher.prompt_id not in self.unwanted:
+            ends = [events[seq][0] for seq in watcher.heard[-1:]]
+            self._check(set(ends) <= set(ENDS.values()) and bool(ends), f"{name} is told that {ends} is the end")
+
+    def not_found(self, watcher: Watcher) -> None:
+        """Judge that a watcher is told that there is no such job."""
+        self._check(
+            watcher.prompt_id in self.unwanted, f"a watcher of {watcher.prompt_id} is told that it is not there"
+        )
+
+    @property
+    def _calm_from(self) -> float:
+        """The time from which on bounds are looked at."""
+        return self._world.faults_end + GRACE_S
+
+    @property
+    def _is_calm(self) -> bool:
+        return self._world.scheduler.now > self._calm_from
+
+    def _at_work(self, prompt_id: str) -> list[tuple[ComfyUI, Prompt]]:
+        """Return the prompts of a job that ComfyUIs have in hand."""
+        return [
+            (comfy, prompt)
+            for comfy in self._world.comfies
+            for prompt in (comfy.running, *comfy.pending)
+            if prompt is not None and prompt.job == prompt_id
+        ]
+
+    def _check_stopped(self, prompt_id: str, before: list[tuple[ComfyUI, Prompt]]) -> None:
+        """Check that what was at work on a job when it was cancelled was asked to stop, where a node could do so."""
+        for comfy, prompt in before:
+            goes_on = (comfy, prompt) in self._at_work(prompt_id) and not prompt.stop_asked
+            excused = prompt.prompt_id in self._abandoned or all(node.machine is None for node in comfy.named_by)
+            self._check(
+                excused or not goes_on, f"{comfy.name} goes on with {prompt.prompt_id}, whose job was cancelled"
+            )
 
     # At every request to a ComfyUI that queues a prompt.
 
     def sent(self, comfy: ComfyUI, prompt_id: str) -> None:
         """Judge a prompt that a node is about to send."""
+        node, lease = self._world.running_node, self.leases[f"backend:{comfy.name}"]
+        is_held = lease.holder == node.holder and (not node.world.is_shared or lease.expires_at > self._world.wall_ms)
+        self._check(is_held, f"{node.name} sends {prompt_id} to {comfy.name}, whose lease is another's: {lease}")
         self._check(prompt_id in self.claims, f"{prompt_id} is sent to {comfy.name} before its id is committed")
 
     def queued(self, comfy: ComfyUI, prompt: Prompt) -> None:
@@ -289,10 +362,20 @@ class Invariants:
     # At the end.
 
     def all_ended(self) -> bool:
-        """Return whether nothing is left to do."""
-        return all(state in TERMINAL for state in self.jobs.values()) and all(
-            comfy.running is None and not comfy.pending for comfy in self._world.comfies
+        """Return whether nothing is left to do, and every watcher knows that."""
+        world = self._world
+        return (
+            all(state in TERMINAL for state in self.jobs.values())
+            and all(comfy.running is None and not comfy.pending and self._is_held(comfy) for comfy in world.comfies)
+            and all(watcher.ended for watcher in world.users.watchers)
+            and all(node.is_idle for node in world.nodes)
         )
+
+    def _is_held(self, comfy: ComfyUI) -> bool:
+        """Return whether one of the nodes that live and name a ComfyUI holds the lease on it, if there is one."""
+        holders = {node.holder for node in comfy.named_by if node.machine is not None}
+        lease = self.leases.get(f"backend:{comfy.name}")
+        return not holders or (lease is not None and lease.holder in holders)
 
     def check_end(self) -> None:
         """Judge what is there when faults have stopped and everything had time to end."""
@@ -303,8 +386,13 @@ class Invariants:
         for prompt_id, state in stored.items():
             self._check(state in TERMINAL, f"{prompt_id} did not end: {self._story(prompt_id)}")
             last = self._one("SELECT type FROM event WHERE prompt_id = ? ORDER BY seq DESC LIMIT 1", prompt_id)
-            ends = {"SUCCESS": "completed", "FAILED": "error", "CANCELLED": "cancelled"}
-            self._check(last == (ends.get(state),), f"the last event of {prompt_id}, {state}, is {last}")
+            self._check(last == (ENDS.get(state),), f"the last event of {prompt_id}, {state}, is {last}")
+        for watcher in self._world.users.watchers:
+            self._check(watcher.ended, f"a watcher of {watcher.prompt_id} at {watcher.node} still waits")
+        for node in self._world.nodes:
+            self._check(node.is_idle, f"{node.name} still has {node.work}")
+        for comfy in self._world.comfies:
+            self._check(self._is_held(comfy), f"{comfy.name} is held by {self.leases.get(f'backend:{comfy.name}')}")
         for comfy in self._world.comfies:
             self._check(comfy.running is None and not comfy.pending, f"{comfy.name} still works for an ended job")
         results = "SELECT result_file FROM job WHERE state = 'SUCCESS' AND result_erased = 0"

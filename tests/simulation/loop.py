@@ -84,15 +84,16 @@ class Scheduler:
 
 
 class Machine(asyncio.AbstractEventLoop):
-    """The event loop of one process. `clock_s` is how far its wall clock is off."""
+    """The event loop of one process. `clock_s` is how far its wall clock is off, `rate` how fast its clocks run."""
 
-    def __init__(self, scheduler: Scheduler, name: str) -> None:
+    def __init__(self, scheduler: Scheduler, name: str, rate: float = 1.0) -> None:
         self.scheduler = scheduler
         self.name = name
         self.ready: deque[asyncio.Handle] = deque()
         self.frozen = False
         self.dead = False
         self.clock_s = 0.0
+        self.rate = rate
         self._fuse: tuple[int, Callable[[], None]] | None = None
         self._steps = 0
         self._booted_at = scheduler.random.uniform(0, 1e6)
@@ -151,14 +152,14 @@ class Machine(asyncio.AbstractEventLoop):
     def call_at(self, when: float, callback: Any, *args: Any, context: Context | None = None) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, args, self, context)
         if not self.dead:
-            self.scheduler.add(when - self._booted_at, handle)
+            self.scheduler.add((when - self._booted_at) / self.rate, handle)
         return handle
 
     def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
         pass
 
     def time(self) -> float:
-        return self.scheduler.now + self._booted_at
+        return self.scheduler.now * self.rate + self._booted_at
 
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)

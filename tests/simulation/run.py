@@ -1,5 +1,7 @@
 """Runs seeds: `make simulate SEEDS=10000`; `make simulate SEED=123` tells all that happens in one.
 
+`NODES=3` gives every world three nodes; without it each seed has as many as it has.
+
 `make simulate BUGS=1` puts each bug of `bugs.toml` into a copy of the tree and runs seeds there until one finds it.
 """
 
@@ -26,7 +28,6 @@ from pathlib import Path
 from mutate import NOT_COPIED, ROOT, Mutation
 
 BUGS = Path(__file__).with_name("bugs.toml")
-REPLAY = "make simulate SEED={}"
 SEEDS_A_PROCESS = 200
 """A process that has run so many gives way to a new one: worlds that are over are never let go of."""
 MOST_SEEDS_FOR_A_BUG = 3000
@@ -47,19 +48,19 @@ def bugs() -> list[Mutation]:
     return [Mutation(**entry, tests=()) for entry in tomllib.loads(BUGS.read_text(encoding="utf-8"))["bug"]]
 
 
-def run_seed(seed: int, disks: Path) -> Result:
+def run_seed(seed: int, disks: Path, nodes: int | None) -> Result:
     """Run one seed."""
     from .world import simulate
 
     gc.disable()
     try:
-        world = simulate(seed, disks)
+        world = simulate(seed, disks, nodes)
     except Exception:  # noqa: BLE001  # the simulation itself is broken, which the seed shows
         return Result(seed, traceback.format_exc(), "", Counter())
     return Result(seed, world.violation, world.digest, world.counts)
 
 
-def run_seeds(seeds: Sequence[int], jobs: int, most_failures: int) -> int:
+def run_seeds(seeds: Sequence[int], jobs: int, most_failures: int, nodes: int | None) -> int:
     """Print every seed that fails, and what all of them came to; returns the number of those that failed."""
     from . import world  # once, for all processes
 
@@ -70,13 +71,14 @@ def run_seeds(seeds: Sequence[int], jobs: int, most_failures: int) -> int:
         tempfile.TemporaryDirectory(prefix="faceswap-simulation-", dir=world.MEMORY) as disks,
         multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=SEEDS_A_PROCESS) as pool,
     ):
-        for result in pool.imap(partial(run_seed, disks=Path(disks)), seeds):
+        for result in pool.imap(partial(run_seed, disks=Path(disks), nodes=nodes), seeds):
             done += 1
             counts.update(result.counts)
             digest.update(result.digest.encode())
             if result.violation is not None:
                 failures += 1
-                print(f"seed {result.seed}: {result.violation}\n  again: {REPLAY.format(result.seed)}", flush=True)
+                again = f"make simulate SEED={result.seed}" + (f" NODES={nodes}" if nodes else "")
+                print(f"seed {result.seed}: {result.violation}\n  again: {again}", flush=True)
                 if failures == most_failures:
                     break
     seconds = time.monotonic() - started
@@ -86,13 +88,13 @@ def run_seeds(seeds: Sequence[int], jobs: int, most_failures: int) -> int:
     return failures
 
 
-def replay(seed: int) -> int:
+def replay(seed: int, nodes: int | None) -> int:
     """Print all that happens in a seed."""
     from . import world
 
     world.prepare()
     gc.disable()
-    found = world.simulate(seed)
+    found = world.simulate(seed, nodes=nodes)
     print("\n".join(found.trace), f"\n{dict(found.counts)}\ndigest {found.digest}")
     return int(found.violation is not None)
 
@@ -117,6 +119,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, help="how many")
     parser.add_argument("--first", type=int, default=0, help="the first of them")
     parser.add_argument("--seed", type=int, help="only this one, with all that happens in it")
+    parser.add_argument("--nodes", type=int, help="how many nodes every world has")
     parser.add_argument(
         "--bugs", nargs="*", metavar="WORD", help="find the bugs whose promise holds one of these words"
     )
@@ -127,7 +130,7 @@ def main() -> int:
         environ = {**os.environ, "PYTHONHASHSEED": "0"}
         os.execve(sys.executable, [sys.executable, "-m", "simulation.run", *sys.argv[1:]], environ)
     if arguments.seed is not None:
-        return replay(arguments.seed)
+        return replay(arguments.seed, arguments.nodes)
     if arguments.bugs is not None:
         missed = 0
         for bug in bugs():
@@ -137,7 +140,7 @@ def main() -> int:
                 print(f"{bug.breaks}: {found or 'NOT FOUND'}", flush=True)
         return int(missed > 0)
     seeds = range(arguments.first, arguments.first + arguments.seeds)
-    return int(run_seeds(seeds, arguments.jobs, arguments.failures) > 0)
+    return int(run_seeds(seeds, arguments.jobs, arguments.failures, arguments.nodes) > 0)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import json
 import logging
 import shutil
 import sqlite3
@@ -13,28 +11,27 @@ import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing, suppress
-from fractions import Fraction
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
 from faceswap import engine_watch, progress_reporter
-from faceswap.api.stream import follow
+from faceswap.comfy.backend import EMBEDDED
 from faceswap.config import Timeouts, resource_dir
-from faceswap.errors import Problem
 from faceswap.files import Files
-from faceswap.hub import Lagging
-from faceswap.jobs import Inputs, NewJob, Options, SegmentPlan
 from faceswap.store import StoreError
 from faceswap.store.sqlite import migrate
 from faceswap.workflow import load_workflows
 
 from .comfyui import ComfyUI
+from .database import IDLE_TRANSACTION_S
+from .faults import Faults
 from .invariants import TRIGGERS, Invariants
-from .loop import Clocks, Machine, Scheduler, datetime_of
+from .loop import WALL_S, Clocks, Machine, Scheduler, datetime_of
 from .node import Node
+from .users import Users
 
 MEMORY = Path("/dev/shm")
 """The folder of simulated disks: nothing there waits for a real one."""
@@ -54,13 +51,15 @@ TIMEOUTS = Timeouts(
 TICK_S = 2.0
 """Between two progress events of a simulated service: fewer, so that a seed takes less time."""
 NODES = (1, 1, 1, 2, 2, 3)
-"""Numbers of nodes that a world may have."""
-WORKFLOW = "FaceSwap-Reactor-API"
-QUEUE_LIMIT = 100
+"""Numbers of nodes that a world may have, unless it is told how many."""
+DRIFT = 2e-4
+"""The share by which the clocks of a node run too fast or too slow, at most."""
 NEED_ROOM = frozenset({"begin_upload", "make_scratch", "mark_erasure", "keep_result"})
 """Methods of `Files` that make something new on the disk."""
 FAULTS_END_S = (20.0, 80.0)
-"""Between which times faults and users stop."""
+"""Between which times faults stop."""
+CALM_S = 15.0
+"""The longest that users go on after that."""
 QUIET_S = 6.0
 """The time for which nothing may be left to do before a simulation is over."""
 SETTLE_S = 3600.0
@@ -84,7 +83,7 @@ def prepare() -> None:
 class World:
     """The world of one seed. `violation` is the first promise that did not hold."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, nodes: int | None) -> None:
         self.seed = seed
         self.random = Random(seed)
         self.scheduler = Scheduler(self.random)
@@ -99,9 +98,12 @@ class World:
         self.scheduler.before_thread = self._check_thread
         self.database_away = self.disk_full = False
         self.media_trouble = 0.0
-        self.faults_over = False
         self._busy_at = 0.0
-        self._watched: dict[str, int] = {}
+        count = nodes or self.random.choice(NODES)
+        self.is_shared = count > 1
+        """True where several nodes share the database, as on PostgreSQL."""
+        self.nodes = [Node(self, f"node{number}", 1 + self.random.uniform(-DRIFT, DRIFT)) for number in range(count)]
+        self.comfies = self._make_comfies()
 
     # What the parts of the world ask.
 
@@ -116,18 +118,22 @@ class World:
             self.note(f"VIOLATION: {violation}")
             self.scheduler.stopped = True
 
+    @property
+    def wall_ms(self) -> int:
+        """The Unix time of clocks that are right, as that of a database that nodes share, in milliseconds."""
+        return int((WALL_S + self.scheduler.now) * 1000)
+
+    @property
+    def running_node(self) -> Node:
+        """The node whose turn it is."""
+        return next(node for node in self.nodes if node.machine is self.scheduler.running)
+
     def chance(self, share: float) -> bool:
         """Return True with a probability of `share`."""
         return share > 0 and self.random.random() < share
 
-    def check_database(self) -> None:
-        """Raise `StoreError` while the database is away."""
-        if self.database_away:
-            raise StoreError("the database is away", transient=True)
-
     def check_disk_of_database(self) -> None:
         """Raise `StoreError` while the database cannot be written."""
-        self.check_database()
         if self.disk_full:
             raise StoreError("the disk is full", transient=True, disk_full=True)
 
@@ -149,17 +155,15 @@ class World:
         random = self.random
         self.files.database.write_bytes(_database)
         self.invariants = Invariants(self, self.files.database)
-        self.comfies = [
-            ComfyUI(self, f"comfy{number}", random.uniform(0.05, 0.4), random.random() < 0.5)
-            for number in range(random.choice((1, 1, 2, 2, 3)))
-        ]
-        self.nodes = [Node(self, f"node{number}") for number in range(random.choice(NODES))]
+        self.users, self.faults = Users(self), Faults(self)
         for node in self.nodes:
             node.start()
-        faults_end = random.uniform(*FAULTS_END_S)
-        self.environment.create_task(self._users(faults_end))
-        self.environment.create_task(self._faults(faults_end))
-        self.environment.call_later(faults_end, self._heal)
+        faults_end = self.faults_end = random.uniform(*FAULTS_END_S)
+        users = self.environment.create_task(self.users.run())
+        faults = self.environment.create_task(self.faults.run())
+        self.environment.call_later(faults_end, faults.cancel)
+        self.environment.call_later(faults_end, self.faults.heal)
+        self.environment.call_later(faults_end + random.uniform(0.0, CALM_S), users.cancel)
         try:
             self.scheduler.run(self._is_quiet, faults_end + SETTLE_S)
             for error in self.scheduler.errors:
@@ -174,9 +178,28 @@ class World:
         self.counts["prompts"] += len(self.invariants.prompts)
         self.counts["steps"] += self.scheduler.steps
 
+    def _make_comfies(self) -> list[ComfyUI]:
+        """Make ComfyUIs: all nodes name all of them, or each names some; who names none has one of its own."""
+        random = self.random
+        share = random.choice((1.0, 0.6)) if self.is_shared else 1.0
+        comfies = []
+        for number in range(random.choice((1, 1, 2, 2, 3))):
+            named_by = [node for node in self.nodes if random.random() < share]
+            if named_by:
+                comfies.append(self._make_comfy(f"comfy{number}", named_by))
+        for node in self.nodes:
+            if not any(node in comfy.named_by for comfy in comfies):
+                own = self._make_comfy(f"{EMBEDDED}@{node.name}", [node])
+                own.is_embedded = True
+                comfies.append(own)
+        return comfies
+
+    def _make_comfy(self, name: str, named_by: list[Node]) -> ComfyUI:
+        return ComfyUI(self, name, named_by, self.random.uniform(0.05, 0.4), self.random.random() < 0.5)
+
     def _is_quiet(self) -> bool:
         """Return whether faults are over and nothing was left to do for a while: requests may have been held back."""
-        if not (self.faults_over and self.invariants.all_ended()):
+        if not (self.faults.over and self.invariants.all_ended()):
             self._busy_at = self.scheduler.now
         return self.scheduler.now - self._busy_at > QUIET_S
 
@@ -186,250 +209,40 @@ class World:
         text = "\n".join((*self.trace, str(self.scheduler.steps), str(self.random.random())))
         return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
-    # Faults.
-
-    async def _faults(self, end: float) -> None:
-        pause_s = self.random.choice((2.0, 5.0, 15.0))
-        kinds = [
-            self._crash,
-            self._crash,
-            self._freeze,
-            self._restart_comfy,
-            self._freeze_comfy,
-            self._trouble_comfy,
-            self._lying_comfy,
-            self._drop_sockets,
-            self._forget,
-            self._database_away,
-            self._disk_full,
-            self._clock_jump,
-            self._media_trouble,
-        ]
-        chosen = self.random.sample(kinds, self.random.randint(1, len(kinds)))
-        while True:
-            await asyncio.sleep(self.random.expovariate(1 / pause_s))
-            fault = self.random.choice(chosen)
-            self.counts[fault.__name__.strip("_")] += 1
-            fault()
-
-    def _for_a_while(self, longest_s: float, undo: Callable[[], None]) -> None:
-        self.environment.call_later(self.random.uniform(0.1, longest_s), undo)
-
-    def _crash(self) -> None:
-        node = self.random.choice(self.nodes)
-        if node.machine is None:
-            return
-
-        def crash() -> None:
-            node.kill()
-            self._for_a_while(self.random.choice((1.0, 5.0, 40.0)), lambda: self._start(node))
-
-        self._strike(node, node.machine, crash)
-
-    def _strike(self, node: Node, machine: Machine, action: Callable[[], None]) -> None:
-        """Do something to a machine between two callbacks: some time soon, or soon after it moves a segment."""
-        steps = self.random.randrange(self.random.choice((10, 100, 1000)))
-        if self.random.random() < 0.5:
-            machine.light_fuse(steps, action)
-        else:
-            node.on_move = lambda: machine.light_fuse(steps // 10, action)
-
-    def _start(self, node: Node) -> None:
-        if node.machine is None:
-            node.start()
-
-    def _freeze(self) -> None:
-        node = self.random.choice(self.nodes)
-        machine = node.machine
-        if machine is None:
-            return
-
-        def freeze() -> None:
-            self.note(f"{node.name} is frozen")
-            machine.frozen = True
-            self._for_a_while(self.random.choice((1.0, 10.0, 60.0)), lambda: self._thaw(machine))
-
-        self._strike(node, machine, freeze)
-
-    def _thaw(self, machine: Machine) -> None:
-        if machine.frozen:
-            self.note(f"{machine.name} thaws")
-            machine.frozen = False
-
-    def _restart_comfy(self) -> None:
-        self.restart(self.random.choice(self.comfies))
-
-    def restart(self, comfy: ComfyUI) -> None:
-        """Have a ComfyUI die and come again after a while."""
-        if comfy.up:
-            self.note(f"{comfy.name} dies")
-            comfy.die()
-            self._for_a_while(self.random.choice((1.0, 20.0)), comfy.start)
-
-    def _freeze_comfy(self) -> None:
-        comfy = self.random.choice(self.comfies)
-        if comfy.up and not comfy.frozen:
-            self.note(f"{comfy.name} is frozen")
-            comfy.freeze()
-            self._for_a_while(self.random.choice((1.0, 10.0, 40.0)), lambda: self._thaw_comfy(comfy))
-
-    def _thaw_comfy(self, comfy: ComfyUI) -> None:
-        if comfy.frozen:
-            self.note(f"{comfy.name} thaws")
-            comfy.thaw()
-
-    def _trouble_comfy(self) -> None:
-        comfy = self.random.choice(self.comfies)
-        comfy.trouble = self.random.choice((0.1, 0.5, 1.0))
-        self.note(f"{comfy.name} cannot be relied on: {comfy.trouble}")
-        self._for_a_while(20.0, lambda: setattr(comfy, "trouble", 0.0))
-
-    def _lying_comfy(self) -> None:
-        comfy = self.random.choice(self.comfies)
-        comfy.lies = self.random.choice((0.2, 0.7))
-        self._for_a_while(20.0, lambda: setattr(comfy, "lies", 0.0))
-
-    def _drop_sockets(self) -> None:
-        comfy = self.random.choice(self.comfies)
-        self.note(f"{comfy.name} loses its sockets")
-        comfy.drop_sockets()
-
-    def _forget(self) -> None:
-        self.random.choice(self.comfies).forget()
-
-    def _database_away(self) -> None:
-        self.note("the database is away")
-        self.database_away = True
-        self._for_a_while(self.random.choice((1.0, 15.0)), lambda: setattr(self, "database_away", False))
-
-    def _disk_full(self) -> None:
-        self.note("the disk is full")
-        self.disk_full = True
-        self._for_a_while(self.random.choice((1.0, 15.0)), lambda: setattr(self, "disk_full", False))
-
-    def _clock_jump(self) -> None:
-        node = self.random.choice(self.nodes)
-        node.clock_s = self.random.choice((-1, 1)) * self.random.choice((1.0, 60.0, 3600.0, 86400.0))
-        self.note(f"the clock of {node.name} is off by {node.clock_s} s")
-        if node.machine is not None:
-            node.machine.clock_s = node.clock_s
-
-    def _media_trouble(self) -> None:
-        self.media_trouble = 0.5
-        self._for_a_while(10.0, lambda: setattr(self, "media_trouble", 0.0))
-
-    def _heal(self) -> None:
-        """Let nothing more go wrong, and have what only an operator can put right put right."""
-        self.note("faults are over")
-        self.faults_over = True
-        for task in self.environment.tasks:
-            task.cancel()
-        self.database_away = self.disk_full = False
-        self.media_trouble = 0.0
-        for comfy in self.comfies:
-            comfy.trouble = comfy.lies = 0.0
-            if comfy.frozen:
-                comfy.thaw()
-            stuck = comfy.running is not None and comfy.running.fate == "stuck"
-            if stuck or any(prompt.fate != "success" for prompt in comfy.pending):
-                comfy.die()
-            comfy.start()
-        for node in self.nodes:
-            if node.machine is None:
-                node.start()
-            else:
-                node.machine.frozen = False
-                node.machine.defuse()
-            node.on_move = None
-
-    # Users.
-
-    async def _users(self, end: float) -> None:
-        actions = [self._cancel, self._cancel, self._retry, self._retry, self._delete, self._watch, self._watch]
-        jobs = self.random.randint(1, 4)
-        while True:
-            await asyncio.sleep(self.random.expovariate(1 / 3.0))
-            nodes = [node for node in self.nodes if node.ready]
-            if not nodes:
-                continue
-            node = self.random.choice(nodes)
-            action = self.random.choice(actions)
-            if jobs > 0 and self.random.random() < 0.6:
-                action = self._submit
-                jobs -= 1
-                prompt_id = self.new_id()
-            elif self.invariants.jobs:
-                prompt_id = self.random.choice(sorted(self.invariants.jobs))
-            else:
-                continue
-            self.counts[action.__name__.strip("_")] += 1
-            assert node.machine is not None
-            node.machine.spawn(self._request(action(node, prompt_id)))
-
-    async def _request(self, work: object) -> None:
-        """Answer a request as the handlers do: what is refused, or cannot be done now, is an answer too."""
-        with suppress(Problem, StoreError, OSError, Lagging):
-            await work
-
     def new_id(self) -> str:
         """Return an id as `uuid4` would."""
         return str(uuid.UUID(int=self.random.getrandbits(128), version=4))
 
-    async def _submit(self, node: Node, prompt_id: str) -> None:
-        counts = [self.random.randint(3, 20) for _ in range(self.random.choice((1, 1, 2, 3, 6)))]
-        await node.files.begin_upload(prompt_id)
-        folder = node.files.inputs(prompt_id)
-        clip = {"job": prompt_id, "first": 0, "count": sum(counts)}
-        (folder / "video.mp4").write_text(json.dumps(clip), encoding="utf-8")
-        (folder / "face.png").write_text("{}", encoding="utf-8")
-        plans = tuple(SegmentPlan(number, sum(counts[:number]), count) for number, count in enumerate(counts))
-        inputs = Inputs(
-            "video.mp4", "face.png", "a" * 64, "b" * 64, 100, 64, 48, sum(counts), Fraction(24), sum(counts) / 24, False
-        )
-        new = NewJob(prompt_id, "clip", Options(), WORKFLOW, inputs, plans)
-        try:
-            await node.store.create(new, QUEUE_LIMIT)
-        except (Problem, StoreError):
-            await node.files.delete_upload(prompt_id)
-            raise
-        self.invariants.accepted.add(prompt_id)
-        await node.files.accept_upload(prompt_id)
-        node.scheduler.wake()
+    def restart(self, comfy: ComfyUI) -> None:
+        """Have a ComfyUI die and come again after a while, if there is somebody to start it."""
 
-    async def _cancel(self, node: Node, prompt_id: str) -> None:
-        await node.store.request_cancel(prompt_id, None)
-        node.scheduler.cancel(prompt_id)
+        def start() -> None:
+            if not comfy.is_embedded or comfy.named_by[0].machine is not None:
+                comfy.start()
 
-    async def _retry(self, node: Node, prompt_id: str) -> None:
-        await node.store.retry(prompt_id, None)
-        node.scheduler.wake()
+        if comfy.up:
+            self.note(f"{comfy.name} dies")
+            comfy.die()
+            self.environment.call_later(self.random.uniform(0.1, self.random.choice((1.0, 20.0))), start)
 
-    async def _delete(self, node: Node, prompt_id: str) -> None:
-        if len(self.nodes) > 1:
-            return
-        self.invariants.unwanted.add(prompt_id)
-        with suppress(Problem):
-            await self._cancel(node, prompt_id)
-        await node.scheduler.erase(await node.store.job(prompt_id))
-
-    async def _watch(self, node: Node, prompt_id: str) -> None:
-        last = self._watched.get(prompt_id, 0)
-        async for event in follow(node.store, node.feed, prompt_id, last):
-            if event is not None:
-                self.invariants.watched(prompt_id, last, event)
-                last = self._watched[prompt_id] = event.seq
+    def end_idle_transactions(self) -> None:
+        """Have the database end the transaction of a session that says nothing."""
+        for node in self.nodes:
+            for session in node.way.sessions:
+                if session.inner.in_transaction and self.scheduler.now - session.spoke_at > IDLE_TRANSACTION_S:
+                    session.end()
 
 
 _kept: list[World] = []
 """Worlds that are over: were one collected, the `finally` of every task that was killed there would run."""
 
 
-def simulate(seed: int, disks: Path = MEMORY) -> World:
-    """Run the world of a seed, its disk a folder in `disks`."""
+def simulate(seed: int, disks: Path = MEMORY, nodes: int | None = None) -> World:
+    """Run the world of a seed, its disk a folder in `disks`; with `nodes` nodes, or as many as the seed has."""
     prepare()
     folder = Path(tempfile.mkdtemp(prefix="faceswap-simulation-", dir=disks))
     try:
-        world = World(seed, folder)
+        world = World(seed, folder, nodes)
         _kept.append(world)
         install(world)
         world.run()

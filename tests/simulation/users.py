@@ -1,0 +1,192 @@
+"""The users of a world: each request goes to any node, and watchers go on at another when theirs is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from contextlib import suppress
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+from faceswap.api.stream import follow
+from faceswap.errors import Conflict, NotFound, Problem
+from faceswap.hub import Closing, Lagging
+from faceswap.jobs import Inputs, NewJob, Options, SegmentPlan
+from faceswap.store import StoreError
+
+if TYPE_CHECKING:
+    from .loop import Machine
+    from .node import Node
+    from .world import World
+
+QUEUE_LIMIT = 100
+WORKFLOW = "FaceSwap-Reactor-API"
+PAUSE_S = 3.0
+"""The mean time between two requests."""
+RECONNECT_S = 1.0
+"""The longest that a watcher waits before it comes back."""
+
+
+class Users:
+    """All users. What they were promised is `Invariants`' to judge."""
+
+    def __init__(self, world: World) -> None:
+        self.watchers: list[Watcher] = []
+        self._world = world
+        self._random = world.random
+
+    async def run(self) -> None:
+        """Send one request after another, until cancelled."""
+        actions = [self.cancel, self.cancel, self.retry, self.retry, self.delete, self.watch, self.watch]
+        jobs = self._random.randint(1, 4)
+        while True:
+            await asyncio.sleep(self._random.expovariate(1 / PAUSE_S))
+            node = self.any_node()
+            if node is None:
+                continue
+            action = self._random.choice(actions)
+            if jobs > 0 and self._random.random() < 0.6:
+                action = self.submit
+                jobs -= 1
+                prompt_id = self._world.new_id()
+            elif self._world.invariants.jobs:
+                prompt_id = self._random.choice(sorted(self._world.invariants.jobs))
+            else:
+                continue
+            self._world.counts[action.__name__] += 1
+            action(node, prompt_id)
+
+    def any_node(self) -> Node | None:
+        """Return one of the nodes that a load balancer would send a request to; None when there is none."""
+        nodes = [node for node in self._world.nodes if node.ready]
+        return self._random.choice(nodes) if nodes else None
+
+    def machine_died(self, machine: Machine) -> None:
+        """Break the connections of watchers to a process that has ended."""
+        for watcher in self.watchers:
+            watcher.machine_died(machine)
+
+    def _request(self, node: Node, work: Coroutine[Any, Any, None]) -> None:
+        """Answer a request as the handlers do: a refusal, or that it cannot be done now, is an answer too."""
+
+        async def answer() -> None:
+            with suppress(Problem, StoreError, OSError):
+                await work
+
+        assert node.machine is not None
+        node.machine.spawn(answer())
+
+    def submit(self, node: Node, prompt_id: str) -> None:
+        """Post a job."""
+        self._request(node, self._submit(node, prompt_id))
+
+    async def _submit(self, node: Node, prompt_id: str) -> None:
+        counts = [self._random.randint(3, 20) for _ in range(self._random.choice((1, 1, 2, 3, 6)))]
+        await node.files.begin_upload(prompt_id)
+        folder = node.files.inputs(prompt_id)
+        clip = {"job": prompt_id, "first": 0, "count": sum(counts)}
+        (folder / "video.mp4").write_text(json.dumps(clip), encoding="utf-8")
+        (folder / "face.png").write_text("{}", encoding="utf-8")
+        plans = tuple(SegmentPlan(number, sum(counts[:number]), count) for number, count in enumerate(counts))
+        inputs = Inputs(
+            "video.mp4", "face.png", "a" * 64, "b" * 64, 100, 64, 48, sum(counts), Fraction(24), sum(counts) / 24, False
+        )
+        new = NewJob(prompt_id, "clip", Options(), WORKFLOW, inputs, plans)
+        try:
+            await node.store.create(new, QUEUE_LIMIT)
+        except (Problem, StoreError):
+            await node.files.delete_upload(prompt_id)
+            raise
+        self._world.invariants.accepted.add(prompt_id)
+        await node.files.accept_upload(prompt_id)
+        node.scheduler.wake()
+
+    def cancel(self, node: Node, prompt_id: str) -> None:
+        """Cancel a job."""
+        self._request(node, self._cancel(node, prompt_id))
+
+    async def _cancel(self, node: Node, prompt_id: str) -> None:
+        await node.store.request_cancel(prompt_id, None)
+        node.scheduler.cancel(prompt_id)
+
+    def retry(self, node: Node, prompt_id: str) -> None:
+        """Queue a job again."""
+        self._request(node, self._retry(node, prompt_id))
+
+    async def _retry(self, node: Node, prompt_id: str) -> None:
+        await node.store.retry(prompt_id, None)
+        node.scheduler.wake()
+
+    def delete(self, node: Node, prompt_id: str) -> None:
+        """Erase a job, whatever it does."""
+        self._world.invariants.unwanted.add(prompt_id)
+        self._request(node, self._delete(node, prompt_id))
+
+    async def _delete(self, node: Node, prompt_id: str) -> None:
+        with suppress(Conflict):
+            await self._cancel(node, prompt_id)
+        await node.scheduler.erase(await node.store.job(prompt_id))
+
+    def watch(self, node: Node, prompt_id: str) -> None:
+        """Watch a job to its end."""
+        watcher = Watcher(self._world, prompt_id)
+        self.watchers.append(watcher)
+        watcher.connect(node)
+
+
+class Watcher:
+    """A client that watches a job, wherever it is let in, until it has heard the end. `ended` then."""
+
+    def __init__(self, world: World, prompt_id: str) -> None:
+        self.prompt_id = prompt_id
+        self.ended = False
+        self.heard: list[int] = []
+        """The numbers of the stored events that it has heard."""
+        self.last = 0
+        """The number of the last event of any kind."""
+        self.node: Node | None = None
+        self.since = 0.0
+        """The time at which it came to the node."""
+        self._world = world
+        self._machine: Machine | None = None
+
+    def connect(self, node: Node | None = None) -> None:
+        """Go to a node, any one that lets clients in."""
+        node = node or self._world.users.any_node()
+        if node is None:
+            self._come_back()
+            return
+        self.node, self._machine, self.since = node, node.machine, self._world.scheduler.now
+        assert node.machine is not None
+        node.machine.spawn(self._follow(node, node.machine))
+
+    def machine_died(self, machine: Machine) -> None:
+        """Come back when it was this process that has ended."""
+        if self._machine is machine:
+            self._lost()
+
+    def _lost(self) -> None:
+        self.node = self._machine = None
+        if not self.ended:
+            self._come_back()
+
+    def _come_back(self) -> None:
+        self._world.environment.call_later(self._world.random.uniform(0.1, RECONNECT_S), self.connect)
+
+    async def _follow(self, node: Node, machine: Machine) -> None:
+        try:
+            async for event in follow(node.store, node.feed, self.prompt_id, self.last):
+                if event is not None and self._machine is machine:
+                    self._world.invariants.heard(self, event)
+                    self.last = event.seq
+            self.ended = True
+        except NotFound:
+            self.ended = True
+            self._world.invariants.not_found(self)
+        except (Lagging, Closing, StoreError):
+            pass
+        if self.ended and self._machine is machine:
+            self._world.invariants.heard_all(self)
+        if self._machine is machine:
+            self._lost()
