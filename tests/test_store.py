@@ -10,10 +10,11 @@ import threading
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import aiosqlite
+import postgres
 import pytest
 from simulation.inline import open_inline
 from stored_jobs import (
@@ -56,9 +57,18 @@ SCAN = r"SCAN (job|segment|event|lease|input|video|face)(?! USING INDEX segment_
 """A step of a plan that reads a table from end to end."""
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "faceswap.db"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path | str]:
+    """Yield where a database is to be, or is: each test is for both kinds."""
+    if request.param == "sqlite":
+        yield tmp_path / "faceswap.db"
+    else:
+        with postgres.database() as url:
+            yield url
+
+
+on_sqlite = pytest.mark.parametrize("path", ["sqlite"], indirect=True)
+"""For what is said of SQLite's own ways."""
 
 
 @pytest.fixture
@@ -67,7 +77,7 @@ def published() -> list[Event]:
 
 
 @pytest.fixture
-async def store(path: Path, published: list[Event]) -> AsyncIterator[Store]:
+async def store(path: Path | str, published: list[Event]) -> AsyncIterator[Store]:
     async with opened(path, published) as store:
         yield store
 
@@ -124,7 +134,7 @@ async def test_the_queued_event_is_stored_and_published_with_the_job(store: Stor
 
 
 async def test_a_job_whose_segments_cannot_be_written_leaves_nothing(
-    store: Store, path: Path, published: list[Event]
+    store: Store, path: Path | str, published: list[Event]
 ) -> None:
     await create(store)
     twice = SegmentPlan(0, 0, 10)
@@ -142,7 +152,10 @@ async def test_a_name_that_is_taken_gets_the_next_free_number(store: Store) -> N
     assert (await create(store, output_name="Clip_%")).output_name == "Clip_%"
 
 
-async def test_a_name_that_thousands_had_is_found_without_comparing_each_with_each(store: Store, path: Path) -> None:
+@on_sqlite
+async def test_a_name_that_thousands_had_is_found_without_comparing_each_with_each(
+    store: Store, path: Path | str
+) -> None:
     job = await create(store, output_name="clip")
     columns = "owner, state, step, options, workflow, priority, created_at, updated_at, total_frames, segments_total"
     values = columns.replace("state", "'SUCCESS'")
@@ -185,7 +198,7 @@ async def test_the_same_key_of_another_owner_is_another_key(store: Store) -> Non
     assert first.prompt_id != second.prompt_id
 
 
-async def test_a_key_is_kept_for_24_hours_and_not_longer(store: Store, path: Path) -> None:
+async def test_a_key_is_kept_for_24_hours_and_not_longer(store: Store, path: Path | str) -> None:
     first = await create(store, idempotency_key="k", request_digest="d")
     sql(path, "UPDATE job SET created_at = ?", now_ms() - IDEMPOTENCY_MS + 60_000)
     assert (await create(store, idempotency_key="k", request_digest="d")).prompt_id == first.prompt_id
@@ -207,7 +220,7 @@ async def test_a_full_queue_refuses_the_next_job_and_says_when_to_come_back(stor
 # A segment is worked on.
 
 
-async def test_segments_are_claimed_by_priority_then_age_then_number(store: Store, path: Path) -> None:
+async def test_segments_are_claimed_by_priority_then_age_then_number(store: Store, path: Path | str) -> None:
     old = await create(store, segments=2)
     young = await create(store)
     urgent = await create(store, options={"priority": 1})
@@ -217,7 +230,7 @@ async def test_segments_are_claimed_by_priority_then_age_then_number(store: Stor
     assert await try_claim(store) is None
 
 
-async def test_a_claim_commits_the_id_the_engine_will_know(store: Store, path: Path) -> None:
+async def test_a_claim_commits_the_id_the_engine_will_know(store: Store, path: Path | str) -> None:
     job = await create(store)
     segment = await claim(store, "gpu")
     expected = comfy_prompt_id(job.prompt_id, 0, 1)
@@ -250,7 +263,7 @@ async def test_a_segment_given_back_is_claimed_again_under_a_new_id(store: Store
     assert (third.attempt, third.failures, third.losses) == (3, 1, 1)
 
 
-async def test_a_pausing_segment_is_not_claimed_before_its_time(store: Store, path: Path) -> None:
+async def test_a_pausing_segment_is_not_claimed_before_its_time(store: Store, path: Path | str) -> None:
     await create(store)
     await store.requeue(await claim(store), pause_s=50)
     assert await try_claim(store) is None
@@ -264,7 +277,7 @@ async def test_a_pausing_segment_is_not_claimed_before_its_time(store: Store, pa
 
 
 async def test_a_pause_that_a_jumping_clock_made_hours_long_is_not_believed(
-    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, path: Path | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await create(store)
     await store.requeue(await claim(store), pause_s=10)
@@ -353,7 +366,7 @@ async def test_only_the_attempt_under_way_can_finish_or_give_back_a_segment(stor
     assert (await store.job(job.prompt_id)).segments_done == 1
 
 
-async def test_a_segment_that_was_too_long_is_cut_and_so_is_what_waits(store: Store, path: Path) -> None:
+async def test_a_segment_that_was_too_long_is_cut_and_so_is_what_waits(store: Store, path: Path | str) -> None:
     job = await create(store, segments=4)
     await store.finish_segment(await claim(store), "0.mp4", None)
     too_long, at_work = await claim(store), await claim(store)
@@ -537,7 +550,7 @@ async def test_a_job_between_two_attempts_is_cancelled_at_once(store: Store) -> 
 
 @pytest.mark.parametrize("end", ["finished", "given back"])
 async def test_a_cancelled_job_ends_with_its_last_segment_even_if_nobody_is_left_to_say_so(
-    path: Path, end: str
+    path: Path | str, end: str
 ) -> None:
     async with opened(path) as store:
         job = await create(store, segments=3)
@@ -657,7 +670,7 @@ async def test_the_inputs_of_a_job_that_was_retried_are_not_given_up(store: Stor
 # Erasing and reading.
 
 
-async def test_an_erased_job_leaves_no_row(store: Store, path: Path) -> None:
+async def test_an_erased_job_leaves_no_row(store: Store, path: Path | str) -> None:
     job = await run_to_success(store)
     other = await create(store)
     await store.erase(job.prompt_id)
@@ -702,7 +715,7 @@ async def test_the_queue_position_is_the_place_in_the_order_of_claims(store: Sto
     assert await store.queue_position(await store.job(claimed[0])) is None
 
 
-async def test_pages_of_jobs_hold_each_job_once_newest_first(store: Store, path: Path) -> None:
+async def test_pages_of_jobs_hold_each_job_once_newest_first(store: Store, path: Path | str) -> None:
     jobs = [await create(store) for _ in range(7)]
     for number, job in enumerate(jobs):  # three of them within one millisecond
         sql(path, "UPDATE job SET created_at = ? WHERE prompt_id = ?", max(1000, 998 + number), job.prompt_id)
@@ -751,7 +764,7 @@ async def test_an_owner_sees_and_touches_their_own_jobs_only(store: Store) -> No
 # Event numbers.
 
 
-async def test_event_numbers_never_repeat_over_a_crash(path: Path) -> None:
+async def test_event_numbers_never_repeat_over_a_crash(path: Path | str) -> None:
     published: list[Event] = []
     async with opened(path, published) as store:
         job = await create(store)
@@ -763,13 +776,13 @@ async def test_event_numbers_never_repeat_over_a_crash(path: Path) -> None:
     assert await store_events(path, job) == [1, 7]
 
 
-async def store_events(path: Path, job: Job) -> list[int]:
+async def store_events(path: Path | str, job: Job) -> list[int]:
     """Return the numbers of a job's stored events."""
     async with opened(path) as store:
         return [event.seq for event in await store.events(job.prompt_id, 0)]
 
 
-async def test_event_numbers_never_repeat_over_crashes_between_which_nothing_was_stored(path: Path) -> None:
+async def test_event_numbers_never_repeat_over_crashes_between_which_nothing_was_stored(path: Path | str) -> None:
     published: list[Event] = []
     async with opened(path, published) as store:
         job = await create(store)
@@ -790,7 +803,7 @@ async def test_nothing_is_announced_after_the_end(store: Store, published: list[
 
 
 @pytest.mark.parametrize("first", ["progress", "success"])
-async def test_event_numbers_grow_when_progress_comes_first_after_a_crash(path: Path, first: str) -> None:
+async def test_event_numbers_grow_when_progress_comes_first_after_a_crash(path: Path | str, first: str) -> None:
     async with opened(path) as store:
         job = await create(store)
         segment = await claim(store)
@@ -808,7 +821,7 @@ async def test_event_numbers_grow_when_progress_comes_first_after_a_crash(path: 
         assert await store.events(job.prompt_id, seen) == published
 
 
-async def test_events_are_published_after_their_commit_and_in_the_order_of_their_numbers(path: Path) -> None:
+async def test_events_are_published_after_their_commit_and_in_the_order_of_their_numbers(path: Path | str) -> None:
     seen: defaultdict[str, list[int]] = defaultdict(list)
 
     def publish(event: Event) -> None:
@@ -852,6 +865,7 @@ async def test_events_are_published_after_their_commit_and_in_the_order_of_their
         await store.close()
 
 
+@on_sqlite
 async def test_a_method_that_is_cancelled_while_it_commits_lets_nobody_in_before_it_has_told(
     store: Store, published: list[Event]
 ) -> None:
@@ -880,7 +894,7 @@ async def test_a_method_that_is_cancelled_while_it_commits_lets_nobody_in_before
 
 
 @pytest.mark.parametrize("turns", range(0, 60, 3))
-async def test_a_cancelled_method_is_done_or_undone_and_leaves_the_store_usable(path: Path, turns: int) -> None:
+async def test_a_cancelled_method_is_done_or_undone_and_leaves_the_store_usable(path: Path | str, turns: int) -> None:
     """Cancelled after ever more turns of the loop, so in every part of the transaction."""
     published: list[Event] = []
     async with opened(path, published) as store:
@@ -896,7 +910,10 @@ async def test_a_cancelled_method_is_done_or_undone_and_leaves_the_store_usable(
         assert await state_of(store, other) == JobState.QUEUED
 
 
-async def test_a_full_disk_is_told_and_leaves_nothing_half(store: Store, path: Path, published: list[Event]) -> None:
+@on_sqlite
+async def test_a_full_disk_is_told_and_leaves_nothing_half(
+    store: Store, path: Path | str, published: list[Event]
+) -> None:
     job = await create(store)
     segment = await claim(store)
     [(pages,)] = await sqlite(store).writer.fetch("PRAGMA page_count")
@@ -926,6 +943,7 @@ async def test_reads_see_committed_data_only(store: Store) -> None:
     assert (await store.job(job.prompt_id)).step == "half done"
 
 
+@on_sqlite
 async def test_the_database_is_writable_or_says_that_it_is_not(store: Store) -> None:
     await store.check_writable()
     await sqlite(store).writer.fetch("PRAGMA query_only = ON")
@@ -933,7 +951,8 @@ async def test_the_database_is_writable_or_says_that_it_is_not(store: Store) -> 
         await store.check_writable()
 
 
-async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path) -> None:
+@on_sqlite
+async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path | str) -> None:
     """With 100,000 old jobs as fast as with none: every statement finds its rows by an index."""
     statements: set[str] = set()
     for connection in (sqlite(store).writer, sqlite(store).reader):
@@ -985,7 +1004,7 @@ async def test_no_method_reads_a_table_from_end_to_end(store: Store, path: Path)
 # Leases.
 
 
-async def test_a_lease_has_one_holder_at_a_time(store: Store, path: Path) -> None:
+async def test_a_lease_has_one_holder_at_a_time(store: Store, path: Path | str) -> None:
     first = await store.acquire_lease("janitor", "one", 60)
     assert first is not None and first.epoch == 1
     assert await store.acquire_lease("janitor", "two", 60) is None
@@ -999,7 +1018,7 @@ async def test_a_holder_that_was_started_anew_takes_its_lease_again_under_the_ne
     assert [(await acquire(store, "janitor")).epoch for _ in range(3)] == [1, 2, 3]
 
 
-async def test_a_lease_is_renewed_by_its_holder_while_it_lasts_and_never_after(store: Store, path: Path) -> None:
+async def test_a_lease_is_renewed_by_its_holder_while_it_lasts_and_never_after(store: Store, path: Path | str) -> None:
     lease = await acquire(store, "janitor")
     sql(path, "UPDATE lease SET expires_at = expires_at - 3590 * 1000")
     assert await store.renew_lease(lease, 3600)
@@ -1022,7 +1041,7 @@ async def test_a_lease_that_was_released_is_free_and_one_that_another_has_is_not
     assert other.epoch == 2
 
 
-async def test_no_move_of_a_segment_is_made_by_a_holder_whose_epoch_is_past(store: Store, path: Path) -> None:
+async def test_no_move_of_a_segment_is_made_by_a_holder_whose_epoch_is_past(store: Store, path: Path | str) -> None:
     job = await create(store, segments=3)
     lease, frozen = await hold(store), await claim(store)
     await claim(store, "two")
@@ -1075,7 +1094,8 @@ async def test_a_job_is_ended_by_who_has_its_joining_only(store: Store) -> None:
 # SQLite inline, as the simulation has it.
 
 
-async def test_two_nodes_on_one_file_wait_for_each_others_locks_and_share_what_is_committed(path: Path) -> None:
+@on_sqlite
+async def test_two_nodes_on_one_file_wait_for_each_others_locks_and_share_what_is_committed(path: Path | str) -> None:
     seen: list[Event] = []
     one, two = [Store(await open_inline(path, MIGRATIONS), seen.append) for _ in range(2)]
     try:
@@ -1099,7 +1119,8 @@ async def test_two_nodes_on_one_file_wait_for_each_others_locks_and_share_what_i
         await two.close()
 
 
-async def test_the_clock_is_the_one_that_was_given(path: Path) -> None:
+@on_sqlite
+async def test_the_clock_is_the_one_that_was_given(path: Path | str) -> None:
     class Clock:
         milliseconds = 5_000
 
@@ -1127,7 +1148,7 @@ async def test_the_clock_is_the_one_that_was_given(path: Path) -> None:
 # Nodes.
 
 
-async def test_a_node_is_known_while_it_tells_that_it_is_alive(store: Store, path: Path) -> None:
+async def test_a_node_is_known_while_it_tells_that_it_is_alive(store: Store, path: Path | str) -> None:
     await store.heartbeat("a", "1.0", {"engines": 2}, starting=True)
     await store.heartbeat("b", "1.0", {})
     sql(path, "UPDATE node SET started_at = started_at - 60000, seen_at = seen_at - 20000")
@@ -1157,7 +1178,7 @@ async def test_leases_are_listed_with_their_holders_and_the_time_they_last(store
 # What outlives a process.
 
 
-async def test_a_backend_is_listened_to_under_the_same_id_for_ever(path: Path) -> None:
+async def test_a_backend_is_listened_to_under_the_same_id_for_ever(path: Path | str) -> None:
     async with opened(path) as store:
         first, other = await store.client_id("one"), await store.client_id("two")
     async with opened(path) as store:
@@ -1201,7 +1222,7 @@ async def test_of_a_job_that_is_being_erased_nothing_is_claimed_or_retried(store
         await store.retry(job.prompt_id, None)
 
 
-async def test_of_a_job_that_was_erased_while_it_was_joined_no_lease_is_left(store: Store, path: Path) -> None:
+async def test_of_a_job_that_was_erased_while_it_was_joined_no_lease_is_left(store: Store, path: Path | str) -> None:
     job = await create(store)
     await store.erase(job.prompt_id)
     await store.release_lease(await acquire(store, join_lease(job.prompt_id)))

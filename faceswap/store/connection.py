@@ -37,6 +37,11 @@ class NewerDatabase(Exception):
     """The database was written by a newer version of the program."""
 
 
+def newer_database(version: int, newest: int) -> NewerDatabase:
+    """Return the refusal of a database whose version this program does not know."""
+    return NewerDatabase(f"The database is of version {version}, newer than this program's {newest}; upgrade faceswap.")
+
+
 class Row(Protocol):
     """A row of an answer: its values by their number or by their name."""
 
@@ -151,11 +156,13 @@ def now_ms() -> int:
 def scripts(migrations: Path, kind: str) -> dict[int, str]:
     """Return the migrations of a kind of database by their numbers, in order.
 
-    `0003_seams.postgresql.sql` is for PostgreSQL only, in place of `0003_seams.sql`.
+    `0004_nodes.postgresql.sql` is for PostgreSQL only, in place of `0004_nodes.sql`. The first one of its own makes the
+    schema of that version from nothing.
     """
-    found: dict[int, Path] = {}
-    for path in migrations.iterdir():
-        name = _SCRIPT.fullmatch(path.name)
-        if name is not None and (name[2] == kind or (name[2] is None and int(name[1]) not in found)):
-            found[int(name[1])] = path
-    return {number: found[number].read_text(encoding="utf-8") for number in sorted(found)}
+    of_all: dict[int, Path] = {}
+    own: dict[int, Path] = {}
+    for path in sorted(migrations.iterdir()):
+        if name := _SCRIPT.fullmatch(path.name):
+            {None: of_all, kind: own}.get(name[2], {})[int(name[1])] = path
+    found, first = {**of_all, **own}, min(own, default=0)
+    return {number: found[number].read_text(encoding="utf-8") for number in sorted(found) if number >= first}

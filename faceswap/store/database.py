@@ -39,10 +39,15 @@ class Database:
 
     @classmethod
     async def open(
-        cls, path: Path, migrations: Path, publish: Callable[[Event], None], *, clock: Clock | None = None
+        cls, where: Path | str, migrations: Path, publish: Callable[[Event], None], *, clock: Clock | None = None
     ) -> Self:
-        """Open the database, brought up to date by the `migrations` folder. Raises `NewerDatabase`, `StoreError`."""
-        return cls(await SQLite.open(path, migrations, clock), publish)
+        """Open a file of SQLite, or the database at a `postgresql://` URL, whose clock is the server's.
+
+        It is brought up to date by the `migrations` folder. Raises `NewerDatabase`, `StoreError`.
+        """
+        if isinstance(where, Path):
+            return cls(await SQLite.open(where, migrations, clock), publish)
+        return cls(await open_postgres(where, migrations), publish)
 
     @property
     def is_shared(self) -> bool:
@@ -104,6 +109,16 @@ class Database:
     async def _read(self, sql: str, *parameters: Any) -> Sequence[Row]:
         """Return the rows that a question is answered with by what is committed."""
         return await self._engine.fetch(sql, parameters)
+
+
+async def open_postgres(url: str, migrations: Path) -> Engine:
+    """Open the database at a `postgresql://` URL. Raises `NewerDatabase`, `StoreError`."""
+    try:
+        from .postgres import PostgreSQL  # here, because its driver is not required without it
+    except ImportError as error:
+        message = "PostgreSQL needs packages that are not installed: pip install 'faceswap[cluster]'"
+        raise StoreError(message, transient=False) from error
+    return await PostgreSQL.open(url, migrations)
 
 
 async def retry_writes(action: Callable[[], Awaitable[T]]) -> T:

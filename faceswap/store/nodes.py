@@ -41,8 +41,8 @@ class Nodes(Database):
             await tx.run(
                 "INSERT INTO node (name, version, started_at, seen_at, report) VALUES (?, ?, ?, ?, ?)"
                 " ON CONFLICT (name) DO UPDATE SET version = excluded.version, seen_at = excluded.seen_at,"
-                " report = excluded.report, started_at ="
-                " CASE ? WHEN 1 THEN excluded.started_at ELSE node.started_at END",
+                " report = excluded.report,"
+                " started_at = CASE WHEN 1 = ? THEN excluded.started_at ELSE node.started_at END",
                 node,
                 version,
                 now,

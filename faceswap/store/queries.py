@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..errors import Gone, NotFound
@@ -93,6 +93,12 @@ class Queries(Database):
             "SELECT seq, type, data FROM event WHERE prompt_id = ? AND seq > ? ORDER BY seq", prompt_id, after
         )
         return [Event(prompt_id, row["seq"], row["type"], json.loads(row["data"])) for row in rows]
+
+    async def last_seqs(self, prompt_ids: Iterable[str]) -> dict[str, int]:
+        """Return the number of the last event of each of these jobs that exists, stored or not."""
+        ids = json.dumps(list(prompt_ids))
+        sql = f"SELECT prompt_id, last_seq FROM job WHERE prompt_id IN ({self._dialect.values})"
+        return {row[0]: row[1] for row in await self._read(sql, ids)}
 
     async def counts(self) -> dict[str, int]:
         """Return the numbers of queued and of processing jobs."""

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import aiosqlite
 
-from .connection import Clock, Connection, Dialect, NewerDatabase, Row, StoreError, SystemClock, scripts
+from .connection import Clock, Connection, Dialect, Row, StoreError, SystemClock, newer_database, scripts
 
 BUSY_TIMEOUT_MS = 5000
 """The time another process may keep the database locked before that is an error."""
@@ -175,9 +175,7 @@ def migrate(path: Path, migrations: Path) -> None:
     with store_errors(), closing(sqlite3.connect(path, isolation_level=None)) as connection:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         if version > newest:
-            raise NewerDatabase(
-                f"The database is of version {version}, newer than this program's {newest}; upgrade faceswap."
-            )
+            raise newer_database(version, newest)
         if version == 0:
             connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute("PRAGMA journal_mode = WAL")
