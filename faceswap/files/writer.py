@@ -17,7 +17,7 @@ import aiofiles.os
 from aiofiles import threadpool
 from aiofiles.threadpool.binary import AsyncFileIO
 
-from .. import durable
+from ..durable import sync
 
 R = TypeVar("R")
 
@@ -57,11 +57,12 @@ class FileWriter:
     uses it any more, even after a cancellation: the number of a closed descriptor may belong to another file.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Begin a file at `path`, its name until it is finished."""
+    def __init__(self, path: Path, *, durable: bool = True) -> None:
+        """Begin a file at `path`, its name until it is finished. One that is not `durable` is never synced."""
         self.size = 0
         """Bytes received so far."""
         self._path = path
+        self._durable = durable
         self._gathered = bytearray()
         self._unsynced = 0
         self._opening: asyncio.Future[_HashedFile] | None = None
@@ -91,8 +92,9 @@ class FileWriter:
         await self._written()
         if self._syncing is not None:
             await asyncio.shield(self._syncing)
-        self._syncing = _in_transfers(raw.sync)
-        await asyncio.shield(self._syncing)
+        if self._durable:
+            self._syncing = _in_transfers(raw.sync)
+            await asyncio.shield(self._syncing)
         await self.close()
         self._renaming = _in_transfers(partial(os.replace, self._path, self._path.with_name(name)))
         await asyncio.shield(self._renaming)
@@ -128,7 +130,7 @@ class FileWriter:
         """Wait until the last piece is written; begin a sync, after the one before, when `SYNC_BYTES` are unsynced."""
         if self._writing is not None:
             await asyncio.shield(self._writing)
-        if self._unsynced >= SYNC_BYTES:
+        if self._durable and self._unsynced >= SYNC_BYTES:
             if self._syncing is not None:
                 await asyncio.shield(self._syncing)
             self._unsynced = 0
@@ -146,13 +148,17 @@ def _in_transfers(work: Callable[[], R]) -> asyncio.Future[R]:
 
 
 @asynccontextmanager
-async def new_file(destination: Path) -> AsyncIterator[FileWriter]:
-    """Write a file that gets its name at the end of the block, complete and synced; an exception deletes it."""
-    writer = FileWriter(destination.with_name(f".{destination.name}.part"))
+async def new_file(destination: Path, *, durable: bool = True) -> AsyncIterator[FileWriter]:
+    """Write a file that gets its name at the end of the block, complete; an exception deletes it.
+
+    It is synced before, unless it is not to be `durable`.
+    """
+    writer = FileWriter(destination.with_name(f".{destination.name}.part"), durable=durable)
     try:
         yield writer
         await writer.finish(destination.name)
-        await asyncio.to_thread(durable.sync, destination.parent)
+        if durable:
+            await asyncio.to_thread(sync, destination.parent)
     except BaseException:
         await asyncio.shield(writer.discard())
         raise

@@ -1,0 +1,383 @@
+"""The files of jobs in a bucket. Media is worked on in this node's scratch folders, which are cleared at each start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from ..config import ConfigError
+from ..jobs import Inputs, Job, Segment
+from .errors import FilesRefused, FilesUnavailable
+from .local import ENGINE_FOLDERS, ERASURE, UPLOAD, in_thread
+from .objects import Objects, StoredObject, Upload
+from .shared import ABANDONED_S, SharedFiles, is_result_of, result_epoch, result_name
+from .writer import FileWriter, new_file
+
+log = logging.getLogger(__name__)
+
+LARGEST_RESULT_BYTES = 64 * 2**30
+"""The largest result that can be stored."""
+FETCHES = 4
+"""Segments of one job that are fetched at the same time."""
+PREVIEW_S = 2.0
+"""The longest that storing a preview may take; the next one comes soon."""
+CHECK_S = 30.0
+"""The longest that the check of the bucket at the start may take."""
+LOOK_S = 0.8
+"""The bound that lets `/readyz` always answer within a second."""
+AGAIN_S = 5.0
+"""The pause before what could not be deleted is tried again."""
+
+
+class _InputWriter(FileWriter):
+    """An input that is written to the scratch folder and uploaded at the same time, piece by piece."""
+
+    def __init__(self, path: Path, upload: Upload) -> None:
+        super().__init__(path, durable=False)
+        self._upload = upload
+
+    async def finish(self, name: str) -> None:
+        """Wait until the object is stored; close the file and rename it to `name`. Raises `OSError`."""
+        await self._write_gathered()
+        await self._upload.finish()
+        self._upload_is_over = True
+        await super().finish(name)
+
+    async def close(self) -> None:
+        """Close the file; abort the upload unless it is finished."""
+        await self._upload.abort()
+        await super().close()
+
+    async def _write_gathered(self) -> None:
+        piece = self._gathered
+        await super()._write_gathered()
+        if piece:
+            await self._upload.write(piece)
+
+
+@dataclass(frozen=True)
+class StoredResult:
+    """A result in the bucket."""
+
+    objects: Objects
+    key: str
+    size: int
+    modified: datetime
+    etag: str
+    """The digest, which is the same at all nodes."""
+
+    def read(self, start: int, end: int) -> AsyncIterator[memoryview]:
+        """Yield the bytes from `start` to `end`. Raises `OSError`."""
+        return self.objects.read(self.key, start, end)
+
+    async def sign(self, lifetime_s: float) -> str:
+        """Return a URL under which anybody can read the result for a time."""
+        return await self.objects.sign(self.key, lifetime_s)
+
+
+class S3Files(SharedFiles):
+    """The files of jobs as objects, with copies of those at work in the scratch folders of the data directory."""
+
+    def __init__(self, data_dir: Path, url: str, node: str, largest_input_bytes: int) -> None:
+        """`url` is `s3://bucket/prefix`. Raises `ConfigError`."""
+        super().__init__(data_dir, node)
+        try:
+            self._objects = Objects(url, max(largest_input_bytes, LARGEST_RESULT_BYTES))
+        except FilesRefused as error:
+            raise ConfigError(f"FACESWAP_FILES_URL={error}") from error
+        self._fetching: dict[Path, asyncio.Task[None]] = {}
+        self._looking: asyncio.Task[bool] | None = None
+        self._to_delete: set[str] = set()
+        self._deleting: asyncio.Task[None] | None = None
+        self._uploading: set[str] = set()
+
+    async def start(self) -> None:
+        """Clear the scratch folders and check the bucket: what is written can be read and deleted.
+
+        Raises `ConfigError` where the bucket or the credentials are wrong, `FilesUnavailable` when it cannot be asked.
+        """
+        await super().start()
+        await self.clear_scratch_except(())
+        probe = f"marks/{self._node}.check"
+        try:
+            async with asyncio.timeout(CHECK_S):
+                await self._objects.put(probe, self._node.encode())
+                await self._objects.get(probe)
+                await self._objects.delete([probe])
+        except FilesRefused as error:
+            raise ConfigError(f"FACESWAP_FILES_URL: {error}") from error
+        except TimeoutError:
+            raise FilesUnavailable(f"{self._objects.url} does not answer within {CHECK_S:.0f} s") from None
+
+    async def close(self) -> None:
+        """End what is under way."""
+        tasks = [task for task in (*self._fetching.values(), self._looking, self._deleting) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def is_available(self) -> bool:
+        """Return whether the bucket answers now; one question serves all that ask meanwhile."""
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look(), name="look at the bucket")
+        await asyncio.wait({self._looking}, timeout=LOOK_S)
+        return self._looking.done() and self._looking.result()
+
+    async def _look(self) -> bool:
+        try:
+            await self._objects.find(f"marks/{self._node}.check")
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    # Deletion: what cannot be deleted now is tried again until it is
+
+    async def _delete(self, *names: str) -> None:
+        """Delete objects, and all below a name that ends with a slash. Raises `OSError`; they go later then."""
+        self._to_delete.update(names)
+        try:
+            await self._delete_now(names)
+        except FilesUnavailable:
+            if self._deleting is None or self._deleting.done():
+                self._deleting = asyncio.create_task(self._delete_later(), name="delete later")
+            raise
+
+    async def _delete_now(self, names: Collection[str]) -> None:
+        for name in names:
+            if name.endswith("/"):
+                await self._objects.delete_all(name)
+            else:
+                await self._objects.delete([name])
+            self._to_delete.discard(name)
+
+    async def _delete_later(self) -> None:
+        while self._to_delete:
+            await asyncio.sleep(AGAIN_S)
+            with suppress(FilesUnavailable):
+                await self._delete_now(sorted(self._to_delete))
+
+    # Inputs
+
+    async def begin_upload(self, prompt_id: str) -> None:
+        """Mark an upload in the bucket; make the folder of the job's inputs."""
+        self._uploading.add(prompt_id)
+        try:
+            await self._objects.put(_mark(prompt_id, UPLOAD), self._node.encode())
+            await asyncio.to_thread(self.inputs(prompt_id).mkdir, mode=0o700, parents=True)
+        except BaseException:
+            await self.delete_upload(prompt_id)
+            raise
+
+    def new_input(self, prompt_id: str, name: str) -> FileWriter:
+        """Return a writer for a new file among a job's inputs, which is uploaded while it grows."""
+        return _InputWriter(self.input(prompt_id, name), self._objects.upload(_input(prompt_id, name)))
+
+    async def sync_upload(self, prompt_id: str) -> None:
+        """Do nothing: the objects are stored."""
+
+    async def accept_upload(self, prompt_id: str) -> None:
+        """Remove the mark of an upload after its job was committed."""
+        self._uploading.discard(prompt_id)
+        with suppress(OSError):  # it is removed later, or by the next start
+            await self._delete(_mark(prompt_id, UPLOAD))
+
+    async def delete_upload(self, prompt_id: str) -> None:
+        """Delete the inputs of a job that was never committed, their mark last."""
+        self._uploading.discard(prompt_id)
+        await self._delete_copies(self.inputs(prompt_id))
+        with suppress(FilesUnavailable):  # they go later
+            await self._delete(f"inputs/{prompt_id}/", _mark(prompt_id, UPLOAD))
+
+    async def fetch_inputs(self, prompt_id: str, inputs: Inputs) -> bool:
+        """Make a job's inputs local; return False when they are gone."""
+        try:
+            await self.local_video(prompt_id, inputs)
+            await self._fetch(_input(prompt_id, inputs.image_file), self.image(prompt_id, inputs))
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def local_video(self, prompt_id: str, inputs: Inputs) -> Path:
+        """Make a job's video local; return its path. Raises `OSError`."""
+        path = self.video(prompt_id, inputs)
+        await self._fetch(_input(prompt_id, inputs.video_file), path)
+        return path
+
+    async def delete_inputs(self, prompt_id: str) -> None:
+        """Delete a job's inputs, its segments and its preview; their copies here and in the embedded engine first."""
+        await self._end_fetches(prompt_id)
+        await super().delete_inputs(prompt_id)
+        await self._delete(f"inputs/{prompt_id}/", f"segments/{prompt_id}/", _preview(prompt_id))
+
+    # Copies
+
+    async def _fetch(self, key: str, path: Path) -> None:
+        """Make an object local, once for all that ask. Raises `OSError`."""
+        if await self.exists(path):
+            return
+        task = self._fetching.get(path)
+        if task is None:
+            task = self._fetching[path] = asyncio.create_task(self._copy(key, path), name=f"fetch {key}")
+            task.add_done_callback(lambda _: self._fetching.pop(path, None))
+        await asyncio.shield(task)
+
+    async def _copy(self, key: str, path: Path) -> None:
+        found = await self._objects.find(key)
+        await asyncio.to_thread(path.parent.mkdir, mode=0o700, parents=True, exist_ok=True)
+        async with new_file(path, durable=False) as file:
+            async for piece in self._objects.read(key, 0, found.size):
+                await file.write(piece)
+
+    async def _end_fetches(self, prompt_id: str) -> None:
+        tasks = [task for path, task in self._fetching.items() if path.parent.name == prompt_id]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _own_folders(self) -> tuple[Path, ...]:
+        return (self._inputs, self._scratch, *super()._own_folders())
+
+    async def clear_scratch_except(self, prompt_ids: Collection[str]) -> None:
+        """Delete this node's copies of the files of all jobs but these, and of those that are being received."""
+        kept = {*prompt_ids, *self._uploading, *(path.parent.name for path in self._fetching)}
+        await super().clear_scratch_except(kept)
+
+    async def delete_scratch(self, prompt_id: str) -> None:
+        """Delete the files that only a running job needs, in the embedded engine too."""
+        await super().delete_scratch(prompt_id)
+        with suppress(FilesUnavailable):  # they go later
+            await self._delete(f"segments/{prompt_id}/", _preview(prompt_id))
+
+    # Finished segments and previews
+
+    async def keep_segment(self, segment: Segment) -> None:
+        """Store the checked output of an attempt at a segment, before it is committed. Raises `OSError`."""
+        path = self.segment(segment)
+        await self._objects.put_file(f"segments/{segment.prompt_id}/{path.name}", path)
+
+    async def fetch_segments(self, segments: Sequence[Segment]) -> list[Path]:
+        """Make the outputs of finished segments local; return their paths, in order. Raises `OSError`."""
+        paths = [self.finished_segment(segment) for segment in segments]
+        limit = asyncio.Semaphore(FETCHES)
+
+        async def fetch(path: Path) -> None:
+            async with limit:
+                await self._fetch(f"segments/{path.parent.name}/{path.name}", path)
+
+        for result in await asyncio.gather(*map(fetch, paths), return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+        return paths
+
+    async def put_preview(self, prompt_id: str, image: bytes) -> None:
+        """Keep the newest preview of a job where other nodes find it; one may be missed."""
+        with suppress(OSError):  # TimeoutError is one
+            async with asyncio.timeout(PREVIEW_S):
+                await self._objects.put(_preview(prompt_id), image)
+
+    async def preview(self, prompt_id: str) -> bytes | None:
+        """Return the newest preview of a job that runs at another node; None when there is none. Raises `OSError`."""
+        try:
+            return await self._objects.get(_preview(prompt_id))
+        except FileNotFoundError:
+            return None
+
+    # Results
+
+    async def keep_result(self, prompt_id: str, epoch: int, filename: str, sha256: str) -> None:
+        """Store a job's joined video under a key of its own. Those of former holders are deleted."""
+        attributes = {"Content-Type": "video/mp4", "Content-Disposition": f'attachment; filename="{filename}"'}
+        key = f"results/{prompt_id}/{result_name(epoch, sha256)}"
+        await self._objects.put_file(key, self.joined(prompt_id, epoch), attributes)
+        with suppress(FilesUnavailable):  # they go with the job
+            await self.discard_result(prompt_id, epoch - 1, filename)
+
+    async def discard_result(self, prompt_id: str, epoch: int, filename: str) -> None:
+        """Delete what the holder of the lease from `epoch` on, and those before it, kept of a job that is not ended."""
+        keys = [found.key async for found in self._results_of(prompt_id) if result_epoch(_name(found.key)) <= epoch]
+        await self._delete(*keys)
+
+    async def find_result(self, job: Job) -> StoredResult | None:
+        """Return a job's committed result; None when it is gone. Raises `OSError`."""
+        async for found in self._results_of(job.prompt_id):
+            if is_result_of(job, _name(found.key)):
+                return StoredResult(self._objects, found.key, found.size, found.modified, job.result_sha256 or "")
+        return None
+
+    async def _results_of(self, prompt_id: str) -> AsyncIterator[StoredObject]:
+        async for page in self._objects.pages(f"results/{prompt_id}/"):
+            for found in page:
+                yield found
+
+    async def delete_result(self, prompt_id: str, filename: str) -> None:
+        """Delete all that was kept as a result of a job."""
+        await self._delete(f"results/{prompt_id}/")
+
+    # Leftovers of a crash
+
+    async def mark_erasure(self, prompt_id: str) -> None:
+        """Mark a job that is being erased, by this node."""
+        await self._objects.put(_mark(prompt_id, ERASURE), self._node.encode())
+
+    async def unmark_erasure(self, prompt_id: str) -> None:
+        """Remove the mark of a job that was erased."""
+        with suppress(FilesUnavailable):  # it goes later
+            await self._delete(_mark(prompt_id, ERASURE))
+
+    async def list_marked(self, mark: str) -> set[str]:
+        """Return the ids of the jobs that have a mark: `UPLOAD` or `ERASURE`."""
+        return {
+            _name(found.key).removesuffix(mark)
+            async for page in self._objects.pages("marks/")
+            for found in page
+            if found.key.endswith(mark)
+        }
+
+    async def is_own_mark(self, prompt_id: str, mark: str) -> bool:
+        """Return whether this node has set a mark, or another that does not come back."""
+        key = _mark(prompt_id, mark)
+        try:
+            found = await self._objects.find(key)
+            if datetime.now(UTC) - found.modified > timedelta(seconds=ABANDONED_S):
+                return True
+            return (await self._objects.get(key)).decode() == self._node
+        except FileNotFoundError:
+            return False
+
+    async def list_jobs(self) -> AsyncIterator[set[str]]:
+        """Yield the ids of all jobs that have files, a page at a time; an id may come again."""
+        async for page in super().list_jobs():
+            yield page
+        for prefix in ("inputs/", "segments/", "previews/"):
+            async for objects in self._objects.pages(prefix):
+                yield {found.key.split("/")[1] for found in objects}
+
+    async def list_results(self) -> AsyncIterator[set[str]]:
+        """Yield the ids of all jobs with a result, a page at a time; an id may come again."""
+        async for objects in self._objects.pages("results/"):
+            yield {found.key.split("/")[1] for found in objects}
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
+
+
+def _input(prompt_id: str, file: str) -> str:
+    # Without the extension, which is known only once the first bytes are there.
+    return f"inputs/{prompt_id}/{file.partition('.')[0]}"
+
+
+def _preview(prompt_id: str) -> str:
+    return f"previews/{prompt_id}"
+
+
+def _mark(prompt_id: str, mark: str) -> str:
+    return f"marks/{prompt_id}{mark}"
