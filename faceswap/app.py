@@ -92,6 +92,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
             await fetcher.close()
             await media.close()
             await store.close()
+            await files.close()
 
     app.cleanup_ctx.append(parts)
     app.on_shutdown.append(_close_streams)

@@ -62,7 +62,7 @@ class Assembly:
                 if not is_full(error):
                     log.exception("joining %s", prompt_id)
                     raise JobFailure("internal_error", INTERNAL_ERROR) from error
-                await wait_for_room(self._store, prompt_id)
+                await wait_for_room(self._store, prompt_id, error)
 
     async def _join(self, job: Job, lease: Lease) -> None:
         segments = await self._store.segments(job.prompt_id)

@@ -70,6 +70,7 @@ class Settings:
     url_allow: tuple[Network, ...] = ()
     cors_origins: tuple[str, ...] = ()
     public_url: URL | None = None
+    download_redirect: bool = False
     queue_limit: int = 1000
     segment_frames: int = 240
     max_frames: int = 1_000_000
@@ -129,6 +130,10 @@ def _choice(*choices: str) -> Callable[[str], str]:
         return text
 
     return parse
+
+
+def _flag(text: str) -> bool:
+    return _choice("0", "1")(text) == "1"
 
 
 def _text(text: str) -> str:
@@ -221,6 +226,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "url_allow": _networks,
     "cors_origins": _origins,
     "public_url": _url,
+    "download_redirect": _flag,
     "queue_limit": _whole(1, 1_000_000),
     "segment_frames": _whole(0, 1_000_000),
     "max_frames": _whole(1, 1_000_000),

@@ -62,7 +62,7 @@ class Janitor:
         while results := await self._store.with_expired_results(now - self._settings.output_ttl_s * 1000, BATCH):
             for prompt_id, filename in results:
                 await self._store.mark_result_erased(prompt_id)
-                await self._files.delete_result(filename)
+                await self._files.delete_result(prompt_id, filename)
 
     async def clear_debris(self) -> None:
         """Put in order what a crash left. Called once, before the first request. Raises `OSError`.
@@ -71,13 +71,17 @@ class Janitor:
         know may belong to a newer one: it is set aside.
         """
         await self._clear_uploads()
-        under_way = await self._files.list_marked(UPLOAD)
-        await self._set_aside(await self._clear_inputs() - under_way, await self._clear_results())
+        unknown, results = await self._clear_inputs(), await self._clear_results()
+        # Another node may have begun an upload meanwhile, and may have made it a job.
+        unknown -= await self._files.list_marked(UPLOAD)
+        unknown -= await self._store.known(unknown)
+        await self._set_aside(unknown, results)
         await self._finish_erasures()
 
     async def _finish_erasures(self) -> None:
         """Delete the records of jobs that were being erased for good; what was left of their files is gone."""
-        marked = await self._files.list_marked(ERASURE)
+        found = await self._files.list_marked(ERASURE)
+        marked = {prompt_id for prompt_id in found if await self._files.is_own_mark(prompt_id, ERASURE)}
         for prompt_id in marked - await self._store.with_inputs(marked):  # of those that have them, none was begun
             await self._store.erase(prompt_id)
         for prompt_id in marked:
@@ -90,28 +94,37 @@ class Janitor:
         for prompt_id in marked:
             if prompt_id in known:
                 await self._files.accept_upload(prompt_id)
-            elif await self._files.is_own_upload(prompt_id):
+            elif await self._files.is_own_mark(prompt_id, UPLOAD):
                 await self._files.delete_upload(prompt_id)
 
     async def _clear_inputs(self) -> set[str]:
         """Erase the inputs that were to go; returns the ids of the jobs that the database does not know."""
-        folders = await self._files.list_jobs()
-        known = await self._store.known(folders)
-        for prompt_id in known - await self._store.with_inputs(folders):
-            await self._files.delete_inputs(prompt_id)
-        return folders - known
+        unknown = set[str]()
+        async for folders in self._files.list_jobs():
+            known = await self._store.known(folders)
+            for prompt_id in known - await self._store.with_inputs(folders):
+                await self._files.delete_inputs(prompt_id)
+            unknown |= folders - known
+        return unknown
 
     async def _clear_results(self) -> set[str]:
         """Erase results that were to go or never committed; returns those that the database does not know."""
-        results = await self._files.list_results()
-        known = await self._store.known_results(results)
-        for filename in known.keys() - await self._store.unexpired_results(results):
-            # Under the lease: another node may be about to end the job with this file.
-            lease = await self._store.acquire_lease(join_lease(known[filename]), self._holder, LEASE_S)
-            if lease is not None:
-                await self._files.delete_result(filename)
-                await self._store.release_lease(lease)
-        return results - known.keys()
+        unknown = set[str]()
+        async for results in self._files.list_results():
+            if self._files.is_shared:
+                known = {prompt_id: prompt_id for prompt_id in await self._store.known(results)}
+                kept = await self._store.with_results(results)
+            else:
+                known = await self._store.known_results(results)
+                kept = await self._store.unexpired_results(results)
+            for filename in known.keys() - kept:
+                # Under the lease: another node may be about to end the job with this file.
+                lease = await self._store.acquire_lease(join_lease(known[filename]), self._holder, LEASE_S)
+                if lease is not None:
+                    await self._files.delete_result(known[filename], filename)
+                    await self._store.release_lease(lease)
+            unknown |= results - known.keys()
+        return unknown
 
     async def _set_aside(self, prompt_ids: set[str], filenames: set[str]) -> None:
         moved = await self._files.move_to_lost(prompt_ids, filenames, datetime.now(UTC))

@@ -17,6 +17,7 @@ from .comfy.inputs import EngineInputs
 from .config import Timeouts
 from .durable import DISK_FULL
 from .errors import JobFailure, NotFound
+from .files import FilesUnavailable
 from .jobs import Segment
 from .progress_reporter import ProgressReporter
 from .store import Store, StoreError, retry_writes
@@ -30,6 +31,7 @@ FIRST_LOSS_PAUSE_S = 0.1
 DISK_PAUSE_S = 2.0
 """Pause between two attempts while the disk is full."""
 DISK_FULL_MESSAGE = "The disk is full; the job goes on when there is room."
+FILES_AWAY_MESSAGE = "The store of the files cannot be reached; the job goes on when it can be."
 
 
 class TooLong(Exception):
@@ -221,14 +223,17 @@ def _said(cause: Cause) -> str:
 
 
 def is_full(error: OSError | StoreError) -> bool:
-    """Return whether an error passes when there is room on the disk again."""
-    return error.transient if isinstance(error, StoreError) else error.errno in DISK_FULL
+    """Return whether an error passes when there is room on the disk again, or the store of the files is back."""
+    if isinstance(error, StoreError):
+        return error.transient
+    return isinstance(error, FilesUnavailable) or error.errno in DISK_FULL
 
 
-async def wait_for_room(store: Store, prompt_id: str) -> None:
-    """Pause a job on a full disk, and show that as its step if it can be written."""
+async def wait_for_room(store: Store, prompt_id: str, cause: OSError | StoreError | None = None) -> None:
+    """Pause a job on a full disk or without its files, and show that as its step if it can be written."""
+    message = FILES_AWAY_MESSAGE if isinstance(cause, FilesUnavailable) else DISK_FULL_MESSAGE
     with suppress(StoreError, NotFound):
-        if (await store.job(prompt_id)).step != DISK_FULL_MESSAGE:
-            log.warning("job %s: the disk is full; it goes on when there is room", prompt_id)
-            await store.add_status(prompt_id, DISK_FULL_MESSAGE, DISK_FULL_MESSAGE)
+        if (await store.job(prompt_id)).step != message:
+            log.warning("job %s: %s (%s)", prompt_id, message, cause or "disk_full")
+            await store.add_status(prompt_id, message, message)
     await asyncio.sleep(DISK_PAUSE_S)

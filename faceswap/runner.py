@@ -103,7 +103,7 @@ class Runner:
                 except (OSError, StoreError) as error:
                     if not is_full(error):
                         raise
-                    await wait_for_room(self._store, prompt.segment.prompt_id)
+                    await wait_for_room(self._store, prompt.segment.prompt_id, error)
         finally:
             if prompt.prompt_id in backend.abandoned:
                 await self._store_abandoned(prompt, backend)

@@ -104,7 +104,7 @@ class Scheduler:
         await self._attempts_ended(job.prompt_id)
         self._forget(job.prompt_id)
         await self._files.delete_inputs(job.prompt_id)
-        await self._files.delete_result(job.result_file or f"{job.output_name}.mp4")
+        await self._files.delete_result(job.prompt_id, job.result_file or f"{job.output_name}.mp4")
         await self._store.erase(job.prompt_id)
         await self._files.unmark_erasure(job.prompt_id)
 

@@ -17,7 +17,7 @@ from .api import keys
 from .api.connection import Listener
 from .app import FAILED, create_app
 from .config import ConfigError, Settings, is_loopback
-from .files import Files
+from .files import Files, FilesUnavailable
 from .store import NewerDatabase, StoreError
 from .systemd import feed_watchdog, notify
 
@@ -103,7 +103,9 @@ async def _accept_until(stop: asyncio.Event, app: web.Application, listener: Lis
 
 
 def _unusable(settings: Settings, error: StoreError | OSError) -> str:
-    """Say in a sentence why the data folder cannot be used."""
+    """Say in a sentence why the data folder, or what stands in its place, cannot be used."""
+    if isinstance(error, FilesUnavailable):
+        return f"FACESWAP_FILES_URL: {error}"
     if isinstance(error, StoreError):
         return f"the database {str(Files(settings.data_dir).database)!r} cannot be used: {error}"
     reason = error.strerror or error

@@ -2,29 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import aclosing
+from pathlib import Path
+
 import aiofiles.os
-from aiohttp import hdrs, web
+from aiohttp import ETag, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
 from ..errors import Gone
-from .keys import FILES, STORE, owner_of
+from ..files import StoredResult
+from .keys import FILES, SETTINGS, STORE, owner_of
+
+SIGNED_S = 300.0
+"""The time for which the address of a redirect can be used; a download that has begun goes on."""
 
 
 async def download(request: web.Request) -> web.StreamResponse:
     """Send a result: whole, in ranges, or its headers only."""
     job = await request.app[STORE].result(request.match_info["filename"], owner_of(request))
-    path = await request.app[FILES].find_result(job)
-    if path is None:
+    result = await request.app[FILES].find_result(job)
+    if result is None:
         raise Gone("This result was removed from the server's disk.", code="result_expired", prompt_id=job.prompt_id)
-    disposition = "inline" if request.query.get("inline") == "1" else "attachment"
-    return _RangeFileResponse(
-        path,
-        headers={
-            "Content-Type": "video/mp4",
-            "Content-Disposition": f'{disposition}; filename="{job.result_file}"',
-            "Cache-Control": "private, no-cache",
-        },
-    )
+    is_inline = request.query.get("inline") == "1"
+    headers = {
+        "Content-Type": "video/mp4",
+        "Content-Disposition": f'{"inline" if is_inline else "attachment"}; filename="{job.result_file}"',
+        "Cache-Control": "private, no-cache",
+    }
+    if isinstance(result, Path):
+        return _RangeFileResponse(result, headers=headers)
+    # A signed address is good for GET only, and names the result an attachment.
+    if request.app[SETTINGS].download_redirect and request.method == "GET" and not is_inline:
+        location = await result.sign(SIGNED_S)
+        return web.Response(status=307, headers={"Location": location, "Cache-Control": "no-store"})
+    return await _send_stored(request, result, headers)
+
+
+async def _send_stored(request: web.Request, result: StoredResult, headers: Mapping[str, str]) -> web.StreamResponse:
+    """Send a result that is read from elsewhere, no faster than the client takes it."""
+    response = web.StreamResponse(headers=headers)
+    response.headers[hdrs.ACCEPT_RANGES] = "bytes"
+    response.etag, response.last_modified = result.etag, result.modified
+    status = _conditional_status(request, result)
+    start, end = 0, result.size
+    if status == 200 and hdrs.RANGE in request.headers and _range_is_of(request, result):
+        status, start, end = _parse_range(request, result.size)
+        sent = f"{start}-{end - 1}" if status == 206 else "*"
+        response.headers[hdrs.CONTENT_RANGE] = f"bytes {sent}/{result.size}"
+    response.set_status(status)
+    if status != 304:
+        response.content_length = end - start if status in (200, 206) else 0
+    await response.prepare(request)
+    if status in (200, 206) and request.method == "GET":
+        async with aclosing(result.read(start, end)) as pieces:
+            async for piece in pieces:
+                await response.write(piece)
+    await response.write_eof()
+    return response
+
+
+def _conditional_status(request: web.Request, result: StoredResult) -> int:
+    """Return 200, or the status that the conditions of a request lead to (RFC 9110, 13.2.2)."""
+    modified = result.modified.replace(microsecond=0)
+    if (if_match := request.if_match) is not None:
+        if not _names(if_match, result.etag, weak=False):
+            return 412
+    elif request.if_unmodified_since is not None and modified > request.if_unmodified_since:
+        return 412
+    if (if_none_match := request.if_none_match) is not None:
+        return 304 if _names(if_none_match, result.etag, weak=True) else 200
+    if request.if_modified_since is not None and modified <= request.if_modified_since:
+        return 304
+    return 200
+
+
+def _names(etags: tuple[ETag, ...], etag: str, *, weak: bool) -> bool:
+    return any(one.value == "*" or (one.value == etag and (weak or not one.is_weak)) for one in etags)
+
+
+def _range_is_of(request: web.Request, result: StoredResult) -> bool:
+    """Return whether the range of a request is one of this very result, by its `If-Range`."""
+    text = request.headers.get(hdrs.IF_RANGE, "")
+    if text.startswith(('"', "W/")):
+        return text == f'"{result.etag}"'
+    date = request.if_range
+    return date is None or result.modified.replace(microsecond=0) <= date
+
+
+def _parse_range(request: web.Request, size: int) -> tuple[int, int, int]:
+    """Return the status, and the first byte and the one after the last."""
+    try:
+        wanted = request.http_range
+    except ValueError:
+        return 416, 0, 0
+    start, end, _ = wanted.indices(size)
+    return (206, start, end) if start < end else (416, 0, 0)
 
 
 class _RangeFileResponse(web.FileResponse):

@@ -15,6 +15,7 @@ from yarl import URL
 from ..config import Settings, is_loopback
 from ..durable import DISK_FULL
 from ..errors import Forbidden, Problem, Unavailable
+from ..files import FilesUnavailable
 from ..store import StoreError
 from .keys import SETTINGS
 
@@ -42,7 +43,7 @@ def problem_document(problem: Problem) -> dict[str, Any]:
 
 @contextmanager
 def known_failures() -> Iterator[None]:
-    """Raise `Unavailable` in place of the errors of a full disk, or of a database that cannot be used now."""
+    """Raise `Unavailable` in place of the errors of a full disk, and of a database or files that are away now."""
     try:
         yield
     except (StoreError, OSError) as error:
@@ -55,6 +56,9 @@ def known_failures() -> Iterator[None]:
 
 def _unavailable(error: StoreError | OSError) -> Unavailable | None:
     """Return the problem to answer with, or None for an error that is a fault of the program."""
+    if isinstance(error, FilesUnavailable):
+        detail = "The server's store of files cannot be reached now; try again later."
+        return Unavailable(detail, code="files_unavailable", retry_after=RETRY_AFTER_S)
     if isinstance(error, OSError):
         is_full, is_database = error.errno in DISK_FULL, False
     else:

@@ -102,13 +102,16 @@ async def _is_writable(store: Store) -> bool:
 
 
 async def _checks(app: web.Application, counts: Mapping[str, int]) -> dict[str, bool]:
-    settings = app[SETTINGS]
-    return {
+    settings, files = app[SETTINGS], app[FILES]
+    checks = {
         "database": await app[WRITE_CHECK].passes(app[STORE]),
-        "disk": await app[FILES].free_bytes() >= settings.min_free_mb * 2**20,
+        "disk": await files.free_bytes() >= settings.min_free_mb * 2**20,
         "queue": counts[JobState.QUEUED] < settings.queue_limit,
         "engine": any(backend.healthy and not backend.problems for backend in app[SCHEDULER].backends),
     }
+    if files.is_shared:
+        checks["files"] = await files.is_available()
+    return checks
 
 
 async def get_root(request: web.Request) -> web.StreamResponse:

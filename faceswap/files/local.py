@@ -7,13 +7,14 @@ that the event loop waits for no disk.
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 from .. import durable
 from ..jobs import Inputs, Job, Segment
@@ -32,6 +33,28 @@ UPLOAD, ERASURE = ".upload", ".erasure"
 """Marks of a job: its inputs are still being received; all its files are being erased."""
 CLAIM = "published"
 """Mark in a job's scratch folder: the file under the name of its result is its own."""
+
+
+class StoredResult(Protocol):
+    """A result that is not a file of this machine."""
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes."""
+
+    @property
+    def modified(self) -> datetime:
+        """The time at which it was stored."""
+
+    @property
+    def etag(self) -> str:
+        """Its entity tag, without quotes."""
+
+    def read(self, start: int, end: int) -> AsyncGenerator[memoryview]:
+        """Yield the bytes from `start` to `end`. Raises `OSError`."""
+
+    async def sign(self, lifetime_s: float) -> str:
+        """Return a URL under which anybody can read the result for a time."""
 
 
 def in_thread(work: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -76,6 +99,9 @@ class Files:
     async def start(self) -> None:
         """Make ready for work. Raises `OSError` with the reason, `ConfigError` where a setting is wrong."""
         await asyncio.to_thread(self.create)
+
+    async def close(self) -> None:
+        """End what is under way, at the end of the service."""
 
     async def is_available(self) -> bool:
         """Return whether the files can be reached now."""
@@ -260,24 +286,26 @@ class Files:
         durable.rename(self.joined(prompt_id, epoch), result)
 
     @in_thread
-    def find_result(self, job: Job) -> Path | None:
+    def find_result(self, job: Job) -> Path | StoredResult | None:
         """Return the path of a job's committed result; None when it is gone."""
         path = self.result(job.result_file or "")
         return path if path.is_file() else None
 
     async def discard_result(self, prompt_id: str, epoch: int, filename: str) -> None:
-        """Delete what the holder of the lease from `epoch` on, and those before it, kept of a job that is not ended."""
-        await self.delete_result(filename)
+        """Delete what the holder of the lease from `epoch` on, and those before it, kept without a commit."""
+        await self.delete_result(prompt_id, filename)
 
     @in_thread
-    def delete_result(self, filename: str) -> None:
-        """Delete a result, if it exists."""
+    def delete_result(self, prompt_id: str, filename: str) -> None:
+        """Delete a job's result, if it exists."""
         self.result(filename).unlink(missing_ok=True)
 
-    @in_thread
-    def list_results(self) -> set[str]:
-        """Return the names of all results, incomplete ones included."""
-        return {file.name for file in self._results.iterdir()}
+    async def list_results(self) -> AsyncIterator[set[str]]:
+        """Yield the names of all results, incomplete ones included; where files are shared, the ids of their jobs.
+
+        They come a page at a time, and may come again.
+        """
+        yield set(await asyncio.to_thread(os.listdir, self._results))
 
     # Leftovers of a crash
 
@@ -297,14 +325,19 @@ class Files:
         return {path.name.removesuffix(mark) for path in self._inputs.glob(f"*{mark}")}
 
     @in_thread
-    def is_own_upload(self, prompt_id: str) -> bool:
-        """Return whether this node has marked an upload, or the mark does not tell: another's may still go on."""
-        mark = self._mark(prompt_id, UPLOAD)
-        return mark.is_file() and mark.read_text(encoding="utf-8") in ("", self._node)
+    def is_own_mark(self, prompt_id: str, mark: str) -> bool:
+        """Return whether this node has set a mark, or the mark does not tell: another's work may still go on."""
+        path = self._mark(prompt_id, mark)
+        return path.is_file() and path.read_text(encoding="utf-8") in ("", self._node)
 
-    @in_thread
-    def list_jobs(self) -> set[str]:
-        """Return the ids of all jobs that have a folder, in the embedded engine too."""
+    async def list_jobs(self) -> AsyncIterator[set[str]]:
+        """Yield the ids of all jobs that have files, in the embedded engine too, a page at a time.
+
+        An id may come again.
+        """
+        yield await asyncio.to_thread(self._job_folders)
+
+    def _job_folders(self) -> set[str]:
         parents = (self._inputs, self._scratch, *(self.engine / kind for kind in ENGINE_FOLDERS))
         return {name for parent in parents for name in _folders_in(parent)}
 

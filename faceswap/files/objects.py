@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -109,7 +109,7 @@ class Objects:
             found = await obstore.head_async(self._store, key)
         return StoredObject(key, found["size"], found["last_modified"])
 
-    async def read(self, key: str, start: int, end: int) -> AsyncIterator[memoryview]:
+    async def read(self, key: str, start: int, end: int) -> AsyncGenerator[memoryview]:
         """Yield the bytes of an object from `start` to `end`, some of them read ahead."""
         ranges = ((at, min(READ_BYTES, end - at)) for at in range(start, end, READ_BYTES))
         reads: deque[asyncio.Future[obstore.Bytes]] = deque()
@@ -131,7 +131,7 @@ class Objects:
         return await obstore.get_range_async(self._store, key, start=start, length=length)
 
     async def pages(self, prefix: str) -> AsyncIterator[list[StoredObject]]:
-        """Yield the objects below a prefix, which ends with a slash, a page at a time and in the order of their keys."""
+        """Yield the objects below a prefix, which ends with a slash, a page at a time."""
         stream = obstore.list(self._store, prefix, chunk_size=PAGE)
         with self._asking():
             async for page in stream:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from pathlib import Path
 from ..config import ConfigError
 from ..jobs import Inputs, Job, Segment
 from .errors import FilesRefused, FilesUnavailable
-from .local import ENGINE_FOLDERS, ERASURE, UPLOAD, in_thread
+from .local import ERASURE, UPLOAD
 from .objects import Objects, StoredObject, Upload
 from .shared import ABANDONED_S, SharedFiles, is_result_of, result_epoch, result_name
 from .writer import FileWriter, new_file
@@ -46,7 +46,6 @@ class _InputWriter(FileWriter):
         """Wait until the object is stored; close the file and rename it to `name`. Raises `OSError`."""
         await self._write_gathered()
         await self._upload.finish()
-        self._upload_is_over = True
         await super().finish(name)
 
     async def close(self) -> None:
@@ -62,7 +61,7 @@ class _InputWriter(FileWriter):
 
 
 @dataclass(frozen=True)
-class StoredResult:
+class ObjectResult:
     """A result in the bucket."""
 
     objects: Objects
@@ -72,7 +71,7 @@ class StoredResult:
     etag: str
     """The digest, which is the same at all nodes."""
 
-    def read(self, start: int, end: int) -> AsyncIterator[memoryview]:
+    def read(self, start: int, end: int) -> AsyncGenerator[memoryview]:
         """Yield the bytes from `start` to `end`. Raises `OSError`."""
         return self.objects.read(self.key, start, end)
 
@@ -192,7 +191,7 @@ class S3Files(SharedFiles):
     async def delete_upload(self, prompt_id: str) -> None:
         """Delete the inputs of a job that was never committed, their mark last."""
         self._uploading.discard(prompt_id)
-        await self._delete_copies(self.inputs(prompt_id))
+        await asyncio.to_thread(shutil.rmtree, self.inputs(prompt_id), ignore_errors=True)
         with suppress(FilesUnavailable):  # they go later
             await self._delete(f"inputs/{prompt_id}/", _mark(prompt_id, UPLOAD))
 
@@ -301,15 +300,15 @@ class S3Files(SharedFiles):
             await self.discard_result(prompt_id, epoch - 1, filename)
 
     async def discard_result(self, prompt_id: str, epoch: int, filename: str) -> None:
-        """Delete what the holder of the lease from `epoch` on, and those before it, kept of a job that is not ended."""
+        """Delete what the holder of the lease from `epoch` on, and those before it, kept without a commit."""
         keys = [found.key async for found in self._results_of(prompt_id) if result_epoch(_name(found.key)) <= epoch]
         await self._delete(*keys)
 
-    async def find_result(self, job: Job) -> StoredResult | None:
+    async def find_result(self, job: Job) -> ObjectResult | None:
         """Return a job's committed result; None when it is gone. Raises `OSError`."""
         async for found in self._results_of(job.prompt_id):
             if is_result_of(job, _name(found.key)):
-                return StoredResult(self._objects, found.key, found.size, found.modified, job.result_sha256 or "")
+                return ObjectResult(self._objects, found.key, found.size, found.modified, job.result_sha256 or "")
         return None
 
     async def _results_of(self, prompt_id: str) -> AsyncIterator[StoredObject]:

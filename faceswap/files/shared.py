@@ -10,7 +10,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -142,7 +142,7 @@ class SharedFolder(SharedFiles):
 
     @in_thread
     def discard_result(self, prompt_id: str, epoch: int, filename: str) -> None:
-        """Delete what the holder of the lease from `epoch` on, and those before it, kept of a job that is not ended."""
+        """Delete what the holder of the lease from `epoch` on, and those before it, kept without a commit."""
         self._discard_results(prompt_id, epoch)
 
     @in_thread
@@ -170,6 +170,8 @@ class SharedFolder(SharedFiles):
         """Return whether this node has set a mark, or another that does not come back."""
         path = self._mark(prompt_id, mark)
         try:
-            return path.read_text(encoding="utf-8") in ("", self._node) or time.time() - path.stat().st_mtime > ABANDONED_S
+            return (
+                path.read_text(encoding="utf-8") in ("", self._node) or time.time() - path.stat().st_mtime > ABANDONED_S
+            )
         except FileNotFoundError:
             return False

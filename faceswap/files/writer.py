@@ -77,7 +77,7 @@ class FileWriter:
         assert self._opening is not None
         return self._opening.result().sha256.hexdigest()
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | memoryview) -> None:
         """Append bytes; the first call creates the file. Raises `OSError`, for earlier bytes too."""
         await self._opened()
         self.size += len(data)

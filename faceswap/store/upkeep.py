@@ -65,6 +65,15 @@ class Upkeep(Database):
         sql = f"SELECT result_file FROM job WHERE result_erased = 0 AND result_file IN ({self._dialect.values})"
         return {row[0] for row in await self._read(sql, names)}
 
+    async def with_results(self, prompt_ids: Iterable[str]) -> set[str]:
+        """Return the ids of jobs whose result was committed and has not expired."""
+        ids = json.dumps(list(prompt_ids))
+        sql = (
+            "SELECT prompt_id FROM job WHERE result_erased = 0 AND result_file IS NOT NULL"
+            f" AND prompt_id IN ({self._dialect.values})"
+        )
+        return {row[0] for row in await self._read(sql, ids)}
+
     async def client_id(self, backend: str) -> str:
         """Return the client id under which a backend's socket is opened: the same while the database lives."""
         async with self._transaction() as tx:
