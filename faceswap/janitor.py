@@ -121,7 +121,7 @@ class Janitor:
                 # Under the lease: another node may be about to end the job with this file.
                 lease = await self._store.acquire_lease(join_lease(known[filename]), self._holder, LEASE_S)
                 if lease is not None:
-                    await self._files.delete_result(known[filename], filename)
+                    await self._files.discard_result(known[filename], lease.epoch, filename)
                     await self._store.release_lease(lease)
             unknown |= results - known.keys()
         return unknown

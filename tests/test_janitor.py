@@ -150,7 +150,7 @@ class BrokenDisk(Files):
     async def delete_inputs(self, prompt_id: str) -> None:
         raise OSError("the disk is gone")
 
-    async def delete_result(self, filename: str) -> None:
+    async def delete_result(self, prompt_id: str, filename: str) -> None:
         raise OSError("the disk is gone")
 
 
@@ -389,6 +389,10 @@ async def test_folders_are_their_owners_alone(tmp_path: Path) -> None:
     assert await files.free_bytes() > 0
 
 
+async def results_in(files: Files) -> set[str]:
+    return {name async for names in files.list_results() for name in names}
+
+
 async def test_a_kept_result_takes_its_public_name_whole(tmp_path: Path) -> None:
     files = Files(tmp_path / "data")
     files.create()
@@ -398,10 +402,22 @@ async def test_a_kept_result_takes_its_public_name_whole(tmp_path: Path) -> None
         await files.keep_result("job", 1, "clip.mp4", "digest")
         assert files.result("clip.mp4").read_bytes() == content
         assert not files.joined("job", 1).exists()
-    assert await files.list_results() == {"clip.mp4"}
-    await files.delete_result("clip.mp4")
-    await files.delete_result("clip.mp4")
-    assert not await files.list_results()
+    assert await results_in(files) == {"clip.mp4"}
+    await files.delete_result("job", "clip.mp4")
+    await files.delete_result("job", "clip.mp4")
+    assert not await results_in(files)
+
+
+async def test_of_a_result_that_was_not_committed_nothing_is_left(tmp_path: Path) -> None:
+    files = Files(tmp_path / "data")
+    files.create()
+    await files.make_scratch("job")
+    files.joined("job", 1).write_text("of a former holder")
+    files.joined("job", 2).write_text("of the holder")
+    await files.keep_result("job", 2, "clip.mp4", "digest")
+    await files.discard_result("job", 2, "clip.mp4")
+    assert not await results_in(files) and not list(files.joined("job", 1).parent.iterdir())
+    await files.discard_result("job", 2, "clip.mp4")
 
 
 async def test_a_result_never_replaces_another_jobs(tmp_path: Path) -> None:

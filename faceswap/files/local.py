@@ -291,9 +291,15 @@ class Files:
         path = self.result(job.result_file or "")
         return path if path.is_file() else None
 
-    async def discard_result(self, prompt_id: str, epoch: int, filename: str) -> None:
-        """Delete what the holder of the lease from `epoch` on, and those before it, kept without a commit."""
-        await self.delete_result(prompt_id, filename)
+    @in_thread
+    def discard_result(self, prompt_id: str, epoch: int, filename: str) -> None:
+        """Delete what the holder of the lease from `epoch` on, and those before it, joined and kept of a job.
+
+        The claim goes first: after a crash a result without one is deleted as one that was never committed.
+        """
+        scratch = self._scratch / prompt_id
+        for path in (scratch / CLAIM, *scratch.glob("joined-*"), self.result(filename)):
+            path.unlink(missing_ok=True)
 
     @in_thread
     def delete_result(self, prompt_id: str, filename: str) -> None:

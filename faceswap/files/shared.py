@@ -135,9 +135,9 @@ class SharedFolder(SharedFiles):
         self._discard_results(prompt_id, epoch - 1)
 
     def _discard_results(self, prompt_id: str, epoch: int) -> None:
-        folder = self.result(prompt_id)
-        for path in folder.iterdir() if folder.is_dir() else ():
-            if result_epoch(path.name) <= epoch:
+        kept, joined = self.result(prompt_id).glob("*.mp4"), (self._scratch / prompt_id).glob("joined-*.mp4")
+        for path in (*kept, *joined):
+            if result_epoch(path.stem.removeprefix("joined-")) <= epoch:
                 path.unlink(missing_ok=True)
 
     @in_thread

@@ -152,6 +152,7 @@ async def test_while_it_is_joined(clip: Path, tmp_path: Path) -> None:
         await cancel(service, prompt_id)
         assert (await service.status(prompt_id))["status"] == "CANCELLED"
         may_join.set()
+        await eventually(lambda: true(not service.client.app[keys.SCHEDULER]._joins))
         assert await is_cancelled(service, prompt_id)
 
 

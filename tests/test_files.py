@@ -1,0 +1,318 @@
+"""The files of jobs, wherever they are kept: the data folder, a folder that nodes share, a bucket on S3."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from file_places import PLACES, SHARED, Place, make_place
+from processes import files_in
+from stored_jobs import acquire, claim, create, new_job, opened
+from waiting import until
+
+from faceswap.config import ConfigError, Settings
+from faceswap.errors import TooLarge
+from faceswap.files import ERASURE, UPLOAD, Files, open_files
+from faceswap.files import shared as shared_module
+from faceswap.intake.files import FileSink, Room, new_input_folder
+from faceswap.janitor import Janitor
+from faceswap.jobs import Inputs, Job, Segment
+from faceswap.store import LOCAL_HOLDER, Store, join_lease
+
+MIB = 2**20
+VIDEO, FACE = os.urandom(7 * MIB + 3), b"\x89PNG and a face"
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return make_place(request.param, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=SHARED)
+def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return make_place(request.param, tmp_path, monkeypatch)
+
+
+def inputs_of() -> Inputs:
+    return replace(new_job().inputs, video_file="video.mp4", image_file="image.png")
+
+
+def a_segment(prompt_id: str, number: int = 0, epoch: int = 1) -> Segment:
+    """Return a segment that is done."""
+    name = f"{number:05d}-1-{epoch}.mp4"
+    values: dict[str, Any] = {"prompt_id": prompt_id, "number": number, "attempt": 1, "epoch": epoch}
+    return a_record(Segment, **values, output_file=name)
+
+
+def a_record(kind: type[Any], **values: Any) -> Any:
+    """Make a record of which only some fields matter."""
+    record = object.__new__(kind)
+    for name, value in values.items():
+        object.__setattr__(record, name, value)
+    return record
+
+
+def the_job(prompt_id: str, sha256: str) -> Job:
+    job: Job = a_record(Job, prompt_id=prompt_id, result_file="clip.mp4", result_sha256=sha256)
+    return job
+
+
+async def receive(files: Files, prompt_id: str, video: bytes = VIDEO, limit: int = 2**30) -> None:
+    """Receive both inputs of a job, as a request brings them."""
+    async with new_input_folder(files, prompt_id, Room(files, 0)) as folder:
+        await folder.expect(len(video) + len(FACE))
+        for kind, content in (("video", video), ("image", FACE)):
+            sink = FileSink(folder, kind, limit)
+            for at in range(0, len(content), 100_000):
+                await sink.write(content[at : at + 100_000])
+            await sink.finish()
+
+
+async def test_inputs_that_one_node_received_are_there_for_another(place: Place) -> None:
+    one, other = await place.started(), await place.started("other")
+    await receive(one, "job")
+    assert await one.list_marked(UPLOAD) == {"job"}
+    await one.accept_upload("job")
+    assert await one.list_marked(UPLOAD) == set()
+    for files in (one, other):
+        assert await files.fetch_inputs("job", inputs_of())
+        assert (await files.local_video("job", inputs_of())).read_bytes() == VIDEO
+        assert files.image("job", inputs_of()).read_bytes() == FACE
+    assert not await other.fetch_inputs("another job", inputs_of())
+
+
+async def test_many_that_ask_for_an_input_fetch_it_once(shared: Place) -> None:
+    one, other = await shared.started(), await shared.started("other")
+    await receive(one, "job")
+    paths = await asyncio.gather(*(other.local_video("job", inputs_of()) for _ in range(5)))
+    assert {path.read_bytes() for path in paths} == {VIDEO}
+
+
+@pytest.mark.parametrize("size", [100, 20 * MIB])
+async def test_of_an_upload_that_is_refused_nothing_is_left(place: Place, size: int) -> None:
+    files = await place.started()
+    before = place.stored()
+    with pytest.raises(TooLarge):
+        await receive(files, "job", os.urandom(size), limit=size - 1)
+    assert place.stored() == before and place.unfinished() == []
+    assert not files.inputs("job").exists()
+
+
+async def test_of_an_upload_that_is_cut_off_nothing_is_left(place: Place) -> None:
+    files = await place.started()
+    before = place.stored()
+    written = asyncio.Event()
+
+    async def receive_in_vain() -> None:
+        async with new_input_folder(files, "job", Room(files, 0)) as folder:
+            await folder.expect(12 * MIB)
+            sink = FileSink(folder, "video", 2**30)
+            for _ in range(12):
+                await sink.write(os.urandom(MIB))
+            written.set()
+            await asyncio.Event().wait()
+
+    receiving = asyncio.create_task(receive_in_vain())
+    await written.wait()
+    receiving.cancel()
+    await asyncio.wait({receiving})
+    await until(lambda: place.stored() == before and place.unfinished() == [])
+    assert not files.inputs("job").exists()
+
+
+async def test_segments_that_one_node_made_are_joined_at_another(place: Place) -> None:
+    one, other = await place.started(), await place.started("other")
+    segments = [a_segment("job", number) for number in range(6)]
+    await one.make_scratch("job")
+    for segment in segments:
+        one.segment(segment).write_bytes(b"part %d" % segment.number)
+        await one.keep_segment(segment)
+    paths = await other.fetch_segments(segments)
+    assert [path.read_bytes() for path in paths] == [b"part %d" % number for number in range(6)]
+    await other.delete_scratch("job")
+    await one.delete_scratch("job")
+    assert not [name for name in place.stored() if "job" in name]
+
+
+async def keep(files: Files, prompt_id: str, epoch: int, content: bytes) -> str:
+    """Keep a joined video as a job's result; return its digest."""
+    await files.make_scratch(prompt_id)
+    files.joined(prompt_id, epoch).write_bytes(content)
+    sha256 = hashlib.sha256(content).hexdigest()
+    await files.keep_result(prompt_id, epoch, "clip.mp4", sha256)
+    return sha256
+
+
+async def content_of(files: Files, job: Job) -> bytes | None:
+    """Return a job's result as a download would send it."""
+    result = await files.find_result(job)
+    if result is None or isinstance(result, Path):
+        return result.read_bytes() if result is not None else None
+    return b"".join([bytes(piece) async for piece in result.read(0, result.size)])
+
+
+async def test_a_result_is_there_for_every_node_and_goes_for_all(place: Place) -> None:
+    one, other = await place.started(), await place.started("other")
+    sha256 = await keep(one, "job", 1, VIDEO)
+    assert await content_of(other, the_job("job", sha256)) == VIDEO
+    await other.delete_result("job", "clip.mp4")
+    assert await content_of(one, the_job("job", sha256)) is None
+    await other.delete_result("job", "clip.mp4")
+
+
+async def test_a_former_holder_never_replaces_a_result(shared: Place) -> None:
+    one, other = await shared.started(), await shared.started("other")
+    sha256 = await keep(other, "job", 2, b"the committed one")
+    await keep(one, "job", 1, b"of a holder that was frozen")
+    assert await content_of(one, the_job("job", sha256)) == b"the committed one"
+    await one.discard_result("job", 1, "clip.mp4")
+    assert await content_of(one, the_job("job", sha256)) == b"the committed one"
+    assert len([name for name in shared.stored() if name.endswith(f"{sha256}.mp4")]) == 1
+
+
+async def test_a_former_holder_that_joined_the_same_bytes_deletes_its_own_only(shared: Place) -> None:
+    one, other = await shared.started(), await shared.started("other")
+    sha256 = await keep(other, "job", 2, b"the same")
+    assert await keep(one, "job", 1, b"the same") == sha256
+    await one.discard_result("job", 1, "clip.mp4")
+    assert await content_of(one, the_job("job", sha256)) == b"the same"
+
+
+async def test_results_of_former_holders_go_with_the_next(shared: Place) -> None:
+    one, other = await shared.started(), await shared.started("other")
+    await keep(one, "job", 9, b"of a holder that died")
+    sha256 = await keep(other, "job", 10, b"of the next")
+    assert len([name for name in shared.stored() if name.endswith(".mp4") and "work" not in name]) == 1
+    assert await content_of(one, the_job("job", sha256)) == b"of the next"
+
+
+async def test_a_preview_is_seen_at_every_node(shared: Place) -> None:
+    one, other = await shared.started(), await shared.started("other")
+    assert await other.preview("job") is None
+    await one.make_scratch("job")
+    for image in (b"first", b"second"):
+        await one.put_preview("job", image)
+        assert await other.preview("job") == image
+    await other.delete_inputs("job")
+    assert await one.preview("job") is None
+
+
+async def test_erased_is_everything_under_a_job(place: Place) -> None:
+    files = await place.started()
+    before = place.stored()
+    await files.mark_erasure("job")
+    await receive(files, "job")
+    await files.make_scratch("job")
+    files.segment(a_segment("job")).write_bytes(b"part")
+    await files.keep_segment(a_segment("job"))
+    await files.put_preview("job", b"a face")
+    await keep(files, "job", 1, VIDEO)
+    await files.accept_upload("job")
+    await files.delete_inputs("job")
+    await files.delete_result("job", "clip.mp4")
+    assert await files.list_marked(ERASURE) == {"job"}
+    await files.unmark_erasure("job")
+    assert place.stored() == before
+    assert [name for name in files_in(files.root) if "job" in name] == []
+
+
+async def test_copies_go_that_this_node_does_not_need(shared: Place) -> None:
+    files = await shared.started()
+    if shared.kind == "folder":
+        copies = [files.engine / "input" / name for name in ("kept", "gone")]
+        for copy in copies:
+            copy.mkdir(parents=True)
+        await files.clear_scratch_except({"kept"})
+        assert [copy.exists() for copy in copies] == [True, False]
+        return
+    for name in ("kept", "gone", "being received"):
+        await receive(files, name)
+    await files.accept_upload("kept")
+    await files.accept_upload("gone")
+    await files.clear_scratch_except({"kept"})
+    assert [files.inputs(name).exists() for name in ("kept", "gone", "being received")] == [True, False, True]
+    assert await files.fetch_inputs("gone", inputs_of())
+    assert not (await shared.started()).inputs("kept").exists()  # at a start nothing is kept
+
+
+async def test_room_is_that_of_the_disk(place: Place) -> None:
+    files = await place.started()
+    assert await files.free_bytes() > 0 and await files.is_available()
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with opened(tmp_path / "faceswap.db") as store:
+        yield store
+
+
+def janitor(store: Store, files: Files, holder: str = LOCAL_HOLDER) -> Janitor:
+    return Janitor(Settings(files.root), store, files, holder)
+
+
+async def test_a_start_clears_the_uploads_of_its_own_node_only(
+    shared: Place, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = await shared.started(), await shared.started("other")
+    job = await create(store)
+    for files, name in ((one, "mine"), (other, "theirs"), (other, job.prompt_id)):
+        await receive(files, name)
+    await janitor(store, one).clear_debris()
+    assert await one.list_marked(UPLOAD) == {"theirs"}
+    assert [await one.fetch_inputs(name, inputs_of()) for name in ("mine", "theirs", job.prompt_id)] == [
+        False,
+        True,
+        True,
+    ]
+    monkeypatch.setattr(shared_module, "ABANDONED_S", -60.0)
+    monkeypatch.setattr("faceswap.files.s3.ABANDONED_S", -60.0)
+    await janitor(store, one).clear_debris()  # the other did not come back
+    assert await one.list_marked(UPLOAD) == set()
+    assert not [name for name in shared.stored() if "theirs" in name]
+
+
+async def test_a_start_clears_results_without_a_commit_and_leaves_what_is_unknown(
+    shared: Place, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = await shared.started()
+    done, undone = await create(store), await create(store)
+    await store.finish_segment(await claim(store), "00000-1-1.mp4", 1.0)
+    lease = await acquire(store, join_lease(done.prompt_id))
+    sha256 = await keep(files, done.prompt_id, lease.epoch, b"committed")
+    assert await store.succeed(done, lease, result_file="clip.mp4", size=9, sha256=sha256, warnings=())
+    await keep(files, undone.prompt_id, 1, b"not committed")
+    await keep(files, "stranger", 1, b"of another database")
+    await receive(files, "unknown")
+    await files.accept_upload("unknown")
+    await janitor(store, files).clear_debris()
+    assert await content_of(files, await store.job(done.prompt_id)) == b"committed"
+    assert await content_of(files, the_job(undone.prompt_id, hashlib.sha256(b"not committed").hexdigest())) is None
+    assert await files.fetch_inputs("unknown", inputs_of())
+    assert [name for name in shared.stored() if "stranger" in name]
+    assert "the database knows nothing of 2 jobs" in caplog.text
+
+
+async def test_an_erasure_that_was_cut_off_is_ended_by_the_next_start(shared: Place, store: Store) -> None:
+    one, other = await shared.started(), await shared.started("other")
+    jobs = [await create(store) for _ in range(2)]
+    for files, job in ((one, jobs[0]), (other, jobs[1])):
+        await files.mark_erasure(job.prompt_id)
+        await store.begin_erasure(job.prompt_id)
+        await receive(files, job.prompt_id)
+        await files.accept_upload(job.prompt_id)
+    await janitor(store, one).clear_debris()
+    assert await one.list_marked(ERASURE) == {jobs[1].prompt_id}  # which another node is still at
+    assert await store.known([job.prompt_id for job in jobs]) == {jobs[1].prompt_id}
+    assert not [name for name in shared.stored() if name.startswith("inputs/") and "video" in name]
+
+
+async def test_a_folder_that_is_not_mounted_is_told(tmp_path: Path) -> None:
+    files = open_files(Settings(tmp_path / "data", files_url=str(tmp_path / "missing")), "one")
+    with pytest.raises(ConfigError, match="is it mounted"):
+        await files.start()
