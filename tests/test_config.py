@@ -27,6 +27,10 @@ VALUES: dict[str, tuple[str, Any]] = {
     "url_allow": ("10.0.0.0/8, fd00::/8", (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))),
     "cors_origins": ("https://a.example, http://b:81/path", ("https://a.example", "http://b:81")),
     "public_url": ("https://faces.example.org/swap", URL("https://faces.example.org/swap")),
+    "database_url": ("postgresql://user@host/database", "postgresql://user@host/database"),
+    "files_url": ("s3://bucket/prefix/", "s3://bucket/prefix"),
+    "node": ("node-1.example", "node-1.example"),
+    "download_redirect": ("1", True),
     "queue_limit": ("7", 7),
     "segment_frames": ("0", 0),
     "max_frames": ("1000", 1000),
@@ -67,6 +71,10 @@ WRONG: dict[str, list[str]] = {
         "https://user@a",
         "https://a, https://b",
     ],
+    "database_url": ["sqlite:///x", "postgresql:"],
+    "files_url": ["relative/folder", "s3://", "s3://key@bucket", "s3://bucket?x=1", "http://host/bucket"],
+    "node": ["a b", "a/b", "x" * 65],
+    "download_redirect": ["yes", "2"],
     "queue_limit": ["0", "x"],
     "segment_frames": ["-1", "x"],
     "max_frames": ["0", "1000001"],
@@ -114,7 +122,7 @@ def test_a_wrong_value_is_refused_in_one_line_with_variable_value_and_what_is_al
             Settings.load({variable: text})
         message = str(refused.value)
         assert message.startswith(f"{variable}=")
-        assert name == "comfyui_headers" or repr(text) in message
+        assert name in ("comfyui_headers", "database_url") or repr(text) in message
         assert "allowed" in message
         assert "\n" not in message
 
