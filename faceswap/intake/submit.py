@@ -17,7 +17,7 @@ from ..errors import BadRequest, Unavailable, Unprocessable
 from ..files import Files
 from ..jobs import Inputs, Job, JobState, NewJob, Options, default_output_name, new_prompt_id
 from ..media import MediaWorker, VideoFacts, output_frames, plan_segments
-from ..store import Store
+from ..store import CommitUnknown, Store
 from ..workflow import Workflow, WorkflowError
 from .fetch import Fetcher
 from .form import Submission
@@ -75,7 +75,7 @@ class Submitter:
         try:
             new = await self._plan(submission, prompt_id, owner, idempotency_key)
             job, is_new = await self._store.create(new, self._settings.queue_limit)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, CommitUnknown):
             # The job may be committed nevertheless. The files of an upload without a job are erased at the next start.
             raise
         except BaseException:

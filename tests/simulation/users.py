@@ -13,7 +13,7 @@ from faceswap.api.stream import follow
 from faceswap.errors import Conflict, NotFound, Problem
 from faceswap.hub import Closing, Lagging
 from faceswap.jobs import Inputs, NewJob, Options, SegmentPlan
-from faceswap.store import StoreError
+from faceswap.store import CommitUnknown, StoreError
 
 if TYPE_CHECKING:
     from .loop import Machine
@@ -95,6 +95,8 @@ class Users:
         new = NewJob(prompt_id, "clip", Options(), WORKFLOW, inputs, plans)
         try:
             await node.store.create(new, QUEUE_LIMIT)
+        except CommitUnknown:
+            raise
         except (Problem, StoreError):
             await node.files.delete_upload(prompt_id)
             raise

@@ -25,6 +25,7 @@ from faceswap.comfy.client import ComfyClient
 from faceswap.engine.faults import Faults
 from faceswap.engine.server import ENGINE
 from faceswap.samples import FACE
+from faceswap.store import CommitUnknown, Store
 
 FRAMES = 12
 ENGINE_DISK_FULL = "ComfyUI's disk is full; the job goes on when there is room."
@@ -122,6 +123,23 @@ async def test_a_result_that_finds_no_room_is_fetched_again_when_there_is_some(
         status = await service.ended(await service.post(clip))
         assert (status["status"], status["attempts"], engine.submissions) == ("SUCCESS", 1, 1)
         assert recovery.DISK_FULL_MESSAGE in await service.messages(status["prompt_id"])
+
+
+async def test_a_job_that_may_be_committed_keeps_its_files_though_its_user_is_told_that_it_failed(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Store.create
+
+    async def create_unanswered(store: Store, *arguments: Any) -> None:
+        await create(store, *arguments)
+        raise CommitUnknown("the connection was lost")
+
+    monkeypatch.setattr(Store, "create", create_unanswered)
+    async with service_and_engines(tmp_path, paint=True) as (service, _):
+        with pytest.raises(AssertionError, match="503|unavailable"):
+            await service.post(clip)
+        (job,) = (await service.get("/jobs"))["jobs"]
+        assert (await service.ended(job["prompt_id"]))["status"] == "SUCCESS"
 
 
 async def true(value: object) -> bool:
