@@ -136,7 +136,7 @@ async def test_a_job_that_may_be_committed_keeps_its_files_though_its_user_is_to
 
     monkeypatch.setattr(Store, "create", create_unanswered)
     async with service_and_engines(tmp_path, paint=True) as (service, _):
-        with pytest.raises(AssertionError, match="503|unavailable"):
+        with pytest.raises(AssertionError, match="unavailable"):
             await service.post(clip)
         (job,) = (await service.get("/jobs"))["jobs"]
         assert (await service.ended(job["prompt_id"]))["status"] == "SUCCESS"
