@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import AsyncIterator
+from functools import partial
 
 import aiohttp
 from aiohttp import web
@@ -22,15 +24,18 @@ from .hub import Hub
 from .intake import Fetcher, Submitter
 from .janitor import Janitor
 from .media import MediaWorker
+from .node import Node, node_name
 from .progress_reporter import ProgressReporter
 from .scheduler import Scheduler
-from .store import Store
+from .store import Store, StoreError, retry_writes
 from .workflow import Graph, Workflow, WorkflowError, load_workflows
 
 log = logging.getLogger(__name__)
 
 FORM_ALLOWANCE_BYTES = 1024 * 1024
 """Bytes of an upload to the engine besides the file, at most."""
+DATABASE_START_S = 300.0
+"""The time that a database which nodes share may take to start."""
 FAILED = web.AppKey("failed", asyncio.Event)
 """Set when a background task failed: the process must end."""
 
@@ -52,13 +57,14 @@ def load_workflow(settings: Settings) -> dict[str, Workflow]:
 
 
 def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Application:
-    """Make the service, ready to be run. Raises `ConfigError` for a workflow that cannot be used."""
-    timeouts = timeouts or Timeouts()
+    """Make the service, ready to be run. Raises `ConfigError` for a setting that cannot be used."""
+    timeouts = timeouts or Timeouts.of(settings)
+    name = node_name(settings)
     app = web.Application(middlewares=[middleware.problems, middleware.same_origin])
     app[keys.SETTINGS] = settings
     app[keys.HUB] = Hub()
     app[keys.FEED] = Feed(app[keys.HUB])
-    app[keys.FILES] = open_files(settings)
+    app[keys.FILES] = open_files(settings, name)
     app[FAILED] = asyncio.Event()
     workflows = load_workflow(settings)
 
@@ -66,7 +72,8 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
         """Make the parts, lowest layer first; close them in the reverse order."""
         files, feed = app[keys.FILES], app[keys.FEED]
         await files.start()
-        store = app[keys.STORE] = await Store.open(files.database, resource_dir("migrations"), feed.publish)
+        store = app[keys.STORE] = await _open_store(settings, files, feed)
+        feed.attach(store)
         media, fetcher = MediaWorker(), Fetcher(settings.url_allow)
         # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.
         session = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
@@ -74,19 +81,22 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
             engine = None if settings.comfyui_urls else _embedded_engine(settings, files)
             app[keys.ENGINE] = engine
             graph = workflows[settings.workflow].graph
-            pool = await make_backends(settings, store, session, timeouts, engine, graph)
+            pool = await make_backends(settings, store, session, timeouts, engine, graph, name)
+            node = app[keys.NODE] = Node(store, name, pool, timeouts.node_gone_s, shares_files=files.is_shared)
+            await node.join()
             app[keys.SUBMITTER] = Submitter(settings, store, files, media, fetcher, workflows, pool.frame_limit)
-            progress_reporter = app[keys.PROGRESS_REPORTER] = ProgressReporter(store)
+            progress_reporter = app[keys.PROGRESS_REPORTER] = ProgressReporter(store, files)
             scheduler = app[keys.SCHEDULER] = Scheduler(
-                store, files, media, progress_reporter, workflows, pool, timeouts
+                store, files, media, progress_reporter, workflows, pool, timeouts, feed, node
             )
-            janitor = Janitor(settings, store, files)
+            janitor = Janitor(settings, store, files, name)
             await janitor.clear_debris()
             background = asyncio.create_task(_background(scheduler, janitor, feed, engine), name="background")
             background.add_done_callback(lambda task: _check(task, app[FAILED]))
             yield
             background.cancel()
             await asyncio.gather(background, return_exceptions=True)
+            await node.leave()
         finally:
             await session.close()
             await fetcher.close()
@@ -101,6 +111,23 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     return app
 
 
+async def _open_store(settings: Settings, files: Files, feed: Feed) -> Store:
+    """Open the database. One that nodes share may start later than they do: it is waited for."""
+    if not settings.database_url:
+        return await Store.open(files.database, resource_dir("migrations"), feed.publish)
+    open_store = partial(
+        Store.open,
+        settings.database_url,
+        resource_dir("migrations"),
+        feed.publish,
+    )
+    try:
+        async with asyncio.timeout(DATABASE_START_S):
+            return await retry_writes(open_store)
+    except TimeoutError:
+        raise StoreError(f"it could not be used for {DATABASE_START_S:.0f} s", transient=True) from None
+
+
 async def make_backends(
     settings: Settings,
     store: Store,
@@ -108,15 +135,24 @@ async def make_backends(
     timeouts: Timeouts,
     engine: EmbeddedEngine | None,
     graph: Graph,
+    node: str,
 ) -> BackendPool:
-    """Make a backend for each ComfyUI of the settings, or one for the embedded engine, whose address comes later."""
+    """Make a backend for each ComfyUI of the settings, or one for the embedded engine, whose address comes later.
+
+    ComfyUI forgets a client id when any socket of that id closes: where nodes take over from each other, each has ids
+    of its own.
+    """
     pool = BackendPool()
 
     async def add(name: str, client: ComfyClient) -> Backend:
-        return Backend(pool, name, client, await store.client_id(name), timeouts, graph=graph)
+        client_id = await store.client_id(name)
+        if store.is_shared:
+            client_id = uuid.uuid5(uuid.UUID(client_id), node).hex
+        return Backend(pool, name, client, client_id, timeouts, graph=graph)
 
     if engine is not None:
-        await add(EMBEDDED, ComfyClient(URL("http://127.0.0.1:1"), session, engine.headers))
+        name = f"{EMBEDDED}:{node}" if store.is_shared else EMBEDDED
+        await add(name, ComfyClient(URL("http://127.0.0.1:1"), session, engine.headers))
     for url in settings.comfyui_urls:
         client = ComfyClient(url, session, settings.comfyui_headers)
         backend = await add(str(client.url), client)

@@ -270,3 +270,10 @@ class Timeouts:
     """The time without a renewal after which another node may take over a node's work."""
     outage_s: float = 3.0
     """The time without any ComfyUI after which the jobs that wait for one report an outage."""
+    node_gone_s: float = 15.0
+    """The time without a sign of a node after which it does not count any more: what only it could do others do."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Timeouts:
+        """Return the bounds for a node that has its database alone, or may share it."""
+        return cls(lease_s=10.0, outage_s=20.0) if settings.database_url else cls()

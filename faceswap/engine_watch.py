@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """Pause between two looks at the engines."""
+WATCH_LEASE = "engines"
+"""The lease under which one of several nodes tells the jobs."""
 MOST_TOLD = 200
 """Jobs that get an event for an outage, at most; `/status` reports it for all jobs."""
 
@@ -39,20 +41,22 @@ class EngineWatch:
         self._told: set[str] = set()
         self._well_at, self._well_since = monotonic(), datetime.now(UTC)
 
-    async def look(self, *, holds_all: bool = True) -> JobFailure | None:
+    async def look(self, *, elsewhere: bool = False, tells: bool = True) -> JobFailure | None:
         """Look at the engines, and tell the jobs that wait for one of any change.
 
-        Return the failure that these jobs are to end with when none has been there for too long. A node that does not
-        hold the leases of all engines cannot tell: it listens to its own only.
+        Return the failure that these jobs are to end with when none has been there for too long. `elsewhere`: another
+        node may have one that can be given work. Of several nodes one `tells` the jobs.
         """
-        if not holds_all or any(backend.healthy for backend in self._backends):
+        if elsewhere or any(backend.healthy for backend in self._backends):
             self._well_at, self._well_since = monotonic(), datetime.now(UTC)
             await self._all_clear()
             return None
         gone_s = monotonic() - self._well_at
         if gone_s > self._timeouts.outage_s:
-            await self._tell(self._well_since)
-        if gone_s <= self._timeouts.gone_s:
+            self._notice(self._well_since)
+            if tells:
+                await self._tell()
+        if not tells or gone_s <= self._timeouts.gone_s:
             return None
         hours = self._timeouts.gone_s / 3600
         message = f"No ComfyUI could be reached for {hours:.0f} hours; start it, then retry the job."
@@ -62,15 +66,18 @@ class EngineWatch:
         """Return the ids of jobs that wait for an engine, some of them when there are many."""
         return await retry_writes(partial(self._store.jobs_needing_engine, MOST_TOLD))
 
-    async def _tell(self, since: datetime) -> None:
+    def _notice(self, since: datetime) -> None:
         message = f"{self._trouble()} since {since:%Y-%m-%d %H:%M:%S} UTC; the job waits."
         if self.outage is None:
             log.warning("%s", message)
         self.outage = message
+
+    async def _tell(self) -> None:
+        assert self.outage is not None
         for prompt_id in await self.waiting():
             if prompt_id not in self._told:
                 self._told.add(prompt_id)
-                await self._tell_job(prompt_id, message)
+                await self._tell_job(prompt_id, self.outage)
 
     def _trouble(self) -> str:
         if len(self._backends) == 1:

@@ -46,7 +46,9 @@ class Signal(enum.StrEnum):
     STOP = "stop"
     """The prompts of a job are to be stopped."""
     ENDED = "ended"
-    """A job has ended or was erased: nothing of it is needed any more."""
+    """A job has ended."""
+    ERASED = "erased"
+    """A job was erased: no copy of its files may stay."""
 
 
 class SharedStore(Protocol):

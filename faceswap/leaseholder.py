@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from .clock import monotonic
@@ -15,6 +15,10 @@ log = logging.getLogger(__name__)
 
 RENEWALS = 3
 """Renewals within the time of a lease."""
+ASK_S = 1.0
+"""Between two tries to take a lease that another holds, at most."""
+RELEASE_S = 2.0
+"""The time for a lease to be released by a node that stops; it runs out soon enough besides."""
 
 
 class Held:
@@ -24,6 +28,7 @@ class Held:
         self.lease = lease
         self.until = until
         self.lost = False
+        self.given_back = False
         self.scope: asyncio.Timeout | None = None
 
     @property
@@ -33,10 +38,15 @@ class Held:
 
     def lose(self) -> None:
         """Cancel what is done under the lease: somebody else may do it now."""
-        if self.lost or self.scope is None:
-            return
-        self.lost = True
-        self.scope.reschedule(monotonic())
+        if not self.lost and self.scope is not None:
+            self.lost = True
+            self.scope.reschedule(monotonic())
+
+    def give_back(self) -> None:
+        """Cancel what is done under the lease, then let somebody else have it."""
+        if not self.lost and self.scope is not None:
+            self.given_back = True
+            self.scope.reschedule(monotonic())
 
 
 class Leaseholder:
@@ -48,19 +58,24 @@ class Leaseholder:
         self._lease_s = lease_s
 
     @asynccontextmanager
-    async def hold(self, name: str) -> AsyncIterator[Held]:
+    async def hold(self, name: str, hesitation_s: Callable[[], float] = lambda: 0.0) -> AsyncIterator[Held]:
         """Wait for a lease and hold it while the body runs, which is cancelled when the lease is lost.
 
-        Raises `LeaseLost` then.
+        Raises `LeaseLost` then. Before each try to take it the other nodes get `hesitation_s()` to be quicker.
         """
-        held = await self._acquire(name)
+        held = await self._acquire(name, hesitation_s)
         renewal = asyncio.create_task(self._renew(held), name=f"renewal of {name}")
         try:
             async with asyncio.timeout(None) as held.scope:
                 yield held
         except TimeoutError:
-            if not held.lost:
+            if not (held.lost or held.given_back):
                 raise
+        except asyncio.CancelledError:
+            held.scope = None
+            if self._store.is_shared:  # this node stops: the others need not wait until the lease runs out
+                await self._release_at_stop(held.lease)
+            raise
         finally:
             held.scope = None
             renewal.cancel()
@@ -70,12 +85,18 @@ class Leaseholder:
             raise LeaseLost(name)
         await retry_writes(partial(self._store.release_lease, held.lease))
 
-    async def _acquire(self, name: str) -> Held:
+    async def _release_at_stop(self, lease: Lease) -> None:
+        with suppress(StoreError, TimeoutError):
+            async with asyncio.timeout(RELEASE_S):
+                await self._store.release_lease(lease)
+
+    async def _acquire(self, name: str, hesitation_s: Callable[[], float]) -> Held:
         while True:
+            await asyncio.sleep(hesitation_s())
             held = await retry_writes(partial(self._ask_for, name))
             if held is not None:
                 return held
-            await asyncio.sleep(self._lease_s / RENEWALS)
+            await asyncio.sleep(min(self._lease_s / RENEWALS, ASK_S))
 
     async def _ask_for(self, name: str) -> Held | None:
         until = monotonic() + self._lease_s
@@ -83,12 +104,15 @@ class Leaseholder:
         return None if lease is None else Held(lease, until)
 
     async def _renew(self, held: Held) -> None:
-        """Renew a lease until it is lost."""
+        """Renew a lease until it is lost: another has it, or may have it by now because the database is away."""
         try:
             renewed = True
             while renewed:
                 await asyncio.sleep(self._lease_s / RENEWALS)
-                renewed = await retry_writes(partial(self._ask_for_more, held))
+                async with asyncio.timeout(held.until - monotonic()):
+                    renewed = await retry_writes(partial(self._ask_for_more, held))
+        except TimeoutError:
+            log.error("the lease %s could not be renewed in time", held.lease.name)
         except StoreError:
             log.exception("the lease %s cannot be renewed", held.lease.name)
         finally:

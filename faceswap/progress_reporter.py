@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
 from . import events
 from .clock import monotonic
 from .events import Payload
+from .files import Files
 from .jobs import Job
 from .progress import JobProgress, Report
 from .store import Store, StoreError, retry_writes
@@ -21,6 +23,9 @@ TICK_S = 0.25
 PAUSE_S = 2.0
 """Before the next report, when one could not be stored."""
 PREVIEW_S = 1.0
+"""Between two previews of a job."""
+PREVIEW_TIMEOUT_S = 5.0
+"""The time for previews to be kept where the other nodes find them; they are dropped after it."""
 
 
 @dataclass
@@ -33,15 +38,23 @@ class Reporter:
     told: float = -1.0
     previewed_at: float = 0.0
     preview_is_new: bool = False
+    unkept: bytes | None = None
+    """The newest preview, while other nodes could not find it yet."""
 
 
 class ProgressReporter:
     """Tells the watchers of every running job."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, files: Files) -> None:
         self._store = store
+        self._files = files
         self._reporters: dict[str, Reporter] = {}
         self._previews: dict[str, bytes] = {}
+
+    @property
+    def prompt_ids(self) -> set[str]:
+        """The jobs that are reported of."""
+        return set(self._reporters)
 
     def progress(self, job: Job) -> JobProgress:
         """Return the progress of a running job, taken up where the database has it."""
@@ -52,14 +65,19 @@ class ProgressReporter:
             reporter = self._reporters[job.prompt_id] = Reporter(progress, job.percentage)
         return reporter.progress
 
-    def preview(self, prompt_id: str) -> bytes | None:
+    async def preview(self, prompt_id: str) -> bytes | None:
         """Return the newest preview of a job, JPEG; None when there is none."""
-        return self._previews.get(prompt_id)
+        image = self._previews.get(prompt_id)
+        return await self._files.preview(prompt_id) if image is None else image
 
     def take_preview(self, prompt_id: str, image: bytes) -> None:
         """Keep a picture that the engine has made, for the next report."""
         reporter = self._reporters.get(prompt_id)
-        if reporter is not None:
+        if reporter is None:
+            return
+        if self._files.is_shared:
+            reporter.unkept = image
+        else:
             self._previews[prompt_id] = image
             reporter.preview_is_new = True
 
@@ -78,6 +96,32 @@ class ProgressReporter:
 
     async def run(self) -> None:
         """Report for as long as the service runs."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._report_regularly(), name="reports of progress")
+            if self._files.is_shared:
+                tasks.create_task(self._keep_previews(), name="previews for other nodes")
+
+    async def _keep_previews(self) -> None:
+        """Keep previews where other nodes find them, and only then have them told."""
+        while True:
+            await asyncio.sleep(PREVIEW_S)
+            unkept = {prompt_id: reporter for prompt_id, reporter in self._reporters.items() if reporter.unkept}
+            with suppress(TimeoutError):
+                async with asyncio.timeout(PREVIEW_TIMEOUT_S):
+                    await asyncio.gather(*(self._keep_preview(*item) for item in unkept.items()))
+
+    async def _keep_preview(self, prompt_id: str, reporter: Reporter) -> None:
+        image, reporter.unkept = reporter.unkept, None
+        assert image is not None
+        try:
+            await self._files.put_preview(prompt_id, image)
+        except OSError as error:
+            log.info("job %s: a preview could not be kept: %s", prompt_id, error)
+            return
+        if self._reporters.get(prompt_id) is reporter:
+            reporter.preview_is_new = True
+
+    async def _report_regularly(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
             try:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from . import events
 from .clock import monotonic
-from .comfy.backend import EMBEDDED, Backend
+from .comfy.backend import Backend
 from .comfy.client import ComfyError
 from .comfy.in_flight import GivenUp, InFlightPrompt, Lost, News
 from .comfy.inputs import EngineInputs
@@ -141,7 +141,7 @@ class Runner:
             _check_length(segment, job, backend)
         costs_key = _costs_key(backend, job)
         learned = await self._store.phase_costs(costs_key)
-        expected = learned or (FIRST_GUESS_EMBEDDED if backend.name == EMBEDDED else FIRST_GUESS)
+        expected = learned or (FIRST_GUESS_EMBEDDED if backend.is_embedded else FIRST_GUESS)
         progress = self._progress_reporter.progress(job)
         bars = progress.begin(segment.number, segment.frame_count, expected, monotonic(), guessed=not learned)
         attempt = _Attempt(job, workflow, prompt, backend, bars)

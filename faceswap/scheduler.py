@@ -8,41 +8,59 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 
 from .assembly import Assembly
-from .comfy.backend import DANGEROUS_DEATHS, EMBEDDED, MAX_PROMPTS, Backend, BackendPool
+from .comfy.backend import DANGEROUS_DEATHS, MAX_PROMPTS, Backend, BackendPool
 from .comfy.client import ComfyError
 from .comfy.in_flight import GivenUp, InFlightPrompt, Lost, Stopped
 from .comfy.inputs import EngineInputs
 from .config import Timeouts
-from .engine_watch import EngineWatch, stop_abandoned_prompts
-from .errors import INTERNAL_ERROR, JobFailure, NotFound
+from .engine_watch import WATCH_LEASE, EngineWatch, stop_abandoned_prompts
+from .errors import INTERNAL_ERROR, JobFailure, NotFound, Unavailable
+from .feed import Feed, Signal
 from .files import Files
 from .jobs import Job, Segment
 from .leaseholder import Held, Leaseholder
 from .media import MediaWorker
+from .node import Node
+from .orphans import requeue_orphans
 from .progress_reporter import ProgressReporter
 from .recovery import DISK_PAUSE_S, Recovery, TooLong
 from .runner import Runner
-from .store import LOCAL_HOLDER, Lease, LeaseLost, Store, StoreError, backend_lease, join_lease, retry_writes
+from .store import Lease, LeaseLost, Store, StoreError, backend_lease, join_lease, retry_writes
 from .workflow import Workflow
 
 log = logging.getLogger(__name__)
 
 IDLE_S = 5.0
 """Between two looks for work when nothing tells of any."""
+LOOK_S = 1.0
+"""Between two looks at what other nodes have asked for, when nothing tells of it."""
+TAKE_UP_S = 5.0
+"""Between two looks for work that no node does any more."""
+START_TIMES = 2
+"""The multiple of `Timeouts.node_gone_s` that nodes get to start, where all were down."""
+HESITATION_S = 0.5
+"""The time, for each backend that this node holds, that others get to take a free one first."""
+HAND_OVER_S = 3.0
+"""The time that another node gets to take a backend that this one has given back."""
+ERASURE_LOOK_S = 0.2
+ERASURE_LIMIT_S = 90.0
+"""The time that other nodes get to stop their work at a job that is to be erased."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class _HeldBackend:
     """A backend's lease, and the tasks that are done under it."""
 
     held: Held
     tasks: asyncio.TaskGroup
+    leaving: bool = False
+    """True when it is given no more work, to be given back to a node that holds fewer."""
 
 
 class Scheduler:
@@ -57,9 +75,9 @@ class Scheduler:
         workflows: Mapping[str, Workflow],
         pool: BackendPool,
         timeouts: Timeouts,
-        node: str = LOCAL_HOLDER,
+        feed: Feed,
+        node: Node,
     ) -> None:
-        """`node` is the name under which this process holds leases."""
         self.backends = pool.backends
         self._pool = pool
         self._store = store
@@ -70,11 +88,26 @@ class Scheduler:
         self._assembly = Assembly(store, files, media, progress_reporter, timeouts)
         self._recovery = Recovery(store, progress_reporter, self._inputs, workflows, timeouts)
         self._watch = EngineWatch(store, self.backends, timeouts)
-        self._leases = Leaseholder(store, node, timeouts.lease_s)
+        self._leases = Leaseholder(store, node.name, timeouts.lease_s)
+        self._timeouts = timeouts
+        self._feed = feed
+        self._node = node
+        self._tells = not store.is_shared
+        self._look_wanted = asyncio.Event()
+        self._unclaimed: set[Segment] = set()
         self._held: dict[Backend, _HeldBackend] = {}
         self._tasks = asyncio.TaskGroup()
         self._attempts: dict[str, dict[InFlightPrompt, asyncio.Task[None]]] = {}
         self._joins: dict[str, asyncio.Task[None]] = {}
+        feed.on(Signal.WORK, lambda _: self._pool.changed.set())
+        feed.on(Signal.STOP, lambda _: self._look_wanted.set())
+        feed.on(Signal.ENDED, self._ended_elsewhere)
+        feed.on(Signal.ERASED, self._erased_elsewhere)
+
+    @property
+    def has_engine_elsewhere(self) -> bool:
+        """True while another node has an engine that can be given work."""
+        return self._pool.elsewhere
 
     @property
     def outage(self) -> str | None:
@@ -82,11 +115,13 @@ class Scheduler:
         return self._watch.outage
 
     def wake(self) -> None:
-        """Look for work: there may be some."""
+        """Look for work, here and at the other nodes: there may be some."""
         self._pool.changed.set()
+        self._feed.send(Signal.WORK)
 
     def cancel(self, prompt_id: str) -> None:
-        """Stop the prompts of a job whose end the store was asked for."""
+        """Stop the prompts of a job whose end the store was asked for, here and at the other nodes."""
+        self._feed.send(Signal.STOP, prompt_id)
         attempts = self._attempts.get(prompt_id)
         if not attempts:
             self._forget(prompt_id)
@@ -95,13 +130,32 @@ class Scheduler:
             prompt.stop()
 
     async def erase(self, job: Job) -> None:
-        """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it."""
+        """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it.
+
+        Raises `Unavailable` where another node does not let go of it.
+        """
         await self._attempts_ended(job.prompt_id)
         await self._files.mark_erasure(job.prompt_id)
         await self._store.begin_erasure(job.prompt_id)
         # A retry may have come in between.
         self.cancel(job.prompt_id)
         await self._attempts_ended(job.prompt_id)
+        if not self._store.is_shared:
+            await self._erase(job)
+            return
+        try:
+            async with AsyncExitStack() as stack:
+                async with asyncio.timeout(ERASURE_LIMIT_S):
+                    while await self._store.is_submitted(job.prompt_id):  # noqa: ASYNC110 — at other nodes
+                        await asyncio.sleep(ERASURE_LOOK_S)
+                    await stack.enter_async_context(self._leases.hold(join_lease(job.prompt_id)))
+                await self._erase(job)
+        except (TimeoutError, LeaseLost):
+            message = "The job is still being stopped at another node; delete it again in a while."
+            raise Unavailable(message, code="still_stopping", retry_after=10) from None
+        self._feed.send(Signal.ERASED, job.prompt_id)
+
+    async def _erase(self, job: Job) -> None:
         self._forget(job.prompt_id)
         await self._files.delete_inputs(job.prompt_id)
         await self._files.delete_result(job.prompt_id, job.result_file or f"{job.output_name}.mp4")
@@ -117,30 +171,41 @@ class Scheduler:
         async with self._tasks as tasks:
             for backend in self.backends:
                 tasks.create_task(self._run_backend(backend), name=backend.name)
-            for name in await self._unnamed():
-                tasks.create_task(self._requeue_orphans(name), name=f"orphans of {name}")
             tasks.create_task(self._dispatch(), name="dispatcher")
             tasks.create_task(self._progress_reporter.run(), name="reports")
             tasks.create_task(self._watch_engines(), name="watch over the engines")
+            if self._store.is_shared:
+                tasks.create_task(self._node.run(), name="heartbeat")
+                tasks.create_task(self._tell_of_outages(), name="lease on outages")
+                tasks.create_task(self._look_at_others(), name="requests by other nodes")
+                tasks.create_task(self._take_up_regularly(), name="work that no node does")
+            else:
+                await requeue_orphans(self._store, self._node, self.backends, self._timeouts.lease_s)
 
-    async def _unnamed(self) -> set[str]:
-        """Return the backends that something was submitted to and that are no longer named."""
-        submitted = await retry_writes(self._store.submitted)
-        return {segment.backend or "" for segment in submitted} - {backend.name for backend in self.backends}
-
-    async def _requeue_orphans(self, name: str) -> None:
-        """Put back what was submitted to a backend that is no longer named, unless another node has it."""
-        with suppress(LeaseLost):
-            async with self._leases.hold(backend_lease(name)) as held:
-                for segment in await retry_writes(partial(self._store.adopt, held.lease)):
-                    await retry_writes(partial(self._store.requeue, segment))
+    async def _take_up_regularly(self) -> None:
+        """Take up what nodes that are gone have left: work at their own backends, and joins."""
+        await asyncio.sleep(START_TIMES * self._timeouts.node_gone_s)
+        while True:
+            with suppress(StoreError):
+                if self._node.is_sure:
+                    await requeue_orphans(self._store, self._node, self.backends, self._timeouts.lease_s)
+                self._finish_unfinished(await self._store.unfinished())
+                unended = await self._store.unended()
+                for prompt_id in self._progress_reporter.prompt_ids - unended - self._attempts.keys():
+                    self._forget(prompt_id)
+            await asyncio.sleep(TAKE_UP_S)
 
     async def _run_backend(self, backend: Backend) -> None:
         """Run a backend whenever this node holds its lease, for as long as the service runs."""
         while True:
             with suppress(LeaseLost):
-                async with self._leases.hold(backend_lease(backend.name)) as held:
+                async with self._leases.hold(backend_lease(backend.name), self._hesitation_s) as held:
                     await self._recover(backend, held)
+                if held.given_back:
+                    await asyncio.sleep(HAND_OVER_S)
+
+    def _hesitation_s(self) -> float:
+        return self._node.hesitation_s(HESITATION_S)
 
     async def _recover(self, backend: Backend, held: Held) -> None:
         """Take up what was left with a backend, then listen to it; attempts are cancelled together with this."""
@@ -150,15 +215,14 @@ class Scheduler:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._held[backend] = _HeldBackend(held, tasks)
-                for segment in submitted:
-                    self._start(segment, backend, look_first=True)
+                self._node.held = frozenset(backend.name for backend in self._held)
+                self._take_up(submitted, backend)
                 tasks.create_task(backend.run(), name=f"listener of {backend.name}")
                 tasks.create_task(stop_abandoned_prompts(self._store, backend), name=f"abandoned at {backend.name}")
-                for job in await retry_writes(self._store.unfinished):
-                    if job.prompt_id not in self._joins:
-                        self._finish_soon(job.prompt_id)
+                self._finish_unfinished(await retry_writes(self._store.unfinished))
         finally:
             self._held.pop(backend, None)
+            self._node.held = frozenset(backend.name for backend in self._held)
 
     async def _dispatch(self) -> None:
         """Give waiting segments to backends that have room, whenever something changes."""
@@ -193,7 +257,7 @@ class Scheduler:
     async def _claim(self, backend: Backend) -> None:
         """Give the next waiting segment to a backend."""
         ours = self._held.get(backend)
-        if ours is None:
+        if ours is None or ours.leaving:
             return
         try:
             segment = await self._store.claim(
@@ -222,6 +286,11 @@ class Scheduler:
             done_in_s <= other.done_in_s(sum(waiting)) for other in others if other.seconds_per_frame is not None
         )
 
+    def _take_up(self, segments: Iterable[Segment], backend: Backend) -> None:
+        """Go on with attempts that a backend may know already."""
+        for segment in segments:
+            self._start(segment, backend, look_first=True)
+
     def _start(self, segment: Segment, backend: Backend, *, look_first: bool) -> None:
         """Begin an attempt at a segment, or go on with one."""
         log.info(
@@ -234,6 +303,7 @@ class Scheduler:
             segment.attempt,
         )
         prompt, ours = backend.begin(segment), self._held[backend]
+        prompt.audible = not (look_first and self._store.is_shared)
         work = self._run_segment(prompt, backend, ours.held, look_first)
         task = ours.tasks.create_task(work, name=f"segment {prompt.prompt_id}")
         self._attempts.setdefault(segment.prompt_id, {})[prompt] = task
@@ -260,7 +330,9 @@ class Scheduler:
             self._forget(prompt_id)
         if complete:
             self._finish_soon(prompt_id)
-        if backend.name == EMBEDDED and backend.idle:
+        else:
+            self._feed.send(Signal.WORK)
+        if backend.is_embedded and backend.idle:
             # It keeps the last video until the next one comes; faces are to be erased on time.
             with suppress(ComfyError):
                 await backend.client.free()
@@ -285,6 +357,11 @@ class Scheduler:
         if failure is not None:
             await self._end_failed(prompt_id, failure, prompt.segment)
         return False
+
+    def _finish_unfinished(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            if job.prompt_id not in self._joins:
+                self._finish_soon(job.prompt_id)
 
     def _finish_soon(self, prompt_id: str) -> None:
         """Have a job's finished segments made its result."""
@@ -316,11 +393,90 @@ class Scheduler:
         """End the jobs that wait for an engine when none has been there for too long."""
         while True:
             await asyncio.sleep(self._watch.pause_s)
-            sure = [backend for backend, ours in self._held.items() if ours.held.is_sure]
-            failure = await self._watch.look(holds_all=len(sure) == len(self.backends))
+            failure = await self._watch.look(elsewhere=self._may_be_elsewhere(), tells=self._tells)
             while failure is not None and (waiting := await self._watch.waiting()):
                 for prompt_id in waiting:
                     await self._end_failed(prompt_id, failure)
+
+    def _may_be_elsewhere(self) -> bool:
+        """Return whether another node may have an engine that can be given work."""
+        if self._store.is_shared:
+            return self._pool.elsewhere or not self._node.is_sure
+        sure = [backend for backend, ours in self._held.items() if ours.held.is_sure]
+        return len(sure) < len(self.backends)
+
+    async def _tell_of_outages(self) -> None:
+        """Tell jobs of outages whenever this node holds the lease on that."""
+        while True:
+            with suppress(LeaseLost):
+                async with self._leases.hold(WATCH_LEASE):
+                    self._tells = True
+                    try:
+                        await asyncio.Event().wait()
+                    finally:
+                        self._tells = False
+
+    async def _look_at_others(self) -> None:
+        """Do what other nodes have asked for, at once when they tell of it, else at the next look."""
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    await self._look_wanted.wait()
+            self._look_wanted.clear()
+            with suppress(StoreError):
+                await self._compare_attempts()
+            self._give_back_surplus()
+
+    async def _compare_attempts(self) -> None:
+        """Stop the attempts that the database no longer has, and begin those that only the database has.
+
+        The answer to a claim may have been lost on its way, and a job may have ended at another node.
+        """
+        ours = [(prompt, backend) for backend in self._held for prompt in list(backend.in_flight.values())]
+        collecting = set(self._attempts)
+        submitted = {_key(segment): segment for segment in await self._store.submitted()}
+        stopped = await self._store.to_be_stopped(collecting)
+        for prompt, _ in ours:
+            if _key(prompt.segment) not in submitted:
+                prompt.stop()
+        for prompt_id in stopped:
+            for prompt in self._attempts.get(prompt_id, ()):
+                prompt.stop()
+        known = {_key(prompt.segment) for attempts in self._attempts.values() for prompt in attempts}
+        unclaimed = {segment for key, segment in submitted.items() if key not in known}
+        for backend, held in list(self._held.items()):
+            place = backend.name, held.held.lease.epoch
+            seen_twice = unclaimed & self._unclaimed  # no claim is under way
+            self._take_up((segment for segment in seen_twice if (segment.backend, segment.epoch) == place), backend)
+        self._unclaimed = unclaimed
+
+    def _give_back_surplus(self) -> None:
+        """Give a backend back to a node that holds fewer: one at a time, once it is at rest."""
+        leaving = [backend for backend, ours in self._held.items() if ours.leaving]
+        if not leaving:
+            surplus = [backend for backend in self._held if self._node.may_give_back(backend.name)]
+            leaving = sorted(surplus, key=lambda backend: not backend.idle)[:1]
+        for backend in leaving:
+            ours = self._held[backend]
+            ours.leaving = self._node.may_give_back(backend.name)
+            if ours.leaving and backend.idle:
+                log.info("%s is left to a node that holds fewer", backend.name)
+                ours.held.give_back()
+
+    def _ended_elsewhere(self, prompt_id: str) -> None:
+        """Drop what is kept of a job that has ended at another node; its attempts here are looked at."""
+        if prompt_id in self._attempts:
+            self._look_wanted.set()
+        else:
+            self._forget(prompt_id)
+
+    def _erased_elsewhere(self, prompt_id: str) -> None:
+        self._ended_elsewhere(prompt_id)
+        self._tasks.create_task(self._delete_copies(prompt_id), name=f"copies of {prompt_id}")
+
+    async def _delete_copies(self, prompt_id: str) -> None:
+        with suppress(OSError):  # the janitor looks for copies, too
+            await self._files.delete_inputs(prompt_id)
 
     async def _end_failed(self, prompt_id: str, failure: JobFailure, cause: Segment | Lease | None = None) -> None:
         """End a job. `cause` is what failed, which is to be still ours. Raises `LeaseLost`."""
@@ -333,3 +489,8 @@ class Scheduler:
         """Drop what was kept in memory of a job that has ended."""
         self._progress_reporter.close(prompt_id)
         self._inputs.forget(prompt_id)
+
+
+def _key(segment: Segment) -> tuple[str, int, int]:
+    """Return the attempt that a submitted segment is at."""
+    return segment.prompt_id, segment.number, segment.attempt

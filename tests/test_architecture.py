@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("handlers", frozenset({"api"})),
     ("what moves jobs", frozenset({"scheduler", "janitor", "intake"})),
     ("one segment, one result", frozenset({"runner", "assembly"})),
-    ("the engines together", frozenset({"engine_watch", "leaseholder", "recovery"})),
+    ("the engines together", frozenset({"engine_watch", "leaseholder", "node", "orphans", "recovery"})),
     ("ComfyUI", frozenset({"comfy"})),
     ("what is told", frozenset({"feed", "progress_reporter"})),
     ("parts of one thing each", frozenset({"media", "store", "hub", "workflow", "client"})),

@@ -15,13 +15,16 @@ from stored_jobs import MIGRATIONS, acquire, claim, create, opened, sql
 from faceswap.comfy.backend import BackendPool
 from faceswap.config import Settings, Timeouts
 from faceswap.errors import Gone, NotFound
+from faceswap.feed import Feed
 from faceswap.files import ERASURE, Files
+from faceswap.hub import Hub
 from faceswap.janitor import BATCH, Janitor
 from faceswap.jobs import Job, JobState
 from faceswap.media import MediaWorker
+from faceswap.node import Node
 from faceswap.progress_reporter import ProgressReporter
 from faceswap.scheduler import Scheduler
-from faceswap.store import JANITOR_LEASE, Store, join_lease, now_ms
+from faceswap.store import JANITOR_LEASE, LOCAL_HOLDER, Store, join_lease, now_ms
 
 INPUT_TTL_S, OUTPUT_TTL_S = 100, 1000
 
@@ -305,8 +308,10 @@ def dying(*_: object) -> None:
 
 def scheduler_of(store: Store, files: Files) -> Scheduler:
     """Make a scheduler that has no engine."""
-    progress_reporter = ProgressReporter(store)
-    return Scheduler(store, files, MediaWorker(), progress_reporter, {}, BackendPool(), Timeouts())
+    pool = BackendPool()
+    node = Node(store, LOCAL_HOLDER, pool, Timeouts().node_gone_s)
+    reporter = ProgressReporter(store, files)
+    return Scheduler(store, files, MediaWorker(), reporter, {}, pool, Timeouts(), Feed(Hub()), node)
 
 
 @pytest.mark.parametrize("state", [JobState.SUCCESS, JobState.FAILED])

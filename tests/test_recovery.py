@@ -148,7 +148,7 @@ async def test_a_read_that_fails_for_a_moment_puts_a_segment_back_all_the_same(
 ) -> None:
     await create(store)
     prompt = InFlightPrompt(await claim(store))
-    reporter = ProgressReporter(store)
+    reporter = ProgressReporter(store, Files(tmp_path))
     inputs = EngineInputs(Files(tmp_path), MediaWorker(), reporter)
     backend = Backend(BackendPool(), "one", None, "client", TIMEOUTS, make_listener=lambda *_: None)
     store.failures = 3
@@ -170,14 +170,14 @@ async def test_a_read_that_fails_for_a_moment_does_not_keep_an_outage_secret(sto
     assert "the job waits" in str(told[-1])
 
 
-async def test_a_node_that_does_not_hold_every_engine_tells_of_no_outage(store: BusyStore) -> None:
+async def test_a_node_tells_of_no_outage_while_another_may_have_an_engine(store: BusyStore) -> None:
     await create(store)
     watch = EngineWatch(store, BackendPool().backends, Timeouts(outage_s=0.0, gone_s=0.0))
     await until(lambda: asyncio.get_running_loop().time() > watch._well_at)
-    assert await watch.look(holds_all=False) is None
+    assert await watch.look(elsewhere=True) is None
     assert watch.outage is None
     await until(lambda: asyncio.get_running_loop().time() > watch._well_at)
-    assert await watch.look(holds_all=True) is not None
+    assert await watch.look() is not None
 
 
 async def test_a_job_that_is_erased_while_the_disk_is_full_ends_the_wait_only(
@@ -207,7 +207,7 @@ async def test_an_upload_that_was_forgotten_fails_who_waits_for_it_and_may_be_tr
         for path in (files.video(job.prompt_id, job.inputs), files.image(job.prompt_id, job.inputs)):
             path.touch()
         backend = Backend(BackendPool(), "one", UploadHeldUp(), "client")  # type: ignore[arg-type]  # all it needs
-        inputs = EngineInputs(files, media, ProgressReporter(store))
+        inputs = EngineInputs(files, media, ProgressReporter(store, files))
         waiting = asyncio.create_task(inputs.provide(job, await claim(store), backend, splittable=True))
         await until(lambda: bool(inputs._sent))
         inputs.forget(job.prompt_id)

@@ -45,7 +45,7 @@ async def test_a_stop_waits_for_no_database_to_store_what_was_given_up(
 
     async with opened(files.database) as store, MediaWorker() as media:
         client: Any = None
-        backend, reporter = Backend(BackendPool(), "one", client, "client"), ProgressReporter(store)
+        backend, reporter = Backend(BackendPool(), "one", client, "client"), ProgressReporter(store, files)
         runner = Runner(store, files, media, reporter, {}, EngineInputs(files, media, reporter))
         await create(store)
         prompt = backend.begin(await claim(store))
@@ -83,7 +83,7 @@ async def test_a_prompt_that_may_have_been_sent_is_looked_for_though_the_databas
     monkeypatch.setattr(recovery, "DISK_PAUSE_S", 0)
     async with opened(files.database) as store, MediaWorker() as media:
         client: Any = None
-        backend, reporter = Backend(BackendPool(), "one", client, "client"), ProgressReporter(store)
+        backend, reporter = Backend(BackendPool(), "one", client, "client"), ProgressReporter(store, files)
         runner = Runner(store, files, media, reporter, {}, EngineInputs(files, media, reporter))
         monkeypatch.setattr(runner, "_carry_out", carry_out)
         await create(store)

@@ -83,7 +83,7 @@ def parse_event_id(value: object) -> int:
 async def get_preview(request: web.Request) -> web.Response:
     """Send the newest preview of a running job."""
     job = await request.app[STORE].owned_job(request.match_info["prompt_id"], owner_of(request))
-    image = None if job.state in TERMINAL else request.app[PROGRESS_REPORTER].preview(job.prompt_id)
+    image = None if job.state in TERMINAL else await request.app[PROGRESS_REPORTER].preview(job.prompt_id)
     if image is None:
         raise NotFound("There is no preview of this job now.", code="no_preview", prompt_id=job.prompt_id)
     return web.Response(body=image, content_type="image/jpeg", headers={"Cache-Control": "no-store"})

@@ -12,6 +12,7 @@ from ..feed import Feed
 from ..files import Files
 from ..hub import Hub
 from ..intake import Submitter
+from ..node import Node
 from ..progress_reporter import ProgressReporter
 from ..scheduler import Scheduler
 from ..store import Store
@@ -24,6 +25,7 @@ SCHEDULER = web.AppKey("scheduler", Scheduler)
 PROGRESS_REPORTER = web.AppKey("progress_reporter", ProgressReporter)
 SUBMITTER = web.AppKey("submitter", Submitter)
 FILES = web.AppKey("files", Files)
+NODE = web.AppKey("node", Node)
 
 STOPPING = web.AppKey("stopping", asyncio.Event)
 """Set when the service begins to stop."""

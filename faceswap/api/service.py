@@ -12,7 +12,7 @@ from aiohttp import web
 from .. import __version__
 from ..jobs import JobState
 from ..store import Store, StoreError
-from .keys import ENGINE, FILES, HUB, SCHEDULER, SETTINGS, STORE
+from .keys import ENGINE, FEED, FILES, HUB, NODE, SCHEDULER, SETTINGS, STORE
 
 WEB = Path(__file__).parent.parent / "web"
 WEB_FILES: Mapping[str, str] = {"app.js": "text/javascript", "style.css": "text/css"}
@@ -31,7 +31,7 @@ async def get_livez(request: web.Request) -> web.Response:
 
 async def get_readyz(request: web.Request) -> web.Response:
     """Tell whether a job would be accepted and worked on now."""
-    checks = await _checks(request.app, await request.app[STORE].counts())
+    checks, _ = await _checks(request.app)
     return web.json_response(
         {"ready": all(checks.values()), "checks": checks}, status=200 if all(checks.values()) else 503
     )
@@ -40,8 +40,7 @@ async def get_readyz(request: web.Request) -> web.Response:
 async def get_health(request: web.Request) -> web.Response:
     """Report the state of the service, its queue and its engines."""
     app = request.app
-    counts = await app[STORE].counts()
-    checks = await _checks(app, counts)
+    checks, counts = await _checks(app)
     settings, scheduler = app[SETTINGS], app[SCHEDULER]
     return web.json_response(
         {
@@ -59,12 +58,31 @@ async def get_health(request: web.Request) -> web.Response:
             "backends": [backend.describe() for backend in scheduler.backends],
             "disk_free_mb": await app[FILES].free_bytes() // 2**20,
             "watchers": app[HUB].watchers,
+            **_nodes(app),
         }
     )
 
 
+def _nodes(app: web.Application) -> dict[str, Any]:
+    """Return what is told of the nodes that share the database; nothing where one has it alone."""
+    if not app[STORE].is_shared:
+        return {}
+    node = app[NODE]
+    return {"node": node.name, "nodes": node.describe(), "leases": node.describe_leases()}
+
+
+async def _counts(app: web.Application) -> Mapping[str, int]:
+    """Return the numbers of queued and of processing jobs; nothing when the database cannot be asked."""
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            return await app[STORE].counts()
+    except (StoreError, TimeoutError):
+        return {}
+
+
 def _comfyui_status(app: web.Application) -> str:
-    if any(backend.healthy for backend in app[SCHEDULER].backends):
+    scheduler = app[SCHEDULER]
+    if scheduler.has_engine_elsewhere or any(backend.healthy for backend in scheduler.backends):
         return "healthy"
     engine = app[ENGINE]
     return "starting" if engine is not None and engine.state in ("starting", "restarting") else "unreachable"
@@ -101,17 +119,22 @@ async def _is_writable(store: Store) -> bool:
     return True
 
 
-async def _checks(app: web.Application, counts: Mapping[str, int]) -> dict[str, bool]:
-    settings, files = app[SETTINGS], app[FILES]
+async def _checks(app: web.Application) -> tuple[dict[str, bool], Mapping[str, int]]:
+    """Return what `/readyz` looks at, and the numbers of jobs."""
+    settings, scheduler, files, feed = app[SETTINGS], app[SCHEDULER], app[FILES], app[FEED]
+    writable, counts = await asyncio.gather(app[WRITE_CHECK].passes(app[STORE]), _counts(app))
+    ready_here = any(backend.healthy and not backend.problems for backend in scheduler.backends)
     checks = {
-        "database": await app[WRITE_CHECK].passes(app[STORE]),
+        "database": writable,
         "disk": await files.free_bytes() >= settings.min_free_mb * 2**20,
-        "queue": counts[JobState.QUEUED] < settings.queue_limit,
-        "engine": any(backend.healthy and not backend.problems for backend in app[SCHEDULER].backends),
+        "queue": bool(counts) and counts[JobState.QUEUED] < settings.queue_limit,
+        "engine": ready_here or scheduler.has_engine_elsewhere,
     }
     if files.is_shared:
         checks["files"] = await files.is_available()
-    return checks
+    if feed.is_shared:
+        checks["feed"] = feed.listening
+    return checks, counts
 
 
 async def get_root(request: web.Request) -> web.StreamResponse:

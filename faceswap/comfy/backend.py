@@ -30,7 +30,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
-"""Name of the embedded engine in the database, on any port."""
+"""Name of the embedded engine in the database, on any port; that of a node among others is `embedded:<node>`."""
 EMBEDDED_TITLE = "The embedded engine"
 MAX_PROMPTS = 2
 """Prompts that one ComfyUI is given at a time: one running and one ready."""
@@ -55,10 +55,12 @@ class BackendPool:
     def __init__(self) -> None:
         self.backends: list[Backend] = []
         self.changed = asyncio.Event()
+        self.elsewhere = False
+        """True while another node has a backend that can be given work."""
 
     def has_other_than(self, backend: Backend) -> bool:
         """Return whether another backend can be given work."""
-        return any(other.healthy for other in self.backends if other is not backend)
+        return self.elsewhere or any(other.healthy for other in self.backends if other is not backend)
 
     def frame_limit(self, pixels: int, frame_rate: float) -> int | None:
         """Return how many frames of so many pixels a segment may have at any of the backends; None for any number."""
@@ -119,9 +121,14 @@ class Backend:
         return self._pool.has_other_than(self)
 
     @property
+    def is_embedded(self) -> bool:
+        """True for this node's embedded engine."""
+        return self.name.partition(":")[0] == EMBEDDED
+
+    @property
     def title(self) -> str:
         """Name for a person to read."""
-        return EMBEDDED_TITLE if self.name == EMBEDDED else f"ComfyUI at {self.client.url}"
+        return EMBEDDED_TITLE if self.is_embedded else f"ComfyUI at {self.client.url}"
 
     @property
     def idle(self) -> bool:
@@ -135,7 +142,7 @@ class Backend:
             return "is stuck"
         if self.listener.state == "connected" and not self._unanswered:
             return "still has prompts that were given up"
-        return "is not running" if self.name == EMBEDDED else "does not answer"
+        return "is not running" if self.is_embedded else "does not answer"
 
     def describe(self) -> dict[str, Any]:
         """Return what `/health` tells of it."""
@@ -307,7 +314,7 @@ class Backend:
         """
         if not self.may_be_given_work():
             raise LeaseLost(self.name)
-        prompt.sent = prompt.timed = True
+        prompt.sent = prompt.timed = prompt.audible = True
         try:
             queued_id = await self.client.submit(
                 graph, self.client_id, prompt.prompt_id, extra_data, output_node=output_node
@@ -352,7 +359,7 @@ class Backend:
         if prompt is None:
             return
         prompt.heard_at = monotonic()
-        prompt.running = True
+        prompt.running = prompt.audible = True
         match message:
             case Executing(node=None):
                 prompt.look_soon()
@@ -436,14 +443,15 @@ class Backend:
                 raise GivenUp(f"{self.title} is stuck")
             return
         prompt.running = True
-        if now - prompt.heard_at > self.timeouts.stuck_s:
+        stuck_s = self.timeouts.stuck_s if prompt.audible else self.timeouts.gone_s
+        if now - prompt.heard_at > stuck_s:
             self._hold_for_stuck(prompt)
             raise JobFailure(
                 "engine_stuck",
                 "ComfyUI has the prompt in its queue but does not work on it any more; restart ComfyUI and retry.",
                 transient=self.replaceable,
             )
-        if now - max(prompt.heard_at, prompt.distrusted_at) > self.timeouts.silence_s:
+        if prompt.audible and now - max(prompt.heard_at, prompt.distrusted_at) > self.timeouts.silence_s:
             prompt.distrusted_at = now
             log.warning("%s: silence for %.0f s; opening the socket anew", self.name, now - prompt.heard_at)
             await self.listener.reconnect()

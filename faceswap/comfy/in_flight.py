@@ -94,6 +94,8 @@ class InFlightPrompt:
     """True once ComfyUI may know the prompt."""
     timed: bool = False
     """True while its time tells the engine's speed: it was sent by this process, and has not ended."""
+    audible: bool = True
+    """False while the socket may tell nothing of it: another node has sent it, under another client id."""
     running: bool = False
     """True once ComfyUI was seen at work on it: an engine that dies then may have died of it."""
     outcome: Outcome | None = None

@@ -100,6 +100,15 @@ class Queries(Database):
         sql = f"SELECT prompt_id, last_seq FROM job WHERE prompt_id IN ({self._dialect.values})"
         return {row[0]: row[1] for row in await self._read(sql, ids)}
 
+    async def unended(self) -> set[str]:
+        """Return the ids of all jobs that have not ended."""
+        return {row[0] for row in await self._read("SELECT prompt_id FROM job WHERE finished_at IS NULL")}
+
+    async def to_be_stopped(self, prompt_ids: Iterable[str]) -> set[str]:
+        """Return the ids of jobs whose end was asked for."""
+        sql = f"SELECT prompt_id FROM job WHERE cancel_requested = 1 AND prompt_id IN ({self._dialect.values})"
+        return {row[0] for row in await self._read(sql, json.dumps(list(prompt_ids)))}
+
     async def counts(self) -> dict[str, int]:
         """Return the numbers of queued and of processing jobs."""
         sql = "SELECT state, count(*) FROM job WHERE state IN ('QUEUED', 'PROCESSING') GROUP BY state"

@@ -290,6 +290,11 @@ class Segments(Jobs):
         sql = f"SELECT {SEGMENT_COLUMNS} FROM segment WHERE state = 'submitted'"
         return [segment_of(row) for row in await self._read(sql)]
 
+    async def is_submitted(self, prompt_id: str) -> bool:
+        """Return whether any backend may know a segment of a job."""
+        sql = "SELECT 1 FROM segment WHERE prompt_id = ? AND state = 'submitted' LIMIT 1"
+        return bool(await self._read(sql, prompt_id))
+
     async def segments(self, prompt_id: str) -> list[Segment]:
         """Return a job's segments in the order of their frames."""
         sql = f"SELECT {SEGMENT_COLUMNS} FROM segment WHERE prompt_id = ? ORDER BY first_frame"

@@ -13,6 +13,7 @@ from faceswap.files import Files
 from faceswap.hub import Hub
 from faceswap.janitor import Janitor
 from faceswap.jobs import Event
+from faceswap.node import Node as Membership
 from faceswap.progress_reporter import ProgressReporter
 from faceswap.scheduler import Scheduler
 from faceswap.store import LOCAL_HOLDER, Store, StoreError
@@ -164,9 +165,11 @@ class Node:
                     backend = Backend(pool, comfy.name, SimulatedClient(comfy), client_id, world.timeouts)
                     backend.address_known.set()
             media: Any = SimulatedMedia(world)
-            reporter = ProgressReporter(store)
+            reporter = ProgressReporter(store, files)
+            membership = Membership(store, self.holder, pool, world.timeouts.node_gone_s, shares_files=world.is_shared)
+            await membership.join()
             self.scheduler = Scheduler(
-                store, files, media, reporter, world.workflows, pool, world.timeouts, self.holder
+                store, files, media, reporter, world.workflows, pool, world.timeouts, self.feed, membership
             )
             janitor = Janitor(Settings(data_dir=files.root), store, files, self.holder)
             await janitor.clear_debris()
