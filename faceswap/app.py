@@ -19,7 +19,7 @@ from .comfy.client import ComfyClient
 from .comfy.embedded import EmbeddedEngine
 from .config import ConfigError, Settings, Timeouts, resource_dir
 from .feed import Feed
-from .files import Files, open_files
+from .files import Files, FilesUnavailable, open_files
 from .hub import Hub
 from .intake import Fetcher, Submitter
 from .janitor import Janitor
@@ -34,8 +34,9 @@ log = logging.getLogger(__name__)
 
 FORM_ALLOWANCE_BYTES = 1024 * 1024
 """Bytes of an upload to the engine besides the file, at most."""
-DATABASE_START_S = 300.0
-"""The time that a database which nodes share may take to start."""
+START_S = 300.0
+"""The time that what nodes share, database and files, may take to start."""
+FILES_RETRY_S = 2.0
 FAILED = web.AppKey("failed", asyncio.Event)
 """Set when a background task failed: the process must end."""
 
@@ -71,7 +72,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     async def parts(app: web.Application) -> AsyncIterator[None]:
         """Make the parts, lowest layer first; close them in the reverse order."""
         files, feed = app[keys.FILES], app[keys.FEED]
-        await files.start()
+        await _start_files(files)
         store = app[keys.STORE] = await _open_store(settings, files, feed)
         feed.attach(store)
         media, fetcher = MediaWorker(), Fetcher(settings.url_allow)
@@ -111,21 +112,31 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     return app
 
 
+async def _start_files(files: Files) -> None:
+    """Make the files ready. A store of objects may start later than the nodes do: it is waited for."""
+    try:
+        async with asyncio.timeout(START_S):
+            while True:
+                try:
+                    await files.start()
+                    return
+                except FilesUnavailable as error:
+                    log.error("the files cannot be used, trying again until they can: %s", error)
+                await asyncio.sleep(FILES_RETRY_S)
+    except TimeoutError:
+        raise FilesUnavailable(f"the files could not be used for {START_S:.0f} s") from None
+
+
 async def _open_store(settings: Settings, files: Files, feed: Feed) -> Store:
     """Open the database. One that nodes share may start later than they do: it is waited for."""
+    migrations = resource_dir("migrations")
     if not settings.database_url:
-        return await Store.open(files.database, resource_dir("migrations"), feed.publish)
-    open_store = partial(
-        Store.open,
-        settings.database_url,
-        resource_dir("migrations"),
-        feed.publish,
-    )
+        return await Store.open(files.database, migrations, feed.publish)
     try:
-        async with asyncio.timeout(DATABASE_START_S):
-            return await retry_writes(open_store)
+        async with asyncio.timeout(START_S):
+            return await retry_writes(partial(Store.open, settings.database_url, migrations, feed.publish))
     except TimeoutError:
-        raise StoreError(f"it could not be used for {DATABASE_START_S:.0f} s", transient=True) from None
+        raise StoreError(f"it could not be used for {START_S:.0f} s", transient=True) from None
 
 
 async def make_backends(

@@ -53,14 +53,19 @@ def serve(settings: Settings, *, allow_anonymous: bool = False) -> int:
 
 
 async def _serve(settings: Settings) -> int:
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except OSError as error:
+        print(f"faceswap: {_unusable(settings, error)}", file=sys.stderr)
+        return 1
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=SHUTDOWN_S)
     try:
-        await runner.setup()
+        if not await _set_up(runner, stop):
+            return 0
     except (StoreError, OSError) as error:
         print(f"faceswap: {_unusable(settings, error)}", file=sys.stderr)
         return 1
@@ -82,6 +87,20 @@ async def _serve(settings: Settings) -> int:
         notify("STOPPING=1")
         listener.close()
         await runner.cleanup()
+
+
+async def _set_up(runner: web.AppRunner, stop: asyncio.Event) -> bool:
+    """Set up the application, which may wait for what it needs; False when told to stop meanwhile."""
+    setting_up = asyncio.create_task(runner.setup(), name="setup")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait((setting_up, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if setting_up.done():
+        setting_up.result()
+        return True
+    setting_up.cancel()
+    await asyncio.gather(setting_up, return_exceptions=True)
+    return False
 
 
 async def _accept_until(stop: asyncio.Event, app: web.Application, listener: Listener) -> int:
@@ -106,6 +125,8 @@ def _unusable(settings: Settings, error: StoreError | OSError) -> str:
     """Say in a sentence why the data folder, or what stands in its place, cannot be used."""
     if isinstance(error, FilesUnavailable):
         return f"FACESWAP_FILES_URL: {error}"
+    if isinstance(error, StoreError) and settings.database_url:
+        return f"the database of FACESWAP_DATABASE_URL cannot be used: {error}"
     if isinstance(error, StoreError):
         return f"the database {str(Files(settings.data_dir).database)!r} cannot be used: {error}"
     reason = error.strerror or error
