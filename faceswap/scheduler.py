@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -49,8 +49,8 @@ HESITATION_S = 0.5
 HAND_OVER_S = 3.0
 """The time that another node gets to take a backend that this one has given back."""
 ERASURE_LOOK_S = 0.2
-ERASURE_LIMIT_S = 90.0
-"""The time that other nodes get to stop their work at a job that is to be erased."""
+ERASURE_WAIT_S = 60.0
+"""The time that a request waits for a job to be erased, which goes on without it."""
 
 
 @dataclass
@@ -99,6 +99,7 @@ class Scheduler:
         self._tasks = asyncio.TaskGroup()
         self._attempts: dict[str, dict[InFlightPrompt, asyncio.Task[None]]] = {}
         self._joins: dict[str, asyncio.Task[None]] = {}
+        self._erasures: dict[str, asyncio.Task[None]] = {}
         feed.on(Signal.WORK, lambda _: self._pool.changed.set())
         feed.on(Signal.STOP, lambda _: self._look_wanted.set())
         feed.on(Signal.ENDED, self._ended_elsewhere)
@@ -132,30 +133,50 @@ class Scheduler:
     async def erase(self, job: Job) -> None:
         """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it.
 
-        Raises `Unavailable` where another node does not let go of it.
+        Raises `Unavailable` where another node has not let go of it yet: it is erased as soon as that has.
         """
+        if not self._store.is_shared:
+            await self._begin_erasure(job)
+            await self._finish_erasure(job)
+            return
+        task = self._erasures.get(job.prompt_id)
+        if task is None:
+            task = self._tasks.create_task(self._erase_among_nodes(job), name=f"erase {job.prompt_id}")
+            self._erasures[job.prompt_id] = task
+            task.add_done_callback(lambda _: self._erasures.pop(job.prompt_id))
+        done, _ = await asyncio.wait({task}, timeout=ERASURE_WAIT_S)
+        if not done:
+            message = "The job is still being stopped; it is erased as soon as it is."
+            raise Unavailable(message, code="still_stopping", retry_after=10)
+
+    async def _erase_among_nodes(self, job: Job) -> None:
+        """Erase a job once no node works on it; the bound of that is theirs. Try again what may pass by itself."""
+        while True:
+            try:
+                await self._begin_erasure(job)
+                while await self._store.is_submitted(job.prompt_id):  # noqa: ASYNC110 - at other nodes
+                    await asyncio.sleep(ERASURE_LOOK_S)
+                async with self._leases.hold(join_lease(job.prompt_id)):
+                    await self._finish_erasure(job)
+                self._feed.send(Signal.ERASED, job.prompt_id)
+                return
+            except (LeaseLost, OSError) as error:
+                log.warning("job %s cannot be erased yet: %s", job.prompt_id, error)
+            except StoreError as error:
+                if not error.transient:
+                    raise
+                log.warning("job %s cannot be erased yet: %s", job.prompt_id, error)
+            await asyncio.sleep(DISK_PAUSE_S)
+
+    async def _begin_erasure(self, job: Job) -> None:
         await self._attempts_ended(job.prompt_id)
         await self._files.mark_erasure(job.prompt_id)
         await self._store.begin_erasure(job.prompt_id)
         # A retry may have come in between.
         self.cancel(job.prompt_id)
         await self._attempts_ended(job.prompt_id)
-        if not self._store.is_shared:
-            await self._erase(job)
-            return
-        try:
-            async with AsyncExitStack() as stack:
-                async with asyncio.timeout(ERASURE_LIMIT_S):
-                    while await self._store.is_submitted(job.prompt_id):  # noqa: ASYNC110 — at other nodes
-                        await asyncio.sleep(ERASURE_LOOK_S)
-                    await stack.enter_async_context(self._leases.hold(join_lease(job.prompt_id)))
-                await self._erase(job)
-        except (TimeoutError, LeaseLost):
-            message = "The job is still being stopped at another node; delete it again in a while."
-            raise Unavailable(message, code="still_stopping", retry_after=10) from None
-        self._feed.send(Signal.ERASED, job.prompt_id)
 
-    async def _erase(self, job: Job) -> None:
+    async def _finish_erasure(self, job: Job) -> None:
         self._forget(job.prompt_id)
         await self._files.delete_inputs(job.prompt_id)
         await self._files.delete_result(job.prompt_id, job.result_file or f"{job.output_name}.mp4")
