@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 from processes import Engine, Service
 from talk import Api, assert_problem
-from waiting import WAIT_S, until
+from waiting import WAIT_S, eventually, until
 
 from faceswap.jobs import JobState
 
@@ -38,6 +38,11 @@ async def pages(api: Api, query: str) -> list[list[dict[str, Any]]]:
 async def test_jobs_are_listed_newest_first_and_page_by_page(own: Api) -> None:
     assert (await own.get("/jobs")).json == {"jobs": [], "next_cursor": None}
     prompt_ids = [await own.submit() for _ in range(5)]
+
+    async def outage_is_told() -> bool:
+        return bool((await own.get("/health")).json["outage"])
+
+    await eventually(outage_is_told)  # from then on no document changes
     whole = (await own.get("/jobs")).json["jobs"]
     assert [job["prompt_id"] for job in whole] == prompt_ids[::-1]
     assert whole == [await own.status(prompt_id) for prompt_id in reversed(prompt_ids)]
