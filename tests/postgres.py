@@ -46,16 +46,17 @@ SETTINGS = {
     "jit": "off",
     "fsync": "off",
     "full_page_writes": "off",
-    "synchronous_commit": "off",
 }
-"""Nothing here survives a power cut, nor has to; all of it survives the end of the server's processes."""
+"""Nothing here survives a power cut, nor has to; what was committed survives the end of the server's processes."""
 
 
 class Server:
     """A server with a folder of its own, which can be stopped and started again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, password: str = "") -> None:
+        """Make it in `folder`; where there is a password, it is asked for."""
         self._folder = folder
+        self._password = password
         self._data = folder / "data"
         self._user: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
@@ -68,7 +69,9 @@ class Server:
             os.chown(folder, _uid(), -1)
             if subprocess.run([self._bin / "postgres", "--version"], stdout=-3, stderr=-3, **self._user).returncode:
                 raise RuntimeError(f"{UNPRIVILEGED} cannot run {self._bin}")
-        self._run("initdb", "-D", self._data, "-U", "postgres", "--auth=trust", "--no-sync", "-E", "UTF8", "--locale=C")
+        (folder / "password").write_text(password or "none")
+        auth = ("-A", "scram-sha-256" if password else "trust", f"--pwfile={folder / 'password'}")
+        self._run("initdb", "-D", self._data, "-U", "postgres", *auth, "--no-sync", "-E", "UTF8", "--locale=C")
         with (self._data / "postgresql.conf").open("a", encoding="utf-8") as settings:
             settings.writelines(f"{name} = {value}\n" for name, value in SETTINGS.items())
         self.start()
@@ -76,7 +79,8 @@ class Server:
     @property
     def url(self) -> str:
         """The URL of the database that is always there."""
-        return f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
+        secret = f":{self._password}" if self._password else ""
+        return f"postgresql://postgres{secret}@127.0.0.1:{self.port}/postgres"
 
     def _run(self, program: str, *arguments: object) -> None:
         command = [self._bin / program, *map(str, arguments)]
@@ -130,22 +134,31 @@ def _group() -> int:
     return pwd.getpwnam(UNPRIVILEGED).pw_gid
 
 
+def start_server(password: str = "") -> Server:
+    """Start a server, which whoever wants it removes."""
+    return Server(Path(tempfile.mkdtemp(prefix="faceswap-pg-")), password)
+
+
 @cache
-def server() -> Server:
-    """Return the server of this process, started the first time."""
-    started = Server(Path(tempfile.mkdtemp(prefix="faceswap-pg-")))
-    atexit.register(started.remove)
-    return started
-
-
 def server_url() -> str:
-    """Return the URL of a database of the server in which others can be made."""
-    return os.environ.get(EXTERNAL) or server().url
+    """Return the URL of a database of this process's server, started the first time, in which others can be made."""
+    if os.environ.get(EXTERNAL):
+        return os.environ[EXTERNAL]
+    started = start_server()
+    atexit.register(started.remove)
+    return started.url
 
 
 def at(database: str) -> str:
     """Return the URL of another database of the same server."""
     return urlunsplit(urlsplit(server_url())._replace(path=f"/{database}"))
+
+
+def through(url: str, port: int) -> str:
+    """Return the URL of a database as it is reached by a port of this machine."""
+    parts = urlsplit(url)
+    user, at_sign, _ = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{user}{at_sign}127.0.0.1:{port}"))
 
 
 class _Loop:

@@ -366,6 +366,26 @@ async def test_only_the_attempt_under_way_can_finish_or_give_back_a_segment(stor
     assert (await store.job(job.prompt_id)).segments_done == 1
 
 
+async def test_a_segment_that_is_finished_again_with_the_same_output_counts_once(store: Store) -> None:
+    job = await create(store, segments=2)
+    segment = await claim(store)
+    first = await store.finish_segment(segment, "0.mp4", 0.5)
+    assert first is not None and await store.finish_segment(segment, "0.mp4", 0.5) == first
+    assert first.segments_done == 1
+    await store.fail(job.prompt_id, "code", "sentence")
+    assert await store.finish_segment(segment, "0.mp4", 0.5) is None
+
+
+async def test_a_job_that_has_succeeded_with_a_result_succeeds_with_it_again(store: Store) -> None:
+    job = await run_to_success(store)
+    events_before = await store.events(job.prompt_id, 0)
+    lease = await acquire(store, join_lease(job.prompt_id))
+    result = {"result_file": "clip.mp4", "size": 99, "warnings": ()}
+    assert await store.succeed(job, lease, sha256="c" * 64, **result)  # type: ignore[arg-type]
+    assert not await store.succeed(job, lease, sha256="d" * 64, **result)  # type: ignore[arg-type]
+    assert await store.events(job.prompt_id, 0) == events_before
+
+
 async def test_a_segment_that_was_too_long_is_cut_and_so_is_what_waits(store: Store, path: Path | str) -> None:
     job = await create(store, segments=4)
     await store.finish_segment(await claim(store), "0.mp4", None)
@@ -478,7 +498,6 @@ async def test_an_end_is_final(store: Store) -> None:
     [segment] = await store.segments(job.prompt_id)
     assert not await store.fail(job.prompt_id, "code", "sentence")
     assert not await store.mark_stopped(segment)
-    assert not await finish(store, job)
     await store.add_status(job.prompt_id, "")
     await store.record_progress({job.prompt_id: progress(100.0)}, {})
     assert await store.job(job.prompt_id) == job

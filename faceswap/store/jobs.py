@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from .. import events as payloads
@@ -12,13 +14,17 @@ from ..errors import Conflict, Gone, Unavailable, Unprocessable
 from ..events import Payload
 from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob, Segment
 from ..progress import Report
+from .connection import CommitUnknown, StoreError
+from .database import retry_writes
 from .leases import Lease, Leases, join_lease
 from .rows import SELECT_JOB, found, input_rows, job_of
-from .transaction import Transaction
+from .transaction import QUEUE_LOCK, Transaction
 
 log = logging.getLogger(__name__)
 
 IDEMPOTENCY_MS = 24 * 3600 * 1000
+SETTLE_S = 15.0
+"""The time for a database to tell whether it has committed a job, after the answer to that was lost."""
 
 
 class Jobs(Leases):
@@ -28,10 +34,31 @@ class Jobs(Leases):
         """Accept a job: record, segments and `queued` event in one commit. Returns it and whether it is new.
 
         The same idempotency key with the same request gives the first job; with another one `Unprocessable`.
-        A name that is taken gets `-2`, `-3`, … Raises `Unavailable` when the queue is full.
+        A name that is taken gets `-2`, `-3`, … Raises `Unavailable` when the queue is full, `CommitUnknown` when the
+        database does not tell within `SETTLE_S` whether the job was accepted.
         """
+        try:
+            return await self._create(new, queue_limit)
+        except CommitUnknown as unknown:
+            try:
+                async with asyncio.timeout(SETTLE_S):
+                    job = await retry_writes(partial(self._created, new.prompt_id))
+            except (TimeoutError, StoreError):
+                raise unknown from None
+            if job is None:
+                raise StoreError(str(unknown), transient=True) from unknown
+            return job, True
+
+    async def _created(self, prompt_id: str) -> Job | None:
+        """Return a job whose commit was not answered, None when there is none and will be none."""
         async with self._transaction() as tx:
-            await tx.lock_queue()
+            await tx.lock(QUEUE_LOCK)  # which that transaction holds while it is not over
+            rows = await tx.all(f"{SELECT_JOB} WHERE job.prompt_id = ?", prompt_id)
+        return job_of(rows[0]) if rows else None
+
+    async def _create(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
+        async with self._transaction() as tx:
+            await tx.lock(QUEUE_LOCK)
             if new.idempotency_key is not None:
                 first = await self._first_with_key(tx, new)
                 if first is not None:
@@ -178,6 +205,7 @@ class Jobs(Leases):
     ) -> bool:
         """Move a job from PROCESSING to SUCCESS with the checked result; False when it had ended otherwise.
 
+        It is True as well for a job that had ended with this very result: the answer to a commit may have been lost.
         Raises `LeaseLost` when another has the lease on the job's joining.
         """
         assert lease.name == join_lease(job.prompt_id)
@@ -204,7 +232,8 @@ class Jobs(Leases):
                     job, result_file=result_file, size=size, sha256=sha256, warnings=warnings
                 )
                 await tx.add_event(job.prompt_id, completed)
-        return ended
+            same = "SELECT 1 FROM job WHERE prompt_id = ? AND state = 'SUCCESS' AND result_sha256 = ?"
+            return ended or await tx.one(same, job.prompt_id, sha256) is not None
 
     async def fail(self, prompt_id: str, code: str, message: str, cause: Segment | Lease | None = None) -> bool:
         """Move a job to FAILED; False when it had ended otherwise.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
@@ -94,10 +94,9 @@ def store_errors(is_lost: Callable[[], bool] = lambda: False) -> Iterator[None]:
     try:
         yield
     except DRIVER_ERRORS as error:
-        meant = store_error(error)
         if isinstance(error, asyncpg.InterfaceError) and is_lost():
-            meant = StoreError(str(meant), transient=True)
-        raise meant from error
+            raise StoreError("the connection to PostgreSQL was lost", transient=True) from error
+        raise store_error(error) from error
 
 
 @lru_cache(1024)
@@ -119,8 +118,16 @@ class PostgresConnection:
         self.raw = raw
         self._now_ms: int | None = None
 
-    def _errors(self) -> Any:
-        return store_errors(self.raw.is_closed)
+    @property
+    def is_lost(self) -> bool:
+        """True when nothing can be asked through it any more: it has left the pool by itself then."""
+        try:
+            return bool(self.raw.is_closed())
+        except asyncpg.InterfaceError:
+            return True
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return store_errors(lambda: self.is_lost)
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
         """Execute a statement; returns its rows."""
@@ -156,7 +163,8 @@ class PostgresConnection:
             async with asyncio.timeout(ROLLBACK_TIMEOUT_S):
                 await self.raw.execute("ROLLBACK")
         except DRIVER_ERRORS:
-            self.raw.terminate()
+            if not self.is_lost:
+                self.raw.terminate()
 
     async def now_ms(self) -> int:
         """Return the server's time in Unix milliseconds, once for the whole transaction."""
@@ -203,7 +211,7 @@ class PostgreSQL:
     async def release(self, connection: Connection) -> None:
         """Give back a connection. When it was lost, the others that were open then are not trusted either."""
         assert isinstance(connection, PostgresConnection)
-        if connection.raw.is_closed():
+        if connection.is_lost:
             await self._pool.expire_connections()
         with suppress(*DRIVER_ERRORS):
             await self._pool.release(connection.raw, timeout=ROLLBACK_TIMEOUT_S)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,8 @@ from ..jobs import (
     Segment,
     comfy_prompt_id,
 )
-from .connection import Row
+from .connection import CommitUnknown, Row
+from .database import retry_writes
 from .jobs import Jobs
 from .leases import Lease
 from .rows import SEGMENT_COLUMNS, SELECT_JOB, job_of, segment_of
@@ -40,32 +42,50 @@ class Segments(Jobs):
         Not `again`: none whose last attempt failed there. `most_deaths`: none at which an engine has died more often.
         Of jobs that other nodes are moving none is taken while others wait. Raises `LeaseLost`.
         """
+        conditions = int(again), lease.backend, ANY_DEATHS if most_deaths is None else most_deaths
         for lock in self._dialect.claim_locks:
             waits = True
             while waits:
-                waits, segment = await self._try_claim(lease, lock, again, most_deaths)
+                waits, segment = await self._try_claim(lease, conditions, lock)
                 if segment is not None:
                     return segment
         return None
 
     async def _try_claim(
-        self, lease: Lease, lock: str, again: bool, most_deaths: int | None
+        self, lease: Lease, conditions: tuple[int, str, int], lock: str
     ) -> tuple[bool, Segment | None]:
         """Return whether a segment waits, and it, unless another node took it between the look and the lock."""
+        segment = None
+        try:
+            async with self._transaction() as tx:
+                now = await tx.monotonic_ms()
+                row = await tx.one(
+                    "SELECT segment.prompt_id, number, attempt FROM segment JOIN job USING (prompt_id)"
+                    f" WHERE {_DUE} AND (1 = ? OR failures + losses = 0 OR coalesce(backend, '') <> ?) AND deaths <= ?"
+                    f" ORDER BY {_ORDER} LIMIT 1{lock}",
+                    now,
+                    now + LONGEST_PAUSE_MS,
+                    *conditions,
+                )
+                await self._check_lease(tx, lease)
+                if row is not None:
+                    segment = await self._take(tx, lease, row)
+        except CommitUnknown:
+            # Nobody else would ever look for it while this node holds the lease.
+            if segment is None or not await retry_writes(partial(self._is_taken, segment)):
+                raise
+        return row is not None, segment
+
+    async def _is_taken(self, segment: Segment) -> bool:
+        """Return whether a claim whose commit was not answered was committed, and holds."""
         async with self._transaction() as tx:
-            now = await tx.monotonic_ms()
+            await tx.lock_job(segment.prompt_id)  # which that transaction holds while it is not over
             row = await tx.one(
-                "SELECT segment.prompt_id, number, attempt FROM segment JOIN job USING (prompt_id)"
-                f" WHERE {_DUE} AND (1 = ? OR failures + losses = 0 OR coalesce(backend, '') <> ?) AND deaths <= ?"
-                f" ORDER BY {_ORDER} LIMIT 1{lock}",
-                now,
-                now + LONGEST_PAUSE_MS,
-                int(again),
-                lease.backend,
-                ANY_DEATHS if most_deaths is None else most_deaths,
+                "SELECT 1 FROM segment WHERE comfy_prompt_id = ? AND state = 'submitted' AND epoch = ?",
+                segment.comfy_prompt_id,
+                segment.epoch,
             )
-            await self._check_lease(tx, lease)
-            return row is not None, None if row is None else await self._take(tx, lease, row)
+        return row is not None
 
     async def _take(self, tx: Transaction, lease: Lease, waiting: Row) -> Segment | None:
         """Give a segment to the backend of a lease, unless it does not wait any more; its job is locked."""
@@ -258,7 +278,7 @@ class Segments(Jobs):
     ) -> Job | None:
         """Store that a submitted segment's checked output is in the work folder.
 
-        Returns the job, or None when it has ended meanwhile. Raises `LeaseLost`.
+        Returns the job, or None when it has ended meanwhile; so too when it is told again. Raises `LeaseLost`.
         """
         async with self._transaction() as tx:
             await tx.lock_job(segment.prompt_id)
@@ -274,7 +294,7 @@ class Segments(Jobs):
                 segment.attempt,
             )
             if done is None:
-                return None
+                return await self._finished(tx, segment, output_file)
             row = await tx.one(
                 "UPDATE job SET segments_done = segments_done + 1, updated_at = ?"
                 " WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING 1",
@@ -284,6 +304,19 @@ class Segments(Jobs):
             if row is None or await self._settle_cancel(tx, segment.prompt_id):
                 return None
             return await self._job(tx, segment.prompt_id)
+
+    async def _finished(self, tx: Transaction, segment: Segment, output_file: str) -> Job | None:
+        """Return the job, if it goes on, of a segment that was finished with this output before."""
+        rows = await tx.all(
+            f"{SELECT_JOB} JOIN segment ON segment.prompt_id = job.prompt_id"
+            " WHERE job.prompt_id = ? AND segment.number = ? AND attempt = ? AND output_file = ?"
+            " AND segment.state = 'done' AND job.state = 'PROCESSING' AND cancel_requested = 0",
+            segment.prompt_id,
+            segment.number,
+            segment.attempt,
+            output_file,
+        )
+        return job_of(rows[0]) if rows else None
 
     async def submitted(self) -> list[Segment]:
         """Return the segments that a backend may know."""

@@ -11,7 +11,9 @@ from ..jobs import Event
 from .connection import Connection, Dialect, Row
 
 QUEUE_LOCK = 0x_FACE_0001
-"""The number of the advisory lock under which jobs are accepted where nodes share a database."""
+"""The number of the lock under which jobs are accepted."""
+COSTS_LOCK = 0x_FACE_0002
+"""The number of the lock under which phase costs are learned."""
 
 
 class Transaction:
@@ -61,10 +63,10 @@ class Transaction:
         if self._dialect.locks_rows:
             await self.run(f"SELECT 1 FROM job WHERE prompt_id IN ({query}) ORDER BY prompt_id FOR UPDATE", *parameters)
 
-    async def lock_queue(self) -> None:
-        """Let no other transaction accept a job before this one has ended."""
+    async def lock(self, number: int) -> None:
+        """Let no other transaction take the lock of this number before this one has ended."""
         if self._dialect.locks_rows:
-            await self.run("SELECT pg_advisory_xact_lock(?)", QUEUE_LOCK)
+            await self.run("SELECT pg_advisory_xact_lock(?)", number)
 
     async def add_event(self, prompt_id: str, payload: Payload) -> None:
         """Store an event under its job's next number; it is published after the commit."""

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 
 from .database import Database
+from .transaction import COSTS_LOCK
 
 
 class Upkeep(Database):
@@ -94,11 +95,12 @@ class Upkeep(Database):
     async def learn_phase_costs(self, key: str, costs: Mapping[str, float], weight: float = 0.3) -> None:
         """Fold measured seconds per frame into what was learned, and forget phases that no longer occur."""
         async with self._transaction() as tx:
+            await tx.lock(COSTS_LOCK)
             await tx.execute_many(
                 "INSERT INTO stat (key, phase, seconds) VALUES (?, ?, ?)"
                 " ON CONFLICT (key, phase) DO UPDATE SET"
                 " seconds = stat.seconds + (excluded.seconds - stat.seconds) * ?",
-                [(key, phase, seconds, weight) for phase, seconds in sorted(costs.items())],
+                [(key, phase, seconds, weight) for phase, seconds in costs.items()],
             )
             await tx.run(
                 f"DELETE FROM stat WHERE key = ? AND phase NOT IN ({self._dialect.values})",
