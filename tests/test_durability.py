@@ -88,8 +88,8 @@ async def test_a_kept_result_is_synced_under_its_public_name(synced: Synced, tmp
 
 
 async def test_a_commit_waits_for_the_disk(tmp_path: Path) -> None:
-    async with opened(tmp_path / "db") as store:
-        row = await store._one("PRAGMA synchronous")
+    async with opened(tmp_path / "db") as store, store._transaction() as transaction:
+        row = await transaction.one("PRAGMA synchronous")
         assert row is not None and row[0] == 2  # FULL
     assert sql(tmp_path / "db", "PRAGMA journal_mode") == [("wal",)]
 

@@ -139,8 +139,7 @@ class ComfyClient:
         `JobFailure` `upload_too_large` or `engine_disk_full`, `ComfyError`, and `OSError` when `path` cannot be read.
         """
         async with aiofiles.open(path, "rb", buffering=0) as file:
-            size = await file.seek(0, os.SEEK_END)
-            await file.seek(0)
+            size = os.fstat(file.fileno()).st_size
             await self._check_upload_size(size)
             form = aiohttp.FormData(quote_fields=False)
             form.add_field("image", _FilePayload(file, size), filename=filename)
@@ -369,12 +368,14 @@ class _FilePayload(aiohttp.Payload):
 
     def __init__(self, file: AsyncFileIO, size: int) -> None:
         super().__init__(file, content_type="application/octet-stream")
-        self._size = size
+        self._size: int = size
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Send the file from its current position."""
-        while piece := await self._value.read(PIECE_BYTES):
+        left = self._size
+        while left > 0 and (piece := await self._value.read(PIECE_BYTES)):
             await writer.write(piece)
+            left -= len(piece)
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Refuse: the file is not held in memory."""

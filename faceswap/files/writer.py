@@ -48,6 +48,11 @@ class _HashedFile(io.FileIO):
         """Wait until all bytes written so far are on the disk."""
         os.fdatasync(self.fileno())
 
+    def sync_and_close(self) -> None:
+        """Wait until all bytes are on the disk, and end."""
+        self.sync()
+        self.close()
+
 
 class FileWriter:
     """A file written from a stream, hashed and synced while it grows.
@@ -92,9 +97,8 @@ class FileWriter:
         await self._written()
         if self._syncing is not None:
             await asyncio.shield(self._syncing)
-        if self._durable:
-            self._syncing = _in_transfers(raw.sync)
-            await asyncio.shield(self._syncing)
+        self._syncing = _in_transfers(raw.sync_and_close if self._durable else raw.close)
+        await asyncio.shield(self._syncing)
         await self.close()
         self._renaming = _in_transfers(partial(os.replace, self._path, self._path.with_name(name)))
         await asyncio.shield(self._renaming)
@@ -139,7 +143,7 @@ class FileWriter:
     async def _close(self) -> None:
         under_way = [work for work in (self._opening, self._writing, self._syncing) if work is not None]
         await asyncio.gather(*under_way, return_exceptions=True)
-        if self._opening is not None and self._opening.exception() is None:
+        if self._opening is not None and self._opening.exception() is None and not self._opening.result().closed:
             await aiofiles.os.wrap(self._opening.result().close)()
 
 

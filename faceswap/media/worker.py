@@ -12,8 +12,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
-import aiofiles.os
-
 from .. import errors
 from ..child_process import kill_group, wait_within
 from .facts import CuttingFacts, ImageFacts, JoinFacts, PieceFacts, Verdict, VideoFacts
@@ -333,7 +331,7 @@ class MediaWorker:
 
 async def _size(*paths: Path) -> int:
     """Return bytes in all, which the time allowed is in proportion to."""
-    return sum([(await aiofiles.os.stat(path)).st_size for path in paths])
+    return await asyncio.to_thread(lambda: sum(path.stat().st_size for path in paths))
 
 
 def partial_path(out: Path) -> Path:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any
 
 from ..errors import BadRequest, NotFound
 from ..jobs import Inputs, Job, JobState, Options, Segment, SegmentState
@@ -20,17 +19,10 @@ _JOB_COLUMNS = (
     " error, code, warnings, result_file, result_bytes, result_sha256, cancel_requested, percentage, current_frame,"
     " total_frames, fps, eta_s, segments_done, segments_total, attempts, request_digest, webhook_url"
 )
-_INPUT_COLUMNS = {
-    "video_file": "video.file",
-    "video_bytes": "video.bytes",
-    "video_sha256": "video.sha256",
-    "video_facts": "video.facts",
-    "image_file": "face.file",
-    "image_sha256": "face.sha256",
-}
+_JOB_FIELDS = tuple(_JOB_COLUMNS.split(", "))
 SELECT_JOB = (
-    f"SELECT {', '.join(f'job.{name}' for name in _JOB_COLUMNS.split(', '))},"
-    f" {', '.join(f'{column} AS {name}' for name, column in _INPUT_COLUMNS.items())} FROM job"
+    f"SELECT {', '.join(f'job.{name}' for name in _JOB_FIELDS)}, video.file, face.file, video.sha256, face.sha256,"
+    " video.bytes, video.facts FROM job"
     " LEFT JOIN input AS video ON video.prompt_id = job.prompt_id AND video.role = 'video' AND video.number = 0"
     " LEFT JOIN input AS face ON face.prompt_id = job.prompt_id AND face.role = 'face' AND face.number = 0"
 )
@@ -43,21 +35,22 @@ SEGMENT_COLUMNS = (
 
 def job_of(row: Row) -> Job:
     """Return the job of a row that `SELECT_JOB` gave."""
-    values = dict(row)
-    facts = _facts(values.pop("video_facts"))
-    inputs = {name: values.pop(name) for name in _INPUT_COLUMNS if name != "video_facts"}
+    # By place: a row of SQLite looks a name up by comparing it with all of its names.
+    columns = tuple(row)
+    values = dict(zip(_JOB_FIELDS, columns, strict=False))
     values["state"] = JobState(values["state"])
     values["options"] = _options(values["options"])
     values["warnings"] = _warnings(values["warnings"])
     values["cancel_requested"] = bool(values["cancel_requested"])
-    return Job(inputs=Inputs(**inputs, **facts), **values)
+    return Job(inputs=_inputs(*columns[len(_JOB_FIELDS) :]), **values)
 
 
 # The same few texts are read again and again, by those who poll.
 @lru_cache(PARSED_LIMIT)
-def _facts(text: str) -> Mapping[str, Any]:
-    facts = json.loads(text)
-    return {**facts, "frame_rate": Fraction(facts["frame_rate"])}
+def _inputs(video: str, image: str, video_sha256: str, image_sha256: str, video_bytes: int, facts: str) -> Inputs:
+    values = json.loads(facts)
+    values["frame_rate"] = Fraction(values["frame_rate"])
+    return Inputs(video, image, video_sha256, image_sha256, video_bytes, **values)
 
 
 @lru_cache(PARSED_LIMIT)
