@@ -250,14 +250,16 @@ class Scheduler:
         changed = self._pool.changed
         while True:
             changed.clear()
-            try:
-                await retry_writes(self._dispatch_waiting)
-                due_s = await self._store.next_due_s()
-            except StoreError as error:
-                if not error.transient:
-                    raise
-                due_s = DISK_PAUSE_S
+            due_s = None
             # A segment that is due waits for a backend, whose change wakes us.
+            if any(backend.takes_a_prompt(MAX_PROMPTS - 1) for backend in self.backends):
+                try:
+                    await retry_writes(self._dispatch_waiting)
+                    due_s = await self._store.next_due_s()
+                except StoreError as error:
+                    if not error.transient:
+                        raise
+                    due_s = DISK_PAUSE_S
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(due_s or IDLE_S, IDLE_S)):
                     await changed.wait()

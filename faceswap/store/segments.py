@@ -297,11 +297,11 @@ class Segments(Jobs):
                 return await self._finished(tx, segment, output_file)
             row = await tx.one(
                 "UPDATE job SET segments_done = segments_done + 1, updated_at = ?"
-                " WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING 1",
+                " WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING cancel_requested",
                 await tx.now_ms(),
                 segment.prompt_id,
             )
-            if row is None or await self._settle_cancel(tx, segment.prompt_id):
+            if row is None or (row["cancel_requested"] and await self._settle_cancel(tx, segment.prompt_id)):
                 return None
             return await self._job(tx, segment.prompt_id)
 
