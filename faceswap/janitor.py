@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from .config import Settings
 from .files import ERASURE, UPLOAD, Files
-from .store import JANITOR_LEASE, LOCAL_HOLDER, Store, StoreError, join_lease, now_ms
+from .store import JANITOR_LEASE, LOCAL_HOLDER, Store, StoreError, join_lease
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Janitor:
 
     async def sweep(self) -> None:
         """Erase everything that is due now."""
-        now = now_ms()
+        now = await self._store.now_ms()
         while due := await self._store.with_expired_inputs(now - self._settings.input_ttl_s * 1000, BATCH):
             for prompt_id in due:
                 if await self._store.mark_inputs_erased(prompt_id):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import postgres
 import pytest
 from stored_jobs import opened, sql
 from waiting import until
@@ -13,6 +14,7 @@ from waiting import until
 from faceswap.leaseholder import Held, Leaseholder
 from faceswap.store import LeaseLost, Store
 from faceswap.store.connection import SystemClock
+from faceswap.store.postgres import PostgresConnection
 
 LEASE_S = 0.3
 STEP_MS = 20
@@ -20,14 +22,25 @@ STEP_MS = 20
 NAME = "backend:one"
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "faceswap.db"
+@pytest.fixture(params=["sqlite", "postgresql"])
+def path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path | str]:
+    """Yield where a database is to be, or is: each test is for both kinds."""
+    if request.param == "sqlite":
+        yield tmp_path / "faceswap.db"
+    else:
+        with postgres.database() as url:
+            yield url
 
 
 @pytest.fixture
-async def store(path: Path) -> AsyncIterator[Store]:
-    async with opened(path, clock=StepClock()) as store:
+async def store(path: Path | str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
+    clock = StepClock()
+
+    async def read(_connection: object) -> int:
+        return clock.monotonic_ms()
+
+    monkeypatch.setattr(PostgresConnection, "monotonic_ms", read)
+    async with opened(path, clock=clock) as store:
         yield store
 
 
@@ -70,18 +83,18 @@ class Worker:
                 continue
 
 
-async def steal(path: Path) -> None:
+async def steal(path: Path | str) -> None:
     """Let another node have taken the lease."""
     await asyncio.to_thread(
         sql, path, "UPDATE lease SET holder = 'thief', epoch = epoch + 1, expires_at = expires_at + 3600000"
     )
 
 
-async def let_go(path: Path) -> None:
+async def let_go(path: Path | str) -> None:
     await asyncio.to_thread(sql, path, "UPDATE lease SET expires_at = 0")
 
 
-async def test_a_lease_is_kept_for_as_long_as_the_work_takes(store: Store, path: Path) -> None:
+async def test_a_lease_is_kept_for_as_long_as_the_work_takes(store: Store, path: Path | str) -> None:
     first = Worker(store, "first")
     await until(lambda: first.works)
     second = Worker(store, "second")
@@ -102,7 +115,7 @@ async def test_a_lease_is_kept_for_as_long_as_the_work_takes(store: Store, path:
 
 
 async def test_work_whose_lease_another_has_is_cancelled_and_begun_again_when_it_can_be(
-    store: Store, path: Path
+    store: Store, path: Path | str
 ) -> None:
     worker = Worker(store, "first")
     await until(lambda: worker.works)
@@ -116,7 +129,7 @@ async def test_work_whose_lease_another_has_is_cancelled_and_begun_again_when_it
     await worker.task
 
 
-async def test_a_lease_that_ran_out_is_not_renewed_though_nobody_else_has_it(store: Store, path: Path) -> None:
+async def test_a_lease_that_ran_out_is_not_renewed_though_nobody_else_has_it(store: Store, path: Path | str) -> None:
     worker = Worker(store, "first")
     await until(lambda: worker.works)
     await let_go(path)

@@ -7,9 +7,11 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Coroutine
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import postgres
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ from faceswap import events
 from faceswap.errors import Conflict
 from faceswap.jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, Segment, SegmentState
 from faceswap.progress import Report
-from faceswap.store import Lease, LeaseLost, Store, backend_lease
+from faceswap.store import Lease, LeaseLost, Store, StoreError, backend_lease
 
 T = TypeVar("T")
 
@@ -40,8 +42,7 @@ class Jobs(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = asyncio.new_event_loop()
-        self.folder = Path(tempfile.mkdtemp())
-        self.path = self.folder / "0.db"
+        self.where = self.make_database()
         self.powered = True
         self.states: dict[str, JobState] = {}
         self.told: defaultdict[str, list[int]] = defaultdict(list)
@@ -50,8 +51,28 @@ class Jobs(RuleBasedStateMachine):
         for backend in BACKENDS:
             self.take(backend, HOLDERS[0])
 
+    def make_database(self) -> Path | str:
+        """Make a place for a database; returns where it is."""
+        self.folder = Path(tempfile.mkdtemp())
+        return self.folder / "0.db"
+
+    def remove_database(self) -> None:
+        """Leave nothing of the database."""
+        shutil.rmtree(self.folder)
+
+    def cut_power(self, task: asyncio.Task[Any]) -> None:
+        """End the process in the middle of a task: another finds what the disk holds at this moment."""
+        assert isinstance(self.where, Path)
+        found = self.where.with_stem(str(int(self.where.stem) + 1))
+        for suffix in ("", "-wal"):
+            shutil.copy(f"{self.where}{suffix}", f"{found}{suffix}")
+        task.cancel()
+        self.run(asyncio.wait([task]))
+        self.run(self.store.close())
+        self.where = found
+
     def open(self) -> Store:
-        return self.run(Store.open(self.path, MIGRATIONS, self.hear))
+        return self.run(Store.open(self.where, MIGRATIONS, self.hear))
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.loop.run_until_complete(work)
@@ -89,14 +110,14 @@ class Jobs(RuleBasedStateMachine):
         finally:
             self.run(self.store.close())
             self.loop.close()
-            shutil.rmtree(self.folder)
+            self.remove_database()
 
     def lead_to_an_end(self, prompt_id: str) -> None:
         """End every job as a runner does after its start, with engines that have forgotten everything."""
         for backend in BACKENDS:
             for segment in self.take(backend, self.leases[backend].holder):
                 self.run(self.store.requeue(segment))
-        sql(self.path, "UPDATE segment SET not_before = 0")
+        sql(self.where, "UPDATE segment SET not_before = 0")
         while segment := self.run(self.store.claim(self.leases[BACKENDS[0]])):
             self.run(self.store.finish_segment(segment, "x.mp4", None))
         for job in self.run(self.store.unfinished()):
@@ -187,7 +208,7 @@ class Jobs(RuleBasedStateMachine):
         other = next(holder for holder in HOLDERS if holder != lease.holder)
         assert self.run(self.store.acquire_lease(lease.name, other, 1000)) is None
         assert self.run(self.store.renew_lease(lease, 1000))
-        sql(self.path, "UPDATE lease SET expires_at = 1 WHERE name = ?", lease.name)
+        sql(self.where, "UPDATE lease SET expires_at = 1 WHERE name = ?", lease.name)
         assert not self.run(self.store.renew_lease(lease, 1000))
         taken = self.take(backend, other)
         with pytest.raises(LeaseLost):
@@ -221,15 +242,10 @@ class Jobs(RuleBasedStateMachine):
         for _ in range(turns):
             self.run(asyncio.sleep(0))
         self.powered = False
-        found = self.path.with_stem(str(int(self.path.stem) + 1))
-        for suffix in ("", "-wal"):
-            shutil.copy(f"{self.path}{suffix}", f"{found}{suffix}")
-        task.cancel()
-        self.run(asyncio.wait([task]))
-        self.run(self.store.close())
-        self.path, self.powered = found, True
+        self.cut_power(task)
+        self.powered = True
         self.store = self.open()
-        for (prompt_id,) in sql(self.path, "SELECT prompt_id FROM job"):
+        for (prompt_id,) in sql(self.where, "SELECT prompt_id FROM job"):
             self.states.setdefault(prompt_id, JobState.QUEUED)
         taken = [one for backend in BACKENDS for one in self.take(backend, self.leases[backend].holder)]
         return next(iter(taken), None)
@@ -278,9 +294,31 @@ class Jobs(RuleBasedStateMachine):
     @invariant()
     def names_and_engine_ids_are_never_shared(self) -> None:
         for column, table in (("output_name", "job"), ("comfy_prompt_id", "segment")):
-            values = sql(self.path, f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL")
+            values = sql(self.where, f"SELECT {column} FROM {table} WHERE {column} IS NOT NULL")
             assert len(values) == len(set(values))
+
+
+class JobsOnPostgreSQL(Jobs):
+    """The same with PostgreSQL, whose server outlives the process: it undoes what was not committed."""
+
+    def make_database(self) -> Path | str:
+        self.stack = ExitStack()
+        return self.stack.enter_context(postgres.database())
+
+    def remove_database(self) -> None:
+        self.stack.close()
+
+    def cut_power(self, task: asyncio.Task[Any]) -> None:
+        assert isinstance(self.where, str)
+        others = "datname = current_database() AND pid <> pg_backend_pid()"
+        sql(self.where, f"SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE {others}")
+        self.run(asyncio.wait([task]))
+        with suppress(StoreError):
+            task.result()
+        self.run(self.store.close())
 
 
 TestJobs = Jobs.TestCase
 TestJobs.settings = settings(max_examples=25, stateful_step_count=40)
+TestJobsOnPostgreSQL = JobsOnPostgreSQL.TestCase
+TestJobsOnPostgreSQL.settings = settings(max_examples=10, stateful_step_count=40)
