@@ -33,6 +33,7 @@ class Janitor:
         while True:
             try:
                 await self.delete_lost()
+                await self.delete_copies()
                 await self.run_round()
             except (OSError, StoreError) as error:
                 log.warning("sweeping: %s", error)
@@ -42,6 +43,12 @@ class Janitor:
         """Erase what was set aside long ago: without the database, which a full disk may keep from being written."""
         before = datetime.now(UTC) - timedelta(seconds=self._settings.output_ttl_s)
         await self._files.delete_lost(before)
+
+    async def delete_copies(self) -> None:
+        """Delete this node's copies of the files of jobs that have ended, as they may have at another node."""
+        copied = await self._files.copied_jobs()
+        if copied:
+            await self._files.delete_copies(copied - await self._store.unended())
 
     async def run_round(self) -> None:
         """Sweep, unless another node does."""

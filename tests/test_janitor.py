@@ -17,6 +17,7 @@ from faceswap.config import Settings, Timeouts
 from faceswap.errors import Gone, NotFound
 from faceswap.feed import Feed
 from faceswap.files import ERASURE, Files
+from faceswap.files.shared import SharedFolder
 from faceswap.hub import Hub
 from faceswap.janitor import BATCH, Janitor
 from faceswap.jobs import Job, JobState
@@ -122,6 +123,16 @@ async def test_one_node_at_a_time_sweeps(house: House) -> None:
     await house.janitor.run_round()
     assert not house.has_inputs(due)
     assert await house.store.acquire_lease(JANITOR_LEASE, "another", 60)  # it was let go of
+
+
+async def test_copies_of_the_files_of_jobs_that_have_ended_anywhere_go(house: House, tmp_path: Path) -> None:
+    files = SharedFolder(house.files.root, tmp_path / "shared", "node")
+    ended, running = await house.job(JobState.SUCCESS), await house.job(JobState.PROCESSING)
+    copies = [files.engine / "input" / job.prompt_id for job in (ended, running)]
+    for copy in copies:
+        copy.mkdir(parents=True, exist_ok=True)
+    await Janitor(house.settings, house.store, files).delete_copies()
+    assert [copy.exists() for copy in copies] == [False, True]
 
 
 async def test_what_another_node_takes_in_or_is_about_to_publish_is_left_alone(house: House) -> None:

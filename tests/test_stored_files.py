@@ -228,14 +228,16 @@ async def test_copies_go_that_this_node_does_not_need(shared: Place) -> None:
         copies = [files.engine / "input" / name for name in ("kept", "gone")]
         for copy in copies:
             copy.mkdir(parents=True)
-        await files.clear_scratch_except({"kept"})
+        assert await files.copied_jobs() == {"kept", "gone"}
+        await files.delete_copies({"gone"})
         assert [copy.exists() for copy in copies] == [True, False]
         return
     for name in ("kept", "gone", "being received"):
         await receive(files, name)
     await files.accept_upload("kept")
     await files.accept_upload("gone")
-    await files.clear_scratch_except({"kept"})
+    assert await files.copied_jobs() == {"kept", "gone"}
+    await files.delete_copies({"gone"})
     assert [files.inputs(name).exists() for name in ("kept", "gone", "being received")] == [True, False, True]
     assert await files.fetch_inputs("gone", inputs_of())
     assert not (await shared.started()).inputs("kept").exists()  # at a start nothing is kept

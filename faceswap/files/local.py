@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import wraps
@@ -244,8 +244,12 @@ class Files:
         for kind in ENGINE_FOLDERS[1:]:
             shutil.rmtree(self.engine / kind / prompt_id, ignore_errors=True)
 
-    async def clear_scratch_except(self, prompt_ids: Collection[str]) -> None:
-        """Delete this node's copies of the files of all jobs but these."""
+    async def copied_jobs(self) -> set[str]:
+        """Return the ids of the jobs of whose files this node has copies, but for those that are being received."""
+        return set()
+
+    async def delete_copies(self, prompt_ids: Iterable[str]) -> None:
+        """Delete this node's copies of the files of jobs."""
 
     # Finished segments and previews
 
@@ -345,7 +349,7 @@ class Files:
 
     def _job_folders(self) -> set[str]:
         parents = (self._inputs, self._scratch, *(self.engine / kind for kind in ENGINE_FOLDERS))
-        return {name for parent in parents for name in _folders_in(parent)}
+        return {name for parent in parents for name in folders_in(parent)}
 
     @in_thread
     def move_to_lost(self, prompt_ids: Iterable[str], filenames: Iterable[str], now: datetime) -> list[Path]:
@@ -378,6 +382,7 @@ class Files:
                     shutil.rmtree(folder)
 
 
-def _folders_in(parent: Path) -> Iterator[str]:
+def folders_in(parent: Path) -> Iterator[str]:
+    """Yield the names of the folders in a folder, if it exists."""
     if parent.is_dir():
         yield from (folder.name for folder in parent.iterdir() if folder.is_dir())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
-from collections.abc import AsyncGenerator, AsyncIterator, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -102,7 +102,7 @@ class S3Files(SharedFiles):
         Raises `ConfigError` where the bucket or the credentials are wrong, `FilesUnavailable` when it cannot be asked.
         """
         await super().start()
-        await self.clear_scratch_except(())
+        await self.delete_copies(await self.copied_jobs())
         probe = f"marks/{self._node}.check"
         try:
             async with asyncio.timeout(CHECK_S):
@@ -244,10 +244,15 @@ class S3Files(SharedFiles):
     def _own_folders(self) -> tuple[Path, ...]:
         return (self._inputs, self._scratch, *super()._own_folders())
 
-    async def clear_scratch_except(self, prompt_ids: Collection[str]) -> None:
-        """Delete this node's copies of the files of all jobs but these, and of those that are being received."""
-        kept = {*prompt_ids, *self._uploading, *(path.parent.name for path in self._fetching)}
-        await super().clear_scratch_except(kept)
+    async def copied_jobs(self) -> set[str]:
+        """Return the ids of the jobs of whose files this node has copies, but for those that are being received."""
+        return await super().copied_jobs() - self._uploading
+
+    async def delete_copies(self, prompt_ids: Iterable[str]) -> None:
+        """Delete this node's copies of the files of jobs."""
+        for prompt_id in (ids := list(prompt_ids)):
+            await self._end_fetches(prompt_id)
+        await super().delete_copies(ids)
 
     async def delete_scratch(self, prompt_id: str) -> None:
         """Delete the files that only a running job needs, in the embedded engine too."""

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from pathlib import Path
 from .. import durable
 from ..config import ConfigError
 from ..jobs import Job
-from .local import ENGINE_FOLDERS, ERASURE, Files, in_thread
+from .local import ENGINE_FOLDERS, ERASURE, Files, folders_in, in_thread
 
 log = logging.getLogger(__name__)
 
@@ -51,12 +51,16 @@ class SharedFiles(Files):
         return tuple(self.engine / kind for kind in ENGINE_FOLDERS)
 
     @in_thread
-    def clear_scratch_except(self, prompt_ids: Collection[str]) -> None:
-        """Delete this node's copies of the files of all jobs but these, in the embedded engine too."""
-        for parent in self._own_folders():
-            for folder in parent.iterdir() if parent.is_dir() else ():
-                if folder.name not in prompt_ids:
-                    shutil.rmtree(folder, ignore_errors=True)
+    def copied_jobs(self) -> set[str]:
+        """Return the ids of the jobs of whose files this node has copies, in the embedded engine too."""
+        return {name for parent in self._own_folders() for name in folders_in(parent)}
+
+    @in_thread
+    def delete_copies(self, prompt_ids: Iterable[str]) -> None:
+        """Delete this node's copies of the files of jobs, in the embedded engine too."""
+        for prompt_id in prompt_ids:
+            for parent in self._own_folders():
+                shutil.rmtree(parent / prompt_id, ignore_errors=True)
 
     async def move_to_lost(self, prompt_ids: Iterable[str], filenames: Iterable[str], now: datetime) -> list[Path]:
         """Leave what the database does not know where it is, and tell: it may be another database's."""

@@ -135,7 +135,7 @@ class ComfyUI:
         """True for the child of the one node that names it, with which it lives and dies."""
         self.cut_from: set[str] = set()
         """The names of nodes that cannot reach it."""
-        self.url = URL(f"http://{name}:8188")
+        self.url = URL(f"http://{name.replace(':', '.')}:8188")
         self.seconds_per_frame = seconds_per_frame
         self.has_jobs = has_jobs
         self.up = True

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .node import Node
     from .world import World
 
-SESSIONS = 3
+SESSIONS = 2
 """Sessions of a node that may write at a time, where nodes share the database."""
 BUSY_S = 5.0
 """The longest that a transaction waits for another."""
@@ -91,7 +91,7 @@ class Session(InlineConnection):
     """A connection of one node, with a moment between any two statements."""
 
     def __init__(self, node: Node, *, read_only: bool) -> None:
-        inline: Any = Inline(node.world.files.database)
+        inline: Any = Inline(node.world.database)
         super().__init__(inline, node)
         for pragma in (*PRAGMAS, "synchronous = OFF", f"query_only = {read_only}"):
             inline.raw.execute(f"PRAGMA {pragma}")

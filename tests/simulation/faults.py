@@ -51,6 +51,8 @@ class Faults:
                 self.roll,
                 self.die_for_good,
             ]
+        if world.bucket is not None:
+            kinds += [self.files_away, self.lose_answers_of_files]
         self._kinds = self._random.sample(kinds, self._random.randint(1, len(kinds)))
 
     async def run(self) -> None:
@@ -77,6 +79,8 @@ class Faults:
             if stuck or any(prompt.fate != "success" for prompt in comfy.pending):
                 comfy.die()
             comfy.start()
+        if world.bucket is not None:
+            world.bucket.heal()
         for node in world.nodes:
             node.way.heal()
             if node.machine is None:
@@ -280,3 +284,21 @@ class Faults:
         way = self._random.choice(self._world.nodes).way
         way.lost_answers = 0.3
         self._for_a_while(10.0, lambda: setattr(way, "lost_answers", 0.0))
+
+    # The files.
+
+    def files_away(self) -> None:
+        """Let one node, or all, not reach the bucket."""
+        bucket, nodes = self._world.bucket, [node.name for node in self._world.nodes]
+        assert bucket is not None
+        names = {self._random.choice(nodes)} if self._random.random() < 0.5 else set(nodes)
+        self._world.note(f"the bucket is away for {sorted(names)}")
+        bucket.away_for |= names
+        self._for_a_while(self._random.choice((1.0, 15.0)), lambda: bucket.away_for.difference_update(names))
+
+    def lose_answers_of_files(self) -> None:
+        """Let nodes not learn of some requests to the bucket whether they were carried out."""
+        bucket = self._world.bucket
+        assert bucket is not None
+        bucket.lost_answers = 0.2
+        self._for_a_while(10.0, lambda: setattr(bucket, "lost_answers", 0.0))

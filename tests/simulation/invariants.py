@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ CREATE TRIGGER job_made AFTER INSERT ON job BEGIN
 CREATE TRIGGER job_moved AFTER UPDATE OF state ON job WHEN OLD.state <> NEW.state BEGIN
   INSERT INTO move (kind, name, was, now, more)
   VALUES ('job', NEW.prompt_id, OLD.state, NEW.state, json_object('code', NEW.code, 'file', NEW.result_file,
-    'frames', NEW.total_frames)); END;
+    'sha256', NEW.result_sha256, 'frames', NEW.total_frames)); END;
 CREATE TRIGGER job_gone AFTER DELETE ON job BEGIN
   INSERT INTO move (kind, name, was) VALUES ('job', OLD.prompt_id, OLD.state); END;
 CREATE TRIGGER number_taken AFTER UPDATE OF last_seq ON job BEGIN
@@ -79,7 +80,7 @@ GRACE_S = 20.0
 """The time after the end of all faults from which on bounds are looked at."""
 CANCEL_S = 5.0
 """The longest until the ComfyUIs that work on a job that was cancelled are asked to stop."""
-LATE_S = 3.0
+LATE_S = 4.0
 """The longest that a stored event is on its way to a watcher."""
 
 
@@ -112,6 +113,8 @@ class Invariants:
         self.jobs: dict[str, JobState] = {}
         self.accepted: set[str] = set()
         """Jobs whose user was told their id."""
+        self.uncertain: set[str] = set()
+        """Jobs of which it could not be told whether they were committed."""
         self.unwanted: set[str] = set()
         """Jobs whose user asked for their deletion."""
         self.claims: dict[str, Claim] = {}
@@ -187,7 +190,7 @@ class Invariants:
             lease = self.leases.get(f"join:{prompt_id}")
             mine = lease is not None and lease.holder == node.holder
             self._check(mine, f"{node.name} ends {prompt_id}, whose joining is another's: {lease}")
-            self._check_result(prompt_id, details["file"], details["frames"])
+            self._check_result(prompt_id, details)
         elif state is JobState.FAILED:
             explained = details["code"] not in UNEXPLAINED or prompt_id in self.unwanted
             self._check(explained, f"{prompt_id} failed with {details['code']}")
@@ -196,17 +199,26 @@ class Invariants:
                 knows = any(name.startswith("backend:") for name in holds)
                 self._check(knows, f"{node.name} ends {prompt_id} for want of an engine and may ask none")
 
-    def _check_result(self, prompt_id: str, filename: str, frames: int) -> None:
+    def _check_result(self, prompt_id: str, details: dict[str, Any]) -> None:
         """Check that a job in SUCCESS has its file, and the file each frame once, in order."""
-        path = self._world.files.result(filename)
-        if not path.is_file():
+        results = self._world.results()
+        name = self._name_of_result(results, prompt_id, details["file"], details["sha256"])
+        if name is None:
             self._world.fail(f"{prompt_id} is in SUCCESS without its file")
             return
         next_frame = 0
-        for part in json.loads(path.read_text(encoding="utf-8")):
+        for part in json.loads(results[name]):
             self._check((part["job"], part["first"]) == (prompt_id, next_frame), f"the result of {prompt_id} is wrong")
             next_frame += part["count"]
+        frames = details["frames"]
         self._check(next_frame == frames, f"the result of {prompt_id} has {next_frame} of {frames} frames")
+
+    def _name_of_result(self, results: Collection[str], prompt_id: str, filename: str, sha256: str) -> str | None:
+        """Return the name under which the result of a job is found; None when it is not there."""
+        if not self._world.is_shared:
+            return filename if filename in results else None
+        own = (name for name in results if name.startswith(f"{prompt_id}/") and name.endswith(f"-{sha256}.mp4"))
+        return next(own, None)
 
     def _segment_moved(
         self, node: Node, prompt_id: str, number: int, was: str, now: str, details: dict[str, Any]
@@ -276,8 +288,8 @@ class Invariants:
         events = self._events[watcher.prompt_id]
         stored = [seq for seq, (kind, _) in events.items() if kind not in SUPERSEDED_EVENTS and seq <= watcher.last]
         name = f"a watcher of {watcher.prompt_id}"
-        self._check(watcher.heard == stored, f"{name} hears {watcher.heard} of {stored}")
-        if watcher.prompt_id not in self.unwanted:
+        if watcher.prompt_id not in self.unwanted:  # of a job that is erased, the rest is gone
+            self._check(watcher.heard == stored, f"{name} hears {watcher.heard} of {stored}")
             ends = [events[seq][0] for seq in watcher.heard[-1:]]
             self._check(set(ends) <= set(ENDS.values()) and bool(ends), f"{name} is told that {ends} is the end")
 
@@ -369,6 +381,7 @@ class Invariants:
             and all(comfy.running is None and not comfy.pending and self._is_held(comfy) for comfy in world.comfies)
             and all(watcher.ended for watcher in world.users.watchers)
             and all(node.is_idle for node in world.nodes)
+            and not world.jobs_with_copies()
         )
 
     def _is_held(self, comfy: ComfyUI) -> bool:
@@ -395,14 +408,29 @@ class Invariants:
             self._check(self._is_held(comfy), f"{comfy.name} is held by {self.leases.get(f'backend:{comfy.name}')}")
         for comfy in self._world.comfies:
             self._check(comfy.running is None and not comfy.pending, f"{comfy.name} still works for an ended job")
-        results = "SELECT result_file FROM job WHERE state = 'SUCCESS' AND result_erased = 0"
-        names = {row[0] for row in self._reader.execute(results)}
-        found = {path.name for path in self._world.files.result("any").parent.iterdir()}
-        self._check(found == names, f"results {sorted(found)} are there for {sorted(names)}")
-        parents = (self._world.files.inputs("any").parent, self._world.files.prepared("any").parent.parent)
-        folders = {path.name for parent in parents for path in parent.iterdir() if path.is_dir()}
-        stray = folders - stored.keys()
+        self._check_results()
+        stray = self._world.jobs_with_files() - stored.keys() - self._interrupted_uploads()
         self._check(not stray, f"files of no job: {sorted(stray)}")
+        copies = self._world.jobs_with_copies()
+        self._check(not copies, f"copies of the files of jobs that have ended: {sorted(copies)}")
+
+    def _interrupted_uploads(self) -> set[str]:
+        """Return the uploads that are left to the next start: of nodes that are gone, or perhaps of a job."""
+        gone = {node.holder for node in self._world.nodes if node.gone}
+        marked = self._world.marked_uploads()
+        return {id_ for id_, node in marked.items() if node in gone or id_ in self.uncertain}
+
+    def _check_results(self) -> None:
+        """Check that the results are there, and nothing else is: of jobs that were half deleted something may be."""
+        sql = "SELECT prompt_id, result_file, result_sha256 FROM job WHERE state = 'SUCCESS' AND result_erased = 0"
+        results = self._world.results()
+        for prompt_id, filename, sha256 in self._reader.execute(sql).fetchall():
+            name = self._name_of_result(results, prompt_id, filename, sha256)
+            self._check(name is not None, f"the result of {prompt_id} is not there: {sorted(results)}")
+            results.pop(name or "", None)
+        erased = dict(self._reader.execute("SELECT result_file, prompt_id FROM job WHERE result_erased").fetchall())
+        left = {name for name in results if erased.get(name, name.partition("/")[0]) not in self.unwanted}
+        self._check(not left, f"results of no job: {sorted(left)}")
 
     def _story(self, prompt_id: str) -> str:
         job = self._one("SELECT state, step, cancel_requested FROM job WHERE prompt_id = ?", prompt_id)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from faceswap.comfy.backend import Backend, BackendPool
 from faceswap.config import Settings
 from faceswap.feed import Feed
-from faceswap.files import Files
+from faceswap.files import FilesUnavailable
 from faceswap.hub import Hub
 from faceswap.janitor import Janitor
 from faceswap.jobs import Event
@@ -142,19 +143,20 @@ class Node:
             self.world.fail(f"{self.name} ended: {main if main.cancelled() else main.exception()!r}")
 
     async def _run_again(self) -> None:
-        """Run as under a supervisor: the process does not start without its database, and is started again."""
+        """Run as under a supervisor: it does not start without its database and its files, and is started again."""
         while True:
             self.hub = WatchedHub(self)
             self.feed = Feed(self.hub)
             try:
                 await self._run()
-            except StoreError as error:
+            except (StoreError, FilesUnavailable) as error:
                 self.world.note(f"{self.name} cannot start: {error}")
                 await asyncio.sleep(1.0)
 
     async def _run(self) -> None:
         world = self.world
-        files = self.files = Files(world.files.root, self.name)
+        files = self.files = world.files_of(self)
+        await files.start()
         store = self.store = Store(SimulatedEngine(self), self.feed.publish)
         self.feed.attach(store)
         try:
@@ -162,22 +164,28 @@ class Node:
             for comfy in world.comfies:
                 if self in comfy.named_by:
                     client_id = await store.client_id(comfy.name)
+                    if world.is_shared:
+                        client_id = uuid.uuid5(uuid.UUID(client_id), self.holder).hex
                     backend = Backend(pool, comfy.name, SimulatedClient(comfy), client_id, world.timeouts)
                     backend.address_known.set()
             media: Any = SimulatedMedia(world)
             reporter = ProgressReporter(store, files)
-            membership = Membership(store, self.holder, pool, world.timeouts.node_gone_s, shares_files=world.is_shared)
+            membership = Membership(store, self.holder, pool, world.timeouts.node_gone_s, shares_files=files.is_shared)
             await membership.join()
             self.scheduler = Scheduler(
                 store, files, media, reporter, world.workflows, pool, world.timeouts, self.feed, membership
             )
             janitor = Janitor(Settings(data_dir=files.root), store, files, self.holder)
             await janitor.clear_debris()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self.feed.run(), name="feed")
-                tasks.create_task(self.scheduler.run(), name="scheduler")
-                tasks.create_task(janitor.run(), name="janitor")
-                self.ready = True
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(self.feed.run(), name="feed")
+                    tasks.create_task(self.scheduler.run(), name="scheduler")
+                    tasks.create_task(janitor.run(), name="janitor")
+                    self.ready = True
+            finally:
+                self.ready = False
+                await membership.leave()
         finally:
-            self.ready = False
             await store.close()
+            await files.close()

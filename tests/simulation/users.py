@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from faceswap.api.stream import follow
 from faceswap.errors import Conflict, NotFound, Problem
 from faceswap.hub import Closing, Lagging
+from faceswap.intake.files import FileSink, Room, new_input_folder
 from faceswap.jobs import Inputs, NewJob, Options, SegmentPlan
 from faceswap.store import CommitUnknown, StoreError
 
@@ -71,8 +72,12 @@ class Users:
         """Answer a request as the handlers do: a refusal, or that it cannot be done now, is an answer too."""
 
         async def answer() -> None:
-            with suppress(Problem, StoreError, OSError):
+            try:
                 await work
+            except (Problem, StoreError, OSError) as error:
+                self._world.note(f"{node.name} answers {error!r}")
+            except Exception as error:  # noqa: BLE001  # the handlers would answer 500
+                self._world.fail(f"{node.name} answers {error!r}")
 
         assert node.machine is not None
         node.machine.spawn(answer())
@@ -83,19 +88,19 @@ class Users:
 
     async def _submit(self, node: Node, prompt_id: str) -> None:
         counts = [self._random.randint(3, 20) for _ in range(self._random.choice((1, 1, 2, 3, 6)))]
-        await node.files.begin_upload(prompt_id)
-        folder = node.files.inputs(prompt_id)
-        clip = {"job": prompt_id, "first": 0, "count": sum(counts)}
-        (folder / "video.mp4").write_text(json.dumps(clip), encoding="utf-8")
-        (folder / "face.png").write_text("{}", encoding="utf-8")
+        clip = json.dumps({"job": prompt_id, "first": 0, "count": sum(counts)})
+        async with new_input_folder(node.files, prompt_id, Room(node.files, 0)) as folder:
+            await folder.expect(2 * len(clip))
+            video, face = [await self._receive(FileSink(folder, kind, 1000), clip) for kind in ("video", "image")]
         plans = tuple(SegmentPlan(number, sum(counts[:number]), count) for number, count in enumerate(counts))
         inputs = Inputs(
-            "video.mp4", "face.png", "a" * 64, "b" * 64, 100, 64, 48, sum(counts), Fraction(24), sum(counts) / 24, False
+            video, face, "a" * 64, "b" * 64, 100, 64, 48, sum(counts), Fraction(24), sum(counts) / 24, False
         )
         new = NewJob(prompt_id, "clip", Options(), WORKFLOW, inputs, plans)
         try:
             await node.store.create(new, QUEUE_LIMIT)
         except CommitUnknown:
+            self._world.invariants.uncertain.add(prompt_id)
             raise
         except (Problem, StoreError):
             await node.files.delete_upload(prompt_id)
@@ -103,6 +108,10 @@ class Users:
         self._world.invariants.accepted.add(prompt_id)
         await node.files.accept_upload(prompt_id)
         node.scheduler.wake()
+
+    async def _receive(self, sink: FileSink, text: str) -> str:
+        await sink.write(text.encode())
+        return (await sink.finish()).name
 
     def cancel(self, node: Node, prompt_id: str) -> None:
         """Cancel a job."""

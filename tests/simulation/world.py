@@ -17,14 +17,18 @@ from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
-from faceswap import engine_watch, progress_reporter
+from faceswap import engine_watch, feed, leaseholder, progress_reporter
+from faceswap import scheduler as product_scheduler
 from faceswap.comfy.backend import EMBEDDED
 from faceswap.config import Timeouts, resource_dir
-from faceswap.files import Files
+from faceswap.files import UPLOAD, Files, s3
+from faceswap.files.s3 import S3Files
+from faceswap.files.shared import SharedFolder
 from faceswap.store import StoreError
 from faceswap.store.sqlite import migrate
 from faceswap.workflow import load_workflows
 
+from .bucket import Bucket, SimulatedObjects
 from .comfyui import ComfyUI
 from .database import IDLE_TRANSACTION_S
 from .faults import Faults
@@ -47,9 +51,10 @@ TIMEOUTS = Timeouts(
     outage_s=5.0,
     lease_s=15.0,
     gone_s=40.0,
+    node_gone_s=15.0,
 )
 TICK_S = 2.0
-"""Between two progress events of a simulated service: fewer, so that a seed takes less time."""
+"""Between two progress events, and two looks, of a simulated service: fewer, so that a seed takes less time."""
 NODES = (1, 1, 1, 2, 2, 3)
 """Numbers of nodes that a world may have, unless it is told how many."""
 DRIFT = 2e-4
@@ -93,8 +98,8 @@ class World:
         self.violation: str | None = None
         self.trace: list[str] = []
         self.counts: Counter[str] = Counter()
-        self.files = Files(folder)
-        self.files.create()
+        self.folder = folder
+        self.database = folder / "faceswap.db"
         self.scheduler.before_thread = self._check_thread
         self.database_away = self.disk_full = False
         self.media_trouble = 0.0
@@ -104,6 +109,10 @@ class World:
         """True where several nodes share the database, as on PostgreSQL."""
         self.nodes = [Node(self, f"node{number}", 1 + self.random.uniform(-DRIFT, DRIFT)) for number in range(count)]
         self.comfies = self._make_comfies()
+        self.bucket = Bucket() if self.is_shared and self.random.random() < 0.5 else None
+        """The place of the files; None for a folder."""
+        self.shared_folder = folder / "shared" if self.is_shared else folder
+        self.shared_folder.mkdir(exist_ok=True)
 
     # What the parts of the world ask.
 
@@ -117,6 +126,45 @@ class World:
             self.violation = violation
             self.note(f"VIOLATION: {violation}")
             self.scheduler.stopped = True
+
+    def files_of(self, node: Node) -> Files:
+        """Return the files as a node has them."""
+        if self.bucket is not None:
+            return S3Files(self.folder / node.name, "s3://simulated", node.name, 1)
+        if self.is_shared:
+            return SharedFolder(self.folder / node.name, self.shared_folder, node.name)
+        return Files(self.folder)
+
+    def results(self) -> dict[str, str]:
+        """Return all results: the text of each by its name, which is that of its job where nodes share the files."""
+        if self.bucket is not None:
+            found = {key: data for key, (data, _) in self.bucket.objects.items() if key.startswith("results/")}
+            return {key.removeprefix("results/"): data.decode() for key, data in found.items()}
+        folder = self.shared_folder / "outputs"
+        paths = (path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.read_text(encoding="utf-8") for path in paths}
+
+    def jobs_with_files(self) -> set[str]:
+        """Return the ids of the jobs that have inputs or parts where all nodes find them."""
+        if self.bucket is not None:
+            keys = (key.split("/") for key in self.bucket.objects)
+            return {key[1] for key in keys if key[0] in ("inputs", "segments", "previews")}
+        return _folders(self.shared_folder)
+
+    def marked_uploads(self) -> dict[str, str]:
+        """Return the ids of the jobs whose upload is still marked, each with the name of the node that marked it."""
+        if self.bucket is not None:
+            marks = {key: data.decode() for key, (data, _) in self.bucket.objects.items() if key.endswith(UPLOAD)}
+        else:
+            paths = (self.shared_folder / "inputs").glob(f"*{UPLOAD}")
+            marks = {path.name: path.read_text(encoding="utf-8") for path in paths}
+        return {name.removeprefix("marks/").removesuffix(UPLOAD): node for name, node in marks.items()}
+
+    def jobs_with_copies(self) -> set[str]:
+        """Return the ids of the jobs of whose files a node that runs has copies of its own."""
+        if not self.is_shared:
+            return set()
+        return {name for node in self.nodes if node.machine for name in _folders(self.folder / node.name)}
 
     @property
     def wall_ms(self) -> int:
@@ -153,8 +201,8 @@ class World:
     def run(self) -> None:
         """Let everything happen: jobs under faults, then the end of faults, then the end of all jobs."""
         random = self.random
-        self.files.database.write_bytes(_database)
-        self.invariants = Invariants(self, self.files.database)
+        self.database.write_bytes(_database)
+        self.invariants = Invariants(self, self.database)
         self.users, self.faults = Users(self), Faults(self)
         for node in self.nodes:
             node.start()
@@ -189,7 +237,7 @@ class World:
                 comfies.append(self._make_comfy(f"comfy{number}", named_by))
         for node in self.nodes:
             if not any(node in comfy.named_by for comfy in comfies):
-                own = self._make_comfy(f"{EMBEDDED}@{node.name}", [node])
+                own = self._make_comfy(f"{EMBEDDED}:{node.name}", [node])
                 own.is_embedded = True
                 comfies.append(own)
         return comfies
@@ -233,6 +281,11 @@ class World:
                     session.end()
 
 
+def _folders(root: Path) -> set[str]:
+    """Return the names of the folders of inputs and parts below a data folder."""
+    return {path.name for kind in ("inputs", "work") for path in (root / kind).glob("*") if path.is_dir()}
+
+
 _kept: list[World] = []
 """Worlds that are over: were one collected, the `finally` of every task that was killed there would run."""
 
@@ -272,7 +325,8 @@ def install(world: World) -> None:
                     setattr(module, attribute, stand_in)
                     _installed.add((module, attribute))
     progress_reporter.TICK_S = TICK_S
-    engine_watch.LOOK_S = TICK_S
+    s3.Objects = lambda url, largest_bytes: SimulatedObjects(world)
+    engine_watch.LOOK_S = feed.LOOK_S = leaseholder.ASK_S = product_scheduler.LOOK_S = TICK_S
     handler = _Failures(world)
     log = logging.getLogger("faceswap")
     log.handlers[:] = [handler]
