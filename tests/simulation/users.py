@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from faceswap.api.stream import follow
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 QUEUE_LIMIT = 100
 WORKFLOW = "FaceSwap-Reactor-API"
+FRAMES, LONG = (3, 20), (30, 40)
+"""Frames of a segment, at least and at most, of most jobs and of those that take long."""
 PAUSE_S = 3.0
 """The mean time between two requests."""
 RECONNECT_S = 1.0
@@ -39,7 +42,7 @@ class Users:
 
     async def run(self) -> None:
         """Send one request after another, until cancelled."""
-        actions = [self.cancel, self.cancel, self.retry, self.retry, self.delete, self.watch, self.watch]
+        actions = [self.cancel, self.retry, self.retry, self.watch, self.watch, self.watch, self.delete]
         jobs = self._random.randint(1, 4)
         while True:
             await asyncio.sleep(self._random.expovariate(1 / PAUSE_S))
@@ -57,6 +60,20 @@ class Users:
                 continue
             self._world.counts[action.__name__] += 1
             action(node, prompt_id)
+
+    async def run_calmly(self) -> None:
+        """Post a long job, watch it, and perhaps cancel or delete it, while nothing goes wrong."""
+        prompt_id = self._world.new_id()
+        for action in (
+            partial(self.submit, frames=LONG),
+            self.watch,
+            self.watch,
+            self._random.choice((self.cancel, self.cancel, self.delete, self.watch)),
+        ):
+            node = self.any_node()
+            if node is not None:
+                action(node, prompt_id)
+            await asyncio.sleep(self._random.uniform(0.5, 8.0))
 
     def any_node(self) -> Node | None:
         """Return one of the nodes that a load balancer would send a request to; None when there is none."""
@@ -82,12 +99,12 @@ class Users:
         assert node.machine is not None
         node.machine.spawn(answer())
 
-    def submit(self, node: Node, prompt_id: str) -> None:
-        """Post a job."""
-        self._request(node, self._submit(node, prompt_id))
+    def submit(self, node: Node, prompt_id: str, *, frames: tuple[int, int] = FRAMES) -> None:
+        """Post a job whose segments have so many frames, at least and at most."""
+        counts = [self._random.randint(*frames) for _ in range(self._random.choice((1, 1, 2, 3, 6)))]
+        self._request(node, self._submit(node, prompt_id, counts))
 
-    async def _submit(self, node: Node, prompt_id: str) -> None:
-        counts = [self._random.randint(3, 20) for _ in range(self._random.choice((1, 1, 2, 3, 6)))]
+    async def _submit(self, node: Node, prompt_id: str, counts: Sequence[int]) -> None:
         clip = json.dumps({"job": prompt_id, "first": 0, "count": sum(counts)})
         async with new_input_folder(node.files, prompt_id, Room(node.files, 0)) as folder:
             await folder.expect(2 * len(clip))

@@ -32,7 +32,7 @@ from .bucket import Bucket, SimulatedObjects
 from .comfyui import ComfyUI
 from .database import IDLE_TRANSACTION_S
 from .faults import Faults
-from .invariants import TRIGGERS, Invariants
+from .invariants import GRACE_S, TRIGGERS, Invariants
 from .loop import WALL_S, Clocks, Machine, Scheduler, datetime_of
 from .node import Node
 from .users import Users
@@ -63,8 +63,10 @@ NEED_ROOM = frozenset({"begin_upload", "make_scratch", "mark_erasure", "keep_res
 """Methods of `Files` that make something new on the disk."""
 FAULTS_END_S = (20.0, 80.0)
 """Between which times faults stop."""
-CALM_S = 15.0
+MORE_S = 15.0
 """The longest that users go on after that."""
+CALM_SHARE = 0.3
+"""Share of the worlds with a job that is posted once nothing goes wrong any more."""
 QUIET_S = 6.0
 """The time for which nothing may be left to do before a simulation is over."""
 SETTLE_S = 3600.0
@@ -104,6 +106,8 @@ class World:
         self.database_away = self.disk_full = False
         self.media_trouble = 0.0
         self._busy_at = 0.0
+        self._users_left = False
+        """True until the last users have done what they came for."""
         count = nodes or self.random.choice(NODES)
         self.is_shared = count > 1
         """True where several nodes share the database, as on PostgreSQL."""
@@ -211,7 +215,10 @@ class World:
         faults = self.environment.create_task(self.faults.run())
         self.environment.call_later(faults_end, faults.cancel)
         self.environment.call_later(faults_end, self.faults.heal)
-        self.environment.call_later(faults_end + random.uniform(0.0, CALM_S), users.cancel)
+        self.environment.call_later(faults_end + random.uniform(0.0, MORE_S), users.cancel)
+        if random.random() < CALM_SHARE:
+            self._users_left = True
+            self.environment.call_later(faults_end + GRACE_S, self._begin_calm)
         try:
             self.scheduler.run(self._is_quiet, faults_end + SETTLE_S)
             for error in self.scheduler.errors:
@@ -225,6 +232,10 @@ class World:
         self.counts.update(state.value for state in self.invariants.jobs.values())
         self.counts["prompts"] += len(self.invariants.prompts)
         self.counts["steps"] += self.scheduler.steps
+
+    def _begin_calm(self) -> None:
+        task = self.environment.create_task(self.users.run_calmly())
+        task.add_done_callback(lambda _: setattr(self, "_users_left", False))
 
     def _make_comfies(self) -> list[ComfyUI]:
         """Make ComfyUIs: all nodes name all of them, or each names some; who names none has one of its own."""
@@ -247,7 +258,7 @@ class World:
 
     def _is_quiet(self) -> bool:
         """Return whether faults are over and nothing was left to do for a while: requests may have been held back."""
-        if not (self.faults.over and self.invariants.all_ended()):
+        if self._users_left or not (self.faults.over and self.invariants.all_ended()):
             self._busy_at = self.scheduler.now
         return self.scheduler.now - self._busy_at > QUIET_S
 
