@@ -36,6 +36,11 @@ class Held:
         """True while nobody else can have it yet. A node that was frozen learns by its clock alone that others may."""
         return not self.lost and monotonic() < self.until
 
+    @property
+    def ending(self) -> bool:
+        """True once nothing new is to be begun under it."""
+        return self.lost or self.given_back or self.scope is None
+
     def lose(self) -> None:
         """Cancel what is done under the lease: somebody else may do it now."""
         if not self.lost and self.scope is not None:

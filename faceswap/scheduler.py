@@ -291,7 +291,7 @@ class Scheduler:
         except LeaseLost:
             ours.held.lose()
             return
-        if segment is not None and not ours.held.lost:  # who holds it next looks it up
+        if segment is not None:
             self._start(segment, backend, look_first=False)
 
     def _is_worth_dispatching(self, backend: Backend, waiting: Sequence[int]) -> bool:
@@ -315,7 +315,10 @@ class Scheduler:
             self._start(segment, backend, look_first=True)
 
     def _start(self, segment: Segment, backend: Backend, *, look_first: bool) -> None:
-        """Begin an attempt at a segment, or go on with one."""
+        """Begin an attempt at a segment, or go on with one, unless its backend is let go: who holds it next looks."""
+        ours = self._held.get(backend)
+        if ours is None or ours.held.ending or ours.held.lease.epoch != segment.epoch:
+            return
         log.info(
             "job %s: frames %d to %d %s %s, attempt %d",
             segment.prompt_id,
@@ -325,7 +328,7 @@ class Scheduler:
             backend.name,
             segment.attempt,
         )
-        prompt, ours = backend.begin(segment), self._held[backend]
+        prompt = backend.begin(segment)
         prompt.audible = not (look_first and self._store.is_shared)
         work = self._run_segment(prompt, backend, ours.held, look_first)
         task = ours.tasks.create_task(work, name=f"segment {prompt.prompt_id}")

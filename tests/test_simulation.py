@@ -11,7 +11,7 @@ import pytest
 from mutate import ROOT, Mutation
 from simulation.run import bugs
 
-SEEDS = 200
+SEEDS = 100
 TESTS = Path(__file__).parent
 
 
@@ -23,14 +23,14 @@ def simulate(*arguments: str) -> str:
     return ended.stdout
 
 
-def test_nothing_that_was_promised_is_broken_whatever_goes_wrong() -> None:
-    assert f"{SEEDS} seeds, 0 violations" in simulate("--seeds", str(SEEDS), "--nodes", "1")
+@pytest.mark.parametrize("arguments", [(), ("--nodes", "3", "--first", "5000")], ids=["as they come", "three nodes"])
+def test_nothing_that_was_promised_is_broken_whatever_goes_wrong(arguments: tuple[str, ...]) -> None:
+    assert f"{SEEDS} seeds, 0 violations" in simulate("--seeds", str(SEEDS), *arguments)
 
 
 def test_a_seed_gives_the_same_run_in_every_process() -> None:
     digests = {
-        re.findall(r"digest (\w+)", simulate("--first", "1000", "--seeds", "10", "--nodes", "1", "--jobs", jobs))[0]
-        for jobs in "12"
+        re.findall(r"digest (\w+)", simulate("--first", "1000", "--seeds", "10", "--jobs", jobs))[0] for jobs in "12"
     }
     assert len(digests) == 1
 
