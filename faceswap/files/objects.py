@@ -36,7 +36,7 @@ CONNECT_S, REQUEST_S = 3.0, 60.0
 RETRIES, RETRY_S = 3, 10.0
 """The most repetitions of a request, and the time after which no more begin."""
 _STATUS = re.compile(r"status code: (\d{3})")
-_REFUSALS = frozenset({"400", "401", "403", "404", "405", "411", "413", "501"})
+_REFUSALS = frozenset({400, 405, 411, 413, 501})
 """Statuses of answers that another attempt would not change."""
 
 
@@ -77,7 +77,7 @@ class Objects:
 
     async def put(self, key: str, data: bytes) -> None:
         """Store a small object, in place of any other under this key."""
-        with self._asking(for_reading=False):
+        with self._storing():
             await obstore.put_async(self._store, key, data, use_multipart=False)
 
     def upload(self, key: str, attributes: Mapping[str, str] | None = None) -> Upload:
@@ -126,6 +126,7 @@ class Objects:
         finally:
             for read in reads:
                 read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
 
     async def _read_range(self, key: str, start: int, length: int) -> obstore.Bytes:
         return await obstore.get_range_async(self._store, key, start=start, length=length)
@@ -154,25 +155,41 @@ class Objects:
             return await obstore.sign_async(self._store, "GET", key, timedelta(seconds=lifetime_s))
 
     @contextmanager
-    def _asking(self, *, for_reading: bool = True) -> Iterator[None]:
+    def _asking(self) -> Iterator[None]:
         """Raise the errors of `obstore` as `FilesUnavailable` or `FilesRefused`; an object that is missing as it is."""
         try:
             yield
         except FileNotFoundError as error:
-            if for_reading and "NoSuchBucket" not in str(error):
-                raise FileNotFoundError(f"there is no such object in {self.url}") from None
-            raise FilesRefused(f"there is no bucket for {self.url!r}") from error
+            if "NoSuchBucket" in str(error):
+                raise self._no_bucket() from error
+            raise FileNotFoundError(f"there is no such object in {self.url}") from None
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise self._refused() from error
         except BaseError as error:
-            status = _STATUS.search(str(error))
-            if status is None or status[1] not in _REFUSALS:
-                raise FilesUnavailable(f"{self.url} cannot be used now: {_short(error)}") from error
-            if status[1] in ("401", "403"):
-                raise self._refused() from error
+            found = _STATUS.search(str(error))
+            status = int(found[1]) if found else 0
             if "NoSuchBucket" in str(error):
-                raise FilesRefused(f"there is no bucket for {self.url!r}") from error
-            raise FilesRefused(f"{self.url} refuses a request: {_short(error)}") from error
+                raise self._no_bucket() from error
+            if status in (401, 403):
+                raise self._refused() from error
+            if status in _REFUSALS:
+                raise FilesRefused(f"{self.url} refuses a request: {_short(error)}") from error
+            raise FilesUnavailable(f"{self.url} cannot be used now: {_short(error)}") from error
+
+    @contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Raise errors as `_asking` does; an upload that is missing is to be begun again.
+
+        It is missing where the answer to its end was lost, and the end was asked for again.
+        """
+        try:
+            with self._asking():
+                yield
+        except FileNotFoundError as error:
+            raise FilesUnavailable(f"{self.url} knows nothing of an upload by now") from error
+
+    def _no_bucket(self) -> FilesRefused:
+        return FilesRefused(f"there is no bucket for {self.url!r}")
 
     def _refused(self) -> FilesRefused:
         return FilesRefused(f"{self.url!r} refuses the credentials of AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
@@ -235,7 +252,7 @@ class Upload:
             self._sending.result()
 
     async def _send_whole(self) -> None:
-        with self._objects._asking(for_reading=False):
+        with self._objects._storing():
             await obstore.put_async(
                 self._objects._store,
                 self._key,
@@ -245,7 +262,7 @@ class Upload:
             )
 
     async def _send_parts(self) -> None:
-        with self._objects._asking(for_reading=False):
+        with self._objects._storing():
             await obstore.put_async(
                 self._objects._store,
                 self._key,

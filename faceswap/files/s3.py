@@ -150,12 +150,12 @@ class S3Files(SharedFiles):
             raise
 
     async def _delete_now(self, names: Collection[str]) -> None:
-        for name in names:
-            if name.endswith("/"):
-                await self._objects.delete_all(name)
-            else:
-                await self._objects.delete([name])
-            self._to_delete.discard(name)
+        folders, keys = [name for name in names if name.endswith("/")], [name for name in names if name[-1] != "/"]
+        for folder in folders:
+            await self._objects.delete_all(folder)
+            self._to_delete.discard(folder)
+        await self._objects.delete(keys)
+        self._to_delete.difference_update(keys)
 
     async def _delete_later(self) -> None:
         while self._to_delete:
@@ -172,7 +172,7 @@ class S3Files(SharedFiles):
             await self._objects.put(_mark(prompt_id, UPLOAD), self._node.encode())
             await asyncio.to_thread(self.inputs(prompt_id).mkdir, mode=0o700, parents=True)
         except BaseException:
-            await self.delete_upload(prompt_id)
+            await self.accept_upload(prompt_id)
             raise
 
     def new_input(self, prompt_id: str, name: str) -> FileWriter:
@@ -225,8 +225,13 @@ class S3Files(SharedFiles):
         task = self._fetching.get(path)
         if task is None:
             task = self._fetching[path] = asyncio.create_task(self._copy(key, path), name=f"fetch {key}")
-            task.add_done_callback(lambda _: self._fetching.pop(path, None))
+            task.add_done_callback(lambda task: self._fetched(path, task))
         await asyncio.shield(task)
+
+    def _fetched(self, path: Path, task: asyncio.Task[None]) -> None:
+        del self._fetching[path]
+        if not task.cancelled():
+            task.exception()  # which nobody may have waited for
 
     async def _copy(self, key: str, path: Path) -> None:
         found = await self._objects.find(key)

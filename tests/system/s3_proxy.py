@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -60,7 +61,7 @@ class S3Proxy:
             async with self._session.request(
                 request.method,
                 URL(self._target + request.raw_path, encoded=True),
-                data=body,
+                data=io.BytesIO(body) if body else None,  # bytes of this length are warned of
                 headers=headers,
                 skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
                 allow_redirects=False,
