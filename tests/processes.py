@@ -168,9 +168,13 @@ class Service(Child):
             env={"FACESWAP_MIN_FREE_MB": "0", **env},
         )
 
+    def set(self, **settings: object) -> None:
+        """Change settings from the next start on."""
+        self._env.update({f"FACESWAP_{name.upper()}": str(value) for name, value in settings.items()})
+
     def files(self) -> list[str]:
-        """Return every file in the data folder but the database and the lock, relative."""
-        return [name for name in files_in(self.data_dir) if not name.startswith(("faceswap.db", "lock"))]
+        """Return every file in the data folder but the database, the lock and the node's name, relative."""
+        return [name for name in files_in(self.data_dir) if not name.startswith(("faceswap.db", "lock", "node"))]
 
 
 @asynccontextmanager

@@ -211,6 +211,9 @@ class PostgreSQL:
     async def release(self, connection: Connection) -> None:
         """Give back a connection. When it was lost, the others that were open then are not trusted either."""
         assert isinstance(connection, PostgresConnection)
+        await asyncio.shield(self._give_back(connection))
+
+    async def _give_back(self, connection: PostgresConnection) -> None:
         if connection.is_lost:
             await self._pool.expire_connections()
         with suppress(*DRIVER_ERRORS):

@@ -32,9 +32,10 @@ from system.cluster_users import ClusterUsers
 from system.disks import Disk, FileSizeLimit, Tmpfs, mounted
 from system.proxy import Ledger, Proxy
 from system.records import SqliteRecords
+from system.stored_files import DataFolder
 from system.trouble import Trouble
 from system.users import Users
-from system.world import LocalFiles, Node, World, clock_env
+from system.world import Node, World, clock_env
 
 ENGINES = 2
 SEGMENT_FRAMES = 6
@@ -94,7 +95,7 @@ class Chaos:
             node_disks=[disk_of(service, data_dir, has_disks)],
             engine_disks=[disk_of(engine, engine.data_dir, has_disks) for engine in self._engines],
             records=SqliteRecords(data_dir / "faceswap.db"),
-            files=LocalFiles(service),
+            files=DataFolder(service),
         )
 
     async def _start_engines(self, stack: AsyncExitStack, *folders: Path) -> bool:
@@ -127,12 +128,12 @@ class Chaos:
                 await users.submit_all(self._jobs)
                 await self._wait_until_open(world, max(2, self._jobs // 50), LONGEST_TROUBLE_S)
                 calm.set()
-            for proxy in self._proxies:
+            for proxy in (*self._proxies, *world.s3):
                 # A socket that was deafened stays so: it is the listener's to find out.
                 proxy.mischief = 0.0
             if await self._wait_until_open(world, 0, END_TIMEOUT_S):
                 await users.heard_all()
-        self.mischief = sum((proxy.counts for proxy in self._proxies), Counter())
+        self.mischief = sum((proxy.counts for proxy in (*self._proxies, *world.s3)), Counter())
 
     async def _wait_until_open(self, world: World, most: int, bound_s: float) -> bool:
         """Wait until at most so many jobs have not ended; False when that takes too long."""
@@ -155,6 +156,7 @@ class Chaos:
         for node in world.nodes:
             await node.service.start()
         await reckoning.check_files(book, world)
+        await reckoning.check_erasure(book, world)
         for engine in self._engines:
             reckoning.check_engine_files(book, engine)
 
@@ -189,9 +191,7 @@ class ClusterChaos(Chaos):
             shared_disks=[Tmpfs(folder) for folder in cluster.shared_dirs if has_disks],
             records=cluster.records,
             files=cluster.files,
-            database_ways=cluster.database_ways,
-            postgres=cluster.postgres,
-            s3=cluster.s3,
+            s3=[cluster.s3] if cluster.s3 else [],
         )
 
     def _users(self, world: World) -> Users:
@@ -199,7 +199,7 @@ class ClusterChaos(Chaos):
         return ClusterUsers(self._folder, self.book, self.ledger, self._rng(), lambda: world.url(rng))
 
     def _trouble(self, world: World) -> Trouble:
-        return ClusterTrouble(world, self.book, self._rng(), self._without, long=self._long)
+        return ClusterTrouble(world, self._cluster, self.book, self._rng(), self._without, long=self._long)
 
 
 def disk_of(process: Child, folder: Path, is_mounted: bool) -> Disk:

@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Self
 
-from postgres import Postgres
-from processes import Service, files_in
-from system.records import PostgresRecords
+from postgres import Server, start_server, through
+from processes import Service
+from s3_servers import S3Server
+from system.records import PostgresRecords, Row
 from system.s3_proxy import S3Proxy
+from system.stored_files import Bucket, FilesOfNodes
 from system.tcp_proxy import TcpProxy
-from system.world import Node, StoredFiles, clock_env
+from system.world import Node, clock_env
 
-FILES = ("folder",)
-"""Places for the files of jobs."""
-OF_THE_NODE = ("lock", "node", "engine/")
-"""Names in a node's data folder that are no files of jobs."""
+FILES = ("folder", "moto", "nanio")
+"""Places for the files of jobs: a folder that all nodes share, or an S3 server."""
+PREFIX = "faceswap"
 
 
 class Cluster:
     """Nodes, and what they share; `async with cluster.running(engine_urls)` runs it."""
 
     records: PostgresRecords
-    files: StoredFiles
-    postgres: Postgres
+    files: FilesOfNodes
+    postgres: Server
     s3: S3Proxy | None = None
 
     def __init__(
@@ -42,9 +44,13 @@ class Cluster:
         """`files` is one of `FILES`; `mischief` is the chance that S3 answers a call with 503."""
         self.nodes: list[Node] = []
         self.database_ways: list[TcpProxy] = []
+        self._services: list[Service] = []
         self._folder = folder
         self._names = [f"node-{number}" for number in range(nodes)]
         self._shared = folder / "shared"
+        self._files_kind = files
+        self._rng = rng or random.Random()
+        self._mischief = mischief
         self._settings = settings
 
     @property
@@ -55,55 +61,54 @@ class Cluster:
     @property
     def shared_dirs(self) -> list[Path]:
         """The folder that all nodes share, if they do."""
-        return [self._shared]
+        return [self._shared] if self._files_kind == "folder" else []
 
     @asynccontextmanager
-    async def running(self, engine_urls: Iterable[str]) -> AsyncIterator[Self]:
+    async def running(self, engine_urls: list[str]) -> AsyncIterator[Self]:
         """Run the nodes in front of these engines."""
         async with AsyncExitStack() as stack:
-            self.postgres = stack.enter_context(Postgres())
-            database = self.postgres.create_database()
-            self.records = PostgresRecords(self.postgres.url(database))
-            self._shared.mkdir(exist_ok=True)
+            self.postgres = start_server()
+            stack.callback(self.postgres.remove)
+            self.records = PostgresRecords(self.postgres.url)
+            files_url, environment = await self._start_files(stack)
             for name in self._names:
                 way = await stack.enter_async_context(TcpProxy(self.postgres.port).running())
                 self.database_ways.append(way)
-                node = self._node(name, list(engine_urls), self.postgres.url(database, way.port))
+                url = through(self.postgres.url, way.port)
+                node = self._node(name, engine_urls, environment, database_url=url, files_url=files_url)
                 self.nodes.append(node)
                 stack.push_async_exit(node.service)
-                await node.start()
-            self.files = SharedFolder(self._shared, self.nodes)
+            # All at once: each wants to bring the new database up to date.
+            await asyncio.gather(*(node.start() for node in self.nodes))
             yield self
 
-    def _node(self, name: str, engine_urls: list[str], database_url: str) -> Node:
+    async def _start_files(self, stack: AsyncExitStack) -> tuple[str, Mapping[str, str]]:
+        """Make a place for files; returns its address, and the environment in which it is one."""
+        if self._files_kind == "folder":
+            self._shared.mkdir(exist_ok=True)
+            self.files = FilesOfNodes(self._shared, self._services)
+            return str(self._shared), {}
+        server = stack.enter_context(S3Server(self._files_kind))
+        bucket = server.new_bucket()
+        self.s3 = await stack.enter_async_context(S3Proxy(server.url, self._rng, self._mischief).running())
+        self.files = Bucket(server, bucket, PREFIX, self._services)
+        return f"s3://{bucket}/{PREFIX}", server.environment(self.s3.url)
+
+    def restart_database(self) -> None:
+        """Stop the database at once, as a crash would, and start it again."""
+        self.postgres.stop()
+        self.postgres.start()
+
+    async def leases(self) -> list[Row]:
+        """Return the leases on engines that a node holds now, by the clock of the database."""
+        now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
+        return await self.records.rows(f"SELECT * FROM lease WHERE name LIKE 'backend:%' AND expires_at > {now}")
+
+    def _node(self, name: str, engine_urls: list[str], environment: Mapping[str, str], **settings: object) -> Node:
         folder = self._folder / name
         folder.mkdir(exist_ok=True)
-        settings = {
-            "node": name,
-            "database_url": database_url,
-            "files_url": str(self._shared),
-            **self._settings,
-        }
         clock = folder / "clock"
-        return Node(name, Service(folder, *engine_urls, env=clock_env(clock), **settings), clock)
-
-
-class SharedFolder:
-    """The files in a folder that nodes share, and what they have in folders of their own."""
-
-    def __init__(self, folder: Path, nodes: list[Node]) -> None:
-        self._folder = folder
-        self._nodes = nodes
-
-    async def names(self) -> set[str]:
-        return {*files_in(self._folder), *files_of_nodes(self._nodes)}
-
-
-def files_of_nodes(nodes: list[Node]) -> set[str]:
-    """Return the files of jobs in the nodes' own folders."""
-    return {
-        f"{node.name}/{name}"
-        for node in nodes
-        for name in files_in(node.service.data_dir)
-        if not name.startswith(OF_THE_NODE)
-    }
+        environment = {**environment, **clock_env(clock)}
+        service = Service(folder, *engine_urls, env=environment, node=name, **self._settings, **settings)
+        self._services.append(service)
+        return Node(name, service, clock)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import time
 
+from system.book import Book
+from system.cluster import Cluster
 from system.tcp_proxy import TcpProxy
 from system.trouble import Cause, Trouble
-from system.world import Node
+from system.world import Node, World
 
 PAST_LEASE_S = (12.0, 18.0)
 """Longer than a node's lease lasts without a renewal."""
@@ -22,6 +25,12 @@ BUSY_S = 15.0
 
 class ClusterTrouble(Trouble):
     """Causes faults of a cluster too. With `long` some outlast the leases."""
+
+    def __init__(
+        self, world: World, cluster: Cluster, book: Book, rng: random.Random, without: frozenset[str], *, long: bool
+    ) -> None:
+        self._cluster = cluster
+        super().__init__(world, book, rng, without, long=long)
 
     def _kinds(self) -> dict[str, list[tuple[Cause, int]]]:
         kinds = super()._kinds()
@@ -36,7 +45,7 @@ class ClusterTrouble(Trouble):
             (self._drop_a_nodes_connections, 2),
         ]
         kinds["files"] = [(self._fill_a_shared_disk, 2)] if self._world.shared_disks else []
-        if self._world.s3 is not None:
+        if self._cluster.s3 is not None:
             kinds["files"] += [(self._make_s3_unavailable, 3)]
         if self._long:
             kinds["kill"] += [(self._kill_a_holder_until_it_is_replaced, 2)]
@@ -49,12 +58,12 @@ class ClusterTrouble(Trouble):
 
     async def _holder(self) -> Node:
         """Return a node that holds an engine, or any when none does."""
-        holders = {row["holder"] for row in await self._world.leases()}
+        holders = {row["holder"] for row in await self._cluster.leases()}
         return self._rng.choice([node for node in self._world.nodes if node.name in holders] or self._world.nodes)
 
     def _way(self, node: Node) -> TcpProxy:
         """Return a node's way to the database."""
-        return self._world.database_ways[self._world.nodes.index(node)]
+        return self._cluster.database_ways[self._world.nodes.index(node)]
 
     async def _short(self) -> None:
         await asyncio.sleep(self._rng.uniform(*SHORT_S))
@@ -83,7 +92,7 @@ class ClusterTrouble(Trouble):
         await node.start()
 
     async def _held_by_others(self, node: Node) -> list[str]:
-        return [row["name"] for row in await self._world.leases() if row["holder"] != node.name]
+        return [row["name"] for row in await self._cluster.leases() if row["holder"] != node.name]
 
     async def _freeze_a_node(self) -> None:
         await self._freeze_node(self._node(), self._short)
@@ -99,8 +108,7 @@ class ClusterTrouble(Trouble):
     # The database, and the ways to it
 
     async def _restart_the_database(self) -> None:
-        assert self._world.postgres is not None
-        await self._world.postgres.restart()
+        self._cluster.restart_database()
 
     async def _restart_the_database_and_kill_a_node(self) -> None:
         """Kill a node while the database restarts: it may come back when there is none yet."""
@@ -148,7 +156,7 @@ class ClusterTrouble(Trouble):
         await self._fill(self._rng.choice(self._world.shared_disks))
 
     async def _make_s3_unavailable(self) -> None:
-        s3 = self._world.s3
+        s3 = self._cluster.s3
         assert s3 is not None
         s3.available = False
         await self._last(SHORT_S, PAST_LEASE_S)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import aiohttp
+import postgres
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -14,22 +16,37 @@ from processes import Engine, Service, dead_url, eventually, service_and_engine
 from talk import Api, Media
 from waiting import WAIT_S
 
+NewDatabase = Callable[[], dict[str, object]]
+
 
 @pytest.fixture(scope="session")
 def media(tmp_path_factory: pytest.TempPathFactory) -> Media:
     return Media(tmp_path_factory.mktemp("media"))
 
 
+@pytest.fixture(scope="session")
+def database(request: pytest.FixtureRequest) -> Iterator[NewDatabase]:
+    """Make a new database, of the kind that `on_both_databases` asks for; it gives the settings that name it."""
+    with ExitStack() as databases:
+        if getattr(request, "param", "sqlite") == "sqlite":
+            yield dict
+        else:
+            yield lambda: {"database_url": databases.enter_context(postgres.empty_database())}
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def processes(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[tuple[Service, Engine]]:
+async def processes(
+    database: NewDatabase, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[tuple[Service, Engine]]:
     folder = tmp_path_factory.mktemp("system")
-    async with service_and_engine(folder, {"paint": True}, url_allow="127.0.0.0/8", max_upload_mb=1) as both:
+    settings = {"url_allow": "127.0.0.0/8", "max_upload_mb": 1, **database()}
+    async with service_and_engine(folder, {"paint": True}, **settings) as both:
         yield both
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def idle_process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
-    async with Service(tmp_path_factory.mktemp("idle"), dead_url()) as service:
+async def idle_process(database: NewDatabase, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service]:
+    async with Service(tmp_path_factory.mktemp("idle"), dead_url(), **database()) as service:
         yield service
 
 
@@ -79,9 +96,15 @@ def idle(idle_process: Service, api_of: Callable[[Service], Api]) -> Api:
 
 
 @pytest.fixture
-def folder_service(tmp_path: Path) -> Callable[..., Service]:
+def own_database(database: NewDatabase) -> dict[str, object]:
+    """Return the settings of a database that only this test uses."""
+    return database()
+
+
+@pytest.fixture
+def folder_service(tmp_path: Path, own_database: dict[str, object]) -> Callable[..., Service]:
     """Make a service with settings of its own, whose jobs stay queued."""
-    return lambda **settings: Service(tmp_path / "own", dead_url(), **settings)
+    return lambda **settings: Service(tmp_path / "own", dead_url(), **own_database, **settings)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from clips import read_numbers
 from processes import Engine, files_in
 from system.book import ENDS, Book, differing_events, durable, frames_of, story_faults
 from system.records import Row
+from system.stored_files import missing_and_left
 from system.world import World
 
 from faceswap.client import ClientError, FaceSwapClient, JobEvent
@@ -103,20 +104,32 @@ async def check_files(book: Book, world: World) -> None:
 
 async def file_faults(world: World) -> list[str]:
     """Files that are missing, and files that belong to nothing."""
-    needed, allowed = set(), set()
-    rows = world.records.rows
+    rows, files = world.records.rows, world.files
     kept = "SELECT input.prompt_id, file FROM input JOIN job USING (prompt_id) WHERE inputs_erased = 0"
-    for row in await rows(kept):
-        needed.add(f"inputs/{row['prompt_id']}/{row['file']}")
-    for job in await rows("SELECT * FROM job"):
-        if job["result_file"] and not job["result_erased"]:
-            needed.add(f"outputs/{job['result_file']}")
+    inputs = await rows(kept)
+    needed = {files.input(row) for row in inputs}
+    results = "SELECT * FROM job WHERE result_file IS NOT NULL AND result_erased = 0"
+    needed |= {files.result(job) for job in await rows(results)}
     # What was finished of a job that did not succeed is kept for a retry.
+    finished: dict[str, list[str]] = {row["prompt_id"]: [] for row in inputs}
     for row in await rows("SELECT prompt_id, output_file FROM segment WHERE output_file IS NOT NULL"):
-        allowed.add(f"work/{row['prompt_id']}/{row['output_file']}")
-    found = {name for name in await world.files.names() if not name.startswith("lost+found/")}
-    missing = [f"{name} is missing" for name in sorted(needed - found)]
-    return missing + [f"{name} belongs to nothing" for name in sorted(found - needed - allowed)]
+        finished.setdefault(row["prompt_id"], []).append(row["output_file"])
+    allowed = {name for job, output_files in finished.items() for name in files.scratch(job, output_files)}
+    return missing_and_left(await files.names(), needed, allowed)
+
+
+async def check_erasure(book: Book, world: World) -> None:
+    """Check that nothing but results is left when inputs are to be kept for no time."""
+    for node in world.nodes:
+        await node.service.stop()
+        node.service.set(input_ttl_s=0)
+        await node.service.start()
+    results = "SELECT * FROM job WHERE result_file IS NOT NULL AND result_erased = 0"
+    needed = {world.files.result(job) for job in await world.records.rows(results)}
+    deadline = time.monotonic() + TIDY_S
+    while (faults := missing_and_left(await world.files.names(), needed, set())) and time.monotonic() < deadline:
+        await asyncio.sleep(POLL_S)
+    book.violations += [f"after the inputs' time: {fault}" for fault in faults]
 
 
 def check_engine_files(book: Book, engine: Engine) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 from clips import make_clip
 from multidict import CIMultiDictProxy
 from processes import eventually
@@ -21,6 +22,8 @@ from yarl import URL
 from faceswap import samples
 from faceswap.client import EventStreamParser
 
+on_both_databases = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True, scope="session")
+"""Runs a test on either kind of database."""
 ENDED = ("SUCCESS", "FAILED", "CANCELLED")
 FRAMES = 12
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from processes import Engine, Service, eventually
-from talk import FRAMES, Answer, Api
+from talk import FRAMES, Answer, Api, on_both_databases
 from waiting import WAIT_S
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -70,6 +70,7 @@ async def test_a_url_and_a_file_may_be_mixed(api: Api, media_url: str) -> None:
     assert (await api.finished(video=None, video_url=f"{media_url}/video"))["progress"]["total"] == FRAMES
 
 
+@on_both_databases
 async def test_the_status_of_a_finished_job_tells_everything(api: Api) -> None:
     before = datetime.now(UTC)
     status = await api.finished(output_name="told whole", options={"crf": 18, "face_index": "0"})
@@ -120,6 +121,7 @@ async def test_the_status_of_a_running_job_moves(api: Api, engine: Engine) -> No
     await api.done(prompt_id)
 
 
+@on_both_databases
 async def test_queue_positions_count_from_the_next_to_start(idle: Api) -> None:
     async def positions(*prompt_ids: str) -> list[int]:
         return [(await idle.status(prompt_id))["queue_position"] for prompt_id in prompt_ids]
@@ -148,6 +150,7 @@ async def test_waiting_for_a_job_that_ended_answers_at_once(api: Api) -> None:
         assert (await api.get(f"/status/{prompt_id}?wait=60")).status == 200
 
 
+@on_both_databases
 async def test_waiting_answers_when_something_changes(idle: Api) -> None:
     prompt_id = await idle.submit()
     waiting = asyncio.create_task(idle.get(f"/status/{prompt_id}?wait=60"))
@@ -167,6 +170,7 @@ async def watched(api: Api) -> None:
     await eventually(watcher)
 
 
+@on_both_databases
 async def test_waiting_answers_when_the_place_in_the_queue_changes(idle: Api) -> None:
     first, second = [await idle.submit() for _ in range(2)]
     place = (await idle.status(second))["queue_position"]
@@ -201,11 +205,15 @@ async def test_waiting_ends_after_its_time(idle: Api) -> None:
     assert time.monotonic() - started >= 0.6
 
 
+@on_both_databases
 async def test_every_status_is_the_same_after_a_restart(
-    folder_service: Callable[..., Service], api_of: Callable[[Service], Api], tmp_path: Path
+    folder_service: Callable[..., Service],
+    api_of: Callable[[Service], Api],
+    tmp_path: Path,
+    own_database: dict[str, object],
 ) -> None:
     tmp_path.joinpath("own").mkdir()
-    async with Engine(tmp_path, paint=True) as engine, Service(tmp_path / "own", engine.url) as service:
+    async with Engine(tmp_path, paint=True) as engine, Service(tmp_path / "own", engine.url, **own_database) as service:
         api = api_of(service)
         prompt_id = (await api.finished())["prompt_id"]
         await engine.set_faults(unswapped=True)

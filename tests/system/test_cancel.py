@@ -11,6 +11,7 @@ from aiohttp import web
 from clips import make_clip
 from processes import dead_url, eventually
 from service_rig import Handler, ServiceRig, running_service, service_and_engines
+from talk import on_both_databases
 
 from faceswap.api import keys
 from faceswap.media import JoinFacts
@@ -63,8 +64,9 @@ async def only(service: ServiceRig, prompt_id: str, needed: set[str]) -> bool:
     return set(names) <= needed
 
 
-async def test_while_it_is_queued(clip: Path, tmp_path: Path) -> None:
-    async with running_service(tmp_path, dead_url()) as service:
+@on_both_databases
+async def test_while_it_is_queued(clip: Path, tmp_path: Path, own_database: dict[str, object]) -> None:
+    async with running_service(tmp_path, dead_url(), **own_database) as service:
         prompt_id = await service.post(clip)
         await cancel(service, prompt_id)
         assert (await service.status(prompt_id))["status"] == "CANCELLED"
@@ -124,8 +126,11 @@ async def test_while_it_runs_though_interrupts_get_lost(clip: Path, tmp_path: Pa
         assert (await service.ended(other))["status"] == "SUCCESS"
 
 
-async def test_while_its_segments_run_on_several_engines(clip: Path, tmp_path: Path) -> None:
-    settings = {"segment_frames": 2}
+@on_both_databases
+async def test_while_its_segments_run_on_several_engines(
+    clip: Path, tmp_path: Path, own_database: dict[str, object]
+) -> None:
+    settings = {"segment_frames": 2, **own_database}
     async with service_and_engines(tmp_path, 2, settings=settings) as (service, engines):
         for engine in engines:
             engine.hold()
@@ -136,8 +141,9 @@ async def test_while_its_segments_run_on_several_engines(clip: Path, tmp_path: P
         assert not any(engine.running or engine.pending for engine in engines)
 
 
-async def test_while_it_is_joined(clip: Path, tmp_path: Path) -> None:
-    async with service_and_engines(tmp_path, paint=True) as (service, _):
+@on_both_databases
+async def test_while_it_is_joined(clip: Path, tmp_path: Path, own_database: dict[str, object]) -> None:
+    async with service_and_engines(tmp_path, paint=True, settings=own_database) as (service, _):
         media = service.client.app[keys.SCHEDULER]._assembly._media
         join, reached, may_join = media.join, asyncio.Event(), asyncio.Event()
 
@@ -156,8 +162,11 @@ async def test_while_it_is_joined(clip: Path, tmp_path: Path) -> None:
         assert await is_cancelled(service, prompt_id)
 
 
-async def test_a_cancelled_job_that_is_retried_keeps_what_was_finished(clip: Path, tmp_path: Path) -> None:
-    settings = {"segment_frames": 4}
+@on_both_databases
+async def test_a_cancelled_job_that_is_retried_keeps_what_was_finished(
+    clip: Path, tmp_path: Path, own_database: dict[str, object]
+) -> None:
+    settings = {"segment_frames": 4, **own_database}
     async with service_and_engines(tmp_path, paint=True, settings=settings) as (service, (engine,)):
         engine.hold(after=1)
         prompt_id = await service.post(clip)

@@ -9,11 +9,15 @@ import aiohttp
 import pytest
 from clips import make_clip, read_numbers
 from processes import Engine, Service, eventually
+from talk import on_both_databases
 
 from faceswap.client import FaceSwapClient
 from faceswap.samples import FACE
 
 FRAMES = 30
+Settings = dict[str, object]
+
+pytestmark = on_both_databases
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +57,9 @@ async def see(client: FaceSwapClient, prompt_id: str, event_type: str, text: str
 
 
 async def test_a_service_killed_right_after_its_answer_does_the_job_after_its_restart(
-    tmp_path: Path, clip: Path
+    tmp_path: Path, clip: Path, own_database: Settings
 ) -> None:
-    async with Engine(tmp_path, paint=True) as engine, Service(tmp_path, engine.url) as service:
+    async with Engine(tmp_path, paint=True) as engine, Service(tmp_path, engine.url, **own_database) as service:
         async with FaceSwapClient(service.url) as client:
             prompt_id = await client.submit(clip, FACE)
         await service.kill()
@@ -65,9 +69,9 @@ async def test_a_service_killed_right_after_its_answer_does_the_job_after_its_re
 
 
 async def test_a_service_killed_in_the_middle_takes_the_prompt_up_again_without_running_it_twice(
-    tmp_path: Path, clip: Path
+    tmp_path: Path, clip: Path, own_database: Settings
 ) -> None:
-    async with Engine(tmp_path) as engine, Service(tmp_path, engine.url) as service:
+    async with Engine(tmp_path) as engine, Service(tmp_path, engine.url, **own_database) as service:
         await engine.hold()
         async with FaceSwapClient(service.url) as client:
             prompt_id = await client.submit(clip, FACE)
@@ -80,8 +84,13 @@ async def test_a_service_killed_in_the_middle_takes_the_prompt_up_again_without_
         assert await prompts_run(engine) == 1
 
 
-async def test_a_service_killed_while_it_fetches_the_result_fetches_it_again(tmp_path: Path, clip: Path) -> None:
-    async with Engine(tmp_path, paint=True, http_delay_s=0.3) as engine, Service(tmp_path, engine.url) as service:
+async def test_a_service_killed_while_it_fetches_the_result_fetches_it_again(
+    tmp_path: Path, clip: Path, own_database: Settings
+) -> None:
+    async with (
+        Engine(tmp_path, paint=True, http_delay_s=0.3) as engine,
+        Service(tmp_path, engine.url, **own_database) as service,
+    ):
         async with FaceSwapClient(service.url) as client:
             prompt_id = await client.submit(clip, FACE)
             await see(client, prompt_id, "status", "Retrieving")
@@ -92,10 +101,12 @@ async def test_a_service_killed_while_it_fetches_the_result_fetches_it_again(tmp
         assert await prompts_run(engine) == 1
 
 
-async def test_an_engine_killed_in_the_middle_costs_the_attempt_and_not_the_job(tmp_path: Path, clip: Path) -> None:
+async def test_an_engine_killed_in_the_middle_costs_the_attempt_and_not_the_job(
+    tmp_path: Path, clip: Path, own_database: Settings
+) -> None:
     async with (
         Engine(tmp_path, paint=True) as engine,
-        Service(tmp_path, engine.url) as service,
+        Service(tmp_path, engine.url, **own_database) as service,
         FaceSwapClient(service.url) as client,
     ):
         await engine.hold()
@@ -108,10 +119,12 @@ async def test_an_engine_killed_in_the_middle_costs_the_attempt_and_not_the_job(
         await see(client, prompt_id, "status", "resuming at frame 0")
 
 
-async def test_finished_segments_are_kept_when_both_are_killed(tmp_path: Path, clip: Path) -> None:
+async def test_finished_segments_are_kept_when_both_are_killed(
+    tmp_path: Path, clip: Path, own_database: Settings
+) -> None:
     async with (
         Engine(tmp_path, wait_per_frame_s=0.05) as engine,
-        Service(tmp_path, engine.url, segment_frames=10) as service,
+        Service(tmp_path, engine.url, **own_database, segment_frames=10) as service,
     ):
         async with FaceSwapClient(service.url) as client:
             prompt_id = await client.submit(clip, FACE)
@@ -130,9 +143,9 @@ async def test_finished_segments_are_kept_when_both_are_killed(tmp_path: Path, c
 
 
 async def test_a_killed_service_takes_its_embedded_engine_with_it_and_both_come_back(
-    tmp_path: Path, clip: Path
+    tmp_path: Path, clip: Path, own_database: Settings
 ) -> None:
-    async with Service(tmp_path) as service:
+    async with Service(tmp_path, **own_database) as service:
         async with FaceSwapClient(service.url) as client:
             # No face is in this clip: the job fails, but it ends, and it is the embedded engine that says so.
             prompt_id = await client.submit(clip, FACE)
@@ -142,8 +155,10 @@ async def test_a_killed_service_takes_its_embedded_engine_with_it_and_both_come_
             await see(client, prompt_id, "error", "no_face_detected")
 
 
-async def test_status_answers_for_ended_jobs_after_a_restart_as_before(tmp_path: Path, clip: Path) -> None:
-    async with Engine(tmp_path, paint=True) as engine, Service(tmp_path, engine.url) as service:
+async def test_status_answers_for_ended_jobs_after_a_restart_as_before(
+    tmp_path: Path, clip: Path, own_database: Settings
+) -> None:
+    async with Engine(tmp_path, paint=True) as engine, Service(tmp_path, engine.url, **own_database) as service:
         async with FaceSwapClient(service.url) as client:
             prompt_id = await client.submit(clip, FACE)
             await see(client, prompt_id, "completed")

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 from processes import Engine, Service
-from talk import Api, assert_problem
+from talk import Api, assert_problem, on_both_databases
 from waiting import WAIT_S, eventually, until
 
 from faceswap.jobs import JobState
@@ -35,6 +34,7 @@ async def pages(api: Api, query: str) -> list[list[dict[str, Any]]]:
         cursor = f"&cursor={page['next_cursor']}"
 
 
+@on_both_databases
 async def test_jobs_are_listed_newest_first_and_page_by_page(own: Api) -> None:
     assert (await own.get("/jobs")).json == {"jobs": [], "next_cursor": None}
     prompt_ids = [await own.submit() for _ in range(5)]
@@ -51,6 +51,7 @@ async def test_jobs_are_listed_newest_first_and_page_by_page(own: Api) -> None:
     assert [job for page in split for job in page] == whole
 
 
+@on_both_databases
 async def test_jobs_are_listed_by_status(own: Api) -> None:
     prompt_ids = [await own.submit() for _ in range(4)]
     for prompt_id in prompt_ids[:2]:
@@ -81,6 +82,7 @@ async def test_a_queued_job_is_cancelled_at_once(own: Api) -> None:
     assert (await own.status(other))["status"] == "QUEUED"
 
 
+@on_both_databases
 async def test_a_running_job_is_cancelled_and_the_others_go_on(api: Api, engine: Engine) -> None:
     await engine.hold()
     running = await api.submit()
@@ -120,6 +122,7 @@ async def test_a_job_that_has_ended_cannot_be_cancelled(api: Api) -> None:
     assert (await api.status(prompt_id))["status"] == "SUCCESS"
 
 
+@on_both_databases
 async def test_a_failed_job_is_retried(api: Api, engine: Engine) -> None:
     await engine.set_faults(unswapped=True)
     prompt_id = await api.submit()
@@ -178,6 +181,7 @@ async def test_erasing_a_finished_job_leaves_nothing_of_it(api: Api, service: Se
     assert job["prompt_id"] not in [other["prompt_id"] for other in (await api.get("/jobs")).json["jobs"]]
 
 
+@on_both_databases
 async def test_erasing_a_running_job_stops_it_first(api: Api, engine: Engine, service: Service) -> None:
     before = service.files()
     await engine.hold()
@@ -199,6 +203,7 @@ async def test_erasing_a_queued_job_frees_its_place(own: Api) -> None:
     assert (await own.status(second))["queue_position"] == 1
 
 
+@on_both_databases
 async def test_the_same_idempotency_key_gives_the_first_job(api: Api, service: Service) -> None:
     key = {"Idempotency-Key": "once 1"}
     prompt_id = (await api.swap(headers=key, options={"crf": 19})).json["prompt_id"]
@@ -215,17 +220,19 @@ async def test_the_same_idempotency_key_gives_the_first_job(api: Api, service: S
     assert service.files() == files
 
 
+@on_both_databases
 async def test_requests_with_one_key_at_the_same_time_make_one_job(own: Api) -> None:
     answers = await asyncio.gather(*(own.swap(headers={"Idempotency-Key": "together"}) for _ in range(8)))
     assert len({answer.json["prompt_id"] for answer in answers}) == 1
     assert len((await own.get("/jobs")).json["jobs"]) == 1
 
 
+@on_both_databases
 async def test_jobs_run_by_priority_and_then_by_age(
-    tmp_path: Path, session: aiohttp.ClientSession, api_of: Callable[[Service], Api]
+    tmp_path: Path, api_of: Callable[[Service], Api], own_database: dict[str, object]
 ) -> None:
     engine = Engine(tmp_path, paint=True)
-    async with Service(tmp_path, f"http://127.0.0.1:{engine.port}") as service:
+    async with Service(tmp_path, f"http://127.0.0.1:{engine.port}", **own_database) as service:
         api = api_of(service)
         wanted = [0, -5, 10, 0, 3]
         jobs = [await api.submit(options={"priority": priority}) for priority in wanted]

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from postgres import Postgres
+from postgres import Server, start_server
 from system.records import PostgresRecords
 from system.s3_proxy import S3Proxy
 from system.tcp_proxy import TcpProxy
@@ -177,16 +177,22 @@ async def test_s3_may_do_what_it_says_503_to(storage: TestServer) -> None:
         assert len(storage.app[CALLS]) == 1
 
 
-async def test_a_database_that_is_restarted_keeps_what_was_committed() -> None:
-    with Postgres() as server:
-        url = server.url(server.create_database())
-        connection = await asyncpg.connect(url)
-        for table in ("job", "input", "segment", "event"):
-            await connection.execute(f"CREATE TABLE {table} (prompt_id TEXT PRIMARY KEY)")
-        await connection.execute("INSERT INTO job VALUES ('kept'); INSERT INTO event VALUES ('kept'), ('lost')")
-        server.restart()
-        with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
-            await connection.execute("SELECT 1")
-        records = PostgresRecords(url)
-        assert await records.rows("SELECT * FROM job") == [{"prompt_id": "kept"}]
-        assert await records.integrity_faults() == ["event has rows of lost, which is gone"]
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = start_server()
+    yield server
+    server.remove()
+
+
+async def test_a_database_that_is_restarted_keeps_what_was_committed(server: Server) -> None:
+    connection = await asyncpg.connect(server.url)
+    for table in ("job", "input", "segment", "event"):
+        await connection.execute(f"CREATE TABLE {table} (prompt_id TEXT PRIMARY KEY)")
+    await connection.execute("INSERT INTO job VALUES ('kept'); INSERT INTO event VALUES ('kept'), ('lost')")
+    server.stop()
+    server.start()
+    with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+        await connection.execute("SELECT 1")
+    records = PostgresRecords(server.url)
+    assert await records.rows("SELECT * FROM job") == [{"prompt_id": "kept"}]
+    assert await records.integrity_faults() == ["event has rows of lost, which is gone"]

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from processes import Engine, Service, dead_url, eventually, service_and_engine
-from talk import FRAMES, Api, Media, Told, durable, told
+from talk import FRAMES, Api, Media, Told, durable, on_both_databases, told
 from waiting import WAIT_S
 from yarl import URL
 
@@ -30,9 +30,12 @@ EVENT_BYTES, MOST_EVENTS = 64 * 1024, 100_000
 """More than any socket's buffers and the queue of a watcher hold."""
 
 
-async def test_posting_streams_the_whole_story(tmp_path: Path, api_of: Callable[[Service], Api]) -> None:
+@on_both_databases
+async def test_posting_streams_the_whole_story(
+    tmp_path: Path, api_of: Callable[[Service], Api], own_database: dict[str, object]
+) -> None:
     # A service of its own has learned nothing of how long the phases of such a painted job last.
-    async with service_and_engine(tmp_path, {"wait_per_frame_s": 0.2}) as (service, _):
+    async with service_and_engine(tmp_path, {"wait_per_frame_s": 0.2}, **own_database) as (service, _):
         api = api_of(service)
         started = time.monotonic()
         async with api.session.post(f"{api.url}/face-swap", data=api.form(output_name="story")) as response:
@@ -83,6 +86,7 @@ def check_progress(told: list[dict[str, Any]]) -> None:
     assert all({"eta_seconds", "fps"} <= data.keys() for data in told)
 
 
+@on_both_databases
 async def test_last_event_id_resumes_exactly_there(api: Api) -> None:
     prompt_id = (await api.finished())["prompt_id"]
     whole = await api.events(prompt_id)
@@ -98,6 +102,7 @@ async def test_the_header_wins_over_the_query_as_it_is_the_newer_one(api: Api) -
     assert await api.events(prompt_id, headers=newer, params={"last_event_id": "0"}) == whole[-1:]
 
 
+@on_both_databases
 async def test_a_watcher_cut_off_in_the_middle_misses_nothing_durable(api: Api, engine: Engine) -> None:
     await engine.set_faults(wait_per_frame_s=0.05)
     prompt_id = await api.submit()
@@ -135,6 +140,7 @@ async def test_a_job_that_fails_tells_why_and_ends(api: Api, engine: Engine) -> 
     )
 
 
+@on_both_databases
 async def test_watchers_that_read_nothing_keep_nothing_from_the_others(api: Api, engine: Engine) -> None:
     await engine.hold()
     prompt_id = await api.submit()

@@ -7,15 +7,13 @@ import os
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-from postgres import Postgres
 from processes import Engine, Service
 from system.disks import Disk
 from system.proxy import Proxy
-from system.records import Records, Row
+from system.records import Records
 from system.s3_proxy import S3Proxy
-from system.tcp_proxy import TcpProxy
+from system.stored_files import DataFolder
 
 SHIFTED_CLOCK = Path(__file__).parent / "shifted_clock"
 
@@ -57,26 +55,9 @@ def clock_env(clock: Path) -> dict[str, str]:
     return {"PYTHONPATH": path, "CHAOS_CLOCK": str(clock)}
 
 
-class StoredFiles(Protocol):
-    """The files of jobs, wherever they are."""
-
-    async def names(self) -> set[str]:
-        """Return all files, as `inputs/JOB/FILE`, `outputs/FILE`, `work/JOB/FILE`; what is of no job by its path."""
-
-
-class LocalFiles:
-    """The files in the data folder of a service."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-
-    async def names(self) -> set[str]:
-        return set(self._service.files())
-
-
 @dataclass
 class World:
-    """The parts that can be broken. A run on one machine has one node, and neither `postgres` nor `s3`."""
+    """The parts that can be broken. A run on one machine has one node."""
 
     nodes: list[Node]
     engines: list[Engine]
@@ -84,18 +65,11 @@ class World:
     node_disks: list[Disk]
     engine_disks: list[Disk]
     records: Records
-    files: StoredFiles
+    files: DataFolder
     shared_disks: list[Disk] = field(default_factory=list)
     """One for the folder that all nodes share, if they do."""
-    database_ways: list[TcpProxy] = field(default_factory=list)
-    """One for each node of a cluster."""
-    postgres: Postgres | None = None
-    s3: S3Proxy | None = None
-
-    async def leases(self) -> list[Row]:
-        """Return the leases on engines that somebody holds now, by the clock of PostgreSQL."""
-        now = "CAST(extract(epoch FROM clock_timestamp()) * 1000 AS BIGINT)"
-        return await self.records.rows(f"SELECT * FROM lease WHERE name LIKE 'backend:%' AND expires_at > {now}")
+    s3: list[S3Proxy] = field(default_factory=list)
+    """The one to the S3 server, if there is one."""
 
     async def url(self, rng: random.Random) -> str:
         """Return the address of some node that runs, as a load balancer would choose; waits until there is one."""
