@@ -1,4 +1,4 @@
-"""The command line: serve | swap | engine."""
+"""The command line: serve | swap | migrate | engine."""
 
 from __future__ import annotations
 
@@ -66,6 +66,17 @@ Everything else is set by FACESWAP_... variables; README.md lists them.
 """
 
 
+_MIGRATE_EPILOG = """\
+Stop the service first. The copy is made whole and compared with the original, or nothing is kept; the original stays
+as it is. Give the URL of PostgreSQL in FACESWAP_DATABASE_URL if it has a password: others can read a command line.
+The files of the jobs are not copied.
+
+examples:
+  FACESWAP_DATABASE_URL=postgresql://faceswap:secret@db/faceswap faceswap migrate
+  faceswap migrate --from sqlite:/var/lib/faceswap/faceswap.db --to postgresql://faceswap@db/faceswap
+"""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
     arguments = _parser().parse_args(argv)
@@ -109,6 +120,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     swap.set_defaults(run=_swap)
 
+    migrate = commands.add_parser(
+        "migrate", help="copy all jobs into another database", epilog=_MIGRATE_EPILOG, formatter_class=raw
+    )
+    source, target = f"sqlite:{default_data_dir(os.environ) / 'faceswap.db'}", os.environ.get("FACESWAP_DATABASE_URL")
+    migrate.add_argument(
+        "--from", dest="source", default=source, metavar="DATABASE", help="sqlite:/path/faceswap.db, or postgresql://…"
+    )
+    migrate.add_argument(
+        "--to",
+        dest="target",
+        default=target,
+        required=not target,
+        metavar="DATABASE",
+        help="as before; has no jobs yet",
+    )
+    migrate.set_defaults(run=_migrate)
+
     engine = commands.add_parser("engine", help="run the embedded engine alone, a small server like ComfyUI")
     engine.add_argument("--host", help="address to listen on")
     engine.add_argument("--port", help="port to listen on")
@@ -145,6 +173,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     from .serve import serve  # here, because the other commands need none of the service
 
     return serve(settings, allow_anonymous=arguments.allow_anonymous)
+
+
+def _migrate(arguments: argparse.Namespace) -> int:
+    from .migrate import migrate  # here, because the other commands need none of it
+
+    return migrate(arguments.source, arguments.target, say)
 
 
 def _stop_with_stdin() -> None:

@@ -7,9 +7,10 @@ from .connection import CommitUnknown, NewerDatabase, StoreError, now_ms
 from .database import retry_writes
 from .jobs import IDEMPOTENCY_MS
 from .leases import JANITOR_LEASE, LOCAL_HOLDER, Lease, LeaseLost, backend_lease, join_lease
-from .nodes import LeaseRow, NodeRow, Nodes
+from .nodes import LeaseRow, NodeRow
 from .queries import Queries
 from .segments import Segments
+from .transfer import Transfer, TransferRefused
 from .upkeep import Upkeep
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "NodeRow",
     "Store",
     "StoreError",
+    "TransferRefused",
     "backend_lease",
     "join_lease",
     "now_ms",
@@ -31,5 +33,5 @@ __all__ = [
 ]
 
 
-class Store(Segments, Queries, Upkeep, Nodes):
+class Store(Segments, Queries, Upkeep, Transfer):
     """The job records."""
