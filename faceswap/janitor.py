@@ -45,10 +45,17 @@ class Janitor:
         await self._files.delete_lost(before)
 
     async def delete_copies(self) -> None:
-        """Delete this node's copies of the files of jobs that have ended, as they may have at another node."""
+        """Delete this node's copies of the files of jobs that have ended, as they may have at another node.
+
+        Of a job that was erased meanwhile, what this node stored too late goes too.
+        """
         copied = await self._files.copied_jobs()
         if copied:
-            await self._files.delete_copies(copied - await self._store.unended())
+            unended = await self._store.unended()
+            for prompt_id in copied - await self._store.known(copied):
+                await self._files.delete_inputs(prompt_id)
+                await self._files.delete_result(prompt_id, "")
+            await self._files.delete_copies(copied - unended)
 
     async def run_round(self) -> None:
         """Sweep, unless another node does."""

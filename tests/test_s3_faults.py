@@ -170,3 +170,35 @@ async def test_a_server_that_is_slow_does_its_work(place: Place, way: TcpProxy) 
     way.heal()
     await keeping
     assert place.stored()
+
+
+async def test_while_s3_takes_nothing_an_upload_holds_no_more_than_its_bound(place: Place, way: TcpProxy) -> None:
+    files = await place.started()
+    upload = files._objects.upload("large")  # type: ignore[attr-defined]
+    way.hold()
+    written = 0
+
+    async def write() -> None:
+        nonlocal written
+        for _ in range(200):
+            await upload.write(bytes(MIB))
+            written += 1
+
+    with pytest.raises(FilesUnavailable):
+        await write()
+    parts = objects.SMALLEST_PART_BYTES * (objects.PARTS_AT_A_TIME + 2)
+    assert written * MIB <= parts + objects.PIECES_WAITING * MIB
+    way.heal()
+    await upload.abort()
+
+
+async def test_an_upload_that_is_unknown_at_its_end_is_to_be_begun_again(place: Place, server: S3Server) -> None:
+    files = await place.started()
+    upload = files._objects.upload("large")  # type: ignore[attr-defined]
+    for _ in range(12):
+        await upload.write(bytes(MIB))
+    await until(place.unfinished)
+    [begun] = server.client.list_multipart_uploads(Bucket=place.bucket)["Uploads"]
+    server.client.abort_multipart_upload(Bucket=place.bucket, Key=begun["Key"], UploadId=begun["UploadId"])
+    with pytest.raises(FilesUnavailable):
+        await upload.finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from file_places import PLACES, SHARED, Place, make_place
 from processes import files_in
+from s3_servers import KINDS
 from stored_jobs import acquire, claim, create, new_job, opened
 from waiting import until
 
@@ -312,6 +314,50 @@ async def test_an_erasure_that_was_cut_off_is_ended_by_the_next_start(shared: Pl
     assert await one.list_marked(ERASURE) == {jobs[1].prompt_id}  # which another node is still at
     assert await store.known([job.prompt_id for job in jobs]) == {jobs[1].prompt_id}
     assert not [name for name in shared.stored() if name.startswith("inputs/") and "video" in name]
+
+
+@pytest.mark.parametrize("shared", KINDS, indirect=True)
+async def test_what_a_frozen_node_stored_of_an_erased_job_goes_once_it_looks(shared: Place, store: Store) -> None:
+    frozen, other = await shared.started("frozen"), await shared.started("other")
+    job = await create(store)
+    await receive(other, job.prompt_id)
+    await other.accept_upload(job.prompt_id)
+    assert await frozen.fetch_inputs(job.prompt_id, inputs_of())
+    await other.delete_inputs(job.prompt_id)
+    await store.erase(job.prompt_id)
+    await frozen.make_scratch(job.prompt_id)
+    frozen.segment(a_segment(job.prompt_id)).write_bytes(b"a face")
+    await frozen.keep_segment(a_segment(job.prompt_id))
+    await keep(frozen, job.prompt_id, 1, b"a face")
+    await janitor(store, other).delete_copies()
+    assert [name for name in shared.stored() if job.prompt_id in name]
+    await janitor(store, frozen).delete_copies()
+    assert not [name for name in shared.stored() if job.prompt_id in name]
+    assert await frozen.copied_jobs() == set()
+
+
+async def test_more_than_a_page_is_listed_and_deleted_in_pages(shared: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("faceswap.files.objects.PAGE", 7)
+    files = await shared.started()
+    names = {f"job-{number:02}" for number in range(20)}
+    for name in names:
+        await files.mark_erasure(name)
+        await keep(files, name, 1, b"a result")
+    for number in range(20):
+        files.segment(a_segment("job-00", number)).write_bytes(b"part")
+        await files.keep_segment(a_segment("job-00", number))
+    assert await files.list_marked(ERASURE) == names
+    pages = [page async for page in files.list_results()]
+    assert set.union(*pages) == names and (shared.kind == "folder" or max(map(len, pages)) <= 7)
+    await files.delete_inputs("job-00")
+    assert not [name for name in shared.stored() if name.startswith(("segments/job-00/", "work/job-00/"))]
+    assert {name for page in [page async for page in files.list_results()] for name in page} == names
+
+
+def test_without_the_client_for_s3_it_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faceswap.files.s3", None)
+    with pytest.raises(ConfigError, match=r"pip install 'faceswap\[cluster\]'"):
+        open_files(Settings(tmp_path, files_url="s3://bucket"), "one")
 
 
 async def test_a_folder_that_is_not_mounted_is_told(tmp_path: Path) -> None:

@@ -84,6 +84,17 @@ async def test_of_an_erased_job_nothing_is_left(api: Api, service: Service, serv
     assert not [name for name in files_in(service.data_dir) if prompt_id in name]
 
 
+async def test_the_tag_of_a_result_is_its_digest_and_a_part_of_another_is_not_sent(api: Api) -> None:
+    status = await api.finished()
+    whole = await api.get(status["result"])
+    assert whole.headers["ETag"] == f'"{status["sha256"]}"'  # the same at every node
+    for condition, expected in ((whole.headers["ETag"], 206), ('"other"', 200)):
+        answer = await api.get(status["result"], headers={"Range": "bytes=5-9", "If-Range": condition})
+        assert answer.status == expected
+    for header, expected in (("If-Match", 412), ("If-None-Match", 200)):
+        assert (await api.get(status["result"], headers={header: '"other"'})).status == expected
+
+
 async def test_a_result_that_is_gone_from_the_bucket_is_410(api: Api, server: S3Server, bucket: str) -> None:
     status = await api.finished()
     [key] = [name for name in stored(server, bucket) if f"results/{status['prompt_id']}/" in name]
