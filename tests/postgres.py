@@ -10,7 +10,6 @@ import asyncio
 import atexit
 import importlib.util
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -50,6 +49,17 @@ SETTINGS = {
 """Nothing here survives a power cut, nor has to; what was committed survives the end of the server's processes."""
 
 
+KEEPER = """
+cat
+if read -r pid < data/postmaster.pid; then
+  kill -QUIT "$pid"
+  while kill -0 "$pid"; do sleep 0.1; done
+fi
+rm -rf -- "$PWD"
+"""
+"""Waits for the end of these tests, however it comes, and leaves nothing of a server."""
+
+
 class Server:
     """A server with a folder of its own, which can be stopped and started again."""
 
@@ -74,6 +84,14 @@ class Server:
         self._run("initdb", "-D", self._data, "-U", "postgres", *auth, "--no-sync", "-E", "UTF8", "--locale=C")
         with (self._data / "postgresql.conf").open("a", encoding="utf-8") as settings:
             settings.writelines(f"{name} = {value}\n" for name, value in SETTINGS.items())
+        self._keeper = subprocess.Popen(
+            ["/bin/sh", "-c", KEEPER],
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         self.start()
 
     @property
@@ -113,7 +131,7 @@ class Server:
     def remove(self) -> None:
         """Stop it for good, and leave nothing of it."""
         self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._keeper.communicate()
 
 
 def _binaries() -> Path:
@@ -240,5 +258,6 @@ def _migrated() -> str:
     url = new_database()
     options = connect_options(url)
     _loop().run(migrate(lambda: _connect(options), resource_dir("migrations")))
-    atexit.register(drop_database, url)
+    if os.environ.get(EXTERNAL):
+        atexit.register(drop_database, url)
     return url
