@@ -39,19 +39,33 @@ class Held:
     @property
     def ending(self) -> bool:
         """True once nothing new is to be begun under it."""
-        return self.lost or self.given_back or self.scope is None
+        return self.lost or self.given_back or not self._is_open
+
+    @property
+    def _is_open(self) -> bool:
+        return self.scope is not None and not self.scope.expired()
+
+    def keep(self, until: float) -> None:
+        """Go on until a later time, for which others wait."""
+        if not self.ending:
+            self.until = until
+            self._end_at(until)
 
     def lose(self) -> None:
         """Cancel what is done under the lease: somebody else may do it now."""
-        if not self.lost and self.scope is not None:
+        if self._is_open:
             self.lost = True
-            self.scope.reschedule(monotonic())
+            self._end_at(monotonic())
 
     def give_back(self) -> None:
         """Cancel what is done under the lease, then let somebody else have it."""
-        if not self.lost and self.scope is not None:
+        if self._is_open:
             self.given_back = True
-            self.scope.reschedule(monotonic())
+            self._end_at(monotonic())
+
+    def _end_at(self, when: float) -> None:
+        assert self.scope is not None
+        self.scope.reschedule(when)
 
 
 class Leaseholder:
@@ -71,11 +85,12 @@ class Leaseholder:
         held = await self._acquire(name, hesitation_s)
         renewal = asyncio.create_task(self._renew(held), name=f"renewal of {name}")
         try:
-            async with asyncio.timeout(None) as held.scope:
+            async with asyncio.timeout_at(held.until) as held.scope:
                 yield held
         except TimeoutError:
-            if not (held.lost or held.given_back):
+            if held.scope is None or not held.scope.expired():
                 raise
+            held.lost = held.lost or not held.given_back
         except asyncio.CancelledError:
             held.scope = None
             if self._store.is_shared:  # this node stops: the others need not wait until the lease runs out
@@ -109,15 +124,12 @@ class Leaseholder:
         return None if lease is None else Held(lease, until)
 
     async def _renew(self, held: Held) -> None:
-        """Renew a lease until it is lost: another has it, or may have it by now because the database is away."""
+        """Renew a lease until it is lost."""
         try:
             renewed = True
             while renewed:
                 await asyncio.sleep(self._lease_s / RENEWALS)
-                async with asyncio.timeout(held.until - monotonic()):
-                    renewed = await retry_writes(partial(self._ask_for_more, held))
-        except TimeoutError:
-            log.error("the lease %s could not be renewed in time", held.lease.name)
+                renewed = await retry_writes(partial(self._ask_for_more, held))
         except StoreError:
             log.exception("the lease %s cannot be renewed", held.lease.name)
         finally:
@@ -127,5 +139,5 @@ class Leaseholder:
         until = monotonic() + self._lease_s
         renewed = await self._store.renew_lease(held.lease, self._lease_s)
         if renewed:
-            held.until = until
+            held.keep(until)
         return renewed

@@ -95,6 +95,7 @@ class Scheduler:
         self._tells = not store.is_shared
         self._look_wanted = asyncio.Event()
         self._unclaimed: set[Segment] = set()
+        self._erased: set[str] = set()
         self._held: dict[Backend, _HeldBackend] = {}
         self._tasks = asyncio.TaskGroup()
         self._attempts: dict[str, dict[InFlightPrompt, asyncio.Task[None]]] = {}
@@ -451,6 +452,7 @@ class Scheduler:
             self._look_wanted.clear()
             with suppress(StoreError):
                 await self._compare_attempts()
+            await self._delete_copies()
             self._give_back_surplus()
 
     async def _compare_attempts(self) -> None:
@@ -498,11 +500,15 @@ class Scheduler:
 
     def _erased_elsewhere(self, prompt_id: str) -> None:
         self._ended_elsewhere(prompt_id)
-        self._tasks.create_task(self._delete_copies(prompt_id), name=f"copies of {prompt_id}")
+        self._erased.add(prompt_id)
+        self._look_wanted.set()
 
-    async def _delete_copies(self, prompt_id: str) -> None:
-        with suppress(OSError):  # the janitor looks for copies, too
-            await self._files.delete_inputs(prompt_id)
+    async def _delete_copies(self) -> None:
+        """Delete what this node has of jobs that other nodes have erased; the janitor looks for the rest."""
+        erased, self._erased = self._erased, set()
+        for prompt_id in erased:
+            with suppress(OSError):
+                await self._files.delete_inputs(prompt_id)
 
     async def _end_failed(self, prompt_id: str, failure: JobFailure, cause: Segment | Lease | None = None) -> None:
         """End a job. `cause` is what failed, which is to be still ours. Raises `LeaseLost`."""

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import postgres
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from service_rig import QUICK, EngineRig, ServiceRig
 from system.tcp_proxy import TcpProxy
@@ -33,16 +34,15 @@ class Nodes:
     folder: Path
     database_url: str
 
-    @asynccontextmanager
-    async def node(
+    def app(
         self,
         name: str,
         *engines: EngineRig | str,
         way: TcpProxy | None = None,
         timeouts: Timeouts = TIMEOUTS,
         **settings: Any,
-    ) -> AsyncIterator[NodeRig]:
-        """Run a node in front of these engines, ready for jobs; its way to the database may be a proxy."""
+    ) -> web.Application:
+        """Make a node in front of these engines; its way to the database may be a proxy."""
         shared = self.folder / "shared"
         shared.mkdir(exist_ok=True)
         urls = tuple(URL(engine if isinstance(engine, str) else engine.url) for engine in engines)
@@ -50,8 +50,12 @@ class Nodes:
         if way is not None:
             parts = parts._replace(netloc=f"postgres@127.0.0.1:{way.port}")
         values = {"node": name, "files_url": str(shared), "min_free_mb": 0, "comfyui_urls": urls, **settings}
-        app = create_app(Settings(self.folder / name, database_url=urlunsplit(parts), **values), timeouts)
-        async with TestClient(TestServer(app)) as client:
+        return create_app(Settings(self.folder / name, database_url=urlunsplit(parts), **values), timeouts)
+
+    @asynccontextmanager
+    async def node(self, name: str, *engines: EngineRig | str, **settings: Any) -> AsyncIterator[NodeRig]:
+        """Run the node that `app` makes, ready for jobs."""
+        async with TestClient(TestServer(self.app(name, *engines, **settings))) as client:
             rig = NodeRig(client, self.folder / name)
             await rig.is_ready()
             yield rig

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import postgres
 import pytest
+from aiohttp import web
 from clips import make_clip, read_numbers
 from node_rig import TIMEOUTS, NodeRig, Nodes
 from processes import files_in
@@ -278,12 +279,10 @@ async def test_no_outage_is_told_by_a_node_without_an_engine_while_another_has_o
 async def test_a_node_with_files_of_its_own_does_not_join_others(nodes: Nodes, tmp_path: Path) -> None:
     async with EngineRig(tmp_path / "engine") as engine, nodes.node("one", engine):
         with pytest.raises(ConfigError, match="FACESWAP_FILES_URL: the node one uses this database, and this node"):
-            async with nodes.node("two", engine, files_url=""):
-                pass
+            await web.AppRunner(nodes.app("two", engine, files_url="")).setup()
     async with EngineRig(tmp_path / "other") as engine, nodes.node("one", engine, files_url=""):
         with pytest.raises(ConfigError, match="FACESWAP_FILES_URL: the node one uses this database, and the node one"):
-            async with nodes.node("two", engine):
-                pass
+            await web.AppRunner(nodes.app("two", engine)).setup()
 
 
 async def test_a_node_keeps_the_name_that_was_made_for_it(nodes: Nodes, tmp_path: Path) -> None:
