@@ -96,6 +96,7 @@ class Scheduler:
         self._look_wanted = asyncio.Event()
         self._unclaimed: set[Segment] = set()
         self._erased: set[str] = set()
+        self._interrupted: set[str] = set()
         self._held: dict[Backend, _HeldBackend] = {}
         self._tasks = asyncio.TaskGroup()
         self._attempts: dict[str, dict[InFlightPrompt, asyncio.Task[None]]] = {}
@@ -343,6 +344,9 @@ class Scheduler:
             complete = await self._attempt(prompt, backend, look_first)
             if prompt.stopping_since is not None:
                 await retry_writes(partial(self._store.mark_stopped, prompt.segment))
+        except asyncio.CancelledError:
+            self._interrupted.add(prompt_id)
+            raise
         except LeaseLost:
             held.lose()
         except NotFound:
@@ -401,10 +405,12 @@ class Scheduler:
             await asyncio.wait({after})
         finished = False
         while not finished:
-            with suppress(LeaseLost):
+            try:
                 async with self._leases.hold(join_lease(prompt_id)) as held:
                     await self._assemble(prompt_id, held.lease)
                     finished = True
+            except LeaseLost:
+                self._interrupted.add(prompt_id)
         if self._joins[prompt_id] is asyncio.current_task():
             del self._joins[prompt_id]
         if prompt_id not in self._attempts:  # else it was cancelled, and is done again
@@ -450,9 +456,9 @@ class Scheduler:
                 async with asyncio.timeout(LOOK_S):
                     await self._look_wanted.wait()
             self._look_wanted.clear()
-            with suppress(StoreError):
+            with suppress(StoreError, OSError):
                 await self._compare_attempts()
-            await self._delete_copies()
+                await self._delete_erased()
             self._give_back_surplus()
 
     async def _compare_attempts(self) -> None:
@@ -503,12 +509,16 @@ class Scheduler:
         self._erased.add(prompt_id)
         self._look_wanted.set()
 
-    async def _delete_copies(self) -> None:
-        """Delete what this node has of jobs that other nodes have erased; the janitor looks for the rest."""
-        erased, self._erased = self._erased, set()
-        for prompt_id in erased:
-            with suppress(OSError):
-                await self._files.delete_inputs(prompt_id)
+    async def _delete_erased(self) -> None:
+        """Delete what this node has of jobs that other nodes erased, and wrote after that because it was frozen."""
+        if self._interrupted:
+            interrupted = set(self._interrupted)
+            self._erased |= interrupted - await self._store.known(interrupted)
+            self._interrupted -= interrupted
+        for prompt_id in list(self._erased):
+            await self._files.delete_inputs(prompt_id)
+            await self._files.delete_result(prompt_id, "")
+            self._erased.discard(prompt_id)
 
     async def _end_failed(self, prompt_id: str, failure: JobFailure, cause: Segment | Lease | None = None) -> None:
         """End a job. `cause` is what failed, which is to be still ours. Raises `LeaseLost`."""

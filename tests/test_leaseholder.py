@@ -16,8 +16,10 @@ from faceswap.store import LeaseLost, Store
 from faceswap.store.connection import SystemClock
 from faceswap.store.postgres import PostgresConnection
 
-LEASE_S = 0.3
-STEP_MS = 20
+LEASE_S = 6.0
+RENEWALS = 60
+"""More than usual: a busy machine is late by less than the lease, and no test waits long."""
+STEP_MS = 400
 """Much less than the lease, which is renewed after a few reads of the clock."""
 NAME = "backend:one"
 
@@ -34,6 +36,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path | str]
 
 @pytest.fixture
 async def store(path: Path | str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
+    monkeypatch.setattr("faceswap.leaseholder.RENEWALS", RENEWALS)
     clock = StepClock()
 
     async def read(_connection: object) -> int:
