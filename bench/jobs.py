@@ -17,6 +17,14 @@ from faceswap.samples import FACE
 CLIENTS, JOBS = 32, 160
 
 
+async def submit_and_watch(client: FaceSwapClient, clip: Path) -> str:
+    """Submit a job and watch it to its success; returns its id."""
+    prompt_id = await client.submit(clip, FACE)
+    async for event in client.watch(prompt_id):
+        assert event.type != "error", event.data
+    return prompt_id
+
+
 async def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="faceswap-bench-"))
     clip = make_clip(folder / "clip.mp4", 2, size=(96, 64))
@@ -26,16 +34,11 @@ async def main() -> None:
         FaceSwapClient(service.url) as client,
     ):
 
-        async def submit_and_wait() -> None:
-            prompt_id = await client.submit(clip, FACE)
-            async for event in client.watch(prompt_id):
-                assert event.type != "error", event.data
-
         async def work(jobs: int) -> None:
             for _ in range(jobs):
-                await submit_and_wait()
+                await submit_and_watch(client, clip)
 
-        await submit_and_wait()
+        await submit_and_watch(client, clip)
         started, all_cpu, own_cpu = time.perf_counter(), cpu_s(service.pid), cpu_s(service.pid, children=False)
         await asyncio.gather(*(work(JOBS // CLIENTS) for _ in range(CLIENTS)))
         seconds = time.perf_counter() - started

@@ -221,7 +221,7 @@ def new_database() -> str:
 def drop_database(url: str) -> None:
     """Remove a database, whoever uses it."""
     _loop().run(_loop().forget(url))
-    sql(server_url(), f"DROP DATABASE {urlsplit(url).path.removeprefix('/')} WITH (FORCE)")
+    sql(server_url(), f"DROP DATABASE IF EXISTS {urlsplit(url).path.removeprefix('/')} WITH (FORCE)")
 
 
 @contextmanager

@@ -1,0 +1,265 @@
+"""Several nodes on one PostgreSQL: what they do together, how soon they hear of each other, how soon they take over.
+
+`FACESWAP_TEST_DATABASE_URL` names a server in place of the one that is started here, which syncs as a real one does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import postgres
+from clips import make_clip
+from common import print_table
+from jobs import submit_and_watch
+from processes import Engine, Service
+from status import measure, medians
+from stored_jobs import MIGRATIONS, QUEUE_LIMIT, new_job
+from waiting import until
+from yarl import URL
+
+from faceswap.client import FaceSwapClient
+from faceswap.events import status
+from faceswap.feed import Feed
+from faceswap.hub import Hub
+from faceswap.jobs import JobState
+from faceswap.store import Lease, Store, backend_lease
+
+NODES = (1, 2, 4)
+CLAIMS, EVENTS = 600, 2_400
+AT_ONCE = 8
+"""Claims, or events, that a node has under way at a time."""
+NOTES = 200
+LATEST_S = 30.0
+ROUNDS = 3
+TAKE_OVERS = 3
+LOOK_S = 0.05
+"""Between two looks at who holds a lease."""
+UNSAFE = ("fsync", "full_page_writes", "synchronous_commit", "autovacuum")
+"""Settings of the tests' server that a figure must not rest on."""
+
+
+async def open_store(where: str) -> Store:
+    """Open a database by its URL, or by the path of its file."""
+    return await Store.open(where if "://" in where else Path(where), MIGRATIONS, lambda _: None)
+
+
+# A node, as a process of its own
+
+
+async def claims(store: Store, node: str) -> int:
+    """Claim until nothing waits; returns how many were got."""
+    lease = await store.acquire_lease(backend_lease(node), node, 3600)
+    assert lease is not None
+    return sum(await asyncio.gather(*(_claim_all(store, lease) for _ in range(AT_ONCE))))
+
+
+async def _claim_all(store: Store, lease: Lease) -> int:
+    count = 0
+    while await store.claim(lease) is not None:
+        count += 1
+    return count
+
+
+async def events(store: Store, node: str) -> int:
+    """Add events to this node's jobs; returns how many."""
+    jobs, _ = await store.jobs(state=None, limit=200, cursor=None, owner=node)
+    each = EVENTS // int(os.environ["NODES"]) // AT_ONCE
+
+    async def add(prompt_id: str) -> None:
+        for number in range(each):
+            await store.add_event(prompt_id, status(JobState.QUEUED, f"message {number}"))
+
+    await asyncio.gather(*(add(job.prompt_id) for job in jobs[:AT_ONCE]))
+    return each * AT_ONCE
+
+
+async def work(where: str, node: str, task: str) -> None:
+    """Do a task when a line comes in; write how many, and the seconds since the epoch at the start and at the end."""
+    store = await open_store(where)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    await asyncio.to_thread(sys.stdin.readline)
+    started = time.time()
+    count = await {"claims": claims, "events": events}[task](store, node)
+    sys.stdout.write(f"{count} {started} {time.time()}\n")
+    await store.close()
+
+
+async def watch(where: str, prompt_id: str) -> None:
+    """Watch a job as a node does; write the seconds since the epoch at which each event was heard, with its text."""
+    hub = Hub()
+    feed = Feed(hub)
+    store = await Store.open(where, MIGRATIONS, feed.publish)
+    feed.attach(store)
+    running = asyncio.create_task(feed.run())
+    async with feed.watch(prompt_id) as subscription:
+        await until(lambda: feed.listening)
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        for _ in range(NOTES):
+            event = await subscription.next(LATEST_S)
+            assert event is not None
+            sys.stdout.write(f"{event.data['message']} {time.time()}\n")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await store.close()
+
+
+@asynccontextmanager
+async def process(call: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a call of this module in a process, once that is ready."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", f"import asyncio, cluster; asyncio.run(cluster.{call})"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+    )
+    try:
+        assert child.stdout is not None
+        assert await child.stdout.readline() == b"ready\n"
+        yield child
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+
+
+# The measurements
+
+
+async def a_second(where: str, task: str, nodes: int) -> float:
+    """Return what these nodes, each a process, do in a second together."""
+    store = await open_store(where)
+    names = [f"node{number}" for number in range(nodes)]
+    wanted = [(None, CLAIMS)] if task == "claims" else [(name, AT_ONCE) for name in names]
+    for owner, count in wanted:
+        await asyncio.gather(*(store.create(new_job(owner=owner), QUEUE_LIMIT) for _ in range(count)))
+    async with AsyncExitStack() as stack:
+        children = [
+            await stack.enter_async_context(process(f"work({where!r}, {name!r}, {task!r})", NODES=str(nodes)))
+            for name in names
+        ]
+        answers = await asyncio.gather(*(child.communicate(b"\n") for child in children))
+    await store.close()
+    counts, starts, ends = zip(*(map(float, answer.split()) for answer, _ in answers), strict=True)
+    assert task != "claims" or sum(counts) == CLAIMS, "a segment was claimed twice, or not at all"
+    return sum(counts) / (max(ends) - min(starts))
+
+
+async def throughput(folder: Path) -> None:
+    """Print claims and events a second, of one SQLite and of nodes on PostgreSQL."""
+    found: dict[str, dict[str, list[float]]] = {task: {} for task in ("claims", "events")}
+    for number in range(ROUNDS):
+        for task, rates in found.items():
+            sqlite = folder / f"{task}-{number}.db"
+            rates.setdefault("SQLite, 1 node", []).append(await a_second(str(sqlite), task, 1))
+            for nodes in NODES:
+                with postgres.empty_database() as url:
+                    rates.setdefault(f"PostgreSQL, {nodes} nodes", []).append(await a_second(url, task, nodes))
+    of_one = {task: statistics.median(rates[f"PostgreSQL, {NODES[0]} nodes"]) for task, rates in found.items()}
+    rows = []
+    for name in found["claims"]:
+        medians_ = {task: statistics.median(rates[name]) for task, rates in found.items()}
+        rows.append([name, *(f"{value:,.0f} ({value / of_one[task]:.2f})" for task, value in medians_.items())])
+    print_table("A second, and against one node on PostgreSQL", ["", "claims", "events"], rows)
+
+
+async def latency(url: str) -> None:
+    """Print the time from the end of a commit on one node to its event at a watcher on another."""
+    hub = Hub()
+    feed = Feed(hub)
+    store = await Store.open(url, MIGRATIONS, feed.publish)
+    feed.attach(store)
+    running = asyncio.create_task(feed.run())
+    job, _ = await store.create(new_job(), QUEUE_LIMIT)
+    committed: dict[str, float] = {}
+    async with process(f"watch({url!r}, {job.prompt_id!r})") as watcher:
+        for number in range(NOTES):
+            await store.add_status(job.prompt_id, str(number))
+            committed[str(number)] = time.time()
+            await asyncio.sleep(random.uniform(0, 0.2))
+        heard, _ = await watcher.communicate()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await store.close()
+    lines = [line.split() for line in heard.decode().splitlines()]
+    assert [number for number, _ in lines] == list(committed), "events were lost, doubled or out of order"
+    times = [(float(at) - committed[number]) * 1000 for number, at in lines]
+    row = [f"{statistics.median(times):.0f} ms", f"{statistics.quantiles(times, n=100)[98]:.0f} ms"]
+    print_table(f"From a commit to a watcher on another node, {NOTES} events", ["median", "p99"], [row])
+
+
+async def statuses(folder: Path, url: str) -> None:
+    """Print `/status` a second on SQLite and on PostgreSQL, asked in turn."""
+    clip = make_clip(folder / "clip.mp4", 24)
+    async with Engine(folder, paint=True) as engine, AsyncExitStack() as stack:
+        subjects = []
+        for name, settings in (("sqlite", {}), ("postgres", {"database_url": url})):
+            service = await stack.enter_async_context(Service(folder / name, engine.url, **settings))
+            async with FaceSwapClient(service.url) as client:
+                prompt_id = await submit_and_watch(client, clip)
+            subjects.append((URL(f"{service.url}/status/{prompt_id}"), service.pid))
+        rounds = [[await measure(*subject) for subject in subjects] for _ in range(ROUNDS + 1)][1:]
+    ours = [medians(each) for each in zip(*rounds, strict=True)]
+    rows = [
+        [name, *(f"{value:,.1f}" for value in figures)]
+        for name, figures in zip(("SQLite", "PostgreSQL"), ours, strict=True)
+    ]
+    rows.append(["ratio", *(f"{two / one:.2f}" for one, two in zip(*ours, strict=True))])
+    print_table("`/status` of one job", ["", "a second", "p99, ms", "CPU a request, µs"], rows)
+
+
+async def take_overs(folder: Path, url: str) -> None:
+    """Print the seconds from the kill of a node that holds an engine until another holds it."""
+    sql = "SELECT holder FROM lease WHERE name = ?"
+    (folder / "shared").mkdir()
+    async with Engine(folder, paint=True) as engine, AsyncExitStack() as stack:
+        lease = backend_lease(engine.url)
+
+        def holder() -> str:
+            rows = postgres.sql(url, sql, lease)
+            return str(rows[0][0]) if rows else ""
+
+        nodes: dict[str, Service] = {}
+        for name in ("node0", "node1"):
+            settings = {"database_url": url, "files_url": folder / "shared", "node": name}
+            nodes[name] = await stack.enter_async_context(Service(folder / name, engine.url, **settings))
+        times = []
+        for _ in range(TAKE_OVERS):
+            first = await until(holder)
+            (second,) = nodes.keys() - {first}
+            killed = time.perf_counter()
+            await nodes[first].kill()
+            while holder() != second:
+                await asyncio.sleep(LOOK_S)
+            times.append(time.perf_counter() - killed)
+            await nodes[first].start()
+    row = [f"{statistics.median(times):.1f} s", f"{max(times):.1f} s"]
+    print_table(f"An engine taken over after `kill -9` of its node, {TAKE_OVERS} times", ["median", "longest"], [row])
+
+
+async def main() -> None:
+    for setting in UNSAFE:
+        postgres.SETTINGS.pop(setting, None)
+    with tempfile.TemporaryDirectory(prefix="faceswap-bench-") as name:
+        folder = Path(name)
+        await throughput(folder)
+        with postgres.database() as url:
+            await latency(url)
+        with postgres.database() as url:
+            await statuses(folder, url)
+        with postgres.database() as url:
+            await take_overs(folder, url)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
