@@ -142,25 +142,29 @@ class Jobs(Leases):
     async def add_event(self, prompt_id: str, payload: Payload, step: str | None = None) -> None:
         """Store and publish an event of a job that has not ended, and the step `/status` shows."""
         async with self._transaction() as tx:
-            if await self._take_step(tx, prompt_id, step):
-                await tx.add_event(prompt_id, payload)
+            if taken := await self._take_step(tx, prompt_id, step):
+                await tx.add_event(prompt_id, payload, taken[1])
 
     async def add_status(self, prompt_id: str, message: str, step: str | None = None) -> None:
         """Store and publish a `status` event of a job that has not ended, with the state it is in."""
         async with self._transaction() as tx:
-            if state := await self._take_step(tx, prompt_id, step):
-                await tx.add_event(prompt_id, payloads.status(state, message))
+            if taken := await self._take_step(tx, prompt_id, step):
+                state, seq = taken
+                await tx.add_event(prompt_id, payloads.status(state, message), seq)
 
-    async def _take_step(self, tx: Transaction, prompt_id: str, step: str | None) -> JobState | None:
-        """Note what a job does now, unless that is None; returns its state, None when it has ended."""
+    async def _take_step(self, tx: Transaction, prompt_id: str, step: str | None) -> tuple[JobState, int] | None:
+        """Note what a job does now, unless that is None, and raise its last event number.
+
+        Returns its state and that number, None when it has ended.
+        """
         row = await tx.one(
-            "UPDATE job SET step = coalesce(?, step), updated_at = ?"
-            " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING') RETURNING state",
+            "UPDATE job SET step = coalesce(?, step), updated_at = ?, last_seq = last_seq + 1"
+            " WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING') RETURNING state, last_seq",
             step,
             await tx.now_ms(),
             prompt_id,
         )
-        return None if row is None else JobState(row[0])
+        return None if row is None else (JobState(row["state"]), row["last_seq"])
 
     async def record_progress(self, reports: Mapping[str, Report], transient: Mapping[str, Payload]) -> None:
         """Publish the progress of jobs, by id, and keep it, in place of the older one, for who asks or comes later.
@@ -172,8 +176,9 @@ class Jobs(Leases):
             await tx.lock_jobs(self._dialect.values, json.dumps([*reports, *transient]))
             for prompt_id, report in reports.items():
                 moved = await tx.one(
-                    "UPDATE job SET percentage = ?, current_frame = ?, fps = ?, eta_s = ?, updated_at = ?"
-                    " WHERE prompt_id = ? AND state = 'PROCESSING' AND percentage <= ? RETURNING 1",
+                    "UPDATE job SET percentage = ?, current_frame = ?, fps = ?, eta_s = ?, updated_at = ?,"
+                    " last_seq = last_seq + 1"
+                    " WHERE prompt_id = ? AND state = 'PROCESSING' AND percentage <= ? RETURNING last_seq",
                     report.percentage,
                     report.current,
                     report.fps,
@@ -183,7 +188,7 @@ class Jobs(Leases):
                     report.percentage,
                 )
                 if moved:
-                    await self._replace(tx, prompt_id, payloads.progress(report))
+                    await self._replace(tx, prompt_id, payloads.progress(report), moved["last_seq"])
             for prompt_id, payload in transient.items():
                 row = await tx.one(
                     "UPDATE job SET last_seq = last_seq + 1 WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')"
@@ -193,9 +198,9 @@ class Jobs(Leases):
                 if row is not None:
                     tx.events.append(Event(prompt_id, row["last_seq"], payload.type, payload.data))
 
-    async def _replace(self, tx: Transaction, prompt_id: str, payload: Payload) -> None:
-        """Store an event in place of the older ones of its kind."""
-        await tx.add_event(prompt_id, payload)
+    async def _replace(self, tx: Transaction, prompt_id: str, payload: Payload, seq: int | None = None) -> None:
+        """Store an event in place of the older ones of its kind; for `seq` see `add_event`."""
+        await tx.add_event(prompt_id, payload, seq)
         await tx.run(
             "DELETE FROM event WHERE prompt_id = ? AND type = ? AND seq < ?", prompt_id, payload.type, tx.events[-1].seq
         )

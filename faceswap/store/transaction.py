@@ -68,9 +68,13 @@ class Transaction:
         if self._dialect.locks_rows:
             await self.run("SELECT pg_advisory_xact_lock(?)", number)
 
-    async def add_event(self, prompt_id: str, payload: Payload) -> None:
-        """Store an event under its job's next number; it is published after the commit."""
-        seq = await self._next_seq(prompt_id)
+    async def add_event(self, prompt_id: str, payload: Payload, seq: int | None = None) -> None:
+        """Store an event under its job's next number; it is published after the commit.
+
+        `seq` is that number where a statement of this transaction has raised `last_seq` to it.
+        """
+        if seq is None:
+            seq = await self._next_seq(prompt_id)
         await self.run(
             "INSERT INTO event (prompt_id, seq, type, data, at) VALUES (?, ?, ?, ?, ?)",
             prompt_id,
