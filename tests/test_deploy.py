@@ -158,3 +158,21 @@ def test_the_image_starts_the_command_line_with_options_that_exist(capsys: pytes
     with pytest.raises(SystemExit):
         main([*command[1:], "--help"])
     assert "--allow-anonymous" in capsys.readouterr().out
+
+
+def test_the_guide_names_what_exists() -> None:
+    guide = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    known = {f"FACESWAP_{name.upper()}" for name in Settings.__dataclass_fields__} | {"FACESWAP_TEST_DATABASE_URL"}
+    assert set(re.findall(r"FACESWAP_[A-Z_]+", guide)) <= known
+    paths = set(re.findall(r"`(tests/[^`]+)`", guide)) | set(re.findall(r"\]\(\.\./([^)]+)\)", guide))
+    assert paths and all((ROOT / path).is_file() for path in paths)
+
+
+def test_the_log_lines_of_the_guide_are_those_of_the_service() -> None:
+    guide = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    table = guide.split("| line | means |")[1].split("\n\n")[0]
+    source = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "faceswap").rglob("*.py"))
+    source = re.sub(r'"\n\s+"', "", source)  # a text may go on in the next line
+    pieces = [piece for line in re.findall(r"`([^`]+)`", table) for piece in re.split("…", line) if piece.strip(" :")]
+    assert len(pieces) > 8
+    assert not [piece for piece in pieces if piece.strip(" :") not in source and "FACESWAP_NODE" not in piece]
