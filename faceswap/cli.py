@@ -69,11 +69,11 @@ Everything else is set by FACESWAP_... variables; README.md lists them.
 _MIGRATE_EPILOG = """\
 Stop the service first. The copy is made whole and compared with the original, or nothing is kept; the original stays
 as it is. Give the URL of PostgreSQL in FACESWAP_DATABASE_URL if it has a password: others can read a command line.
-The files of the jobs are not copied.
+Their files are copied where --files is given, before the jobs; a second try copies them again.
 
 examples:
   FACESWAP_DATABASE_URL=postgresql://faceswap:secret@db/faceswap faceswap migrate
-  faceswap migrate --from sqlite:/var/lib/faceswap/faceswap.db --to postgresql://faceswap@db/faceswap
+  faceswap migrate --from sqlite:/var/lib/faceswap/faceswap.db --to postgresql://faceswap@db/faceswap --files s3://bucket
 """
 
 
@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DATABASE",
         help="as before; has no jobs yet",
     )
+    migrate.add_argument("--files", metavar="URL", help="copy files too: s3://bucket/prefix, or a folder")
     migrate.set_defaults(run=_migrate)
 
     engine = commands.add_parser("engine", help="run the embedded engine alone, a small server like ComfyUI")
@@ -178,7 +179,7 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _migrate(arguments: argparse.Namespace) -> int:
     from .migrate import migrate  # here, because the other commands need none of it
 
-    return migrate(arguments.source, arguments.target, say)
+    return migrate(arguments.source, arguments.target, arguments.files, say)
 
 
 def _stop_with_stdin() -> None:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import postgres
 import pytest
-from stored_jobs import adopt, claim, create, finish, opened, run_to_success, sql
+from file_places import SHARED, Place, make_place
+from processes import files_in
+from stored_jobs import acquire, adopt, claim, create, finish, new_job, opened, run_to_success, sql
 
 from faceswap import events
 from faceswap.cli import main
-from faceswap.jobs import JobState
+from faceswap.files import Files
+from faceswap.jobs import Job, JobState
 from faceswap.progress import Report
-from faceswap.store import transfer
+from faceswap.store import Store, join_lease, transfer
 
 TABLES = tuple(transfer.TABLES)
+VIDEO, FACE, SEGMENT, RESULT = (kind.encode() * 1000 for kind in ("video", "face", "segment", "result"))
 
 
 @pytest.fixture
@@ -37,8 +44,8 @@ def name(where: Path | str) -> str:
     return where if isinstance(where, str) else f"sqlite:{where}"
 
 
-def migrate(source: Path | str, target: Path | str) -> int:
-    return main(["migrate", "--from", name(source), "--to", name(target)])
+def migrate(source: Path | str, target: Path | str, *options: str) -> int:
+    return main(["migrate", "--from", name(source), "--to", name(target), *options])
 
 
 async def fill(where: Path | str) -> None:
@@ -103,12 +110,10 @@ async def test_all_of_it_is_there_and_goes_on_in_postgresql(
         assert (await store.job(running.prompt_id)).state == JobState.SUCCESS
 
 
-def migrate_in_thread(source: Path | str, target: Path | str) -> int:
+def migrate_in_thread(source: Path | str, target: Path | str, *options: str) -> int:
     """Run the command beside the test's own loop."""
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(migrate, source, target).result()
+        return thread.submit(migrate, source, target, *options).result()
 
 
 async def test_the_way_back_leads_to_the_same(path: Path, url: str, tmp_path: Path) -> None:
@@ -171,6 +176,76 @@ def test_wrong_use_is_told_in_a_sentence(path: Path, url: str, capsys: pytest.Ca
         assert main(["migrate", "--from", source, "--to", target]) == status
         told = capsys.readouterr().err
         assert sentence in told and len(told.splitlines()) == 1
+
+
+@pytest.fixture(params=SHARED)
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return make_place(request.param, tmp_path, monkeypatch)
+
+
+async def put_files(store: Store, data_dir: Path) -> list[Job]:
+    """Make a job that has succeeded, one that has a finished segment, and one without files, and their files."""
+    files = Files(data_dir)
+    files.create()
+    files.lock.touch()
+    digests: dict[str, Any] = {"video_sha256": sha256(VIDEO).hexdigest(), "image_sha256": sha256(FACE).hexdigest()}
+    inputs = replace(new_job().inputs, **digests)
+    done, begun, bare = [await create(store, inputs=inputs, output_name=name) for name in ("done", "begun", "bare")]
+    for job in (done, begun):
+        files.inputs(job.prompt_id).mkdir()
+        files.video(job.prompt_id, inputs).write_bytes(VIDEO)
+        files.image(job.prompt_id, inputs).write_bytes(FACE)
+        await files.make_scratch(job.prompt_id)
+        segment = await claim(store)
+        files.segment(segment).write_bytes(SEGMENT)
+        await store.finish_segment(segment, files.segment(segment).name, 1.0)
+    lease = await acquire(store, join_lease(done.prompt_id))
+    result: dict[str, Any] = {"size": len(RESULT), "sha256": sha256(RESULT).hexdigest(), "warnings": ()}
+    assert await store.succeed(done, lease, result_file="done.mp4", **result)
+    files.result("done.mp4").write_bytes(RESULT)
+    return [await store.job(job.prompt_id) for job in (done, begun, bare)]
+
+
+async def test_files_are_found_where_all_nodes_look_for_them(path: Path, url: str, place: Place) -> None:
+    async with opened(path) as store:
+        done, begun, bare = await put_files(store, path.parent)
+    before = files_in(path.parent)
+    for _ in range(2):  # a try that did not come to its end is repeated
+        sql(url, "DELETE FROM job")
+        assert migrate_in_thread(path, url, "--files", place.url) == 0
+    assert files_in(path.parent) == before
+    files = await place.started("a node")
+    async with opened(url) as store:
+        for job in (done, begun):
+            assert await files.fetch_inputs(job.prompt_id, job.inputs)
+            assert files.video(job.prompt_id, job.inputs).read_bytes() == VIDEO
+            assert files.image(job.prompt_id, job.inputs).read_bytes() == FACE
+        assert not await files.fetch_inputs(bare.prompt_id, bare.inputs)
+        [segment] = await files.fetch_segments(await store.segments(begun.prompt_id))
+        assert segment.read_bytes() == SEGMENT
+        result = await files.find_result(await store.job(done.prompt_id))
+        assert result is not None
+        found = (
+            result.read_bytes() if isinstance(result, Path) else b"".join([bytes(p) async for p in result.read(0, 5)])
+        )
+        assert found == RESULT[: len(found)] and found
+        assert await files.find_result(begun) is None
+    await files.close()
+
+
+async def test_a_file_that_is_not_the_one_of_its_job_is_told_and_no_job_is_copied(
+    path: Path, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "shared").mkdir()
+    async with opened(path) as store:
+        _, begun, _ = await put_files(store, path.parent)
+    files = Files(path.parent)
+    for wrong, right in ((files.result("done.mp4"), RESULT), (files.video(begun.prompt_id, begun.inputs), VIDEO)):
+        wrong.write_bytes(b"something else")
+        assert migrate_in_thread(path, url, "--files", str(tmp_path / "shared")) == 1
+        assert f"{wrong} is not the file that its job's record describes" in capsys.readouterr().err
+        wrong.write_bytes(right)
+    assert sql(url, "SELECT 1 FROM job") == []
 
 
 @pytest.mark.parametrize("fault", ["changed", "unwritable"])

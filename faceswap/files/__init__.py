@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import ConfigError, Settings
+from .copying import copy_job
 from .errors import FilesRefused, FilesUnavailable
 from .local import ERASURE, LOCAL_NODE, UPLOAD, Files, StoredResult
 from .shared import SharedFolder
@@ -20,6 +21,7 @@ __all__ = [
     "FilesRefused",
     "FilesUnavailable",
     "StoredResult",
+    "copy_job",
     "new_file",
     "open_files",
 ]

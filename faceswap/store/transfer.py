@@ -8,8 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from dataclasses import dataclass
 from typing import Any
 
+from ..jobs import Job
 from .connection import Row
 from .nodes import Nodes
+from .rows import SELECT_JOB, job_of
 from .transaction import QUEUE_LOCK
 
 TABLES: dict[str, tuple[str, ...]] = {
@@ -55,23 +57,37 @@ class _Contents:
 class Transfer(Nodes):
     """The way of all jobs into another database."""
 
-    async def copy_from(self, source: Transfer, tell: Callable[[str, int], None]) -> dict[str, int]:
-        """Copy all jobs of a stopped service, and what belongs to them; returns the number of rows of each table.
+    async def all_jobs(self) -> AsyncIterator[Job]:
+        """Yield all jobs, of every owner."""
+        after = ""
+        while rows := await self._read(
+            f"{SELECT_JOB} WHERE job.prompt_id > ? ORDER BY job.prompt_id LIMIT ?", after, BATCH
+        ):
+            for row in rows:
+                yield job_of(row)
+            after = rows[-1]["prompt_id"]
 
-        It is one transaction: this database has all of it then, or is as it was. `tell` is given a table and the number
-        of its rows that were copied, again and again. Raises `TransferRefused`.
-        """
+    async def check_transfer(self, source: Transfer) -> None:
+        """Raise `TransferRefused` unless the jobs of another database can be copied into this one."""
         for store, name in ((source, "from"), (self, "to")):
             if running := [node.name for node in await store.nodes(ALIVE_S)]:
                 raise TransferRefused(
                     f"The database to copy {name} is in use by {', '.join(running)}; stop all nodes,"
                     f" and wait {ALIVE_S:.0f} s for one that was killed."
                 )
+        if await self._read("SELECT 1 FROM job LIMIT 1"):
+            raise TransferRefused("The database to copy to has jobs already; name one that has none.")
+
+    async def copy_from(self, source: Transfer, tell: Callable[[str, int], None]) -> dict[str, int]:
+        """Copy all jobs of a stopped service, and what belongs to them; returns the number of rows of each table.
+
+        It is one transaction: this database has all of it then, or is as it was. `tell` is given a table and the number
+        of its rows that were copied, again and again. Raises `TransferRefused`.
+        """
         copied = {}
         async with self._transaction() as tx:
             await tx.lock(QUEUE_LOCK)
-            if await tx.one("SELECT 1 FROM job LIMIT 1"):
-                raise TransferRefused("The database to copy to has jobs already; name one that has none.")
+            await self.check_transfer(source)
             for table in reversed(TABLES):
                 await tx.run(f"DELETE FROM {table}")
             for table in TABLES:
