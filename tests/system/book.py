@@ -21,6 +21,7 @@ class Book:
 
     promised        every job that was accepted
     cancelled       those somebody asked to end, and nobody to do again
+    retried         those somebody asked to do again
     erasing         those whose record somebody asked to be erased
     erased          those whose record is gone, as was asked
     heard           the events that each watcher of a job saw live, over all cuts
@@ -29,6 +30,7 @@ class Book:
 
     promised: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
+    retried: set[str] = field(default_factory=set)
     erasing: set[str] = field(default_factory=set)
     erased: set[str] = field(default_factory=set)
     heard: defaultdict[str, list[list[JobEvent]]] = field(default_factory=lambda: defaultdict(list))

@@ -149,12 +149,11 @@ class Chaos:
         book.violations += [f"run twice: {what}" for what in self.ledger.run_twice]
         await reckoning.check_jobs(book, world, self._folder)
         for node in world.nodes:
-            if status := await node.service.stop():
+            if status := await node.stop():
                 book.violated(f"{node.name} stopped with {status}")
         book.violations += await world.records.integrity_faults()
         # What an upload left that was cut off with the process goes at the next start.
-        for node in world.nodes:
-            await node.service.start()
+        await asyncio.gather(*(node.start() for node in world.nodes))
         await reckoning.check_files(book, world)
         await reckoning.check_erasure(book, world)
         for engine in self._engines:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 import time
 
+import asyncpg
 from system.book import Book
 from system.cluster import Cluster
 from system.tcp_proxy import TcpProxy
@@ -17,6 +19,8 @@ from system.world import Node, World
 PAST_LEASE_S = (12.0, 18.0)
 """Longer than a node's lease lasts without a renewal."""
 SHORT_S = (0.3, 4.0)
+LONG_LOCK_S = (5.0, 8.0)
+"""Longer than a statement may take."""
 TAKE_OVER_S = 15.0
 """Promised: within this time another node has what a dead one held."""
 BUSY_S = 15.0
@@ -34,7 +38,7 @@ class ClusterTrouble(Trouble):
 
     def _kinds(self) -> dict[str, list[tuple[Cause, int]]]:
         kinds = super()._kinds()
-        kinds["kill"] += [(self._kill_all_nodes, 1)]
+        kinds["kill"] += [(self._kill_all_nodes, 1), (self._stop_a_node, 2)]
         kinds["freeze"] += [(self._freeze_a_node, 2)]
         kinds["database"] = [
             (self._restart_the_database, 3),
@@ -43,10 +47,12 @@ class ClusterTrouble(Trouble):
             (self._silence_a_nodes_database, 2),
             (self._lose_the_databases_answers, 2),
             (self._drop_a_nodes_connections, 2),
+            (self._use_up_the_databases_connections, 1),
+            (self._lock_a_table, 1),
         ]
         kinds["files"] = [(self._fill_a_shared_disk, 2)] if self._world.shared_disks else []
         if self._cluster.s3 is not None:
-            kinds["files"] += [(self._make_s3_unavailable, 3)]
+            kinds["files"] += [(self._make_s3_unavailable, 3), (self._silence_s3, 1)]
         if self._long:
             kinds["kill"] += [(self._kill_a_holder_until_it_is_replaced, 2)]
             kinds["freeze"] += [(self._freeze_a_holder_past_its_lease, 2)]
@@ -55,6 +61,20 @@ class ClusterTrouble(Trouble):
                 (self._silence_a_holders_database_past_its_lease, 1),
             ]
         return kinds
+
+    async def until(self, calm: asyncio.Event) -> None:
+        """Cause faults of the processes, and at the same time of what they use."""
+        kinds = self._kinds()
+        used = {kind: kinds.pop(kind) for kind in ("database", "files", "disk")}
+        rng = random.Random(self._rng.random())
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._cause_faults_of_processes(calm, kinds))
+            async for _ in self._cause_faults(calm, used, rng):
+                pass
+
+    async def _cause_faults_of_processes(self, calm: asyncio.Event, kinds: dict[str, list[tuple[Cause, int]]]) -> None:
+        async for _ in self._cause_faults(calm, kinds, self._rng):
+            await self._revive()
 
     async def _holder(self) -> Node:
         """Return a node that holds an engine, or any when none does."""
@@ -77,6 +97,13 @@ class ClusterTrouble(Trouble):
         for node in self._world.nodes:
             await node.kill()
         await asyncio.gather(*(node.start() for node in self._world.nodes))
+
+    async def _stop_a_node(self) -> None:
+        """Stop a node as an upgrade would, and start it again."""
+        node = self._node()
+        if status := await node.stop():
+            self._book.violated(f"{node.name} stopped with {status}")
+        await node.start()
 
     async def _kill_a_holder_until_it_is_replaced(self) -> None:
         """Kill a node, and start it again only when others hold each of the engines."""
@@ -147,6 +174,26 @@ class ClusterTrouble(Trouble):
         await asyncio.sleep(self._rng.uniform(0.05, 0.5))
         way.heal()
 
+    async def _use_up_the_databases_connections(self) -> None:
+        """Take every connection that the database still has."""
+        taken = []
+        with contextlib.suppress(OSError, asyncpg.PostgresError):
+            while True:
+                taken.append(await asyncpg.connect(self._cluster.postgres.url))
+        await self._short()
+        for connection in taken:
+            connection.terminate()
+
+    async def _lock_a_table(self) -> None:
+        """Let nobody use a table, as a migration would."""
+        table = self._rng.choice(("job", "segment", "lease", "event"))
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            connection = await asyncpg.connect(self._cluster.postgres.url)
+            async with connection.transaction():
+                await connection.execute(f"LOCK TABLE {table}")
+                await self._last(SHORT_S, LONG_LOCK_S)
+            await connection.close()
+
     async def _drop_a_nodes_connections(self) -> None:
         self._way(self._node()).drop_connections()
 
@@ -161,3 +208,10 @@ class ClusterTrouble(Trouble):
         s3.available = False
         await self._last(SHORT_S, PAST_LEASE_S)
         s3.available = True
+
+    async def _silence_s3(self) -> None:
+        s3 = self._cluster.s3
+        assert s3 is not None
+        s3.answers.clear()
+        await self._last(SHORT_S, PAST_LEASE_S)
+        s3.answers.set()

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import aiohttp
-from system.book import ENDS, server_error
+from system.book import server_error
 from system.users import AGAIN_S, CALL, Users
 
 from faceswap.client import ClientError, FaceSwapClient, JobEvent
@@ -18,6 +18,8 @@ WATCHERS = (1, 3)
 """The least and the most watchers of a watched job."""
 SOCKETS, LONG_POLLS = 0.5, 0.5
 """The share of watchers that come over a WebSocket, and of polls that wait for a change."""
+ORDER = {"QUEUED": 0, "PROCESSING": 1}
+ENDED = 2
 POLL_S = 0.5
 LONG_POLL_S = 5
 
@@ -71,10 +73,10 @@ class ClusterUsers(Users):
                 await asyncio.sleep(AGAIN_S)
 
     async def _poll(self, prompt_id: str) -> None:
-        """Ask node after node for a job's state, which never goes back but by a retry."""
-        told: list[tuple[str, str]] = []
+        """Ask node after node for a job's state and percentage, which never go back but by a retry."""
+        told: list[tuple[int, float]] = [(0, 0.0)]
         query = f"?wait={LONG_POLL_S}" if self._rng.random() < LONG_POLLS else ""
-        while not told or told[-1][1] not in ENDS:
+        while told[-1][0] < ENDED:
             try:
                 async with (
                     aiohttp.ClientSession(timeout=CALL) as session,
@@ -87,11 +89,11 @@ class ClusterUsers(Users):
                         return
                     if answer.status == 200:
                         document = await answer.json()
-                        told.append((document["updated_at"], document["status"]))
+                        told.append((ORDER.get(document["status"], ENDED), document["progress"]["percentage"]))
                         self._book.done["poll"] += 1
             except (aiohttp.ClientError, ConnectionError, TimeoutError):
                 pass
-            if [moment for moment, _ in told[-2:]] != sorted(moment for moment, _ in told[-2:]):
+            if told[-2:] != sorted(told[-2:]) and prompt_id not in self._book.retried:
                 self._book.violated(f"{prompt_id}: /status went back: {told}")
             await asyncio.sleep(POLL_S)
 

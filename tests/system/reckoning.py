@@ -121,9 +121,9 @@ async def file_faults(world: World) -> list[str]:
 async def check_erasure(book: Book, world: World) -> None:
     """Check that nothing but results is left when inputs are to be kept for no time."""
     for node in world.nodes:
-        await node.service.stop()
+        await node.stop()
         node.service.set(input_ttl_s=0)
-        await node.service.start()
+        await node.start()
     results = "SELECT * FROM job WHERE result_file IS NOT NULL AND result_erased = 0"
     needed = {world.files.result(job) for job in await world.records.rows(results)}
     deadline = time.monotonic() + TIDY_S

@@ -18,6 +18,16 @@ FOREIGN_KEYS = ("input", "segment", "event")
 """The tables whose rows belong to a job."""
 
 
+TRANSIENT = (
+    OSError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.InsufficientResourcesError,
+)
+"""Errors of a database that is away, or has no connection to spare."""
+
+
 class Records(Protocol):
     """The rows as they are committed."""
 
@@ -67,12 +77,7 @@ class PostgresRecords:
             while True:
                 try:
                     return await self._read(sql)
-                except (
-                    OSError,
-                    asyncpg.InterfaceError,
-                    asyncpg.OperatorInterventionError,
-                    asyncpg.ConnectionDoesNotExistError,
-                ):
+                except TRANSIENT:
                     await asyncio.sleep(AGAIN_S)
 
     async def integrity_faults(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import random
 from collections import Counter
@@ -29,6 +30,9 @@ class S3Proxy:
     def __init__(self, target: str, rng: random.Random, mischief: float = 0.0) -> None:
         self.url = ""
         self.available = True
+        self.answers = asyncio.Event()
+        """Not set while nothing is answered at all."""
+        self.answers.set()
         self.mischief = mischief
         self.counts: Counter[str] = Counter()
         self._target = target.rstrip("/")
@@ -49,11 +53,13 @@ class S3Proxy:
             try:
                 yield self
             finally:
+                self.answers.set()
                 await runner.cleanup()
 
     async def _relay(self, request: web.Request) -> web.StreamResponse:
         assert self._session is not None
         body = await request.read()
+        await self.answers.wait()
         if not self.available or self._chance("503 from S3"):
             return self._unavailable()
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_HEADERS}

@@ -6,7 +6,7 @@ import asyncio
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from processes import files_in
 from system.book import Book
@@ -38,10 +38,10 @@ class Trouble:
         self._book = book
         self._rng = rng
         self._long = long
+        self._without = without
         kinds = self._kinds()
         if unknown := without - kinds.keys():
             raise ValueError(f"no such faults: {', '.join(sorted(unknown))}; there are {', '.join(kinds)}")
-        self._causes = [cause for kind, causes in kinds.items() if kind not in without for cause in causes]
 
     def _kinds(self) -> dict[str, list[tuple[Cause, int]]]:
         """Return the kinds of faults: how they are caused, and how often."""
@@ -56,13 +56,21 @@ class Trouble:
 
     async def until(self, calm: asyncio.Event) -> None:
         """Cause one fault after the other, each to its end: killed processes run again, full disks are free."""
-        causes, weights = zip(*self._causes, strict=True)
-        while not calm.is_set():
-            await asyncio.sleep(self._rng.uniform(*PAUSE_S))
-            (cause,) = self._rng.choices(causes, weights)
+        async for _ in self._cause_faults(calm, self._kinds(), self._rng):
+            await self._revive()
+
+    async def _cause_faults(
+        self, calm: asyncio.Event, kinds: dict[str, list[tuple[Cause, int]]], rng: random.Random
+    ) -> AsyncIterator[None]:
+        """Cause faults of these kinds, and come back after each."""
+        chosen = [cause for kind, causes in kinds.items() if kind not in self._without for cause in causes]
+        while chosen and not calm.is_set():
+            causes, weights = zip(*chosen, strict=True)
+            await asyncio.sleep(rng.uniform(*PAUSE_S))
+            (cause,) = rng.choices(causes, weights)
             self._book.faults[cause.__name__.strip("_").replace("_", " ")] += 1
             await cause()
-            await self._revive()
+            yield
 
     async def _revive(self) -> None:
         """Start again what ended by itself, as systemd would; nothing should have."""

@@ -183,6 +183,7 @@ class Users:
         self._book.done["cancel"] += 1
 
     async def _retry(self, prompt_id: str) -> None:
+        self._book.retried.add(prompt_id)
         self._ledger.forget_job(prompt_id)
         status = await self._call("POST", f"/jobs/{prompt_id}/retry")
         if status == 202:

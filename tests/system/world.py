@@ -43,9 +43,17 @@ class Node:
 
     async def kill(self) -> None:
         """Kill it; who asks for its address waits from now on."""
+        self._go_down()
+        await self.service.kill()
+
+    async def stop(self) -> int:
+        """Stop it as systemd would; returns the exit status."""
+        self._go_down()
+        return await self.service.stop()
+
+    def _go_down(self) -> None:
         if self.is_up:
             self._url = asyncio.get_running_loop().create_future()
-        await self.service.kill()
 
 
 def clock_env(clock: Path) -> dict[str, str]:
