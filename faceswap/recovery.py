@@ -32,6 +32,7 @@ DISK_PAUSE_S = 2.0
 """Pause between two attempts while the disk is full."""
 DISK_FULL_MESSAGE = "The disk is full; the job goes on when there is room."
 FILES_AWAY_MESSAGE = "The store of the files cannot be reached; the job goes on when it can be."
+DATABASE_AWAY_MESSAGE = "The database cannot be used; the job goes on when it can be."
 
 
 class TooLong(Exception):
@@ -230,8 +231,12 @@ def is_full(error: OSError | StoreError) -> bool:
 
 
 async def wait_for_room(store: Store, prompt_id: str, cause: OSError | StoreError | None = None) -> None:
-    """Pause a job on a full disk or without its files, and show that as its step if it can be written."""
-    message = FILES_AWAY_MESSAGE if isinstance(cause, FilesUnavailable) else DISK_FULL_MESSAGE
+    """Pause a job on a full disk, or without its files or record; show that as its step if it can be written."""
+    message = DISK_FULL_MESSAGE
+    if isinstance(cause, FilesUnavailable):
+        message = FILES_AWAY_MESSAGE
+    elif isinstance(cause, StoreError) and not cause.disk_full:
+        message = DATABASE_AWAY_MESSAGE
     with suppress(StoreError, NotFound):
         if (await store.job(prompt_id)).step != message:
             log.warning("job %s: %s (%s)", prompt_id, message, cause or "disk_full")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from faceswap.comfy.inputs import EngineInputs
 from faceswap.config import Timeouts
 from faceswap.engine_watch import EngineWatch
 from faceswap.errors import JobFailure
-from faceswap.files import Files
+from faceswap.files import Files, FilesUnavailable
 from faceswap.jobs import Segment, SegmentState
 from faceswap.media import MediaWorker
 from faceswap.progress_reporter import ProgressReporter
@@ -188,6 +189,26 @@ async def test_a_job_that_is_erased_while_the_disk_is_full_ends_the_wait_only(
         job = await create(store)
         await store.erase(job.prompt_id)
         await recovery.wait_for_room(store, job.prompt_id)
+
+
+@pytest.mark.parametrize(
+    ("cause", "message"),
+    [
+        (None, recovery.DISK_FULL_MESSAGE),
+        (OSError(errno.ENOSPC, "No space left on device"), recovery.DISK_FULL_MESSAGE),
+        (StoreError("database or disk is full", transient=True, disk_full=True), recovery.DISK_FULL_MESSAGE),
+        (StoreError("the connection was lost", transient=True), recovery.DATABASE_AWAY_MESSAGE),
+        (FilesUnavailable("no answer"), recovery.FILES_AWAY_MESSAGE),
+    ],
+)
+async def test_a_job_that_pauses_tells_for_what(
+    cause: OSError | StoreError | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recovery, "DISK_PAUSE_S", 0)
+    async with opened(tmp_path / "faceswap.db") as store:
+        job = await create(store)
+        await recovery.wait_for_room(store, job.prompt_id, cause)
+        assert (await store.job(job.prompt_id)).step == message
 
 
 class UploadHeldUp:

@@ -42,7 +42,6 @@ class ClusterTrouble(Trouble):
         kinds["freeze"] += [(self._freeze_a_node, 2)]
         kinds["database"] = [
             (self._restart_the_database, 3),
-            (self._restart_the_database_and_kill_a_node, 1),
             (self._cut_a_node_off, 2),
             (self._silence_a_nodes_database, 2),
             (self._lose_the_databases_answers, 2),
@@ -65,7 +64,7 @@ class ClusterTrouble(Trouble):
     async def until(self, calm: asyncio.Event) -> None:
         """Cause faults of the processes, and at the same time of what they use."""
         kinds = self._kinds()
-        used = {kind: kinds.pop(kind) for kind in ("database", "files", "disk")}
+        used = {kind: kinds.pop(kind) for kind in ("database", "files")}
         rng = random.Random(self._rng.random())
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._cause_faults_of_processes(calm, kinds))
@@ -136,12 +135,6 @@ class ClusterTrouble(Trouble):
 
     async def _restart_the_database(self) -> None:
         self._cluster.restart_database()
-
-    async def _restart_the_database_and_kill_a_node(self) -> None:
-        """Kill a node while the database restarts: it may come back when there is none yet."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._restart_the_database())
-            tasks.create_task(self._kill_service())
 
     async def _cut_a_node_off(self) -> None:
         way = self._way(self._node())
