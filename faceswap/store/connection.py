@@ -84,6 +84,8 @@ class Dialect:
 
     locks_rows: bool = False
     """Several transactions are under way at a time: rows are locked before they are changed."""
+    now_ms: str = ""
+    """The server's clock, Unix time in milliseconds, where rows are locked."""
     share_lock: str = ""
     """The end of a query whose rows nobody may change before the transaction ends."""
     claim_locks: tuple[str, ...] = ("",)

@@ -53,7 +53,7 @@ _BEGIN = (
     f" SET LOCAL statement_timeout = {int(STATEMENT_TIMEOUT_S * 1000)};"
     f" SET LOCAL idle_in_transaction_session_timeout = {int(STATEMENT_TIMEOUT_S * 1000)}"
 )
-_NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint"
+_NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
 _TRANSIENT_CLASSES = ("08", "40", "53", "57")
 """Connection exception, transaction rollback, insufficient resources, operator intervention."""
@@ -169,7 +169,7 @@ class PostgresConnection:
     async def now_ms(self) -> int:
         """Return the server's time in Unix milliseconds, once for the whole transaction."""
         if self._now_ms is None:
-            self._now_ms = int((await self.fetch(_NOW))[0][0])
+            self._now_ms = int((await self.fetch(f"SELECT {_NOW}"))[0][0])
         return self._now_ms
 
     async def monotonic_ms(self) -> int:
@@ -182,6 +182,7 @@ class PostgreSQL:
 
     dialect = Dialect(
         locks_rows=True,
+        now_ms=_NOW,
         share_lock=" FOR SHARE",
         claim_locks=(" FOR UPDATE OF job SKIP LOCKED", " FOR UPDATE OF job"),
         values="SELECT json_array_elements_text(?::json)",
@@ -229,7 +230,7 @@ class PostgreSQL:
 
     async def now_ms(self) -> int:
         """Return the server's time in Unix milliseconds."""
-        return int((await self.fetch(_NOW))[0][0])
+        return int((await self.fetch(f"SELECT {_NOW}"))[0][0])
 
     async def monotonic_ms(self) -> int:
         """Return the server's time, which is the same for all nodes."""

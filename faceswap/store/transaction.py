@@ -26,6 +26,7 @@ class Transaction:
     def __init__(self, connection: Connection, dialect: Dialect) -> None:
         self._connection = connection
         self._dialect = dialect
+        self._locked_at_ms: int | None = None
         self.events: list[Event] = []
 
     async def run(self, sql: str, *parameters: Any) -> None:
@@ -47,16 +48,21 @@ class Transaction:
 
     async def now_ms(self) -> int:
         """Return the Unix time in milliseconds, for times that are told. It may jump."""
-        return await self._connection.now_ms()
+        return self._locked_at_ms or await self._connection.now_ms()
 
     async def monotonic_ms(self) -> int:
         """Return the time in milliseconds by which leases and pauses end."""
-        return await self._connection.monotonic_ms()
+        return self._locked_at_ms or await self._connection.monotonic_ms()
 
     async def lock_job(self, prompt_id: str) -> None:
-        """Let no other transaction move a job before this one has ended: every move of a job begins with it."""
+        """Let no other transaction move a job before this one has ended: every move of a job begins with it.
+
+        The time of the transaction is that at which it got the lock: no move of a job is dated before the last.
+        """
         if self._dialect.locks_rows:
-            await self.run("SELECT 1 FROM job WHERE prompt_id = ? FOR UPDATE", prompt_id)
+            lock = "SELECT 1 FROM job WHERE prompt_id = ? FOR UPDATE"
+            row = await self.one(f"SELECT {self._dialect.now_ms} FROM ({lock}) AS locked", prompt_id)
+            self._locked_at_ms = None if row is None else int(row[0])
 
     async def lock_jobs(self, query: str, *parameters: Any) -> None:
         """Lock the jobs whose ids a query gives, as `lock_job` does."""
