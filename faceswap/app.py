@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from typing import TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -29,6 +30,8 @@ from .progress_reporter import ProgressReporter
 from .scheduler import Scheduler
 from .store import Store, StoreError, retry_writes
 from .workflow import Graph, Workflow, WorkflowError, load_workflows
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -82,16 +85,17 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
             engine = None if settings.comfyui_urls else _embedded_engine(settings, files)
             app[keys.ENGINE] = engine
             graph = workflows[settings.workflow].graph
-            pool = await make_backends(settings, store, session, timeouts, engine, graph, name)
+            connect = partial(make_backends, settings, store, session, timeouts, engine, graph, name)
+            pool = await _when_possible(connect, is_shared=store.is_shared)
             node = app[keys.NODE] = Node(store, name, pool, timeouts.node_gone_s, shares_files=files.is_shared)
-            await node.join()
+            await _when_possible(node.join, is_shared=store.is_shared)
             app[keys.SUBMITTER] = Submitter(settings, store, files, media, fetcher, workflows, pool.frame_limit)
             progress_reporter = app[keys.PROGRESS_REPORTER] = ProgressReporter(store, files)
             scheduler = app[keys.SCHEDULER] = Scheduler(
                 store, files, media, progress_reporter, workflows, pool, timeouts, feed, node
             )
             janitor = Janitor(settings, store, files, name)
-            await janitor.clear_debris()
+            await _when_possible(janitor.clear_debris, is_shared=store.is_shared or files.is_shared)
             background = asyncio.create_task(_background(scheduler, janitor, feed, engine), name="background")
             background.add_done_callback(lambda task: _check(task, app[FAILED]))
             yield
@@ -137,6 +141,21 @@ async def _open_store(settings: Settings, files: Files, feed: Feed) -> Store:
             return await retry_writes(partial(Store.open, settings.database_url, migrations, feed.publish))
     except TimeoutError:
         raise StoreError(f"it could not be used for {START_S:.0f} s", transient=True) from None
+
+
+async def _when_possible(action: Callable[[], Awaitable[T]], *, is_shared: bool) -> T:
+    """Do a part of the start, again when what nodes share has gone away meanwhile."""
+    now = asyncio.get_running_loop().time
+    started = now()
+    while True:
+        try:
+            return await action()
+        except (FilesUnavailable, StoreError) as error:
+            may_pass = isinstance(error, FilesUnavailable) or error.transient
+            if not (is_shared and may_pass) or now() - started >= START_S:
+                raise
+            log.error("the start goes on when database and files can be used: %s", error)
+        await asyncio.sleep(FILES_RETRY_S)
 
 
 async def make_backends(

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import postgres
 import pytest
@@ -19,7 +20,12 @@ from service_rig import EngineRig
 from system.tcp_proxy import TcpProxy
 from waiting import eventually, until
 
+from faceswap import app
 from faceswap.config import ConfigError
+from faceswap.files import FilesUnavailable
+from faceswap.janitor import Janitor
+from faceswap.node import Node
+from faceswap.store import Store, StoreError
 
 FRAMES = 12
 
@@ -283,6 +289,30 @@ async def test_a_node_with_files_of_its_own_does_not_join_others(nodes: Nodes, t
     async with EngineRig(tmp_path / "other") as engine, nodes.node("one", engine, files_url=""):
         with pytest.raises(ConfigError, match="FACESWAP_FILES_URL: the node one uses this database, and the node one"):
             await web.AppRunner(nodes.app("two", engine)).setup()
+
+
+@pytest.mark.parametrize(
+    "error", [FilesUnavailable("503"), StoreError("the connection was lost", transient=True)], ids=["files", "database"]
+)
+async def test_a_start_goes_on_when_what_nodes_share_is_back(
+    error: Exception, nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "FILES_RETRY_S", 0.0)
+    raised = []
+
+    def failing_once(name: str, whole: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def fail_once(*arguments: Any, **named: Any) -> Any:
+            if name not in raised:
+                raised.append(name)
+                raise error
+            return await whole(*arguments, **named)
+
+        return fail_once
+
+    for owner, name in ((Janitor, "clear_debris"), (Store, "client_id"), (Node, "join")):
+        monkeypatch.setattr(owner, name, failing_once(name, getattr(owner, name)))
+    async with EngineRig(tmp_path / "engine") as engine, nodes.node("one", engine):
+        assert raised == ["client_id", "join", "clear_debris"]
 
 
 async def test_a_node_keeps_the_name_that_was_made_for_it(nodes: Nodes, tmp_path: Path) -> None:
