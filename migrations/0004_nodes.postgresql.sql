@@ -6,3 +6,6 @@ CREATE TABLE node (
     seen_at    BIGINT NOT NULL,
     report     TEXT NOT NULL CHECK (report::json IS NOT NULL)
 );
+
+-- The leases that last, among those of all the jobs that were ever joined.
+CREATE INDEX lease_lasting ON lease (expires_at);

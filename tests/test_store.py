@@ -1181,17 +1181,22 @@ async def test_a_node_is_known_while_it_tells_that_it_is_alive(store: Store, pat
     assert [node.name for node in await store.nodes(3600)] == ["a", "b"]
     await store.forget_node("a")
     assert [node.name for node in await store.nodes(3600)] == ["b"]
+    sql(path, "UPDATE node SET seen_at = seen_at - 24 * 3600 * 1000")
+    await store.heartbeat("c", "1.1", {})
+    assert [node.name for node in await store.nodes(1e6)] == ["b", "c"]
+    await store.heartbeat("c", "1.1", {}, starting=True)
+    assert [node.name for node in await store.nodes(1e6)] == ["c"]
 
 
 async def test_leases_are_listed_with_their_holders_and_the_time_they_last(store: Store) -> None:
     kept = await store.acquire_lease("backend:one", "a", 60)
     gone = await store.acquire_lease("janitor", "b", 60)
     assert kept is not None and gone is not None
+    assert [lease.name for lease in await store.leases()] == ["backend:one", "janitor"]
     await store.release_lease(gone)
-    first, second = await store.leases()
-    assert (first.name, first.holder, first.epoch) == ("backend:one", "a", 1)
-    assert 0 < first.left_s <= 60
-    assert (second.name, second.holder, second.left_s) == ("janitor", "b", 0)
+    [lasting] = await store.leases()
+    assert (lasting.name, lasting.holder, lasting.epoch) == ("backend:one", "a", 1)
+    assert 0 < lasting.left_s <= 60
 
 
 # What outlives a process.

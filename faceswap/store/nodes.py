@@ -9,6 +9,9 @@ from typing import Any
 
 from .database import Database
 
+FORGOTTEN_MS = 24 * 3600 * 1000
+"""The time after which a node that died is forgotten."""
+
 
 @dataclass(frozen=True, slots=True)
 class NodeRow:
@@ -23,7 +26,7 @@ class NodeRow:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRow:
-    """A lease with its last holder. `left_s` are the seconds it still lasts, 0 when it is free."""
+    """A lease with its holder. `left_s` are the seconds it still lasts."""
 
     name: str
     holder: str
@@ -35,7 +38,10 @@ class Nodes(Database):
     """The nodes that share the database."""
 
     async def heartbeat(self, node: str, version: str, report: Mapping[str, Any], *, starting: bool = False) -> None:
-        """Store that a node is alive, and what it tells of itself, such as the engines it knows."""
+        """Store that a node is alive, and what it tells of itself, such as the engines it knows.
+
+        One that is `starting` has the nodes forgotten that were not seen for `FORGOTTEN_MS`.
+        """
         async with self._transaction() as tx:
             now = await tx.now_ms()
             await tx.run(
@@ -50,6 +56,8 @@ class Nodes(Database):
                 json.dumps(report),
                 int(starting),
             )
+            if starting:
+                await tx.run("DELETE FROM node WHERE seen_at < ?", now - FORGOTTEN_MS)
 
     async def nodes(self, within_s: float) -> list[NodeRow]:
         """Return the nodes that were seen in the last `within_s` seconds, by name."""
@@ -69,10 +77,9 @@ class Nodes(Database):
             await tx.run("DELETE FROM node WHERE name = ?", name)
 
     async def leases(self) -> list[LeaseRow]:
-        """Return the leases, by name."""
+        """Return the leases that last, by name."""
         now = await self._engine.monotonic_ms()
-        rows = await self._read("SELECT name, holder, epoch, expires_at FROM lease ORDER BY name")
-        return [
-            LeaseRow(name, holder, epoch, max(0.0, (expires_at - now) / 1000))
-            for name, holder, epoch, expires_at in rows
-        ]
+        rows = await self._read(
+            "SELECT name, holder, epoch, expires_at FROM lease WHERE expires_at > ? ORDER BY name", now
+        )
+        return [LeaseRow(name, holder, epoch, (expires_at - now) / 1000) for name, holder, epoch, expires_at in rows]
