@@ -169,6 +169,15 @@ class JobProgress:
             self._done_frames += segment.frames
 
     @property
+    def running(self) -> frozenset[int]:
+        """The numbers of the segments that are under way here."""
+        return frozenset(self._running)
+
+    def count_done(self, frames: int) -> None:
+        """Take the frames of all segments that are done, wherever, but for those under way here."""
+        self._done_frames = frames
+
+    @property
     def moving(self) -> bool:
         """True once there is any progress to report."""
         return self._done_frames > 0 or any(segment.begun for segment in self._running.values())

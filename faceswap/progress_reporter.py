@@ -22,6 +22,8 @@ TICK_S = 0.25
 """Between two reports: at most four progress events a second."""
 PAUSE_S = 2.0
 """Before the next report, when one could not be stored."""
+COUNT_S = 1.0
+"""Between two looks at the segments that other nodes have done."""
 PREVIEW_S = 1.0
 """Between two previews of a job."""
 PREVIEW_TIMEOUT_S = 5.0
@@ -100,6 +102,17 @@ class ProgressReporter:
             tasks.create_task(self._report_regularly(), name="reports of progress")
             if self._files.is_shared:
                 tasks.create_task(self._keep_previews(), name="previews for other nodes")
+            if self._store.is_shared:
+                tasks.create_task(self._count_all(), name="progress of other nodes")
+
+    async def _count_all(self) -> None:
+        """Count what other nodes have done of the jobs that are reported here."""
+        while True:
+            await asyncio.sleep(COUNT_S)
+            with suppress(StoreError):
+                for prompt_id, reporter in list(self._reporters.items()):
+                    progress = reporter.progress
+                    progress.count_done(await self._store.done_frames(prompt_id, progress.running))
 
     async def _keep_previews(self) -> None:
         """Keep previews where other nodes find them, and only then have them told."""

@@ -56,7 +56,8 @@ class Child:
         self._drain: asyncio.Task[Any] | None = None
         self.url = ""
 
-    async def start(self) -> Self:
+    async def _spawn(self) -> asyncio.StreamReader:
+        """Start the process; returns what it prints."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", *self._command),
@@ -66,12 +67,20 @@ class Child:
                 cwd=self._cwd,
             )
         assert self._process.stdout is not None
+        return self._process.stdout
+
+    async def begin(self) -> asyncio.Task[bytes]:
+        """Start the process, which may never listen; returns all that it prints, once it has ended."""
+        return asyncio.create_task((await self._spawn()).read())
+
+    async def start(self) -> Self:
+        printed = await self._spawn()
         async with asyncio.timeout(WAIT_S):
-            line = await self._process.stdout.readline()
+            line = await printed.readline()
         found = LISTENING.search(line)
         assert found, f"{self._command} printed {line!r}; its log: {self.log()}"
         self.url = found[1].decode()
-        self._drain = asyncio.create_task(self._process.stdout.read())
+        self._drain = asyncio.create_task(printed.read())
         return self
 
     @property

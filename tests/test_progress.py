@@ -140,6 +140,19 @@ def test_segments_that_run_at_once_add_up() -> None:
     assert report.fps == pytest.approx(4 * FRAMES / JOB_S, rel=0.01)
 
 
+def test_what_is_done_elsewhere_counts_and_nothing_counts_twice() -> None:
+    progress = JobProgress(3 * FRAMES, 0, 0.0, 0.0)
+    progress.begin(0, FRAMES, FIRST_GUESS, 0.0)
+    progress.count_done(FRAMES)
+    assert progress.running == {0}
+    assert 33 < progress.report(1.0).percentage < 40
+    progress.finish(0)
+    progress.count_done(2 * FRAMES)
+    assert 66 < progress.report(2.0).percentage < 67
+    progress.count_done(FRAMES)  # as it was read before the end of the first was stored
+    assert 66 < progress.report(3.0).percentage < 67
+
+
 def test_segments_one_after_another_add_up() -> None:
     job = JobProgress(40, 0, 0.0, 0.0)
     for number in range(4):

@@ -13,7 +13,7 @@ from .keys import STOPPING
 
 def add_routes(app: web.Application) -> None:
     """Add every public route, and the objects that only handlers share."""
-    app[service.WRITE_CHECK] = service.WriteCheck()
+    service.add_questions(app)
     app[STOPPING] = asyncio.Event()
     app.on_shutdown.append(_stop)
     app.add_routes(

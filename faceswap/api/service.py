@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from aiohttp import web
 
@@ -13,6 +13,8 @@ from .. import __version__
 from ..jobs import JobState
 from ..store import Store, StoreError
 from .keys import ENGINE, FEED, FILES, HUB, NODE, SCHEDULER, SETTINGS, STORE
+
+T = TypeVar("T")
 
 WEB = Path(__file__).parent.parent / "web"
 WEB_FILES: Mapping[str, str] = {"app.js": "text/javascript", "style.css": "text/css"}
@@ -71,15 +73,6 @@ def _nodes(app: web.Application) -> dict[str, Any]:
     return {"node": node.name, "nodes": node.describe(), "leases": node.describe_leases()}
 
 
-async def _counts(app: web.Application) -> Mapping[str, int]:
-    """Return the numbers of queued and of processing jobs; nothing when the database cannot be asked."""
-    try:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
-            return await app[STORE].counts()
-    except (StoreError, TimeoutError):
-        return {}
-
-
 def _comfyui_status(app: web.Application) -> str:
     scheduler = app[SCHEDULER]
     if scheduler.has_engine_elsewhere or any(backend.healthy for backend in scheduler.backends):
@@ -94,35 +87,52 @@ def _workflow_status(app: web.Application) -> str:
     return "invalid" if told and all(told) else "valid"
 
 
-class WriteCheck:
-    """A check that the database can be written; one try serves all requests that ask meanwhile."""
+class Question(Generic[T]):
+    """A question to the database, which may be slow; one try serves all requests that ask meanwhile."""
 
-    def __init__(self) -> None:
-        self._trying: asyncio.Task[bool] | None = None
+    def __init__(self, ask: Callable[[Store], Coroutine[Any, Any, T]], otherwise: T) -> None:
+        self._ask = ask
+        self._otherwise = otherwise
+        self._trying: asyncio.Task[T] | None = None
 
-    async def passes(self, store: Store) -> bool:
-        """Return the result, or False when the try takes too long; the next request waits for the same try again."""
+    async def answer(self, store: Store) -> T:
+        """Return the answer, or `otherwise` where there is none in time; the next request waits for the same try."""
         if self._trying is None or self._trying.done():
-            self._trying = asyncio.create_task(_is_writable(store), name="write check")
+            self._trying = asyncio.create_task(self._try(store), name="question to the database")
         await asyncio.wait({self._trying}, timeout=CHECK_TIMEOUT_S)
-        return self._trying.done() and self._trying.result()
+        return self._trying.result() if self._trying.done() else self._otherwise
 
-
-WRITE_CHECK = web.AppKey("write_check", WriteCheck)
+    async def _try(self, store: Store) -> T:
+        try:
+            return await self._ask(store)
+        except StoreError:
+            return self._otherwise
 
 
 async def _is_writable(store: Store) -> bool:
-    try:
-        await store.check_writable()
-    except StoreError:
-        return False
+    await store.check_writable()
     return True
+
+
+async def _count(store: Store) -> Mapping[str, int]:
+    return await store.counts()
+
+
+NO_COUNTS: Mapping[str, int] = {}
+WRITABLE: web.AppKey[Question[bool]] = web.AppKey("writable")
+COUNTS: web.AppKey[Question[Mapping[str, int]]] = web.AppKey("counts")
+
+
+def add_questions(app: web.Application) -> None:
+    """Make ready what `/readyz` and `/health` ask the database."""
+    app[WRITABLE] = Question(_is_writable, otherwise=False)
+    app[COUNTS] = Question(_count, otherwise=NO_COUNTS)
 
 
 async def _checks(app: web.Application) -> tuple[dict[str, bool], Mapping[str, int]]:
     """Return what `/readyz` looks at, and the numbers of jobs."""
     settings, scheduler, files, feed = app[SETTINGS], app[SCHEDULER], app[FILES], app[FEED]
-    writable, counts = await asyncio.gather(app[WRITE_CHECK].passes(app[STORE]), _counts(app))
+    writable, counts = await asyncio.gather(app[WRITABLE].answer(app[STORE]), app[COUNTS].answer(app[STORE]))
     ready_here = any(backend.healthy and not backend.problems for backend in scheduler.backends)
     checks = {
         "database": writable,

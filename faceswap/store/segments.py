@@ -323,6 +323,16 @@ class Segments(Jobs):
         sql = f"SELECT {SEGMENT_COLUMNS} FROM segment WHERE state = 'submitted'"
         return [segment_of(row) for row in await self._read(sql)]
 
+    async def done_frames(self, prompt_id: str, but_for: Iterable[int]) -> int:
+        """Return the frames of a job's finished segments but for those with some numbers."""
+        rows = await self._read(
+            "SELECT coalesce(sum(frame_count), 0) FROM segment WHERE prompt_id = ? AND state = 'done'"
+            f" AND CAST(number AS TEXT) NOT IN ({self._dialect.values})",
+            prompt_id,
+            json.dumps([str(number) for number in but_for]),
+        )
+        return int(rows[0][0])
+
     async def is_submitted(self, prompt_id: str) -> bool:
         """Return whether any backend may know a segment of a job."""
         sql = "SELECT 1 FROM segment WHERE prompt_id = ? AND state = 'submitted' LIMIT 1"
