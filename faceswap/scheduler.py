@@ -135,7 +135,8 @@ class Scheduler:
     async def erase(self, job: Job) -> None:
         """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it.
 
-        Raises `Unavailable` where another node has not let go of it yet: it is erased as soon as that has.
+        Raises `Unavailable` where another node has not let go of it yet: it is erased as soon as that has. So too where
+        this one stops meanwhile.
         """
         if not self._store.is_shared:
             await self._begin_erasure(job)
@@ -150,6 +151,9 @@ class Scheduler:
         if not done:
             message = "The job is still being stopped; it is erased as soon as it is."
             raise Unavailable(message, code="still_stopping", retry_after=10)
+        if task.cancelled():
+            raise Unavailable("The service is stopping; delete the job again.", code="stopping", retry_after=10)
+        task.result()
 
     async def _erase_among_nodes(self, job: Job) -> None:
         """Erase a job once no node works on it; the bound of that is theirs. Try again what may pass by itself."""
@@ -209,13 +213,16 @@ class Scheduler:
         """Take up what nodes that are gone have left: work at their own backends, and joins."""
         await asyncio.sleep(START_TIMES * self._timeouts.node_gone_s)
         while True:
-            with suppress(StoreError):
+            try:
                 if self._node.is_sure:
                     await requeue_orphans(self._store, self._node, self.backends, self._timeouts.lease_s)
                 self._finish_unfinished(await self._store.unfinished())
                 unended = await self._store.unended()
                 for prompt_id in self._progress_reporter.prompt_ids - unended - self._attempts.keys():
                     self._forget(prompt_id)
+            except StoreError as error:  # the heartbeat tells of a database that is away
+                if not error.transient:
+                    raise
             await asyncio.sleep(TAKE_UP_S)
 
     async def _run_backend(self, backend: Backend) -> None:
@@ -321,6 +328,8 @@ class Scheduler:
         ours = self._held.get(backend)
         if ours is None or ours.held.ending or ours.held.lease.epoch != segment.epoch:
             return
+        if any(_key(prompt.segment) == _key(segment) for prompt in self._attempts.get(segment.prompt_id, ())):
+            return  # a look at the database has found it before the claim was answered
         log.info(
             "job %s: frames %d to %d %s %s, attempt %d",
             segment.prompt_id,
@@ -456,9 +465,14 @@ class Scheduler:
                 async with asyncio.timeout(LOOK_S):
                     await self._look_wanted.wait()
             self._look_wanted.clear()
-            with suppress(StoreError, OSError):
+            try:
                 await self._compare_attempts()
                 await self._delete_erased()
+            except OSError as error:
+                log.warning("what is left here of jobs that other nodes erased cannot be deleted yet: %s", error)
+            except StoreError as error:  # the heartbeat tells of a database that is away
+                if not error.transient:
+                    raise
             self._give_back_surplus()
 
     async def _compare_attempts(self) -> None:

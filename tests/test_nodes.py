@@ -21,9 +21,11 @@ from system.tcp_proxy import TcpProxy
 from waiting import eventually, until
 
 from faceswap import app
+from faceswap.api import keys
 from faceswap.config import ConfigError
 from faceswap.files import FilesUnavailable
 from faceswap.janitor import Janitor
+from faceswap.jobs import Segment
 from faceswap.node import Node
 from faceswap.store import Store, StoreError
 
@@ -104,6 +106,32 @@ async def test_a_cancel_that_no_note_tells_of_is_found(
         await two.call("POST", f"/jobs/{prompt_id}/cancel", 202)
         assert (await two.ended(prompt_id))["status"] == "CANCELLED"
         await until(lambda: not engine.running)
+
+
+async def test_a_claim_whose_answer_comes_late_is_begun_once(
+    nodes: Nodes, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = Store.claim
+    async with EngineRig(tmp_path / "engine", paint=True) as engine, nodes.node("one", engine) as one:
+        answered = asyncio.Event()
+
+        async def claim_late(store: Store, *arguments: Any, **named: Any) -> Segment | None:
+            segment = await claim(store, *arguments, **named)
+            if segment is not None:
+                await until(lambda: one.in_flight)  # a look at the database has found it
+                answered.set()
+            return segment
+
+        monkeypatch.setattr(Store, "claim", claim_late)
+        engine.hold()
+        prompt_id = await one.post(clip)
+        await answered.wait()
+        await until(lambda: engine.running)
+        attempts = one.client.app[keys.SCHEDULER]._attempts
+        assert len(attempts[prompt_id]) == 1
+        engine.release()
+        status = await one.ended(prompt_id)
+        assert (status["status"], status["attempts"], engine.submissions) == ("SUCCESS", 1, 1)
 
 
 async def test_a_running_job_is_erased_at_a_node_that_does_not_run_it(nodes: Nodes, clip: Path, tmp_path: Path) -> None:
