@@ -44,12 +44,11 @@ def node_name(settings: Settings) -> str:
     if settings.node:
         return settings.node
     file = settings.data_dir / NAME_FILE
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
+    name = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    if not name:  # it is empty after a power cut at the first start
         name = _new_name()
         _write_name(file, name)
-        return name
+    return name
 
 
 def _new_name() -> str:
@@ -73,7 +72,7 @@ class Node:
         """`gone_s`: the seconds without a sign of a node after which it does not count any more."""
         self.name = name
         self.leases: Sequence[LeaseRow] = ()
-        """The leases of all nodes, as they were at the last heartbeat."""
+        """The leases that nodes hold, as they were at the last heartbeat."""
         self.held: frozenset[str] = frozenset()
         """The names of the backends that this node holds."""
         self._store = store
