@@ -128,11 +128,12 @@ class ProgressReporter:
         assert image is not None
         try:
             await self._files.put_preview(prompt_id, image)
+            reporter.preview_is_new = True
         except OSError as error:
             log.info("job %s: a preview could not be kept: %s", prompt_id, error)
-            return
-        if self._reporters.get(prompt_id) is reporter:
-            reporter.preview_is_new = True
+        if self._reporters.get(prompt_id) is not reporter:  # its job has ended, and may have been erased, meanwhile
+            with suppress(OSError):  # it goes later then
+                await self._files.delete_preview(prompt_id)
 
     async def _report_regularly(self) -> None:
         while True:

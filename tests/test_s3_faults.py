@@ -154,7 +154,8 @@ async def test_a_server_that_is_silent_is_waited_for_no_longer_than_the_bound(pl
     for request in (files.keep_segment(a_segment("job")), files.preview("job"), files.mark_erasure("job")):
         with pytest.raises(FilesUnavailable):
             await request
-    await files.put_preview("job", b"missed")
+    with pytest.raises(TimeoutError):
+        await files.put_preview("job", b"missed")
     way.heal()
     await files.keep_segment(a_segment("job"))
     assert await files.is_available()

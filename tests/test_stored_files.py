@@ -25,6 +25,7 @@ from faceswap.files import shared as shared_module
 from faceswap.intake.files import FileSink, Room, new_input_folder
 from faceswap.janitor import Janitor
 from faceswap.jobs import Inputs, Job, Segment
+from faceswap.progress_reporter import ProgressReporter
 from faceswap.store import LOCAL_HOLDER, Store, join_lease
 
 MIB = 2**20
@@ -203,6 +204,45 @@ async def test_a_preview_is_seen_at_every_node(shared: Place) -> None:
         assert await other.preview("job") == image
     await other.delete_inputs("job")
     assert await one.preview("job") is None
+
+
+async def test_a_preview_that_is_stored_after_its_job_was_erased_does_not_stay(
+    shared: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = await shared.started()
+    storing, erased = asyncio.Event(), asyncio.Event()
+    put = files.put_preview
+
+    async def put_late(prompt_id: str, image: bytes) -> None:
+        storing.set()
+        await erased.wait()
+        await files.make_scratch(prompt_id)
+        await put(prompt_id, image)
+
+    monkeypatch.setattr(files, "put_preview", put_late)
+    async with opened(tmp_path / "db.sqlite") as store:
+        job = await create(store)
+        before = shared.stored()
+        reporter = ProgressReporter(store, files)
+        reporter.progress(job)
+        reporter.take_preview(job.prompt_id, b"a face")
+        running = asyncio.create_task(reporter.run())
+        await storing.wait()
+        reporter.close(job.prompt_id)
+        await files.delete_inputs(job.prompt_id)
+        erased.set()
+        deleted = asyncio.Event()
+        delete = files.delete_preview
+
+        async def delete_and_tell(prompt_id: str) -> None:
+            await delete(prompt_id)
+            deleted.set()
+
+        monkeypatch.setattr(files, "delete_preview", delete_and_tell)
+        await until(deleted.is_set)
+        assert shared.stored() == before
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_erased_is_everything_under_a_job(place: Place) -> None:

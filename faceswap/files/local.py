@@ -261,7 +261,10 @@ class Files:
         return [self.finished_segment(segment) for segment in segments]
 
     async def put_preview(self, prompt_id: str, image: bytes) -> None:
-        """Keep the newest preview of a job where other nodes find it; one may be missed."""
+        """Keep the newest preview of a job where other nodes find it. Raises `OSError`."""
+
+    async def delete_preview(self, prompt_id: str) -> None:
+        """Delete the preview of a job that has ended. Raises `OSError`."""
 
     async def preview(self, prompt_id: str) -> bytes | None:
         """Return the newest preview of a job that runs at another node; None when there is none."""

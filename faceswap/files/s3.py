@@ -287,10 +287,13 @@ class S3Files(SharedFiles):
         return paths
 
     async def put_preview(self, prompt_id: str, image: bytes) -> None:
-        """Keep the newest preview of a job where other nodes find it; one may be missed."""
-        with suppress(OSError):  # TimeoutError is one
-            async with asyncio.timeout(PREVIEW_S):
-                await self._objects.put(_preview(prompt_id), image)
+        """Keep the newest preview of a job where other nodes find it. Raises `OSError`."""
+        async with asyncio.timeout(PREVIEW_S):
+            await self._objects.put(_preview(prompt_id), image)
+
+    async def delete_preview(self, prompt_id: str) -> None:
+        """Delete the preview of a job that has ended. Raises `OSError`; it goes later then."""
+        await self._delete(_preview(prompt_id))
 
     async def preview(self, prompt_id: str) -> bytes | None:
         """Return the newest preview of a job that runs at another node; None when there is none. Raises `OSError`."""

@@ -112,12 +112,16 @@ class SharedFolder(SharedFiles):
 
     @in_thread
     def put_preview(self, prompt_id: str, image: bytes) -> None:
-        """Keep the newest preview of a job where other nodes find it; one may be missed."""
+        """Keep the newest preview of a job where other nodes find it. Raises `OSError`."""
         path = self._preview(prompt_id)
-        with suppress(OSError):
-            partial = path.with_name(f".preview-{self._node}")
-            partial.write_bytes(image)
-            partial.replace(path)
+        partial = path.with_name(f".preview-{self._node}")
+        partial.write_bytes(image)
+        partial.replace(path)
+
+    @in_thread
+    def delete_preview(self, prompt_id: str) -> None:
+        """Delete the preview of a job that has ended."""
+        self._preview(prompt_id).unlink(missing_ok=True)
 
     @in_thread
     def preview(self, prompt_id: str) -> bytes | None:
