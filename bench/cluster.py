@@ -12,6 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -140,9 +141,13 @@ async def a_second(where: str, task: str, nodes: int) -> float:
     """Return what these nodes, each a process, do in a second together."""
     store = await open_store(where)
     names = [f"node{number}" for number in range(nodes)]
-    wanted = [(None, CLAIMS)] if task == "claims" else [(name, AT_ONCE) for name in names]
-    for owner, count in wanted:
-        await asyncio.gather(*(store.create(new_job(owner=owner), QUEUE_LIMIT) for _ in range(count)))
+    owners = [None] * CLAIMS if task == "claims" else names * AT_ONCE
+
+    async def create_every(first: int) -> None:
+        for owner in owners[first::AT_ONCE]:
+            await store.create(new_job(owner=owner, output_name=str(uuid.uuid4())), QUEUE_LIMIT)
+
+    await asyncio.gather(*(create_every(first) for first in range(AT_ONCE)))
     async with AsyncExitStack() as stack:
         children = [
             await stack.enter_async_context(process(f"work({where!r}, {name!r}, {task!r})", NODES=str(nodes)))

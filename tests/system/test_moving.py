@@ -35,5 +35,5 @@ async def test_what_sqlite_and_a_folder_hold_goes_on_in_postgresql_and_a_shared_
             async with Service(tmp_path / "node", engine.url, database_url=url, files_url=shared) as node:
                 api = api_of(node)
                 assert (await api.get(done["result"])).body == result
-                assert {**await api.status(done["prompt_id"])} == done
+                assert await api.status(done["prompt_id"]) == done
                 assert (await api.done(running))["attempts"] == 1
