@@ -23,7 +23,6 @@ from collections.abc import Coroutine, Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from random import SystemRandom
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -73,7 +72,9 @@ class Server:
         self._data = folder / "data"
         self._user: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        with closing(socket.socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = int(free.getsockname()[1])
         if os.geteuid() == 0:
             user = pwd.getpwnam(UNPRIVILEGED)
             self._user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
@@ -148,15 +149,6 @@ class Server:
         """Stop it for good, and leave nothing of it."""
         self.stop()
         self._keeper.communicate()
-
-
-def _free_port() -> int:
-    """Return a port nobody listens on, below those that connections get: it can be taken again after a stop."""
-    while True:
-        port = SystemRandom().randrange(20_000, 32_000)
-        with closing(socket.socket()) as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 def start_server(password: str = "") -> Server:

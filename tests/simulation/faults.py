@@ -96,7 +96,7 @@ class Faults:
     # Nodes.
 
     def _strike(self, node: Node, machine: Machine, action: Callable[[], None]) -> None:
-        """Do something to a machine between two callbacks: some time soon, or soon after it moves a segment."""
+        """Do something to a machine between two callbacks: some time soon, or soon after one of its moves."""
         steps = self._random.randrange(self._random.choice((10, 100, 1000)))
         if self._random.random() < 0.5:
             machine.light_fuse(steps, action)
@@ -146,10 +146,10 @@ class Faults:
         """Kill a node that nobody starts again, where others can do its work."""
         world = self._world
         node = self._random.choice(world.nodes)
-        left = {other for other in world.nodes if other is not node and not other.gone}
+        left = {other for other in world.nodes if other is not node and other.gone_at is None}
         if node.machine is not None and any(left.intersection(comfy.named_by) for comfy in world.comfies):
             world.note(f"{node.name} is gone for good")
-            node.gone = True
+            node.gone_at = world.scheduler.now
             node.kill()
 
     def freeze(self) -> None:
@@ -191,7 +191,7 @@ class Faults:
         self._for_a_while(self._random.choice((1.0, 15.0)), lambda: setattr(self._world, "disk_full", False))
 
     def _start(self, node: Node) -> None:
-        if node.machine is None and not node.gone:
+        if node.machine is None and node.gone_at is None:
             node.start()
 
     # ComfyUIs.

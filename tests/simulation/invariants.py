@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from faceswap.jobs import SUPERSEDED_EVENTS, TERMINAL, TRANSITIONS, Event, JobState, SegmentState
 
+from .loop import WALL_S
+
 if TYPE_CHECKING:
     from .comfyui import ComfyUI, Prompt
     from .node import Node
@@ -37,6 +39,9 @@ CREATE TRIGGER number_taken AFTER UPDATE OF last_seq ON job BEGIN
 CREATE TRIGGER cancel_asked AFTER UPDATE OF cancel_requested ON job
   WHEN NOT OLD.cancel_requested AND NEW.cancel_requested BEGIN
   INSERT INTO move (kind, name) VALUES ('cancel', NEW.prompt_id); END;
+CREATE TRIGGER files_given_up AFTER UPDATE OF inputs_erased, result_erased ON job
+  WHEN NEW.inputs_erased + NEW.result_erased > OLD.inputs_erased + OLD.result_erased BEGIN
+  INSERT INTO move (kind, name) VALUES ('erased', NEW.prompt_id); END;
 CREATE TRIGGER event_made AFTER INSERT ON event BEGIN
   INSERT INTO move (kind, name, number, now) VALUES ('event', NEW.prompt_id, NEW.seq, NEW.type); END;
 CREATE TRIGGER segment_moved AFTER UPDATE ON segment
@@ -166,6 +171,8 @@ class Invariants:
                     self._events[name][number] = (now, self._world.scheduler.now)
                 case "cancel" if self._is_calm:
                     self._world.environment.call_later(CANCEL_S, self._check_stopped, name, self._at_work(name))
+                case "erased" if self._world.is_shared:  # no time to live is as short as a simulation
+                    self._check(name in self.unwanted, f"{node.name} erases files of {name} too early")
                 case "number":
                     self._check(int(now) > int(was), f"last_seq of {name} goes from {was} to {now}")
                 case "abandoned":
@@ -196,7 +203,7 @@ class Invariants:
             self._check(explained, f"{prompt_id} failed with {details['code']}")
             if details["code"] == "engine_unreachable":
                 holds = [name for name, lease in self.leases.items() if lease.holder == node.holder]
-                knows = any(name.startswith("backend:") for name in holds)
+                knows = any(name.startswith("engines" if self._world.is_shared else "backend:") for name in holds)
                 self._check(knows, f"{node.name} ends {prompt_id} for want of an engine and may ask none")
 
     def _check_result(self, prompt_id: str, details: dict[str, Any]) -> None:
@@ -223,9 +230,7 @@ class Invariants:
     def _segment_moved(
         self, node: Node, prompt_id: str, number: int, was: str, now: str, details: dict[str, Any]
     ) -> None:
-        if node.on_move is not None:
-            node.on_move()
-            node.on_move = None
+        node.moved()
         name = f"segment {number} of {prompt_id}"
         before, after = SegmentState(was), SegmentState(now)
         self._check(after in SEGMENT_MOVES[before], f"{name} goes from {was} to {now}")
@@ -240,6 +245,8 @@ class Invariants:
 
     def _lease_moved(self, node: Node, name: str, holder: str, details: dict[str, Any], now: int) -> None:
         lease = self.leases.get(name)
+        if lease is None or lease.epoch != details["epoch"]:
+            node.moved()
         after = LeaseState(holder, details["epoch"], details["expires_at"])
         if lease is not None:
             self._check(after.epoch >= lease.epoch, f"the epoch of {name} goes from {lease.epoch} to {after.epoch}")
@@ -404,6 +411,15 @@ class Invariants:
             self._check(watcher.ended, f"a watcher of {watcher.prompt_id} at {watcher.node} still waits")
         for node in self._world.nodes:
             self._check(node.is_idle, f"{node.name} still has {node.work}")
+        for node in self._world.nodes:
+            if node.gone_at is not None:
+                end_ms = (WALL_S + node.gone_at + self._world.timeouts.lease_s) * 1000
+                late = [
+                    name
+                    for name, lease in self.leases.items()
+                    if lease.holder == node.holder and lease.expires_at > end_ms
+                ]
+                self._check(not late, f"{node.name} is gone and still holds {late}")
         for comfy in self._world.comfies:
             self._check(self._is_held(comfy), f"{comfy.name} is held by {self.leases.get(f'backend:{comfy.name}')}")
         for comfy in self._world.comfies:
@@ -416,7 +432,7 @@ class Invariants:
 
     def _interrupted_uploads(self) -> set[str]:
         """Return the uploads that are left to the next start: of nodes that are gone, or perhaps of a job."""
-        gone = {node.holder for node in self._world.nodes if node.gone}
+        gone = {node.holder for node in self._world.nodes if node.gone_at is not None}
         marked = self._world.marked_uploads()
         return {id_ for id_, node in marked.items() if node in gone or id_ in self.uncertain}
 

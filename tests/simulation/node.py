@@ -44,7 +44,7 @@ class WatchedHub(Hub):
 
 
 class Node:
-    """A node of the service, started again after each crash. `gone` once it is never started again."""
+    """A node of the service, started again after each crash. `gone_at`: the time from which on it is not any more."""
 
     def __init__(self, world: World, name: str, rate: float) -> None:
         self.world = world
@@ -52,12 +52,12 @@ class Node:
         self.machine: Machine | None = None
         self.ready = False
         self.stopping = False
-        self.gone = False
+        self.gone_at: float | None = None
         self.way = Way(world)
         self.last_published: dict[str, int] = {}
         self.clock_s = 0.0
         self.on_move: Callable[[], None] | None = None
-        """Called at the next move of a segment that it commits."""
+        """Called when it commits the next move of a segment, or has taken a lease."""
         self._started_at = self._started_ms = 0
         self._rate = rate
         self._main: asyncio.Task[None] | None = None
@@ -76,6 +76,12 @@ class Node:
     def monotonic_ms(self) -> int:
         """Return the time by which leases end: as it was when it started, and what has passed since."""
         return self.world.wall_ms if self.world.is_shared else self._started_ms + self.world.wall_ms - self._started_at
+
+    def moved(self) -> None:
+        """Take note of a move that is a good moment for something to go wrong."""
+        if self.on_move is not None:
+            self.on_move()
+            self.on_move = None
 
     @property
     def work(self) -> str:

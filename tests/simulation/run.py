@@ -99,13 +99,15 @@ def replay(seed: int, nodes: int | None) -> int:
     return int(found.violation is not None)
 
 
-def find(bug: Mutation, jobs: int) -> str | None:
+def find(bug: Mutation, jobs: int, nodes: int | None) -> str | None:
     """Return what the first seed that finds a bug tells, None when none does."""
     with tempfile.TemporaryDirectory(prefix="faceswap-bug-") as folder:
         root = Path(folder, "tree")
         shutil.copytree(ROOT, root, ignore=NOT_COPIED)
         bug.apply(root)
         command = [sys.executable, "-m", "simulation.run", "--seeds", str(MOST_SEEDS_FOR_A_BUG), "--jobs", str(jobs)]
+        if nodes is not None:
+            command += ["--nodes", str(nodes)]
         environ = {**os.environ, "PYTHONPATH": str(root)}
         ended = subprocess.run(command, cwd=root / "tests", env=environ, capture_output=True, text=True, check=False)
         if ended.returncode not in (0, 1):
@@ -135,7 +137,7 @@ def main() -> int:
         missed = 0
         for bug in bugs():
             if not arguments.bugs or any(word in bug.breaks for word in arguments.bugs):
-                found = find(bug, arguments.jobs)
+                found = find(bug, arguments.jobs, arguments.nodes)
                 missed += found is None
                 print(f"{bug.breaks}: {found or 'NOT FOUND'}", flush=True)
         return int(missed > 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,6 +12,15 @@ from pathlib import Path
 import postgres
 from processes import Engine, Service
 from talk import Api
+
+SCALING = (Path(__file__).parents[2] / "docs" / "scaling.md").read_text(encoding="utf-8")
+
+
+def copying() -> str:
+    """Return the commands that copy the files."""
+    found = re.search(r"```sh\n(\s+cp -a .*?)```", SCALING, re.DOTALL)
+    assert found
+    return found[1]
 
 
 async def test_what_sqlite_and_a_folder_hold_goes_on_in_postgresql_and_a_shared_folder(
@@ -28,9 +38,10 @@ async def test_what_sqlite_and_a_folder_hold_goes_on_in_postgresql_and_a_shared_
                 running = await api.submit()
                 await api.until(running, "PROCESSING")
                 await service.stop()
+            environment = {**os.environ, "FACESWAP_DATABASE_URL": url, "DATA": str(data), "SHARED": str(shared)}
             migrate = [sys.executable, "-m", "faceswap", "migrate", "--from", f"sqlite:{data / 'faceswap.db'}"]
-            environment = {**os.environ, "FACESWAP_DATABASE_URL": url}
-            subprocess.run([*migrate, "--files", shared], check=True, env=environment)
+            subprocess.run(migrate, check=True, env=environment)
+            subprocess.run(["bash", "-euc", copying()], check=True, env=environment)
             engine.release()
             async with Service(tmp_path / "node", engine.url, database_url=url, files_url=shared) as node:
                 api = api_of(node)
