@@ -143,6 +143,19 @@ async def test_segments_that_one_node_made_are_joined_at_another(place: Place) -
     assert not [name for name in place.stored() if "job" in name]
 
 
+@pytest.mark.parametrize("shared", KINDS, indirect=True)
+async def test_a_segment_whose_storing_is_cut_off_is_not_there_at_all(shared: Place) -> None:
+    files = await shared.started()
+    await files.make_scratch("job")
+    files.segment(a_segment("job")).write_bytes(os.urandom(100 * MIB))
+    keeping = asyncio.create_task(files.keep_segment(a_segment("job")))
+    await until(shared.unfinished)
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    assert keeping.cancelled()
+    await until(lambda: shared.stored() == [] and shared.unfinished() == [])
+
+
 async def keep(files: Files, prompt_id: str, epoch: int, content: bytes) -> str:
     """Keep a joined video as a job's result; return its digest."""
     await files.make_scratch(prompt_id)

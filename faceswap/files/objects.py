@@ -31,7 +31,7 @@ READS_AHEAD = 2
 """Ranges of one object that are read at the same time."""
 PAGE = 1000
 """Keys in a page of a listing."""
-CONNECT_S, REQUEST_S = 3.0, 60.0
+CONNECT_S, REQUEST_S = 3.0, 30.0
 """The longest that a connection, and a request with its body, may take."""
 RETRIES, RETRY_S = 3, 10.0
 """The most repetitions of a request, and the time after which no more begin."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import random
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from processes import Engine, Service, eventually, files_in
+from processes import Engine, Service, dead_url, eventually, files_in
 from s3_servers import S3Server, s3_server
 from system.s3_proxy import S3Proxy
 from talk import Api, assert_problem
@@ -37,6 +38,10 @@ MIB = 2**20
 LARGE = 160 * MIB
 HELD = 96 * MIB
 """The most memory that a transfer of a `LARGE` file may take: what it holds is bounded, whatever its size."""
+
+
+ON_DISK = pytest.mark.parametrize("server", ["nanio"], indirect=True)
+"""For tests that take long: moto's server keeps all in memory."""
 
 
 def stored(server: S3Server, bucket: str) -> list[str]:
@@ -102,6 +107,7 @@ async def test_a_result_that_is_gone_from_the_bucket_is_410(api: Api, server: S3
     assert_problem(await api.get(status["result"]), 410, "result_expired")
 
 
+@ON_DISK
 async def test_a_large_upload_is_bounded_in_memory_and_leaves_nothing(
     api: Api, service: Service, server: S3Server, bucket: str
 ) -> None:
@@ -119,6 +125,7 @@ def peak_memory(pid: int) -> int:
     return int(found[1]) * 1024
 
 
+@ON_DISK
 async def test_a_large_result_is_read_no_faster_than_it_is_taken(
     api: Api, service: Service, server: S3Server, bucket: str
 ) -> None:
@@ -192,6 +199,7 @@ async def test_while_s3_is_away_jobs_wait_and_nothing_is_taken_in(
             assert (await api.get("/readyz")).json["checks"]["files"] is True
 
 
+@ON_DISK
 async def test_with_the_embedded_engine_a_face_is_swapped(tmp_path: Path, server: S3Server) -> None:
     bucket = server.new_bucket()
     source, result_file = tmp_path / "source.mp4", tmp_path / "result.mp4"
@@ -209,17 +217,31 @@ async def test_with_the_embedded_engine_a_face_is_swapped(tmp_path: Path, server
         assert not [name for name in files_in(service.data_dir) if name.startswith("outputs/")]
 
 
-@pytest.mark.parametrize("wrong", ["bucket", "key", "address"])
+@pytest.mark.parametrize("wrong", ["bucket", "key"])
 async def test_what_is_wrong_with_s3_is_told_at_the_start(tmp_path: Path, wrong: str) -> None:
     server = s3_server("nanio")
     bucket = server.new_bucket() if wrong != "bucket" else "no-such-bucket"
-    env = dict(server.environment("http://127.0.0.1:1" if wrong == "address" else None))
+    env = dict(server.environment())
     if wrong == "key":
         env["AWS_SECRET_ACCESS_KEY"] = "another"
     service = Service(tmp_path, env=env, files_url=f"s3://{bucket}/prefix")
     with pytest.raises(AssertionError):
         await service.start()
-    assert await service.ended() == (1 if wrong == "address" else 2)
-    sentence = {"bucket": "there is no bucket", "key": "refuses the credentials", "address": "cannot be used now"}
+    assert await service.ended() == 2
+    sentence = {"bucket": "there is no bucket", "key": "refuses the credentials"}
     [line] = [line for line in service.log().splitlines() if line.startswith("faceswap:")]
     assert "FACESWAP_FILES_URL" in line and sentence[wrong] in line
+
+
+async def test_a_server_that_starts_later_is_waited_for(tmp_path: Path) -> None:
+    with S3Server("nanio") as server:
+        url, env = f"s3://{server.new_bucket()}", dict(server.environment())
+        server.stop()
+        service = Service(tmp_path, dead_url(), env=env, files_url=url)
+        log, starting = tmp_path / "service.log", asyncio.create_task(service.start())
+        try:
+            await until(lambda: log.exists() and "trying again until they can" in log.read_text())
+        finally:
+            server.start()
+            await starting
+            assert await service.stop() == 0
