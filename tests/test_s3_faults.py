@@ -175,7 +175,7 @@ async def test_a_server_that_is_slow_does_its_work(place: Place, way: TcpProxy) 
 
 async def test_while_s3_takes_nothing_an_upload_holds_no_more_than_its_bound(place: Place, way: TcpProxy) -> None:
     files = await place.started()
-    upload = files._objects.upload("large")  # type: ignore[attr-defined]
+    upload = files._objects.upload("large", 200 * MIB)  # type: ignore[attr-defined]
     way.hold()
     written = 0
 
@@ -195,7 +195,7 @@ async def test_while_s3_takes_nothing_an_upload_holds_no_more_than_its_bound(pla
 
 async def test_an_upload_that_is_unknown_at_its_end_is_to_be_begun_again(place: Place, server: S3Server) -> None:
     files = await place.started()
-    upload = files._objects.upload("large")  # type: ignore[attr-defined]
+    upload = files._objects.upload("large", 200 * MIB)  # type: ignore[attr-defined]
     for _ in range(12):
         await upload.write(bytes(MIB))
     await until(place.unfinished)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
@@ -51,13 +52,12 @@ class StoredObject(NamedTuple):
 class Objects:
     """The objects below a prefix of a bucket. Keys are relative to it. All methods raise `OSError`."""
 
-    def __init__(self, url: str, largest_bytes: int) -> None:
-        """`url` is `s3://bucket/prefix`; no object is larger than `largest_bytes`. Raises `FilesRefused`.
+    def __init__(self, url: str) -> None:
+        """`url` is `s3://bucket/prefix`. Raises `FilesRefused`.
 
         Credentials, region and endpoint are those of the environment's `AWS_…` variables.
         """
         self.url = url
-        self._part_bytes = max(SMALLEST_PART_BYTES, -(-largest_bytes // MOST_PARTS))
         try:
             self._store = S3Store.from_url(
                 url,
@@ -80,14 +80,15 @@ class Objects:
         with self._storing():
             await obstore.put_async(self._store, key, data, use_multipart=False)
 
-    def upload(self, key: str, attributes: Mapping[str, str] | None = None) -> Upload:
-        """Return an upload of an object of any size."""
-        return Upload(self, key, dict(attributes or {}))
+    def upload(self, key: str, most_bytes: int, attributes: Mapping[str, str] | None = None) -> Upload:
+        """Return an upload of an object of at most `most_bytes` bytes."""
+        part_bytes = max(SMALLEST_PART_BYTES, -(-most_bytes // MOST_PARTS))
+        return Upload(self, key, part_bytes, dict(attributes or {}))
 
     async def put_file(self, key: str, path: Path, attributes: Mapping[str, str] | None = None) -> None:
         """Store a file as an object: all of it or nothing."""
-        upload = self.upload(key, attributes)
-        file = await asyncio.to_thread(path.open, "rb")
+        file, size = await asyncio.to_thread(_open, path)
+        upload = self.upload(key, size, attributes)
         try:
             while piece := await asyncio.to_thread(_read_piece, file):
                 await upload.write(piece)
@@ -202,9 +203,10 @@ class Upload:
     that was under way could be carried out after what came next.
     """
 
-    def __init__(self, objects: Objects, key: str, attributes: dict[str, str]) -> None:
+    def __init__(self, objects: Objects, key: str, part_bytes: int, attributes: dict[str, str]) -> None:
         self._objects = objects
         self._key = key
+        self._part_bytes = part_bytes
         self._attributes = attributes
         self._first: list[bytes | bytearray] = []
         self._first_bytes = 0
@@ -217,7 +219,7 @@ class Upload:
         if self._sending is None:
             self._first.append(piece)
             self._first_bytes += len(piece)
-            if self._first_bytes >= self._objects._part_bytes:
+            if self._first_bytes >= self._part_bytes:
                 self._sending = asyncio.create_task(self._send_parts(), name=f"upload {self._key}")
         else:
             await self._hand_over(piece)
@@ -268,7 +270,7 @@ class Upload:
                 self._key,
                 self._all_pieces(),
                 attributes=self._attributes,
-                chunk_size=self._objects._part_bytes,
+                chunk_size=self._part_bytes,
                 max_concurrency=PARTS_AT_A_TIME,
             )
 
@@ -281,6 +283,12 @@ class Upload:
             yield more
         if self._aborted:  # it makes the client abort the multipart upload
             raise FilesUnavailable("the upload was aborted")
+
+
+def _open(path: Path) -> tuple[BinaryIO, int]:
+    """Open a file; return it with its size in bytes."""
+    file = path.open("rb")
+    return file, os.fstat(file.fileno()).st_size
 
 
 def _read_piece(file: BinaryIO) -> bytes:

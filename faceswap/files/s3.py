@@ -21,8 +21,6 @@ from .writer import FileWriter, new_file
 
 log = logging.getLogger(__name__)
 
-LARGEST_RESULT_BYTES = 64 * 2**30
-"""The largest result that can be stored."""
 FETCHES = 4
 """Segments of one job that are fetched at the same time."""
 PREVIEW_S = 2.0
@@ -83,13 +81,14 @@ class ObjectResult:
 class S3Files(SharedFiles):
     """The files of jobs as objects, with copies of those at work in the scratch folders of the data directory."""
 
-    def __init__(self, data_dir: Path, url: str, node: str, largest_input_bytes: int) -> None:
-        """`url` is `s3://bucket/prefix`. Raises `ConfigError`."""
+    def __init__(self, data_dir: Path, url: str, node: str, most_input_bytes: int) -> None:
+        """`url` is `s3://bucket/prefix`; no input is larger than `most_input_bytes`. Raises `ConfigError`."""
         super().__init__(data_dir, node)
         try:
-            self._objects = Objects(url, max(largest_input_bytes, LARGEST_RESULT_BYTES))
+            self._objects = Objects(url)
         except FilesRefused as error:
             raise ConfigError(f"FACESWAP_FILES_URL={error}") from error
+        self._most_input_bytes = most_input_bytes
         self._fetching: dict[Path, asyncio.Task[None]] = {}
         self._looking: asyncio.Task[bool] | None = None
         self._to_delete: set[str] = set()
@@ -177,7 +176,8 @@ class S3Files(SharedFiles):
 
     def new_input(self, prompt_id: str, name: str) -> FileWriter:
         """Return a writer for a new file among a job's inputs, which is uploaded while it grows."""
-        return _InputWriter(self.input(prompt_id, name), self._objects.upload(_input(prompt_id, name)))
+        upload = self._objects.upload(_input(prompt_id, name), self._most_input_bytes)
+        return _InputWriter(self.input(prompt_id, name), upload)
 
     async def sync_upload(self, prompt_id: str) -> None:
         """Do nothing: the objects are stored."""

@@ -96,7 +96,7 @@ class SimulatedObjects:
         """Store an object."""
         await self._ask(lambda: self._store(key, data))
 
-    def upload(self, key: str, attributes: Mapping[str, str] | None = None) -> SimulatedUpload:
+    def upload(self, key: str, most_bytes: int, attributes: Mapping[str, str] | None = None) -> SimulatedUpload:
         """Return an upload."""
         return SimulatedUpload(self, key)
 

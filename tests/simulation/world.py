@@ -336,7 +336,7 @@ def install(world: World) -> None:
                     setattr(module, attribute, stand_in)
                     _installed.add((module, attribute))
     progress_reporter.TICK_S = TICK_S
-    s3.Objects = lambda url, largest_bytes: SimulatedObjects(world)
+    s3.Objects = lambda url: SimulatedObjects(world)
     engine_watch.LOOK_S = feed.LOOK_S = leaseholder.ASK_S = product_scheduler.LOOK_S = TICK_S
     handler = _Failures(world)
     log = logging.getLogger("faceswap")
