@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import postgres
 import pytest
 from stored_jobs import (
@@ -423,6 +424,36 @@ async def test_a_node_that_freezes_in_a_transaction_keeps_others_waiting_for_a_s
                 await tx.run("UPDATE job SET step = 'thawed'")
         assert ended.value.transient
         assert (await frozen.job(job.prompt_id)).step == "Queued"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress"),
+        asyncpg.InterfaceError("cannot perform operation: another operation is in progress"),
+    ],
+    ids=type,
+)
+async def test_a_connection_that_its_driver_is_at_a_loss_with_is_dropped(
+    url: str, store: Store, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with pytest.raises(StoreError) as lost:
+        async with store._transaction() as tx:
+            row = await tx.one("SELECT pg_backend_pid()")
+            with monkeypatch.context() as patch:
+                patch.setattr(asyncpg.Connection, "fetch", fail)
+                await tx.run("SELECT 1")
+    assert lost.value.transient
+    assert row is not None
+
+    async def gone() -> bool:
+        return sql(url, "SELECT 1 FROM pg_stat_activity WHERE pid = ?", row[0]) == []
+
+    await eventually(gone)
+    assert await store.counts()
 
 
 async def test_who_waits_for_a_connection_in_vain_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import count
 from pathlib import Path
@@ -80,22 +80,20 @@ def store_error(error: BaseException) -> StoreError:
             return StoreError(message, transient=transient, disk_full=code == _DISK_FULL)
         case TimeoutError():
             return StoreError(f"PostgreSQL did not answer within {COMMAND_TIMEOUT_S:g} s", transient=True)
-        case ssl.SSLCertVerificationError():
+        case ValueError() | ssl.SSLCertVerificationError() | asyncpg.UnsupportedClientFeatureError():
             return StoreError(message, transient=False)
-        case OSError() | asyncpg.TargetServerAttributeNotMatched():
-            return StoreError(message, transient=True)
+        case asyncpg.InterfaceError() | asyncpg.InternalClientError():
+            return StoreError(f"the connection to PostgreSQL was lost: {message}", transient=True)
         case _:
-            return StoreError(message, transient=False)
+            return StoreError(message, transient=True)
 
 
 @contextmanager
-def store_errors(is_lost: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Raise errors as what they mean to the service. `is_lost` tells that the connection is gone."""
+def store_errors() -> Iterator[None]:
+    """Raise errors as what they mean to the service."""
     try:
         yield
     except DRIVER_ERRORS as error:
-        if isinstance(error, asyncpg.InterfaceError) and is_lost():
-            raise StoreError("the connection to PostgreSQL was lost", transient=True) from error
         raise store_error(error) from error
 
 
@@ -126,8 +124,20 @@ class PostgresConnection:
         except asyncpg.InterfaceError:
             return True
 
-    def _errors(self) -> AbstractContextManager[None]:
-        return store_errors(lambda: self.is_lost)
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raise errors as what they mean to the service. A connection that its driver is at a loss with is dropped."""
+        try:
+            with store_errors():
+                yield
+        except StoreError as error:
+            if isinstance(error.__cause__, asyncpg.InterfaceError | asyncpg.InternalClientError):
+                self._drop()
+            raise
+
+    def _drop(self) -> None:
+        if not self.is_lost:
+            self.raw.terminate()
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
         """Execute a statement; returns its rows."""
@@ -163,8 +173,7 @@ class PostgresConnection:
             async with asyncio.timeout(ROLLBACK_TIMEOUT_S):
                 await self.raw.execute("ROLLBACK")
         except DRIVER_ERRORS:
-            if not self.is_lost:
-                self.raw.terminate()
+            self._drop()
 
     async def now_ms(self) -> int:
         """Return the server's time in Unix milliseconds, once for the whole transaction."""
@@ -246,7 +255,7 @@ class PostgreSQL:
         lost = asyncio.Event()
         connection.add_termination_listener(lambda _: lost.set())
         try:
-            with store_errors(connection.is_closed):
+            with store_errors():
                 await connection.add_listener(CHANNEL, lambda _connection, _pid, _channel, note: on_note(note))
                 on_listening()
                 while True:
@@ -306,7 +315,7 @@ async def migrate(connect: Callable[[], Any], migrations: Path) -> None:
     connection = await connect()
     execute = partial(connection.execute, timeout=MIGRATION_TIMEOUT_S)
     try:
-        with store_errors(connection.is_closed):
+        with store_errors():
             await execute(f"BEGIN; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
             await execute(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
             if await connection.fetchval("SELECT to_regclass('schema_version')") is None:
