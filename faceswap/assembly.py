@@ -43,7 +43,10 @@ class Assembly:
                 job = await self._store.job(prompt_id)
                 if job.state not in TERMINAL:
                     await self._join(job, lease)
-                elif job.state != JobState.SUCCESS:
+                elif job.state == JobState.SUCCESS:
+                    # It was ended by a commit that was not answered.
+                    await self._files.delete_scratch(prompt_id)
+                else:
                     # It was cancelled after its file had got its name, and before that could be stored.
                     await self._files.discard_result(prompt_id, lease.epoch, f"{job.output_name}.mp4")
                 return

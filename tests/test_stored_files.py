@@ -15,16 +15,18 @@ import pytest
 from file_places import PLACES, SHARED, Place, make_place
 from processes import files_in
 from s3_servers import KINDS
-from stored_jobs import acquire, claim, create, new_job, opened
+from stored_jobs import acquire, claim, create, new_job, opened, run_to_success
 from waiting import until
 
-from faceswap.config import ConfigError, Settings
+from faceswap.assembly import Assembly
+from faceswap.config import ConfigError, Settings, Timeouts
 from faceswap.errors import TooLarge
 from faceswap.files import ERASURE, UPLOAD, Files, open_files
 from faceswap.files import shared as shared_module
 from faceswap.intake.files import FileSink, Room, new_input_folder
 from faceswap.janitor import Janitor
 from faceswap.jobs import Inputs, Job, Segment
+from faceswap.media import MediaWorker
 from faceswap.progress_reporter import ProgressReporter
 from faceswap.store import LOCAL_HOLDER, Store, join_lease
 
@@ -206,6 +208,20 @@ async def test_results_of_former_holders_go_with_the_next(shared: Place) -> None
     sha256 = await keep(other, "job", 10, b"of the next")
     assert len([name for name in shared.stored() if name.endswith(".mp4") and "work" not in name]) == 1
     assert await content_of(one, the_job("job", sha256)) == b"of the next"
+
+
+async def test_what_a_job_needed_goes_when_its_end_was_not_answered(place: Place, tmp_path: Path) -> None:
+    files = await place.started()
+    async with opened(tmp_path / "db.sqlite") as store, MediaWorker() as media:
+        job = await run_to_success(store)
+        await files.make_scratch(job.prompt_id)
+        files.segment(a_segment(job.prompt_id)).write_bytes(b"part")
+        await files.keep_segment(a_segment(job.prompt_id))
+        lease = await acquire(store, join_lease(job.prompt_id))
+        assembly = Assembly(store, files, media, ProgressReporter(store, files), Timeouts())
+        await assembly.finish(job.prompt_id, lease)
+    assert [name for name in place.stored() if job.prompt_id in name] == []
+    assert [name for name in files_in(files.root) if job.prompt_id in name] == []
 
 
 async def test_a_preview_is_seen_at_every_node(shared: Place) -> None:

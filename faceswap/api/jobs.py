@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from contextlib import nullcontext
 
 from aiohttp import web
 
@@ -24,10 +25,10 @@ async def get_status(request: web.Request) -> web.Response:
     """Answer with a job's status; with `?wait=` once it has changed."""
     store, prompt_id = request.app[STORE], request.match_info["prompt_id"]
     wait_s = _parse_wait(request)
-    async with request.app[FEED].watch(prompt_id) as subscription:
+    async with request.app[FEED].watch(prompt_id) if wait_s else nullcontext() as subscription:
         job = await store.owned_job(prompt_id, owner_of(request))
         body, etag = await _status(request.app, job)
-        if wait_s and job.state not in TERMINAL:
+        if subscription is not None and job.state not in TERMINAL:
             known = _known_etags(request) or {etag}
             try:
                 async with asyncio.timeout(wait_s):
