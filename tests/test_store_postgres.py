@@ -361,6 +361,20 @@ async def test_a_database_that_is_restarted_is_waited_for(hasty: None) -> None:
         await asyncio.to_thread(server.remove)
 
 
+async def test_a_server_that_lets_nobody_write_is_waited_for(url: str) -> None:
+    """As a standby does until it is promoted."""
+    setting = f"ALTER DATABASE {urlsplit(url).path[1:]} SET default_transaction_read_only ="
+    sql(postgres.server_url(), f"{setting} on")
+    try:
+        async with opened(url) as store:
+            with pytest.raises(StoreError, match="read-only") as refused:
+                await store.check_writable()
+            assert refused.value.transient
+            assert await store.counts() == {"QUEUED": 0, "PROCESSING": 0}
+    finally:
+        sql(postgres.server_url(), f"{setting} off")
+
+
 async def test_what_cannot_pass_is_not_waited_for_and_tells_no_password() -> None:
     server = await asyncio.to_thread(postgres.start_server, PASSWORD)
     try:

@@ -48,8 +48,9 @@ MIGRATION_TIMEOUT_S = 600.0
 LOCK_TIMEOUT_S = 30.0
 """The longest that a migration waits for a table, and has others wait behind it."""
 
+# Not READ WRITE: a standby would refuse that as a thing that cannot pass.
 _BEGIN = (
-    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE;"
+    "BEGIN ISOLATION LEVEL READ COMMITTED;"
     f" SET LOCAL statement_timeout = {int(STATEMENT_TIMEOUT_S * 1000)};"
     f" SET LOCAL idle_in_transaction_session_timeout = {int(STATEMENT_TIMEOUT_S * 1000)}"
 )
