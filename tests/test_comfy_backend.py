@@ -21,6 +21,7 @@ from waiting import eventually, until
 from yarl import URL
 
 from faceswap import samples
+from faceswap.clock import monotonic
 from faceswap.comfy.backend import Backend, BackendPool
 from faceswap.comfy.client import ComfyClient
 from faceswap.comfy.in_flight import INBOX_LIMIT, GivenUp, Inbox, InFlightPrompt, Lost, News, Stopped
@@ -200,6 +201,23 @@ async def test_a_prompt_that_waits_behind_another_is_not_taken_for_stuck(clip: P
         await until(lambda: plane.engine.running)
         second = asyncio.create_task(plane.perform())
         await asyncio.gather(first, second)
+
+
+async def test_silence_about_what_another_node_has_sent_means_nothing(clip: Path, tmp_path: Path) -> None:
+    timeouts = replace(QUICK, stuck_s=0.5, silence_s=0.2)
+    async with pilot(tmp_path, clip, timeouts) as plane:
+        plane.engine.hold()
+        plane.backend.client_id = "another node's"
+        prompt = plane.begin()
+        await plane.submit(prompt)
+        prompt.audible = False
+        performing = asyncio.create_task(plane.perform(prompt, submit=False))
+        await until(lambda: prompt.running and monotonic() - prompt.heard_at > 2 * timeouts.stuck_s)
+        looks = len(plane.engine.calls)
+        await until(lambda: len(plane.engine.calls) > looks + 4 or performing.done())
+        plane.engine.release()
+        await performing
+        assert (plane.backend.listener.reconnects, plane.backend.stuck) == (0, False)
 
 
 async def test_a_stuck_prompt_is_held_against_its_engine(clip: Path, tmp_path: Path) -> None:

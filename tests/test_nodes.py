@@ -343,6 +343,15 @@ async def test_a_start_goes_on_when_what_nodes_share_is_back(
         assert raised == ["client_id", "join", "clear_debris"]
 
 
+async def test_each_node_listens_under_a_client_id_of_its_own(nodes: Nodes, tmp_path: Path) -> None:
+    ids = []
+    async with EngineRig(tmp_path / "engine") as engine:
+        for name in ("one", "two", "one"):
+            async with nodes.node(name, engine) as rig:
+                ids.append(rig.backends[0].client_id)
+    assert ids[0] == ids[2] != ids[1]
+
+
 async def test_a_node_keeps_the_name_that_was_made_for_it(nodes: Nodes, tmp_path: Path) -> None:
     names = []
     async with EngineRig(tmp_path / "engine") as engine:
