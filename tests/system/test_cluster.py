@@ -190,8 +190,9 @@ async def test_a_holder_that_comes_back_after_its_lease_changes_nothing(
 @pytest.mark.timeout(900)
 async def test_no_job_is_lost_run_twice_or_half_done_on_several_nodes(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(1 << 32)
-    chaos = ClusterChaos(tmp_path, JOBS, seed, nodes=3)
+    files = ("folder", "moto")[seed % 2]
+    chaos = ClusterChaos(tmp_path, JOBS, seed, nodes=3, files=files)
     await chaos.run()
-    assert not chaos.book.violations, f"seed {seed}: {chaos.book.violations}"
+    assert not chaos.book.violations, f"seed {seed}, files in {files}: {chaos.book.violations}"
     assert len(chaos.book.promised) == JOBS
     assert chaos.book.faults and chaos.book.heard, "nothing happened: this run proves nothing"
