@@ -696,3 +696,21 @@ async def test_a_migration_that_fails_leaves_the_database_as_it_was(tmp_path: Pa
 def test_statements_are_numbered() -> None:
     assert driver.numbered("SELECT ? WHERE a = ? AND b = ?") == "SELECT $1 WHERE a = $2 AND b = $3"
     assert driver.numbered("SELECT 1") == "SELECT 1"
+
+
+@pytest.mark.parametrize("turns", range(5))
+async def test_a_session_that_the_server_ends_between_two_statements_is_a_connection_that_was_lost(
+    turns: int, url: str
+) -> None:
+    async with opened(url) as store:
+        with pytest.raises(StoreError) as caught:
+            async with store._transaction() as tx:
+                await tx.now_ms()
+                (pid,) = await tx.one("SELECT pg_backend_pid()")
+                # This process stands still meanwhile, then hears of it in so many turns of its loop.
+                sql(url, "SELECT pg_terminate_backend(?, 10000)", pid)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await tx.run("SELECT 1")
+        assert caught.value.transient
+        await store.now_ms()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from urllib.parse import unquote
@@ -96,10 +97,20 @@ async def _check_result(book: Book, client: FaceSwapClient, status: Row, result:
 
 async def check_files(book: Book, world: World) -> None:
     """Check that every stored file belongs to a job, and every file of a job is there."""
+    book.violations += await _lasting(lambda: file_faults(world))
+
+
+async def _lasting(look: Callable[[], Awaitable[list[str]]]) -> list[str]:
+    """Return the faults that are left when they have not become fewer for a while."""
+    faults = await look()
     deadline = time.monotonic() + TIDY_S
-    while (faults := await file_faults(world)) and time.monotonic() < deadline:
+    while faults and time.monotonic() < deadline:
         await asyncio.sleep(POLL_S)
-    book.violations += faults
+        found = await look()
+        if len(found) < len(faults):
+            deadline = time.monotonic() + TIDY_S
+        faults = found
+    return faults
 
 
 async def file_faults(world: World) -> list[str]:
@@ -126,10 +137,11 @@ async def check_erasure(book: Book, world: World) -> None:
         await node.start()
     results = "SELECT * FROM job WHERE result_file IS NOT NULL AND result_erased = 0"
     needed = {world.files.result(job) for job in await world.records.rows(results)}
-    deadline = time.monotonic() + TIDY_S
-    while (faults := missing_and_left(await world.files.names(), needed, set())) and time.monotonic() < deadline:
-        await asyncio.sleep(POLL_S)
-    book.violations += [f"after the inputs' time: {fault}" for fault in faults]
+
+    async def look() -> list[str]:
+        return missing_and_left(await world.files.names(), needed, set())
+
+    book.violations += [f"after the inputs' time: {fault}" for fault in await _lasting(look)]
 
 
 def check_engine_files(book: Book, engine: Engine) -> None:
