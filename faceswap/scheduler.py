@@ -531,7 +531,8 @@ class Scheduler:
             self._interrupted -= interrupted
         for prompt_id in list(self._erased):
             await self._files.delete_inputs(prompt_id)
-            await self._files.delete_result(prompt_id, "")
+            if self._files.is_shared:  # results are found by the id of their job
+                await self._files.delete_result(prompt_id, "")
             self._erased.discard(prompt_id)
 
     async def _end_failed(self, prompt_id: str, failure: JobFailure, cause: Segment | Lease | None = None) -> None:

@@ -382,6 +382,15 @@ async def test_an_erased_job_leaves_nothing_at_all(house: House) -> None:
         await house.store.job(job.prompt_id)
 
 
+async def test_what_is_written_of_an_erased_job_goes_where_files_are_not_shared(house: House) -> None:
+    scheduler = scheduler_of(house.store, house.files)
+    await house.files.make_scratch("erased")
+    scheduler._erased_elsewhere("erased")
+    await scheduler._delete_erased()
+    assert everything(house.files) == set()
+    assert not scheduler._erased
+
+
 async def test_a_result_that_a_crash_kept_from_being_committed_is_cleared(house: House) -> None:
     job = await house.job(JobState.PROCESSING)
     await house.janitor.clear_debris()
