@@ -143,7 +143,7 @@ class S3Files(SharedFiles):
         self._to_delete.update(names)
         try:
             await self._delete_now(names)
-        except FilesUnavailable:
+        except OSError:
             if self._deleting is None or self._deleting.done():
                 self._deleting = asyncio.create_task(self._delete_later(), name="delete later")
             raise
@@ -159,8 +159,12 @@ class S3Files(SharedFiles):
     async def _delete_later(self) -> None:
         while self._to_delete:
             await asyncio.sleep(AGAIN_S)
-            with suppress(FilesUnavailable):
+            try:
                 await self._delete_now(sorted(self._to_delete))
+            except FilesUnavailable:
+                pass
+            except OSError as error:
+                log.error("%d objects and folders cannot be deleted: %s", len(self._to_delete), error)
 
     # Inputs
 
