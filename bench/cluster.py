@@ -15,6 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import postgres
@@ -32,7 +33,7 @@ from faceswap.events import status
 from faceswap.feed import Feed
 from faceswap.hub import Hub
 from faceswap.jobs import JobState
-from faceswap.store import Lease, Store, backend_lease
+from faceswap.store import Lease, Store, backend_lease, retry_writes
 
 NODES = (1, 2, 4)
 CLAIMS, EVENTS = 600, 2_400
@@ -145,7 +146,7 @@ async def a_second(where: str, task: str, nodes: int) -> float:
 
     async def create_every(first: int) -> None:
         for owner in owners[first::AT_ONCE]:
-            await store.create(new_job(owner=owner, output_name=str(uuid.uuid4())), QUEUE_LIMIT)
+            await retry_writes(partial(store.create, new_job(owner=owner, output_name=str(uuid.uuid4())), QUEUE_LIMIT))
 
     await asyncio.gather(*(create_every(first) for first in range(AT_ONCE)))
     async with AsyncExitStack() as stack:
