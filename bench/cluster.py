@@ -36,7 +36,7 @@ from faceswap.jobs import JobState
 from faceswap.store import Lease, Store, backend_lease, retry_writes
 
 NODES = (1, 2, 4)
-CLAIMS, EVENTS = 600, 2_400
+CLAIMS, EVENTS = 1_200, 2_400
 AT_ONCE = 8
 """Claims, or events, that a node has under way at a time."""
 NOTES = 200
@@ -87,6 +87,7 @@ async def events(store: Store, node: str) -> int:
 async def work(where: str, node: str, task: str) -> None:
     """Do a task when a line comes in; write how many, and the seconds since the epoch at the start and at the end."""
     store = await open_store(where)
+    await asyncio.gather(*(store.check_writable() for _ in range(AT_ONCE)))  # so that its connections are there
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.readline)
@@ -166,12 +167,14 @@ async def throughput(folder: Path) -> None:
     found: dict[str, dict[str, list[float]]] = {task: {} for task in ("claims", "events")}
     for number in range(ROUNDS):
         for task, rates in found.items():
-            sqlite = folder / f"{task}-{number}.db"
-            rates.setdefault("SQLite, 1 node", []).append(await a_second(str(sqlite), task, 1))
+            sqlite = str(folder / f"{task}-{number}.db")
+            rates.setdefault("SQLite, 1 node", []).append(await a_second(sqlite, task, 1))
             for nodes in NODES:
                 with postgres.empty_database() as url:
-                    rates.setdefault(f"PostgreSQL, {nodes} nodes", []).append(await a_second(url, task, nodes))
-    of_one = {task: statistics.median(rates[f"PostgreSQL, {NODES[0]} nodes"]) for task, rates in found.items()}
+                    rates.setdefault(f"PostgreSQL, {nodes} node{'s' * (nodes > 1)}", []).append(
+                        await a_second(url, task, nodes)
+                    )
+    of_one = {task: statistics.median(rates["PostgreSQL, 1 node"]) for task, rates in found.items()}
     rows = []
     for name in found["claims"]:
         medians_ = {task: statistics.median(rates[name]) for task, rates in found.items()}
