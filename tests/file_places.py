@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from processes import files_in
-from s3_servers import KINDS, s3_place, s3_server
+from s3_servers import KINDS, s3_client, s3_place, unfinished
 
 from faceswap.config import Settings
 from faceswap.files import Files, open_files
@@ -49,12 +49,15 @@ class Place:
         if self.kind in ("local", "folder"):
             return files_in(Path(self.url) if self.url else self.data_dir("one"))
         prefix = self.url.split("/", 3)[3] + "/"
-        pages = s3_server(self.kind).client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
+        pages = s3_client(self.kind).get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         return sorted(item["Key"].removeprefix(prefix) for page in pages for item in page.get("Contents", ()))
 
     def unfinished(self) -> list[str]:
         """Return the multipart uploads that are neither finished nor aborted."""
-        return s3_server(self.kind).unfinished(self.bucket) if self.url.startswith("s3://") else []
+        if not self.url.startswith("s3://"):
+            return []
+        keys, prefix = unfinished(s3_client(self.kind), self.bucket), self.url.split("/", 3)[3]
+        return [key for key in keys if key.startswith(prefix)]
 
 
 def make_place(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Place:

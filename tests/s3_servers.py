@@ -80,7 +80,7 @@ class S3Server:
 
     def unfinished(self, bucket: str) -> list[str]:
         """Return the keys of the multipart uploads that are neither finished nor aborted."""
-        return [upload["Key"] for upload in self.client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+        return unfinished(self.client, bucket)
 
     def start(self) -> None:
         """Start the server; returns when it accepts connections."""
@@ -129,6 +129,16 @@ class S3Server:
 
 def _end_with_us() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def unfinished(client: Any, bucket: str) -> list[str]:
+    """Return the keys of the multipart uploads in a bucket that are neither finished nor aborted."""
+    return [upload["Key"] for upload in client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])]
+
+
+def s3_client(kind: str) -> Any:
+    """Return a client of another make for a server, or for the real one, which the environment leads to."""
+    return boto3.client("s3") if kind == "real" else s3_server(kind).client
 
 
 @cache
