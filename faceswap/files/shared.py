@@ -178,8 +178,6 @@ class SharedFolder(SharedFiles):
         """Return whether this node has set a mark, or another that does not come back."""
         path = self._mark(prompt_id, mark)
         try:
-            return (
-                path.read_text(encoding="utf-8") in ("", self._node) or time.time() - path.stat().st_mtime > ABANDONED_S
-            )
+            return path.read_text(encoding="utf-8") == self._node or time.time() - path.stat().st_mtime > ABANDONED_S
         except FileNotFoundError:
             return False

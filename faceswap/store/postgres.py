@@ -42,6 +42,8 @@ A node that freezes within a transaction keeps others from its rows for no longe
 COMMAND_TIMEOUT_S = 6.0
 """The silence of the server after which a connection counts as lost: the server would have answered by itself."""
 ROLLBACK_TIMEOUT_S = 2.0
+CLOSE_TIMEOUT_S = 2.0
+"""The time for the connections to end when the service stops, whose whole stop is bounded."""
 LISTEN_CHECK_S = 3.0
 """Between two looks at the connection that listens: a network that is cut says nothing."""
 MIGRATION_TIMEOUT_S = 600.0
@@ -270,7 +272,7 @@ class PostgreSQL:
     async def close(self) -> None:
         """End the connections, those in use at once if they are not given back soon."""
         try:
-            async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
