@@ -237,7 +237,7 @@ class Feed:
 
     async def _look(self, store: SharedStore) -> None:
         """Read what is missing, at once where something is known to be, else once a second."""
-        look_at = monotonic()
+        look_at, readable = monotonic(), True
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(max(look_at - monotonic(), 0)):
@@ -248,10 +248,13 @@ class Feed:
                 behind, look_at = set(self._cursors), monotonic() + LOOK_S
             try:
                 await self._catch_up(store, behind & self._cursors.keys())
+                readable = True
             except StoreError as error:
                 if not error.transient:
                     raise
-                log.warning("the events of other nodes cannot be read: %s", error)
+                if readable:
+                    log.warning("the events of other nodes cannot be read: %s", error)
+                readable = False
                 await asyncio.sleep(RECONNECT_S)
 
     async def _catch_up(self, store: SharedStore, prompt_ids: set[str]) -> None:

@@ -146,14 +146,18 @@ class Node:
 
     async def run(self) -> None:
         """Tell that this node is alive, for as long as the service runs. Raises `NameTaken`."""
+        seen = True
         while self._store.is_shared:
             await asyncio.sleep(self._gone_s / HEARTBEATS)
             try:
                 await self._beat()
+                seen = True
             except StoreError as error:
                 if not error.transient:
                     raise
-                log.warning("this node cannot be seen by the others: %s", error)
+                if seen:
+                    log.warning("this node cannot be seen by the others: %s", error)
+                seen = False
 
     async def _beat(self, *, starting: bool = False) -> None:
         """Tell of this node, and take what the others tell."""

@@ -132,7 +132,9 @@ def add_questions(app: web.Application) -> None:
 async def _checks(app: web.Application) -> tuple[dict[str, bool], Mapping[str, int]]:
     """Return what `/readyz` looks at, and the numbers of jobs."""
     settings, scheduler, files, feed = app[SETTINGS], app[SCHEDULER], app[FILES], app[FEED]
-    writable, counts = await asyncio.gather(app[WRITABLE].answer(app[STORE]), app[COUNTS].answer(app[STORE]))
+    writable, counts, available = await asyncio.gather(
+        app[WRITABLE].answer(app[STORE]), app[COUNTS].answer(app[STORE]), files.is_available()
+    )
     ready_here = any(backend.healthy and not backend.problems for backend in scheduler.backends)
     checks = {
         "database": writable,
@@ -141,7 +143,7 @@ async def _checks(app: web.Application) -> tuple[dict[str, bool], Mapping[str, i
         "engine": ready_here or scheduler.has_engine_elsewhere,
     }
     if files.is_shared:
-        checks["files"] = await files.is_available()
+        checks["files"] = available
     if feed.is_shared:
         checks["feed"] = feed.listening
     return checks, counts
