@@ -81,8 +81,9 @@ class Segments(Jobs):
         async with self._transaction() as tx:
             await tx.lock_job(segment.prompt_id)  # which that transaction holds while it is not over
             row = await tx.one(
-                "SELECT 1 FROM segment WHERE comfy_prompt_id = ? AND state = 'submitted' AND epoch = ?",
+                "SELECT 1 FROM segment WHERE comfy_prompt_id = ? AND state = 'submitted' AND backend = ? AND epoch = ?",
                 segment.comfy_prompt_id,
+                segment.backend,
                 segment.epoch,
             )
         return row is not None
