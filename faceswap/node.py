@@ -27,7 +27,7 @@ LEAVE_S = 2.0
 NAME_FILE = "node"
 """The file in the data folder that keeps the name which was made for the node."""
 NEWCOMER_BEATS = 3
-"""Heartbeats after which a node is no newcomer: of two with one name, the newcomer ends."""
+"""Heartbeats after which a node is no newcomer: of two with one name the newcomer ends, or one that was frozen."""
 
 
 class NameTaken(Exception):
@@ -174,7 +174,7 @@ class Node:
         """Find out whether another process has told of a node of this name since this one did."""
         if any(row.name == self.name and row.report.get("process") != self._process for row in rows):
             message = f"another process runs under the name of this node, {self.name}; give each its own FACESWAP_NODE"
-            if self._beats < NEWCOMER_BEATS:
+            if self._beats < NEWCOMER_BEATS or not self.is_sure:
                 raise NameTaken(message)
             log.error("%s", message)
 

@@ -80,6 +80,18 @@ async def test_nodes_see_each_other_until_they_leave_or_are_gone(store: Store) -
     await asyncio.gather(running, return_exceptions=True)
 
 
+async def test_of_two_processes_with_one_name_the_one_that_was_frozen_ends(store: Store) -> None:
+    frozen, replacement = node(store, "one"), node(store, "one")
+    await frozen.join()
+    for _ in range(NEWCOMER_BEATS):
+        await frozen._beat()
+    frozen._beaten_at = float("-inf")
+    await replacement.join()
+    with pytest.raises(NameTaken, match="FACESWAP_NODE"):
+        await frozen._beat()
+    await replacement._beat()
+
+
 async def test_of_two_processes_with_one_name_the_newcomer_ends(store: Store) -> None:
     old, new = node(store, "one"), node(store, "one")
     await old.join()

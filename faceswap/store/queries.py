@@ -102,7 +102,7 @@ class Queries(Database):
 
     async def unended(self) -> set[str]:
         """Return the ids of all jobs that have not ended."""
-        return {row[0] for row in await self._read("SELECT prompt_id FROM job WHERE finished_at IS NULL")}
+        return {row[0] for row in await self._read("SELECT prompt_id FROM job WHERE state IN ('QUEUED', 'PROCESSING')")}
 
     async def to_be_stopped(self, prompt_ids: Iterable[str]) -> set[str]:
         """Return the ids of jobs whose end was asked for."""
