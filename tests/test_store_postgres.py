@@ -604,6 +604,21 @@ async def test_a_claim_without_an_answer_that_another_node_has_taken_over_is_not
     assert (await store.segments(job.prompt_id))[0].state == SegmentState.SUBMITTED
 
 
+async def test_a_claim_without_an_answer_is_not_given_out_where_another_backend_has_the_segment(
+    far: Store, store: Store, url: str, lost: LostAnswers
+) -> None:
+    job = await create(far)
+    lease = await hold(far)
+
+    def taken_elsewhere() -> bool:  # as the same attempt, under an epoch of the same number
+        return sql(url, "UPDATE segment SET backend = 'other' WHERE state = 'submitted' RETURNING 1") == [(1,)]
+
+    lost.of(taken_elsewhere)
+    with pytest.raises(CommitUnknown):
+        await far.claim(lease)
+    assert (await store.segments(job.prompt_id))[0].backend == "other"
+
+
 async def test_a_segment_that_is_finished_again_after_a_lost_answer_leads_to_its_job(
     far: Store, url: str, lost: LostAnswers
 ) -> None:
