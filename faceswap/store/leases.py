@@ -53,6 +53,8 @@ class Leases(Database):
 
         Who holds it already takes it again at once: a process that was started anew takes up what the last one left.
         """
+        if self._dialect.locks_rows and await self._is_held_by_another(name, holder):
+            return None
         async with self._transaction() as tx:
             now = await tx.monotonic_ms()
             row = await tx.one(
@@ -66,6 +68,11 @@ class Leases(Database):
                 now,
             )
         return None if row is None else Lease(name, holder, row["epoch"])
+
+    async def _is_held_by_another(self, name: str, holder: str) -> bool:
+        """Return whether it is in vain to ask for a lease: who waits asks again and again, and would lock its row."""
+        sql = f"SELECT 1 FROM lease WHERE name = ? AND holder <> ? AND expires_at > {self._dialect.now_ms}"
+        return bool(await self._read(sql, name, holder))
 
     async def renew_lease(self, lease: Lease, ttl_s: float) -> bool:
         """Keep a lease for `ttl_s` seconds from now; False when it has run out or another has it: it is lost then."""
