@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 
 SWEEP_S = 30.0
 """Between two rounds."""
-LEASE_S = 300.0
-"""The time a round may take before another node may begin one, which does no harm."""
+LEASE_S = 10.0
+"""The time a round may take before another node may begin one, which does no harm beside it."""
 BATCH = 100
 
 
