@@ -230,7 +230,13 @@ class S3Files(SharedFiles):
         if task is None:
             task = self._fetching[path] = asyncio.create_task(self._copy(key, path), name=f"fetch {key}")
             task.add_done_callback(lambda task: self._fetched(path, task))
-        await asyncio.shield(task)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            waiter = asyncio.current_task()
+            if not task.cancelled() or waiter is None or waiter.cancelling():
+                raise
+            raise FilesUnavailable("the copy was given up with its job") from None
 
     def _fetched(self, path: Path, task: asyncio.Task[None]) -> None:
         del self._fetching[path]

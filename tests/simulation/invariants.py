@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from faceswap.jobs import SUPERSEDED_EVENTS, TERMINAL, TRANSITIONS, Event, JobState, SegmentState
+from faceswap.store import JANITOR_LEASE
 
 from .loop import WALL_S
 
@@ -414,11 +415,8 @@ class Invariants:
         for node in self._world.nodes:
             if node.gone_at is not None:
                 end_ms = (WALL_S + node.gone_at + self._world.timeouts.lease_s) * 1000
-                late = [
-                    name
-                    for name, lease in self.leases.items()
-                    if lease.holder == node.holder and lease.expires_at > end_ms
-                ]
+                held = {name for name, lease in self.leases.items() if lease.holder == node.holder} - {JANITOR_LEASE}
+                late = sorted(name for name in held if self.leases[name].expires_at > end_ms)
                 self._check(not late, f"{node.name} is gone and still holds {late}")
         for comfy in self._world.comfies:
             self._check(self._is_held(comfy), f"{comfy.name} is held by {self.leases.get(f'backend:{comfy.name}')}")
