@@ -86,7 +86,7 @@ class Node:
     @property
     def work(self) -> str:
         """The attempts and joins that it has in hand."""
-        return f"{list(self.scheduler._attempts)} {list(self.scheduler._joins)}"
+        return f"{list(self.scheduler._attempts)} {list(self.scheduler._joins)}" if self.ready else "nothing"
 
     @property
     def is_idle(self) -> bool:
