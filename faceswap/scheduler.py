@@ -10,10 +10,11 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from .assembly import Assembly
+from .clock import monotonic
 from .comfy.backend import DANGEROUS_DEATHS, MAX_PROMPTS, Backend, BackendPool
 from .comfy.client import ComfyError
 from .comfy.in_flight import GivenUp, InFlightPrompt, Lost, Stopped
@@ -61,6 +62,8 @@ class _HeldBackend:
     tasks: asyncio.TaskGroup
     leaving: bool = False
     """True when it is given no more work, to be given back to a node that holds fewer."""
+    reached_at: float = field(default_factory=monotonic)
+    """The time at which this node could last reach it, or began to hold it."""
 
 
 class Scheduler:
@@ -473,6 +476,7 @@ class Scheduler:
             except StoreError as error:  # the heartbeat tells of a database that is away
                 if not error.transient:
                     raise
+            self._give_back_unreachable()
             self._give_back_surplus()
 
     async def _compare_attempts(self) -> None:
@@ -497,6 +501,16 @@ class Scheduler:
             seen_twice = unclaimed & self._unclaimed  # no claim is under way
             self._take_up((segment for segment in seen_twice if (segment.backend, segment.epoch) == place), backend)
         self._unclaimed = unclaimed
+
+    def _give_back_unreachable(self) -> None:
+        """Give back what this node cannot reach and another node names: that one may."""
+        named_elsewhere = self._node.named_elsewhere()
+        for backend, ours in self._held.items():
+            if backend.in_reach:
+                ours.reached_at = monotonic()
+            elif monotonic() - ours.reached_at > self._timeouts.unreachable_s and backend.name in named_elsewhere:
+                log.warning("%s cannot be reached from this node and is left to one that may", backend.name)
+                ours.held.give_back()
 
     def _give_back_surplus(self) -> None:
         """Give a backend back to a node that holds fewer: one at a time, once it is at rest."""

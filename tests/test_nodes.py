@@ -15,10 +15,11 @@ import pytest
 from aiohttp import web
 from clips import make_clip, read_numbers
 from node_rig import TIMEOUTS, NodeRig, Nodes
-from processes import files_in
+from processes import dead_url, files_in
 from service_rig import EngineRig
 from system.tcp_proxy import TcpProxy
 from waiting import eventually, until
+from yarl import URL
 
 from faceswap import app
 from faceswap.api import keys
@@ -52,6 +53,19 @@ async def holder(rigs: list[NodeRig]) -> tuple[NodeRig, list[NodeRig]]:
     await until(lambda: any(rig.held for rig in rigs))
     [held] = [rig for rig in rigs if rig.held]
     return held, [rig for rig in rigs if rig is not held]
+
+
+async def test_an_engine_out_of_one_nodes_reach_is_left_to_another(nodes: Nodes, clip: Path, tmp_path: Path) -> None:
+    async with EngineRig(tmp_path / "engine", paint=True) as engine, AsyncExitStack() as stack:
+        one = await stack.enter_async_context(nodes.node("one", engine))
+        await until(lambda: one.held)
+        two = await stack.enter_async_context(nodes.node("two", engine))
+        [backend] = one.backends
+        backend.client.url = URL(dead_url())
+        await backend.listener.reconnect()
+        await until(lambda: two.held and not one.held)
+        status = await one.ended(await one.post(clip))
+        assert status["status"] == "SUCCESS" and engine.submissions == 1
 
 
 async def test_a_job_is_posted_to_one_node_watched_at_another_and_downloaded_from_a_third(

@@ -113,7 +113,12 @@ class Backend:
     @property
     def healthy(self) -> bool:
         """Readiness for work: it is heard, it answers, and it is done with the prompts that were given up."""
-        return self.listener.state == "connected" and not self._unanswered and not self.abandoned
+        return self.in_reach and not self.abandoned
+
+    @property
+    def in_reach(self) -> bool:
+        """True while it is heard and answers."""
+        return self.listener.state == "connected" and not self._unanswered
 
     @property
     def replaceable(self) -> bool:
@@ -140,7 +145,7 @@ class Backend:
         """Reason why it is given no work, to follow its title."""
         if self.stuck:
             return "is stuck"
-        if self.listener.state == "connected" and not self._unanswered:
+        if self.in_reach:
             return "still has prompts that were given up"
         return "is not running" if self.is_embedded else "does not answer"
 
