@@ -172,6 +172,7 @@ async def test_a_preview_is_there_at_every_node(nodes: Nodes, clip: Path, tmp_pa
         rigs = await three(stack, nodes, engine)
         engine.hold()
         prompt_id = await rigs[0].post(clip)
+        watching = asyncio.create_task(rigs[2].events(prompt_id))  # previews are not stored
 
         async def seen(rig: NodeRig) -> bool:
             async with rig.client.get(f"/preview/{prompt_id}") as response:
@@ -180,8 +181,7 @@ async def test_a_preview_is_there_at_every_node(nodes: Nodes, clip: Path, tmp_pa
         for rig in rigs:
             await eventually(lambda rig=rig: seen(rig))  # type: ignore[misc]
         engine.release()
-        events = await rigs[2].events(prompt_id)
-        assert "preview" in {event["event"] for event in events}
+        assert "preview" in {event["event"] for event in await watching}
         async with rigs[1].client.get(f"/preview/{prompt_id}") as response:
             assert response.status == 404
 
