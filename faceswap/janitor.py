@@ -63,6 +63,7 @@ class Janitor:
         if lease is not None:
             try:
                 await self.sweep()
+                await self.clear_abandoned()
             finally:
                 await self._store.release_lease(lease)
 
@@ -77,6 +78,27 @@ class Janitor:
             for prompt_id, filename in results:
                 await self._store.mark_result_erased(prompt_id)
                 await self._files.delete_result(prompt_id, filename)
+
+    async def clear_abandoned(self) -> None:
+        """Erase what nodes that do not come back were taking in or erasing."""
+        if not self._files.is_shared:  # the next start does
+            return
+        uploads = await self._abandoned(UPLOAD)
+        known = await self._store.known(uploads)
+        for prompt_id in uploads:
+            await (self._files.accept_upload if prompt_id in known else self._files.delete_upload)(prompt_id)
+        erasures = await self._abandoned(ERASURE)
+        not_begun = await self._store.with_inputs(erasures)
+        for prompt_id in erasures:
+            if prompt_id not in not_begun:
+                await self._files.delete_inputs(prompt_id)
+                await self._files.delete_result(prompt_id, "")
+                await self._store.erase(prompt_id)
+            await self._files.unmark_erasure(prompt_id)
+
+    async def _abandoned(self, mark: str) -> set[str]:
+        marked = await self._files.list_marked(mark)
+        return {prompt_id for prompt_id in marked if await self._files.is_abandoned(prompt_id, mark)}
 
     async def clear_debris(self) -> None:
         """Put in order what a crash left. Called once, before the first request. Raises `OSError`.

@@ -350,6 +350,28 @@ async def test_a_start_clears_the_uploads_of_its_own_node_only(
     assert not [name for name in shared.stored() if "theirs" in name]
 
 
+async def test_what_a_node_that_does_not_come_back_took_in_or_erased_goes_without_a_start(
+    shared: Place, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = await shared.started(), await shared.started("other")
+    kept, erased = await create(store), await create(store)
+    for name in ("theirs", kept.prompt_id, erased.prompt_id):
+        await receive(other, name)
+    await other.accept_upload(erased.prompt_id)
+    await other.mark_erasure(erased.prompt_id)
+    await store.begin_erasure(erased.prompt_id)
+    await janitor(store, one).run_round()
+    assert await one.list_marked(UPLOAD) == {"theirs", kept.prompt_id}
+    assert await one.list_marked(ERASURE) == {erased.prompt_id}
+    monkeypatch.setattr(shared_module, "ABANDONED_S", -60.0)
+    monkeypatch.setattr("faceswap.files.s3.ABANDONED_S", -60.0)
+    await janitor(store, one).run_round()
+    assert await one.list_marked(UPLOAD) == await one.list_marked(ERASURE) == set()
+    assert await store.known(["theirs", kept.prompt_id, erased.prompt_id]) == {kept.prompt_id}
+    assert await one.fetch_inputs(kept.prompt_id, inputs_of())
+    assert not [name for name in shared.stored() if "theirs" in name or erased.prompt_id in name]
+
+
 async def test_a_start_clears_results_without_a_commit_and_leaves_what_is_unknown(
     shared: Place, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -343,6 +343,10 @@ class Files:
         path = self._mark(prompt_id, mark)
         return path.is_file() and path.read_text(encoding="utf-8") in ("", self._node)
 
+    async def is_abandoned(self, prompt_id: str, mark: str) -> bool:
+        """Return whether a mark was set so long ago that the node which set it does not come back."""
+        return False
+
     async def list_jobs(self) -> AsyncIterator[set[str]]:
         """Yield the ids of all jobs that have files, in the embedded engine too, a page at a time.
 

@@ -365,14 +365,19 @@ class S3Files(SharedFiles):
 
     async def is_own_mark(self, prompt_id: str, mark: str) -> bool:
         """Return whether this node has set a mark, or another that does not come back."""
-        key = _mark(prompt_id, mark)
         try:
-            found = await self._objects.find(key)
-            if datetime.now(UTC) - found.modified > timedelta(seconds=ABANDONED_S):
-                return True
-            return (await self._objects.get(key)).decode() == self._node
+            is_own = (await self._objects.get(_mark(prompt_id, mark))).decode() == self._node
         except FileNotFoundError:
             return False
+        return is_own or await self.is_abandoned(prompt_id, mark)
+
+    async def is_abandoned(self, prompt_id: str, mark: str) -> bool:
+        """Return whether a mark was set so long ago that the node which set it does not come back."""
+        try:
+            found = await self._objects.find(_mark(prompt_id, mark))
+        except FileNotFoundError:
+            return False
+        return datetime.now(UTC) - found.modified > timedelta(seconds=ABANDONED_S)
 
     async def list_jobs(self) -> AsyncIterator[set[str]]:
         """Yield the ids of all jobs that have files, a page at a time; an id may come again."""

@@ -176,8 +176,19 @@ class SharedFolder(SharedFiles):
     @in_thread
     def is_own_mark(self, prompt_id: str, mark: str) -> bool:
         """Return whether this node has set a mark, or another that does not come back."""
-        path = self._mark(prompt_id, mark)
         try:
-            return path.read_text(encoding="utf-8") == self._node or time.time() - path.stat().st_mtime > ABANDONED_S
+            is_own = self._mark(prompt_id, mark).read_text(encoding="utf-8") == self._node
+        except FileNotFoundError:
+            return False
+        return is_own or self._is_abandoned(prompt_id, mark)
+
+    @in_thread
+    def is_abandoned(self, prompt_id: str, mark: str) -> bool:
+        """Return whether a mark was set so long ago that the node which set it does not come back."""
+        return self._is_abandoned(prompt_id, mark)
+
+    def _is_abandoned(self, prompt_id: str, mark: str) -> bool:
+        try:
+            return time.time() - self._mark(prompt_id, mark).stat().st_mtime > ABANDONED_S
         except FileNotFoundError:
             return False
