@@ -393,7 +393,9 @@ class Scheduler:
             return False
         except (GivenUp, Lost, TooLong, JobFailure) as error:
             cause = error
-        except Exception:  # the top of the task
+        except Exception as error:  # the top of the task
+            if not backend.may_be_given_work():  # who holds it now may have finished, and removed, what was worked on
+                raise LeaseLost(backend.name) from error
             log.exception("segment %s", prompt.prompt_id)
             cause = JobFailure("internal_error", INTERNAL_ERROR, transient=True)
         failure = await self._recovery.recover(prompt, backend, cause)

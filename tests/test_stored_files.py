@@ -22,6 +22,7 @@ from faceswap.assembly import Assembly
 from faceswap.config import ConfigError, Settings, Timeouts
 from faceswap.errors import TooLarge
 from faceswap.files import ERASURE, UPLOAD, Files, open_files
+from faceswap.files import s3 as s3_module
 from faceswap.files import shared as shared_module
 from faceswap.intake.files import FileSink, Room, new_input_folder
 from faceswap.janitor import Janitor
@@ -344,7 +345,7 @@ async def test_a_start_clears_the_uploads_of_its_own_node_only(
         True,
     ]
     monkeypatch.setattr(shared_module, "ABANDONED_S", -60.0)
-    monkeypatch.setattr("faceswap.files.s3.ABANDONED_S", -60.0)
+    monkeypatch.setattr(s3_module, "ABANDONED_S", -60.0)
     await janitor(store, one).clear_debris()  # the other did not come back
     assert await one.list_marked(UPLOAD) == set()
     assert not [name for name in shared.stored() if "theirs" in name]
@@ -364,7 +365,7 @@ async def test_what_a_node_that_does_not_come_back_took_in_or_erased_goes_withou
     assert await one.list_marked(UPLOAD) == {"theirs", kept.prompt_id}
     assert await one.list_marked(ERASURE) == {erased.prompt_id}
     monkeypatch.setattr(shared_module, "ABANDONED_S", -60.0)
-    monkeypatch.setattr("faceswap.files.s3.ABANDONED_S", -60.0)
+    monkeypatch.setattr(s3_module, "ABANDONED_S", -60.0)
     await janitor(store, one).run_round()
     assert await one.list_marked(UPLOAD) == await one.list_marked(ERASURE) == set()
     assert await store.known(["theirs", kept.prompt_id, erased.prompt_id]) == {kept.prompt_id}
