@@ -344,7 +344,10 @@ class Invariants:
         self._check(prompt_id in self.claims, f"{prompt_id} is sent to {comfy.name} before its id is committed")
 
     def queued(self, comfy: ComfyUI, prompt: Prompt) -> None:
-        """Judge a prompt that a ComfyUI is about to queue."""
+        """Judge a prompt that a ComfyUI is about to queue.
+
+        One that was given up on its way, in the buffer of a frozen ComfyUI, cannot be taken back: it is stopped.
+        """
         claim = self.claims[prompt.prompt_id]
         same = comfy.prompts.get(prompt.prompt_id)
         self._check(same is None, f"{comfy.name} is sent {prompt.prompt_id} again, which it knows")
@@ -356,6 +359,7 @@ class Invariants:
                 and prompt.first < other.first + other.count
                 and other_comfy.prompts.get(other.prompt_id) is other
                 and other.known
+                and prompt.prompt_id not in self._abandoned
                 and not self._is_excused(other, claim)
             ):
                 self._world.fail(
