@@ -168,3 +168,8 @@ def scripts(migrations: Path, kind: str) -> dict[int, str]:
             {None: of_all, kind: own}.get(name[2], {})[int(name[1])] = path
     found, first = {**of_all, **own}, min(own, default=0)
     return {number: found[number].read_text(encoding="utf-8") for number in sorted(found) if number >= first}
+
+
+def storable(value: Any) -> Any:
+    """Return a value as every kind of database can store it: PostgreSQL has no NUL in its texts."""
+    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) and "\0" in value else value

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
-from .connection import CommitUnknown, Connection, Dialect, Row, StoreError, newer_database, scripts
+from .connection import CommitUnknown, Connection, Dialect, Row, StoreError, newer_database, scripts, storable
 
 KIND = "postgresql"
 """The word in the names of its migrations."""
@@ -107,11 +107,6 @@ def numbered(sql: str) -> str:
     return first + "".join(f"${number}{text}" for number, text in zip(count(1), rest, strict=False))
 
 
-def _storable(value: Any) -> Any:
-    """Return a parameter as PostgreSQL can store it, which has no NUL in its texts."""
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) and "\0" in value else value
-
-
 class PostgresConnection:
     """A connection of the pool, while somebody has it."""
 
@@ -145,13 +140,13 @@ class PostgresConnection:
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
         """Execute a statement; returns its rows."""
         with self._errors():
-            rows: Sequence[Row] = await self.raw.fetch(numbered(sql), *map(_storable, parameters))
+            rows: Sequence[Row] = await self.raw.fetch(numbered(sql), *map(storable, parameters))
             return rows
 
     async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Execute a statement once for each row of parameters."""
         with self._errors():
-            await self.raw.executemany(numbered(sql), [[*map(_storable, row)] for row in rows])
+            await self.raw.executemany(numbered(sql), [[*map(storable, row)] for row in rows])
 
     async def begin(self) -> None:
         """Begin a transaction that may write; it sees what others commit meanwhile."""

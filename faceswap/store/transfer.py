@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..jobs import Job
-from .connection import Row
+from .connection import Row, storable
 from .nodes import Nodes
 from .rows import SELECT_JOB, job_of
 from .transaction import QUEUE_LOCK
@@ -117,10 +117,5 @@ async def _batches(fetch: _Fetch, table: str) -> AsyncIterator[list[dict[str, An
     names, marks = ", ".join(key), ", ".join("?" * len(key))
     condition, parameters = "", tuple[Any, ...]()
     while rows := await fetch(f"SELECT * FROM {table}{condition} ORDER BY {names} LIMIT {BATCH}", parameters):
-        yield [{name: _storable(row[name]) for name in row.keys()} for row in rows]  # noqa: SIM118 - no dict
+        yield [{name: storable(row[name]) for name in row.keys()} for row in rows]  # noqa: SIM118 - no dict
         condition, parameters = f" WHERE ({names}) > ({marks})", tuple(rows[-1][name] for name in key)
-
-
-def _storable(value: Any) -> Any:
-    """Return a value without NUL, which PostgreSQL has not in its texts."""
-    return value.replace("\0", "\N{REPLACEMENT CHARACTER}") if isinstance(value, str) else value
