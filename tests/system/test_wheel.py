@@ -28,10 +28,21 @@ def build_wheel(folder: Path) -> Path:
     return next(folder.glob("*.whl"))
 
 
+def sources(root: Path) -> set[str]:
+    """Return the names, in a wheel, of every file of the packages below `root`."""
+    names = {path.relative_to(root).as_posix() for path in (root / "faceswap").rglob("*") if path.is_file()}
+    for package in ("migrations", "workflows"):
+        names |= {f"faceswap/{package}/{path.name}" for path in (root / package).iterdir() if path.is_file()}
+    return names
+
+
 async def test_an_installed_wheel_serves_its_page_with_its_own_workflow_migrations_and_engine(tmp_path: Path) -> None:
     installed = tmp_path / "installed"
     with zipfile.ZipFile(build_wheel(tmp_path)) as wheel:
         wheel.extractall(installed)
+    # The editable installation of the suite would lend the wheel a package that it lacks.
+    missing = sources(tmp_path / "src") - set(wheel.namelist())
+    assert not missing
     env = {"PYTHONPATH": str(installed), "FACESWAP_MIN_FREE_MB": "0"}
     data = tmp_path / "data"
     service = Child(
