@@ -29,6 +29,7 @@ from .node import Node, node_name
 from .progress_reporter import ProgressReporter
 from .scheduler import Scheduler
 from .store import Store, StoreError, retry_writes
+from .url_guard import UrlGuard
 from .workflow import Graph, Workflow, WorkflowError, load_workflows
 
 T = TypeVar("T")
@@ -78,7 +79,8 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
         await _start_files(files)
         store = app[keys.STORE] = await _open_store(settings, files, feed)
         feed.attach(store)
-        media, fetcher = MediaWorker(), Fetcher(settings.url_allow)
+        guard = UrlGuard(settings.url_allow)
+        media, fetcher = MediaWorker(), Fetcher(guard)
         # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.
         session = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
         try:

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("the engines together", frozenset({"engine_watch", "leaseholder", "node", "orphans", "recovery"})),
     ("ComfyUI", frozenset({"comfy"})),
     ("what is told", frozenset({"feed", "progress_reporter"})),
-    ("parts of one thing each", frozenset({"media", "store", "hub", "workflow", "client"})),
+    ("parts of one thing each", frozenset({"media", "store", "hub", "url_guard", "workflow", "client"})),
     ("where things lie", frozenset({"files", "config"})),
     ("what a job is", frozenset({"events", "jobs"})),
     ("ground", frozenset({"child_process", "clock", "durable", "errors", "limits", "progress", "samples", ""})),

@@ -33,6 +33,7 @@ from faceswap.intake.fetch import Fetcher
 from faceswap.intake.files import InputFolder, Room, extension
 from faceswap.intake.readers import RequestReader
 from faceswap.jobs import Options
+from faceswap.url_guard import UrlGuard
 
 VIDEO = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 40
 IMAGE = b"\x89PNG\r\n\x1a\n" + b"face" * 1000
@@ -66,7 +67,7 @@ class Door:
 
     def __init__(self, settings: Settings) -> None:
         files = Files(settings.data_dir)
-        self.fetcher = Fetcher(settings.url_allow)
+        self.fetcher = Fetcher(UrlGuard(settings.url_allow))
         self.reader = RequestReader(settings, files, self.fetcher, check_options)
         self.folder = files.inputs("job-1")
         self.outcomes: asyncio.Queue[Submission | Exception] = asyncio.Queue()

@@ -12,9 +12,10 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from faceswap.errors import BadRequest, Problem, TooLarge
+from faceswap.errors import Problem, TooLarge
 from faceswap.intake import fetch as fetch_module
-from faceswap.intake.fetch import Fetcher, check_url, effective_address, is_public
+from faceswap.intake.fetch import Fetcher
+from faceswap.url_guard import UrlGuard, check_url
 
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"),)
 BODY = bytes(range(256)) * 4000
@@ -101,14 +102,14 @@ async def site() -> AsyncIterator[Site]:
 
 @pytest.fixture
 async def fetcher() -> AsyncIterator[Fetcher]:
-    fetcher = Fetcher(LOOPBACK)
+    fetcher = Fetcher(UrlGuard(LOOPBACK))
     yield fetcher
     await fetcher.close()
 
 
 @pytest.fixture
 async def strict_fetcher() -> AsyncIterator[Fetcher]:
-    fetcher = Fetcher()
+    fetcher = Fetcher(UrlGuard())
     yield fetcher
     await fetcher.close()
 
@@ -185,7 +186,7 @@ async def test_a_body_above_the_limit_is_refused_and_not_read_on(site: Site, fet
 
 async def test_a_server_that_stalls_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch_module, "STALL_S", 0.1)
-    fetcher = Fetcher(LOOPBACK)
+    fetcher = Fetcher(UrlGuard(LOOPBACK))
     assert (await refusal(fetcher, site.url("/stalled"))).code == "url_timeout"
     await fetcher.close()
 
@@ -277,7 +278,7 @@ async def test_no_spelling_of_a_private_address_is_connected_to(site: Site, stri
 
 
 async def test_only_the_listed_networks_are_excepted(site: Site) -> None:
-    fetcher = Fetcher((ipaddress.ip_network("127.0.0.2/32"),))
+    fetcher = Fetcher(UrlGuard((ipaddress.ip_network("127.0.0.2/32"),)))
     problem = await refusal(fetcher, site.url("/clip"))
     await fetcher.close()
     assert problem.code == "url_not_allowed"
@@ -288,7 +289,7 @@ async def test_only_the_listed_networks_are_excepted(site: Site) -> None:
     ["http://127.0.0.2:{port}/clip", "http://[::ffff:127.0.0.2]:{port}/clip", "//0x7f000002:{port}/clip"],
 )
 async def test_a_redirect_to_a_private_address_is_refused(site: Site, target: str) -> None:
-    fetcher = Fetcher((ipaddress.ip_network("127.0.0.1/32"),))
+    fetcher = Fetcher(UrlGuard((ipaddress.ip_network("127.0.0.1/32"),)))
     url = URL(site.url("/redirect")).with_query(to=target.format(port=site.port))
     problem = await refusal(fetcher, str(url))
     await fetcher.close()
@@ -304,20 +305,6 @@ async def test_a_redirect_is_held_to_the_rules_of_a_url(site: Site, fetcher: Fet
     problem = await refusal(fetcher, str(url))
     assert (problem.status, problem.code) == (422, "url_not_allowed")
     assert len(site.requests) == 1
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "127.0.0.1", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "192.0.2.1",
-        "198.18.0.1", "224.0.0.1", "239.255.255.250", "240.0.0.1", "255.255.255.255", "::", "::1", "::7f00:1",
-        "::ffff:10.0.0.1", "::ffff:0:127.0.0.1", "64:ff9b::10.0.0.1", "64:ff9b:1::1", "2002:a00:1::", "2001::1",
-        "2001:db8::1", "fc00::1", "fe80::1", "fec0::1", "ff02::1", "100::1", "192.88.99.1",
-        "::ffff:192.88.99.1", "3fff::1", "3fff:fff:ffff::1",
-    ],
-)  # fmt: skip
-def test_an_address_that_is_not_the_internets_is_not_public(text: str) -> None:
-    assert not is_public(effective_address(ipaddress.ip_address(text)))
 
 
 @pytest.mark.parametrize(
@@ -337,38 +324,3 @@ async def test_how_much_may_come_is_told_before_it_comes(
     await fetcher.fetch("video_url", URL(site.url(path)), receive, 2 * len(BODY), expect)
     assert told[0] == expected
     assert sum(told[1:]) == -len(BODY)
-
-
-@pytest.mark.parametrize("text", ["1.1.1.1", "93.184.216.34", "2606:4700::1111", "::ffff:1.1.1.1", "64:ff9b::1.1.1.1"])
-def test_an_address_of_the_internet_is_public(text: str) -> None:
-    assert is_public(effective_address(ipaddress.ip_address(text)))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "", "clip.mp4", "/clip.mp4", "//example.com/x", "ftp://example.com/x", "file:///etc/passwd", "data:,x", "http://",
-        "http:///x", "http://user@example.com/", "http://user:pass@example.com/", "http://:pass@example.com/",
-        "http://example.com:0/", "http://example.com:22/", "http://example.com:99999/", "http://example.com:x/",
-        "http://[::1/", "http://\ud800/", "http://a..b/", "http://" + "x" * 70 + ".com/",
-        "http://xn--/", "http://xn--a.xn--/",
-        "http://example.com/" + "x" * 5000, None, 7,
-    ],
-)  # fmt: skip
-def test_what_is_no_usable_url_is_refused(text: object) -> None:
-    with pytest.raises(BadRequest) as caught:
-        check_url("video_url", text)
-    assert caught.value.code == "invalid_url"
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["http://example.com", "https://example.com:8443/a%2Fb?x=%2B#part", "HTTP://Example.com/ü", "http://[2606::1]/"],
-)
-def test_a_usable_url_is_taken(text: str) -> None:
-    assert check_url("video_url", text).host
-
-
-def test_a_signed_url_is_left_as_it_is() -> None:
-    signed = "https://bucket.example.com/a%2Fb.mp4?X-Sig=ab%2Bcd%3D&e=1"
-    assert str(check_url("video_url", signed)) == signed

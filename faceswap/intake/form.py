@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import BadRequest, TooLarge
 from ..jobs import Options, check_output_name
-from .fetch import check_url
+from ..url_guard import check_url
 from .files import FileSink, InputFolder, StoredFile
 
 MAX_TEXT_BYTES = 64 * 1024
