@@ -440,6 +440,49 @@ async def test_a_node_that_freezes_in_a_transaction_keeps_others_waiting_for_a_s
         assert (await frozen.job(job.prompt_id)).step == "Queued"
 
 
+async def test_a_node_that_freezes_within_a_statement_keeps_others_waiting_for_a_bounded_time_only(
+    hasty: None, url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "_BOUND_TRANSACTION", driver._BOUND_TRANSACTION.replace("30000", "600"))
+    job = await create(store)
+    async with opened(url) as frozen:
+        with pytest.raises(StoreError) as ended:
+            async with frozen._transaction() as tx:
+                await tx.lock_job(job.prompt_id)
+                assert isinstance(tx._connection, driver.PostgresConnection)
+                # A whole statement, but for the message that ends it: the server waits for that without a bound.
+                parse = b"P" + (17).to_bytes(4, "big") + b"\0SELECT 1;\0\0\0"
+                bind = b"B" + (12).to_bytes(4, "big") + bytes(8)
+                execute = b"E" + (9).to_bytes(4, "big") + bytes(5)
+                tx._connection.raw._con._transport.write(parse + bind + execute)
+                await retry_writes(lambda: store.add_status(job.prompt_id, "goes on"))
+                await tx.run("UPDATE job SET step = 'thawed'")
+        assert ended.value.transient
+        assert (await frozen.job(job.prompt_id)).step == "Queued"
+
+
+async def test_the_server_notices_a_silent_network_on_every_connection(url: str) -> None:
+    async with opened(url) as store, store._transaction() as tx:
+        for setting in ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout"):
+            row = await tx.one(f"SHOW {setting}")
+            assert row is not None
+            assert row[0] not in ("0", "")
+
+
+async def test_a_transfer_may_take_longer_than_other_transactions(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(driver, "_BOUND_TRANSACTION", driver._BOUND_TRANSACTION.replace("30000", "300"))
+    async with opened(tmp_path / "jobs.db") as source, opened(url) as target:
+        job = await create(source)
+
+        def tell(_table: str, _rows: int) -> None:
+            time.sleep(0.1)
+
+        await target.copy_from(source, tell)
+        assert (await target.job(job.prompt_id)).prompt_id == job.prompt_id
+
+
 @pytest.mark.parametrize(
     "error",
     [

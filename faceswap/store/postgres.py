@@ -1,7 +1,8 @@
 """PostgreSQL: a pool of connections, each with a transaction of its own; any number of nodes may share it.
 
-Nothing is kept in a session but what `listen` hears, which has a connection beside the pool, so that a pooler that
-gives each transaction another session may stand between. Such a one needs `statement_cache_size=0` in the URL.
+Nothing is kept in a session but what `listen` hears, which has a connection beside the pool, and bounds of silence,
+which may be lost: a pooler that gives each transaction another session may stand between. Such a one needs
+`statement_cache_size=0` in the URL.
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ STATEMENT_TIMEOUT_S = 4.0
 
 A node that freezes within a transaction keeps others from its rows for no longer.
 """
+TRANSACTION_TIMEOUT_S = 30.0
+"""The longest that a transaction may take.
+
+It ends that of a node that froze between two messages of one statement: the server then waits for the second, and no
+other bound of its own holds there. PostgreSQL before 17 knows no such bound.
+"""
 COMMAND_TIMEOUT_S = 6.0
 """The silence of the server after which a connection counts as lost: the server would have answered by itself."""
 ROLLBACK_TIMEOUT_S = 2.0
@@ -56,6 +63,17 @@ _BEGIN = (
     f" SET LOCAL statement_timeout = {int(STATEMENT_TIMEOUT_S * 1000)};"
     f" SET LOCAL idle_in_transaction_session_timeout = {int(STATEMENT_TIMEOUT_S * 1000)}"
 )
+_BOUND_TRANSACTION = f"; SET LOCAL transaction_timeout = {int(TRANSACTION_TIMEOUT_S * 1000)}"
+_FIRST_WITH_BOUND_TRANSACTIONS = 17
+"""The major version of the server that has `transaction_timeout`."""
+_NOTICE_SILENCE = (
+    "SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;"
+    " SET tcp_user_timeout = 10000"
+)
+"""Has the server end the session, and so its transaction, of a node that a cut network took away: within 11 s.
+
+While a server writes an answer or waits for the rest of a statement, no other bound of its own holds.
+"""
 _NOW = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint"
 
 _TRANSIENT_CLASSES = ("08", "40", "53", "57")
@@ -150,8 +168,9 @@ class PostgresConnection:
 
     async def begin(self) -> None:
         """Begin a transaction that may write; it sees what others commit meanwhile."""
+        bounded = self.raw.get_server_version().major >= _FIRST_WITH_BOUND_TRANSACTIONS
         with self._errors():
-            await self.raw.execute(_BEGIN)
+            await self.raw.execute(_BEGIN + _BOUND_TRANSACTION if bounded else _BEGIN)
 
     async def commit(self) -> None:
         """End the transaction; what it wrote is on the disk. Raises `CommitUnknown` where that cannot be told."""
@@ -208,7 +227,9 @@ class PostgreSQL:
         connect = partial(_connect, options)
         await migrate(connect, migrations)
         with store_errors():
-            pool = await asyncpg.create_pool(**options, min_size=0, max_size=POOL_SIZE, max_queries=2**31, reset=_keep)
+            pool = await asyncpg.create_pool(
+                **options, min_size=0, max_size=POOL_SIZE, max_queries=2**31, init=_prepare, reset=_keep
+            )
         return cls(pool, connect)
 
     async def acquire(self) -> Connection:
@@ -273,8 +294,13 @@ class PostgreSQL:
             self._pool.terminate()
 
 
+async def _prepare(connection: Any) -> None:
+    """Have the server notice a silent network on a new connection of the pool."""
+    await connection.execute(_NOTICE_SILENCE)
+
+
 async def _keep(_connection: Any) -> None:
-    """Reset nothing of a connection that is given back: nothing is set but within a transaction."""
+    """Reset nothing of a connection that is given back: nothing else is set but within a transaction."""
 
 
 def connect_options(url: str) -> Mapping[str, Any]:

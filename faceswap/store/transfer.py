@@ -86,6 +86,7 @@ class Transfer(Nodes):
         """
         copied = {}
         async with self._transaction() as tx:
+            await tx.lift_time_limit()
             await tx.lock(QUEUE_LOCK)
             await self.check_transfer(source)
             for table in reversed(TABLES):
