@@ -14,6 +14,7 @@ from .media import MediaWorker
 from .progress_reporter import ProgressReporter
 from .recovery import is_full, wait_for_room
 from .store import Lease, Store, StoreError
+from .tracing import stage
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,8 @@ class Assembly:
             try:
                 job = await self._store.job(prompt_id)
                 if job.state not in TERMINAL:
-                    await self._join(job, lease)
+                    with stage("join", job.traceparent, prompt_id=prompt_id):
+                        await self._join(job, lease)
                 elif job.state == JobState.SUCCESS:
                     # It was ended by a commit that was not answered.
                     await self._files.delete_scratch(prompt_id)

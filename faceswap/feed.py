@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager, suppress
 from typing import Protocol
 
+from . import metrics
 from .clock import monotonic
 from .hub import Hub, Subscription
 from .jobs import Event
@@ -105,6 +106,7 @@ class Feed:
 
     def publish(self, event: Event) -> None:
         """Take an event that this node has committed. Never waits."""
+        metrics.count_event(event)
         if self._store is None:
             self._hub.publish(event)
             return

@@ -31,6 +31,11 @@ class Subscription:
         self._turned_away = False
         self._closing = False
 
+    @property
+    def unread(self) -> int:
+        """The number of events that wait to be read."""
+        return len(self._events)
+
     def offer(self, event: Event) -> None:
         """Queue an event. A newer `progress` or `preview` takes the place of one that was not read yet."""
         if event.type in SUPERSEDED_EVENTS and self._events and self._events[-1].type == event.type:
@@ -114,6 +119,12 @@ class Hub:
         for watchers in self._subscriptions.values():
             for subscription in watchers:
                 subscription.close()
+
+    @property
+    def lag(self) -> int:
+        """The number of events that the slowest subscriber has not read yet."""
+        subscriptions = (subscription for watchers in self._subscriptions.values() for subscription in watchers)
+        return max((subscription.unread for subscription in subscriptions), default=0)
 
     @property
     def watchers(self) -> int:

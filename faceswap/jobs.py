@@ -242,6 +242,7 @@ class NewJob:
     idempotency_key: str | None = None
     request_digest: str | None = None
     webhook_url: str | None = None
+    traceparent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +278,13 @@ class Job:
     attempts: int
     request_digest: str | None = None
     webhook_url: str | None = None
+    traceparent: str | None = None
+    """The trace that the job belongs to, as W3C Trace Context writes it."""
+
+    @property
+    def trace_id(self) -> str | None:
+        """The id of the job's trace, to find it by."""
+        return self.traceparent.split("-")[1] if self.traceparent else None
 
     @property
     def needs_engine(self) -> bool:
@@ -314,6 +322,7 @@ class Job:
             "warnings": list(self.warnings),
             "sha256": self.result_sha256,
             "bytes": self.result_bytes,
+            "trace_id": self.trace_id,
         }
 
 

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 
 from .clock import monotonic
+from .metrics import LEASES_LOST
 from .store import Lease, LeaseLost, Store, StoreError, retry_writes
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,7 @@ class Held:
         """Cancel what is done under the lease: somebody else may do it now."""
         if self._is_open:
             self.lost = True
+            LEASES_LOST.inc()
             self._end_at(monotonic())
 
     def give_back(self) -> None:

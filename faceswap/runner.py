@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 from collections.abc import Mapping
-from contextlib import aclosing, suppress
+from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,12 @@ from .errors import JobFailure
 from .files import Files
 from .jobs import TERMINAL, Job, Segment
 from .media import MediaWorker, Verdict
+from .metrics import STAGE_S
 from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED, SegmentProgress
 from .progress_reporter import ProgressReporter
 from .recovery import TooLong, is_full, wait_for_room
 from .store import Store, StoreError, retry_writes
+from .tracing import stage
 from .workflow import Graph, Workflow, WorkflowError, extra_data
 
 log = logging.getLogger(__name__)
@@ -60,6 +62,17 @@ class _Attempt:
     @property
     def segment(self) -> Segment:
         return self.prompt.segment
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Time a stage of this attempt, within the job's trace."""
+        return stage(
+            name,
+            self.job.traceparent,
+            prompt_id=self.job.prompt_id,
+            segment=self.segment.number,
+            attempt=self.segment.attempt,
+            engine=self.backend.name,
+        )
 
 
 class Runner:
@@ -136,6 +149,8 @@ class Runner:
         segment, job = prompt.segment, await self._store.job(prompt.segment.prompt_id)
         if job.state in TERMINAL or job.cancel_requested:
             prompt.stop()
+        if segment.number == 0 and segment.attempt == 1 and not look_first and job.started_at is not None:
+            STAGE_S.labels("queue", "done").observe((job.started_at - job.created_at) / 1000)
         workflow = self._workflow(job)
         if not look_first and workflow.splittable:
             _check_length(segment, job, backend)
@@ -151,7 +166,8 @@ class Runner:
             await backend.free_memory_for(job.inputs.width * job.inputs.height, segment.frame_count)
             with backend.collecting(prompt):
                 async with prompt.stoppable():
-                    path, verdict = await self._collect(attempt)
+                    with attempt.stage("collect"):
+                        path, verdict = await self._collect(attempt)
         except BaseException:
             progress.abandon(segment.number, monotonic())
             raise
@@ -170,7 +186,8 @@ class Runner:
             return
         prompt = attempt.prompt
         async with prompt.stoppable():
-            graph = await self._upload(attempt)
+            with attempt.stage("upload"):
+                graph = await self._upload(attempt)
         await attempt.backend.submit(prompt, graph, extra_data(), output_node=attempt.workflow.output)
         if prompt.prompt_id != prompt.segment.comfy_prompt_id:
             set_id = partial(self._store.set_prompt_id, prompt.segment, prompt.prompt_id)
@@ -207,6 +224,10 @@ class Runner:
             raise JobFailure("workflow_invalid", str(error)) from error
 
     async def _follow(self, attempt: _Attempt) -> None:
+        with attempt.stage("swap"):
+            await self._report_all(attempt)
+
+    async def _report_all(self, attempt: _Attempt) -> None:
         async with aclosing(attempt.backend.follow(attempt.prompt)) as messages:
             async for message in messages:
                 await self._report(attempt, message)

@@ -20,6 +20,7 @@ from .config import ConfigError, Settings, is_loopback
 from .files import Files, FilesUnavailable
 from .store import NewerDatabase, StoreError
 from .systemd import feed_watchdog, notify
+from .tracing import TracingUnavailable, exporting
 
 log = logging.getLogger(__name__)
 
@@ -44,10 +45,11 @@ def serve(settings: Settings, *, allow_anonymous: bool = False) -> int:
         print(f"faceswap: {error}", file=sys.stderr)
         return 1
     try:
-        return asyncio.run(_serve(settings))
-    except (ConfigError, NewerDatabase) as error:
+        with exporting():
+            return asyncio.run(_serve(settings))
+    except (ConfigError, NewerDatabase, TracingUnavailable) as error:
         print(f"faceswap: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError) else 1
+        return 1 if isinstance(error, NewerDatabase) else 2
     finally:
         lock.close()
 

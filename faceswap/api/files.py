@@ -12,6 +12,7 @@ from aiohttp.abc import AbstractStreamWriter
 
 from ..errors import Gone
 from ..files import StoredResult
+from ..metrics import SENT_BYTES
 from .keys import FILES, SETTINGS, STORE, owner_of
 
 SIGNED_S = 300.0
@@ -58,6 +59,7 @@ async def _send_stored(request: web.Request, result: StoredResult, headers: Mapp
         async with aclosing(result.read(start, end)) as pieces:
             async for piece in pieces:
                 await response.write(piece)
+                SENT_BYTES.inc(len(piece))
     await response.write_eof()
     return response
 
@@ -111,4 +113,7 @@ class _RangeFileResponse(web.FileResponse):
                 headers = request.headers.copy()
                 headers.popall(hdrs.RANGE, None)
                 request = request.clone(headers=headers)
-        return await super().prepare(request)
+        writer = await super().prepare(request)
+        if request.method == "GET":
+            SENT_BYTES.inc(self.content_length or 0)
+        return writer

@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..intake import defer_continue
-from . import files, jobs, service, swap
+from . import files, jobs, metrics, service, swap
 from .keys import STOPPING
 
 
@@ -16,6 +16,7 @@ def add_routes(app: web.Application) -> None:
     service.add_questions(app)
     app[STOPPING] = asyncio.Event()
     app.on_shutdown.append(_stop)
+    app.on_response_prepare.append(metrics.count_request)
     app.add_routes(
         [
             web.post("/face-swap", swap.post_face_swap, expect_handler=defer_continue),
@@ -31,6 +32,7 @@ def add_routes(app: web.Application) -> None:
             web.get("/health", service.get_health),
             web.get("/livez", service.get_livez),
             web.get("/readyz", service.get_readyz),
+            web.get("/metrics", metrics.get_metrics),
             web.get("/", service.get_root),
             web.get("/web/{name}", service.get_web_file),
         ]

@@ -193,5 +193,6 @@ def _description() -> dict[str, Any]:
             "GET /health": "how the service and its engines are",
             "GET /livez": "200 while the process runs",
             "GET /readyz": "200 while jobs can be taken in",
+            "GET /metrics": "figures for Prometheus",
         },
     }

@@ -89,7 +89,8 @@ async def _begin(request: web.Request, socket: web.WebSocketResponse) -> tuple[s
         prompt_id = str(first.get("prompt_id")).encode("ascii", "replace").decode()
         job = await request.app[STORE].owned_job(prompt_id, owner_of(request))
         return job.prompt_id, parse_event_id(first.get("last_event_id"))
-    job = await request.app[SUBMITTER].submit_frames(first, socket, owner_of(request))
+    traceparent = request.headers.get("traceparent")
+    job = await request.app[SUBMITTER].submit_frames(first, socket, owner_of(request), traceparent)
     request.app[SCHEDULER].wake()
     return job.prompt_id, 0
 

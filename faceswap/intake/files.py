@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import BadRequest, TooLarge, Unavailable
 from ..files import Files, FileWriter
+from ..metrics import RECEIVED_BYTES
 
 ROOM_CHECK_BYTES = 64 * 1024 * 1024
 """Bytes of a file after which the free space on the disk is checked again."""
@@ -179,6 +180,7 @@ class FileSink:
             await self._folder.check_room()
         await writer.write(piece)
         self._folder.arrived(len(piece))
+        RECEIVED_BYTES.inc(len(piece))
 
     async def finish(self) -> StoredFile:
         """Sync the file and rename it to its final name. Raises `BadRequest` when it is empty."""

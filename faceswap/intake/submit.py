@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
 from functools import partial
@@ -18,6 +19,7 @@ from ..files import Files
 from ..jobs import Inputs, Job, JobState, NewJob, Options, default_output_name, new_prompt_id
 from ..media import MediaWorker, VideoFacts, output_frames, plan_segments
 from ..store import CommitUnknown, Store
+from ..tracing import job_span, stage
 from ..workflow import Workflow, WorkflowError
 from .fetch import Fetcher
 from .form import Submission
@@ -59,21 +61,32 @@ class Submitter:
     async def submit_request(self, request: web.Request, owner: str | None) -> tuple[Job, Submission]:
         """Make a job of a `POST /face-swap`, or find the one its `Idempotency-Key` made before. Raises `Problem`."""
         key = request.headers.get("Idempotency-Key")
-        return await self._submit(partial(self._reader.from_request, request), owner, key)
+        with job_span(request.headers.get("traceparent")) as traceparent:
+            return await self._submit(partial(self._reader.from_request, request), owner, key, traceparent)
 
-    async def submit_frames(self, first: object, socket: web.WebSocketResponse, owner: str | None) -> Job:
+    async def submit_frames(
+        self, first: object, socket: web.WebSocketResponse, owner: str | None, traceparent: str | None = None
+    ) -> Job:
         """Make a job of what a WebSocket client sends, `first` being the JSON of its first frame. Raises `Problem`."""
-        job, _ = await self._submit(partial(self._reader.from_websocket, first, socket), owner, None)
+        with job_span(traceparent) as own:
+            job, _ = await self._submit(partial(self._reader.from_websocket, first, socket), owner, None, own)
         return job
 
     async def _submit(
-        self, read: Callable[[str], Awaitable[Submission]], owner: str | None, idempotency_key: str | None
+        self,
+        read: Callable[[str], Awaitable[Submission]],
+        owner: str | None,
+        idempotency_key: str | None,
+        traceparent: str | None,
     ) -> tuple[Job, Submission]:
         await self._check_queue(idempotency_key)
         prompt_id = new_prompt_id()
-        submission = await read(prompt_id)
+        with stage("receive", traceparent, prompt_id=prompt_id):
+            submission = await read(prompt_id)
         try:
-            new = await self._plan(submission, prompt_id, owner, idempotency_key)
+            with stage("probe", traceparent, prompt_id=prompt_id):
+                new = await self._plan(submission, prompt_id, owner, idempotency_key)
+            new = replace(new, traceparent=traceparent)
             job, is_new = await self._store.create(new, self._settings.queue_limit)
         except (asyncio.CancelledError, CommitUnknown):
             # The job may be committed nevertheless. The files of an upload without a job are erased at the next start.

@@ -121,6 +121,7 @@ class Jobs(Leases):
             "idempotency_key": new.idempotency_key,
             "request_digest": new.request_digest,
             "webhook_url": new.webhook_url,
+            "traceparent": new.traceparent,
         }
         names = ", ".join(values)
         marks = ", ".join("?" * len(values))
