@@ -259,6 +259,7 @@ async def test_the_status_document_has_the_fields_of_the_contract(tmp_path: Any)
         "warnings",
         "sha256",
         "bytes",
+        "trace_id",
     }
     assert set(document["progress"]) == {"percentage", "step", "current", "total", "fps"}
     assert (document["status"], document["result"], document["queue_position"]) == ("QUEUED", None, 4)
