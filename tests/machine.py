@@ -1,4 +1,4 @@
-"""What some tests need of the machine that pip cannot bring."""
+"""The needs of some tests that pip cannot bring."""
 
 from __future__ import annotations
 

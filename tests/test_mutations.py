@@ -14,7 +14,7 @@ LEAST = 60
 @pytest.mark.parametrize("mutation", mutations(), ids=lambda mutation: mutation.breaks)
 def test_every_mutation_still_applies_and_names_tests_that_exist(mutation: Mutation, tmp_path: Path) -> None:
     copy = tmp_path / mutation.file
-    copy.parent.mkdir(parents=True)
+    copy.parent.mkdir(parents=True, exist_ok=True)
     copy.write_bytes((ROOT / mutation.file).read_bytes())
     mutation.apply(tmp_path)
     if copy.suffix == ".py":
