@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -11,7 +12,7 @@ from aiohttp import web
 
 from .. import __version__
 from ..jobs import JobState
-from ..store import Store, StoreError
+from ..store import StoreError
 from .keys import ENGINE, FEED, FILES, HUB, NODE, SCHEDULER, SETTINGS, STORE
 
 T = TypeVar("T")
@@ -33,7 +34,7 @@ async def get_livez(request: web.Request) -> web.Response:
 
 async def get_readyz(request: web.Request) -> web.Response:
     """Tell whether a job would be accepted and worked on now."""
-    checks, _ = await _checks(request.app)
+    checks = (await _find_out(request.app)).checks
     return web.json_response(
         {"ready": all(checks.values()), "checks": checks}, status=200 if all(checks.values()) else 503
     )
@@ -42,7 +43,8 @@ async def get_readyz(request: web.Request) -> web.Response:
 async def get_health(request: web.Request) -> web.Response:
     """Report the state of the service, its queue and its engines."""
     app = request.app
-    checks, counts = await _checks(app)
+    findings = await _find_out(app)
+    checks, free_bytes = findings.checks, findings.free_bytes
     settings, scheduler = app[SETTINGS], app[SCHEDULER]
     return web.json_response(
         {
@@ -56,9 +58,9 @@ async def get_health(request: web.Request) -> web.Response:
             "communication_method": "websocket",
             "version": __version__,
             "database": "writable" if checks["database"] else "unwritable",
-            "queue": {state.lower(): count for state, count in counts.items()},
+            "queue": {state.lower(): count for state, count in findings.counts.items()},
             "backends": [backend.describe() for backend in scheduler.backends],
-            "disk_free_mb": await app[FILES].free_bytes() // 2**20,
+            "disk_free_mb": None if free_bytes is None else free_bytes // 2**20,
             "watchers": app[HUB].watchers,
             **_nodes(app),
         }
@@ -88,65 +90,75 @@ def _workflow_status(app: web.Application) -> str:
 
 
 class Question(Generic[T]):
-    """A question to the database, which may be slow; one try serves all requests that ask meanwhile."""
+    """A question to the database or a disk, which may be slow; one try serves all requests that ask meanwhile."""
 
-    def __init__(self, ask: Callable[[Store], Coroutine[Any, Any, T]], otherwise: T) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[T]], otherwise: T) -> None:
         self._ask = ask
         self._otherwise = otherwise
         self._trying: asyncio.Task[T] | None = None
 
-    async def answer(self, store: Store) -> T:
+    async def answer(self) -> T:
         """Return the answer, or `otherwise` where there is none in time; the next request waits for the same try."""
         if self._trying is None or self._trying.done():
-            self._trying = asyncio.create_task(self._try(store), name="question to the database")
+            self._trying = asyncio.create_task(self._try(), name="question of health")
         await asyncio.wait({self._trying}, timeout=CHECK_TIMEOUT_S)
         return self._trying.result() if self._trying.done() else self._otherwise
 
-    async def _try(self, store: Store) -> T:
+    async def _try(self) -> T:
         try:
-            return await self._ask(store)
-        except StoreError:
+            return await self._ask()
+        except (StoreError, OSError):
             return self._otherwise
-
-
-async def _is_writable(store: Store) -> bool:
-    await store.check_writable()
-    return True
-
-
-async def _count(store: Store) -> Mapping[str, int]:
-    return await store.counts()
 
 
 NO_COUNTS: Mapping[str, int] = {}
 WRITABLE: web.AppKey[Question[bool]] = web.AppKey("writable")
 COUNTS: web.AppKey[Question[Mapping[str, int]]] = web.AppKey("counts")
+AVAILABLE: web.AppKey[Question[bool]] = web.AppKey("available")
+FREE_BYTES: web.AppKey[Question[int | None]] = web.AppKey("free_bytes")
 
 
 def add_questions(app: web.Application) -> None:
-    """Make ready what `/readyz` and `/health` ask the database."""
-    app[WRITABLE] = Question(_is_writable, otherwise=False)
-    app[COUNTS] = Question(_count, otherwise=NO_COUNTS)
+    """Make ready what `/readyz` and `/health` ask the database and the disks."""
+
+    async def is_writable() -> bool:
+        await app[STORE].check_writable()
+        return True
+
+    app[WRITABLE] = Question(is_writable, otherwise=False)
+    app[COUNTS] = Question(lambda: app[STORE].counts(), otherwise=NO_COUNTS)
+    app[AVAILABLE] = Question(lambda: app[FILES].is_available(), otherwise=False)
+    app[FREE_BYTES] = Question(lambda: app[FILES].free_bytes(), otherwise=None)
 
 
-async def _checks(app: web.Application) -> tuple[dict[str, bool], Mapping[str, int]]:
-    """Return what `/readyz` looks at, and the numbers of jobs."""
-    settings, scheduler, files, feed = app[SETTINGS], app[SCHEDULER], app[FILES], app[FEED]
-    writable, counts, available = await asyncio.gather(
-        app[WRITABLE].answer(app[STORE]), app[COUNTS].answer(app[STORE]), files.is_available()
+@dataclass(frozen=True, slots=True)
+class _Findings:
+    checks: dict[str, bool]
+    """The checks of `/readyz`, by name."""
+    counts: Mapping[str, int]
+    """The numbers of jobs, by state."""
+    free_bytes: int | None
+    """The room on the disk; None where it does not tell."""
+
+
+async def _find_out(app: web.Application) -> _Findings:
+    """Look at what a job needs."""
+    settings, scheduler = app[SETTINGS], app[SCHEDULER]
+    writable, counts, available, free_bytes = await asyncio.gather(
+        app[WRITABLE].answer(), app[COUNTS].answer(), app[AVAILABLE].answer(), app[FREE_BYTES].answer()
     )
     ready_here = any(backend.healthy and not backend.problems for backend in scheduler.backends)
     checks = {
         "database": writable,
-        "disk": await files.free_bytes() >= settings.min_free_mb * 2**20,
+        "disk": free_bytes is not None and free_bytes >= settings.min_free_mb * 2**20,
         "queue": bool(counts) and counts[JobState.QUEUED] < settings.queue_limit,
         "engine": ready_here or scheduler.has_engine_elsewhere,
     }
-    if files.is_shared:
+    if app[FILES].is_shared:
         checks["files"] = available
-    if feed.is_shared:
-        checks["feed"] = feed.listening
-    return checks, counts
+    if app[FEED].is_shared:
+        checks["feed"] = app[FEED].listening
+    return _Findings(checks, counts, free_bytes)
 
 
 async def get_root(request: web.Request) -> web.StreamResponse:

@@ -24,6 +24,7 @@ from faceswap.client import FaceSwapClient
 from faceswap.comfy.client import ComfyClient
 from faceswap.engine.faults import Faults
 from faceswap.engine.server import ENGINE
+from faceswap.files import Files
 from faceswap.samples import FACE
 from faceswap.store import CommitUnknown, Store
 
@@ -251,6 +252,34 @@ async def test_what_an_engine_lacks_for_the_workflow_is_told_by_health(clip: Pat
         ]
         async with service.client.get("/readyz") as response:
             assert (response.status, (await response.json())["checks"]["engine"]) == (503, False)
+
+
+async def test_a_disk_that_does_not_answer_is_told_and_asked_by_one_try_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faceswap.api.service.CHECK_TIMEOUT_S", 0.05)
+    async with service_and_engines(tmp_path) as (service, _):
+        answered, asked = asyncio.Event(), 0
+
+        async def hang(_files: Files) -> int:
+            nonlocal asked
+            asked += 1
+            await answered.wait()
+            return 2**40
+
+        monkeypatch.setattr(Files, "free_bytes", hang)
+        for _ in range(3):
+            health = await service.get("/health")
+            assert (health["status"], health["disk_free_mb"]) == ("degraded", None)
+            async with service.client.get("/readyz") as response:
+                assert (response.status, (await response.json())["checks"]["disk"]) == (503, False)
+        assert asked == 1
+        answered.set()
+
+        async def told() -> bool:
+            return bool((await service.get("/health"))["disk_free_mb"] == 2**20)
+
+        await eventually(told)
 
 
 async def test_options_that_the_embedded_engine_ignores_are_told(clip: Path, tmp_path: Path) -> None:
