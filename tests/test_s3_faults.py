@@ -16,7 +16,7 @@ from s3_servers import S3Server, s3_server
 from system.s3_proxy import S3Proxy
 from system.tcp_proxy import TcpProxy
 from test_stored_files import FACE, MIB, VIDEO, a_segment, content_of, inputs_of, keep, receive, the_job
-from waiting import WAIT_S, until
+from waiting import WAIT_S, eventually, until
 
 from faceswap.files import Files, FilesUnavailable, objects, s3
 
@@ -30,9 +30,15 @@ def server() -> S3Server:
 def place(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
-    for module, name, seconds in ((objects, "RETRY_S", 1.0), (objects, "REQUEST_S", 2.0), (s3, "AGAIN_S", 0.1)):
+    for module, name, seconds in ((objects, "RETRY_S", 1.0), (s3, "AGAIN_S", 0.1)):
         monkeypatch.setattr(module, name, seconds)
     return Place("nanio", tmp_path, f"s3://{server.new_bucket()}/prefix")
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a silent server for a short time only."""
+    monkeypatch.setattr(objects, "REQUEST_S", 2.0)
 
 
 @pytest.fixture
@@ -143,10 +149,12 @@ async def test_a_copy_that_is_cut_off_is_not_there_at_all(place: Place, way: Tcp
         await fetching
     assert list(other.inputs("job").iterdir()) == []
     way.heal()
-    assert await other.fetch_inputs("job", inputs_of())
+    assert await insist(lambda: other.fetch_inputs("job", inputs_of()))
 
 
-async def test_a_server_that_is_silent_is_waited_for_no_longer_than_the_bound(place: Place, way: TcpProxy) -> None:
+async def test_a_server_that_is_silent_is_waited_for_no_longer_than_the_bound(
+    hasty: None, place: Place, way: TcpProxy
+) -> None:
     files = await place.started()
     await make_segment(files)
     way.hold()
@@ -157,8 +165,8 @@ async def test_a_server_that_is_silent_is_waited_for_no_longer_than_the_bound(pl
     with pytest.raises(TimeoutError):
         await files.put_preview("job", b"missed")
     way.heal()
-    await files.keep_segment(a_segment("job"))
-    assert await files.is_available()
+    await insist(lambda: files.keep_segment(a_segment("job")))
+    assert await eventually(files.is_available)
     await files.close()
 
 
@@ -173,7 +181,9 @@ async def test_a_server_that_is_slow_does_its_work(place: Place, way: TcpProxy) 
     assert place.stored()
 
 
-async def test_while_s3_takes_nothing_an_upload_holds_no_more_than_its_bound(place: Place, way: TcpProxy) -> None:
+async def test_while_s3_takes_nothing_an_upload_holds_no_more_than_its_bound(
+    hasty: None, place: Place, way: TcpProxy
+) -> None:
     files = await place.started()
     upload = files._objects.upload("large", 200 * MIB)  # type: ignore[attr-defined]
     way.hold()

@@ -124,10 +124,7 @@ async def file_faults(world: World) -> list[str]:
     results = "SELECT * FROM job WHERE result_file IS NOT NULL AND result_erased = 0"
     needed |= {files.result(job) for job in await rows(results)}
     # What was finished of a job that did not succeed is kept for a retry.
-    finished: dict[str, list[str]] = {row["prompt_id"]: [] for row in inputs}
-    for row in await rows("SELECT prompt_id, output_file FROM segment WHERE output_file IS NOT NULL"):
-        finished.setdefault(row["prompt_id"], []).append(row["output_file"])
-    allowed = {name for job, output_files in finished.items() for name in files.scratch(job, output_files)}
+    allowed = {name for row in inputs for name in files.scratch(row["prompt_id"])}
     return missing_and_left(await files.names(), needed, allowed)
 
 

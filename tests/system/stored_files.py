@@ -33,9 +33,10 @@ class DataFolder:
         """Return the name of a job's result."""
         return f"outputs/{job['result_file']}"
 
-    def scratch(self, prompt_id: str, output_files: list[str]) -> set[str]:
-        """Return the names of what may be left of a job with these finished segments, until its inputs are erased."""
-        return {f"work/{prompt_id}/{name}" for name in output_files}
+    def scratch(self, prompt_id: str) -> set[str]:
+        """Return the names of what may be left of a job until its inputs are erased, for a retry."""
+        # A service that was killed while it checked an output leaves that too.
+        return {f"work/{prompt_id}/?????-*-*.mp4"}
 
 
 class FilesOfNodes(DataFolder):
@@ -59,7 +60,7 @@ class FilesOfNodes(DataFolder):
     def result(self, job: Row) -> str:
         return f"outputs/{job['prompt_id']}/*-{job['result_sha256']}.mp4"
 
-    def scratch(self, prompt_id: str, output_files: list[str]) -> set[str]:
+    def scratch(self, prompt_id: str) -> set[str]:
         # A node that was frozen may write under a name of its own when the job has ended.
         return {f"work/{prompt_id}/*"}
 
@@ -87,7 +88,7 @@ class Bucket(FilesOfNodes):
     def result(self, job: Row) -> str:
         return f"results/{job['prompt_id']}/*-{job['result_sha256']}.mp4"
 
-    def scratch(self, prompt_id: str, output_files: list[str]) -> set[str]:
+    def scratch(self, prompt_id: str) -> set[str]:
         return {f"segments/{prompt_id}/*", f"previews/{prompt_id}"}
 
 
