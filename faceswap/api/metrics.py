@@ -10,8 +10,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from .. import __version__
 from ..metrics import REGISTRY, REQUESTS
-from .keys import FEED, FILES, HUB, NODE, SCHEDULER, STORE
-from .service import COUNTS
+from .keys import FEED, FILES, HUB, NODE, SCHEDULER
+from .service import COUNTS, FREE_BYTES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 """The text format that every Prometheus reads."""
@@ -24,8 +24,8 @@ METHODS = frozenset({"DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"}
 async def get_metrics(request: web.Request) -> web.Response:
     """Send the service's figures in the text format of Prometheus."""
     app = request.app
-    counts = await app[COUNTS].answer(app[STORE])
-    free_bytes = await app[FILES].free_bytes()
+    counts = await app[COUNTS].answer()
+    free_bytes = await app[FREE_BYTES].answer()
     shown = _Shown([*REGISTRY.collect(), *_families(app, counts, free_bytes)])
     return web.Response(
         body=generate_latest(shown), headers={"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"}
@@ -49,7 +49,7 @@ class _Shown:
         return self._families
 
 
-def _families(app: web.Application, counts: Mapping[str, int], free_bytes: int) -> Iterator[Metric]:
+def _families(app: web.Application, counts: Mapping[str, int], free_bytes: int | None) -> Iterator[Metric]:
     """Yield what the parts show now. Nothing here asks a database or an engine."""
     hub, node, feed, backends = app[HUB], app[NODE], app[FEED], app[SCHEDULER].backends
     yield _labelled("faceswap_build_info", "The version that runs.", "version", {__version__: 1})
@@ -65,7 +65,8 @@ def _families(app: web.Application, counts: Mapping[str, int], free_bytes: int) 
     else:
         held = len(node.held)
     yield _gauge("faceswap_leases_held", "Leases that this node holds.", held)
-    yield _gauge("faceswap_disk_free_bytes", "Free bytes where the files lie.", free_bytes)
+    if free_bytes is not None:
+        yield _gauge("faceswap_disk_free_bytes", "Free bytes where the files lie.", free_bytes)
     healthy = {backend.name: backend.healthy for backend in backends}
     yield _labelled("faceswap_engine_up", "1 while an engine can be given work.", "engine", healthy)
     in_flight = {backend.name: len(backend.in_flight) for backend in backends}
