@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from described import Described
 from processes import files_in
 from waiting import eventually
 from yarl import URL
@@ -125,9 +126,10 @@ class EngineRig:
 class ServiceRig:
     """A service, talked to over HTTP as users do."""
 
-    def __init__(self, client: TestClient[Any, Any], folder: Path) -> None:
+    def __init__(self, client: TestClient[Any, Any], folder: Path, described: Described) -> None:
         self.client = client
         self.folder = folder
+        self.described = described
 
     async def post(self, video: Path, **options: Any) -> str:
         """Submit a job; returns its id."""
@@ -198,13 +200,15 @@ class ServiceRig:
 async def running_service(
     folder: Path, *engines: EngineRig | str, timeouts: Timeouts = QUICK, **settings: Any
 ) -> AsyncIterator[ServiceRig]:
-    """Yield a service in front of these engines, or addresses, ready for jobs."""
+    """Yield a service in front of these engines, or addresses, ready for jobs. All its answers are to be described."""
     urls = tuple(URL(engine if isinstance(engine, str) else engine.url) for engine in engines)
     app = create_app(Settings(folder, comfyui_urls=urls, min_free_mb=0, **settings), timeouts)
+    described = Described(app)
     async with TestClient(TestServer(app)) as client:
-        rig = ServiceRig(client, folder)
+        rig = ServiceRig(client, folder, described)
         await rig.ready(sum(isinstance(engine, EngineRig) for engine in engines))
         yield rig
+    assert not described.faults
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""What `GET /metrics` shows, read as Prometheus would."""
+"""The figures of `GET /metrics`, read as Prometheus would."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..intake import defer_continue
-from . import files, jobs, metrics, service, swap
+from . import files, jobs, metrics, openapi, service, swap
 from .keys import STOPPING
 
 
@@ -33,10 +33,13 @@ def add_routes(app: web.Application) -> None:
             web.get("/livez", service.get_livez),
             web.get("/readyz", service.get_readyz),
             web.get("/metrics", metrics.get_metrics),
+            web.get("/openapi.json", openapi.get_openapi),
+            web.get("/docs", openapi.get_docs),
             web.get("/", service.get_root),
             web.get("/web/{name}", service.get_web_file),
         ]
     )
+    openapi.add_description(app)
 
 
 async def _stop(app: web.Application) -> None:

@@ -18,7 +18,7 @@ from .keys import ENGINE, FEED, FILES, HUB, NODE, SCHEDULER, SETTINGS, STORE
 T = TypeVar("T")
 
 WEB = Path(__file__).parent.parent / "web"
-WEB_FILES: Mapping[str, str] = {"app.js": "text/javascript", "style.css": "text/css"}
+WEB_FILES: Mapping[str, str] = {"app.js": "text/javascript", "style.css": "text/css", "docs.css": "text/css"}
 PAGE_POLICY = (
     "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none';"
     " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
@@ -206,5 +206,7 @@ def _description() -> dict[str, Any]:
             "GET /livez": "200 while the process runs",
             "GET /readyz": "200 while jobs can be taken in",
             "GET /metrics": "figures for Prometheus",
+            "GET /openapi.json": "this API as OpenAPI 3.1",
+            "GET /docs": "the same as a page to read",
         },
     }

@@ -1,0 +1,150 @@
+"""The description of the API as OpenAPI 3.1, made of the routes, their handlers and the tables beside this module."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from aiohttp import web
+
+from .. import __version__
+from .docs import PAGE_HEADERS, page
+from .operations import ANYWHERE, HEADERS, OPERATIONS, PROBLEMS, Answer, Operation
+from .schemas import SCHEMAS, TEXT, Schema, ref
+
+TAGS: Mapping[str, str] = {
+    "swap": "Submit jobs",
+    "jobs": "Follow jobs and steer them",
+    "files": "Fetch results",
+    "service": "The service itself",
+}
+DOCUMENT = web.AppKey("openapi document", dict[str, Any])
+_ENCODED = web.AppKey("openapi document as sent", bytes)
+_PAGE = web.AppKey("page of the description", str)
+
+_DESCRIPTION = (
+    "Swap faces in videos. A job is submitted, followed by its events or by asking for its status, and fetched."
+    " A problem is told as `application/problem+json` with a stable `code`. Wherever a `GET` is answered with something"
+    " that has an end, `HEAD` is answered with the same headers."
+)
+
+
+def add_description(app: web.Application) -> None:
+    """Describe the routes that the application has by now."""
+    app[DOCUMENT] = document = describe(app)
+    app[_ENCODED] = json.dumps(document, ensure_ascii=False).encode()
+    app[_PAGE] = page(document)
+
+
+async def get_openapi(request: web.Request) -> web.Response:
+    """Send this description: OpenAPI 3.1."""
+    body = request.app[_ENCODED]
+    etag = hashlib.blake2b(body, digest_size=12).hexdigest()
+    return web.Response(body=body, content_type="application/json", headers={"ETag": f'"{etag}"'})
+
+
+async def get_docs(request: web.Request) -> web.Response:
+    """Send this description as a page to read."""
+    return web.Response(text=request.app[_PAGE], content_type="text/html", headers=PAGE_HEADERS)
+
+
+def routes(app: web.Application) -> Iterator[tuple[str, str, web.AbstractRoute]]:
+    """Yield the method and the path of each route. A `HEAD` beside a `GET` is no operation of its own."""
+    for route in app.router.routes():
+        if route.resource is not None and route.method != "HEAD":
+            yield route.method, route.resource.canonical, route
+
+
+def describe(app: web.Application) -> dict[str, Any]:
+    """Return the document. A route that the table does not have is left out, which a test notices."""
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path, route in routes(app):
+        operation = OPERATIONS.get((method, path))
+        if operation is not None:
+            summary = (route.handler.__doc__ or "").partition("\n")[0].removesuffix(".")
+            paths.setdefault(path, {})[method.lower()] = _operation(method, path, summary, operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "faceswap", "version": __version__, "description": _DESCRIPTION},
+        "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
+        "paths": paths,
+        "components": {
+            "schemas": dict(SCHEMAS),
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
+    }
+
+
+def _operation(method: str, path: str, summary: str, operation: Operation) -> dict[str, Any]:
+    name = re.sub(r"[^a-z]+", "_", f"{method} {path}".lower()).strip("_")
+    document: dict[str, Any] = {"operationId": name, "tags": [operation.tag], "summary": summary}
+    if operation.text:
+        document["description"] = operation.text
+    places = (
+        ("path", dict.fromkeys(re.findall(r"\{(\w+)", path), TEXT)),
+        ("query", operation.query),
+        ("header", operation.headers),
+    )
+    parameters = [_parameter(place, *item) for place, schemas in places for item in schemas.items()]
+    if parameters:
+        document["parameters"] = parameters
+    if operation.body:
+        content = {media_type: {"schema": schema} for media_type, schema in operation.body.items()}
+        document["requestBody"] = {"required": True, "content": content}
+    document["responses"] = _responses(operation)
+    document["security"] = [{"bearer": []}, {"header": []}] if operation.needs_key else []
+    return document
+
+
+def _parameter(place: str, name: str, schema: Schema) -> dict[str, Any]:
+    schema = dict(schema)
+    text = schema.pop("description", None)
+    parameter = {"name": name, "in": place, "required": place == "path", "schema": schema}
+    return parameter if text is None else {**parameter, "description": text}
+
+
+def _responses(operation: Operation) -> dict[str, Any]:
+    responses = {status: _answer(answer) for status, answer in operation.answers.items()}
+    codes: dict[int, list[str]] = {}
+    for code in (*ANYWHERE, *operation.problems):
+        codes.setdefault(PROBLEMS[code], []).append(code)
+    for status, names in codes.items():
+        problem = _problem(names)
+        if status in responses:
+            responses[status].setdefault("content", {}).update(problem["content"])
+        else:
+            responses[status] = problem
+    return {str(status): responses[status] for status in sorted(responses)}
+
+
+def _answer(answer: Answer) -> dict[str, Any]:
+    content = {media_type: {"schema": schema} for media_type, schema in answer.content.items()}
+    return {
+        "description": answer.text,
+        **({"content": content} if content else {}),
+        **({"headers": {name: _header(name) for name in answer.headers}} if answer.headers else {}),
+        **answer.extra,
+    }
+
+
+def _header(name: str) -> dict[str, Any]:
+    schema = dict(HEADERS[name])
+    text = schema.pop("description", None)
+    return {"schema": schema} if text is None else {"schema": schema, "description": text}
+
+
+def _problem(codes: Iterable[str]) -> dict[str, Any]:
+    """Return the answer with a problem of one of these codes, all of one status."""
+    names = sorted(codes)
+    schema = {"allOf": [ref("Problem"), {"properties": {"code": {"enum": names}}}]}
+    return {
+        "description": "A problem: " + ", ".join(f"`{name}`" for name in names) + ".",
+        "content": {"application/problem+json": {"schema": schema}},
+        **({"headers": {"Retry-After": _header("Retry-After")}} if PROBLEMS[names[0]] in (429, 503) else {}),
+    }

@@ -1,0 +1,306 @@
+"""Every operation of the API as its description tells it: what it takes, what it answers, and why it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .jobs import DEFAULT_PAGE, LARGEST_PAGE, MAX_WAIT_S
+from .schemas import EVENTS, STATE, TEXT, Schema, ref
+
+JSON = "application/json"
+STREAM = "text/event-stream"
+
+PROBLEMS: Mapping[str, int] = {
+    # 400: the request is not one that makes sense
+    "malformed_request": 400,
+    "malformed_json": 400,
+    "malformed_multipart": 400,
+    "malformed_field": 400,
+    "incomplete_body": 400,
+    "unknown_field": 400,
+    "duplicate_field": 400,
+    "unsupported_field": 400,
+    "missing_video": 400,
+    "missing_image": 400,
+    "duplicate_video": 400,
+    "duplicate_image": 400,
+    "invalid_video": 400,
+    "invalid_image": 400,
+    "empty_video": 400,
+    "empty_image": 400,
+    "invalid_url": 400,
+    "invalid_output_name": 400,
+    "invalid_flag": 400,
+    "invalid_option": 400,
+    "unknown_option": 400,
+    "unknown_workflow": 400,
+    "invalid_idempotency_key": 400,
+    "invalid_wait": 400,
+    "invalid_last_event_id": 400,
+    "invalid_status": 400,
+    "invalid_limit": 400,
+    "invalid_cursor": 400,
+    "http_error": 400,
+    # 403: browsers of other sites
+    "foreign_host": 403,
+    "foreign_origin": 403,
+    # 404 and 405: there is no such thing
+    "not_found": 404,
+    "unknown_prompt_id": 404,
+    "unknown_file": 404,
+    "no_preview": 404,
+    "method_not_allowed": 405,
+    # 408 to 415: the body
+    "upload_stalled": 408,
+    "job_ended": 409,
+    "not_retryable": 409,
+    "inputs_erased": 410,
+    "result_expired": 410,
+    "too_large": 413,
+    "field_too_large": 413,
+    "url_too_large": 413,
+    "unsupported_content_type": 415,
+    "unsupported_content_encoding": 415,
+    "not_a_video": 415,
+    "not_an_image": 415,
+    # 422: it makes sense and cannot be done
+    "idempotency_key_reused": 422,
+    "url_not_allowed": 422,
+    "url_unreachable": 422,
+    "url_failed": 422,
+    "url_timeout": 422,
+    "video_damaged": 422,
+    "video_truncated": 422,
+    "video_without_frames": 422,
+    "video_too_large": 422,
+    "video_too_long": 422,
+    "video_too_many_tracks": 422,
+    "video_has_gaps": 422,
+    "image_too_large": 422,
+    "undecodable": 422,
+    "headers_too_large": 431,
+    "internal_error": 500,
+    # 503: it may be done later
+    "queue_full": 503,
+    "disk_low": 503,
+    "disk_full": 503,
+    "database_unavailable": 503,
+    "files_unavailable": 503,
+    "still_stopping": 503,
+    "stopping": 503,
+}
+"""The code of every problem that a request may be answered with over HTTP, and its status."""
+
+SOCKET_PROBLEMS: Mapping[str, int] = {"unexpected_message": 400, "unknown_action": 400, "frame_too_large": 413}
+"""The codes of problems that only a WebSocket is told, as an `error` event."""
+
+ANYWHERE = (
+    "malformed_request",
+    "foreign_host",
+    "foreign_origin",
+    "headers_too_large",
+    "internal_error",
+    "disk_full",
+    "database_unavailable",
+    "files_unavailable",
+)
+"""The problems that any request may meet with."""
+
+_INPUTS = (
+    *("malformed_json", "malformed_multipart", "malformed_field", "incomplete_body", "unknown_field"),
+    *("duplicate_field", "unsupported_field", "missing_video", "missing_image", "duplicate_video", "duplicate_image"),
+    *("invalid_video", "invalid_image", "empty_video", "empty_image", "invalid_url", "invalid_output_name"),
+    *("invalid_flag", "invalid_option", "unknown_option", "unknown_workflow", "invalid_idempotency_key"),
+    *("upload_stalled", "too_large", "field_too_large", "url_too_large", "unsupported_content_type"),
+    *("unsupported_content_encoding", "not_a_video", "not_an_image", "idempotency_key_reused", "url_not_allowed"),
+    *("url_unreachable", "url_failed", "url_timeout", "video_damaged", "video_truncated", "video_without_frames"),
+    *("video_too_large", "video_too_long", "video_too_many_tracks", "video_has_gaps", "image_too_large"),
+    *("undecodable", "queue_full", "disk_low"),
+)
+_JOB = ("unknown_prompt_id", "not_found", "method_not_allowed")
+
+HEADERS: Mapping[str, Schema] = {
+    "Location": {**TEXT, "description": "The path of the job's status."},
+    "ETag": {**TEXT, "description": "The version of what was answered."},
+    "Preference-Applied": {"const": "respond-async"},
+    "Content-Disposition": {**TEXT, "description": "The name of the file."},
+    "Content-Range": {**TEXT, "description": "The bytes that were sent, and how many there are."},
+    "Accept-Ranges": {"const": "bytes"},
+    "Retry-After": {**TEXT, "pattern": "^[0-9]+$", "description": "Seconds after which to try again."},
+}
+"""The headers of answers that mean something to a program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer that is no problem: its content by media type, and its headers."""
+
+    text: str
+    content: Mapping[str, Schema] = field(default_factory=dict)
+    headers: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation. Its summary is the docstring of its handler, its path parameters stand in its path."""
+
+    tag: str
+    answers: Mapping[int, Answer]
+    problems: tuple[str, ...] = ()
+    query: Mapping[str, Schema] = field(default_factory=dict)
+    headers: Mapping[str, Schema] = field(default_factory=dict)
+    body: Mapping[str, Schema] = field(default_factory=dict)
+    text: str = ""
+    needs_key: bool = True
+
+
+_STATUS = Answer("The job.", {JSON: ref("Status")})
+_EVENT_STREAM = Answer(
+    "The job's events, until its end.",
+    {STREAM: {**TEXT, "description": "Server-Sent Events: `id`, `event`, and `data` in JSON."}},
+    ("Location",),
+    {"x-events": {name: ref(f"Event_{name}") for name in EVENTS}},
+)
+_LAST_EVENT_ID = {**TEXT, "pattern": "^[0-9]{0,15}$", "description": "The id of the last event that was seen."}
+_NO_CONTENT: Mapping[str, Schema] = {}
+
+OPERATIONS: Mapping[tuple[str, str], Operation] = {
+    ("POST", "/face-swap"): Operation(
+        "swap",
+        {
+            200: Answer(
+                "The job's events until its end; with `return_prompt_id_only` its id at once.",
+                {**_EVENT_STREAM.content, JSON: ref("Accepted")},
+                ("Location",),
+                _EVENT_STREAM.extra,
+            ),
+            202: Answer(
+                "The job's id, with `Prefer: respond-async`.",
+                {JSON: ref("Accepted")},
+                ("Location", "Preference-Applied"),
+            ),
+        },
+        _INPUTS,
+        headers={
+            "Idempotency-Key": {
+                **TEXT,
+                "pattern": "^[ -~]{1,255}$",
+                "description": "The same key with the same request gives the first job, for 24 hours.",
+            },
+            "Prefer": {
+                **TEXT,
+                "pattern": "^[ -~]*$",
+                "description": "`respond-async`: answer with the job's id at once.",
+            },
+            "traceparent": {**TEXT, "pattern": "^[ -~]*$", "description": "The trace that the job becomes a part of."},
+        },
+        body={"multipart/form-data": ref("SwapForm"), JSON: ref("SwapRequest")},
+        text="The parts may come in any order. The job is on the disk before it is answered: no crash loses it.",
+    ),
+    ("GET", "/face-swap-ws"): Operation(
+        "swap",
+        {101: Answer("The WebSocket is open.", _NO_CONTENT)},
+        ("http_error",),
+        text="First a text frame: `SocketRequest`, with the bytes of its files in binary frames after it, or"
+        " `SocketSubscription`. The service answers in frames of `SocketEvent` and closes after the last. While the job"
+        " runs, `SocketCancel` cancels it.",
+    ),
+    ("GET", "/status/{prompt_id}"): Operation(
+        "jobs",
+        {
+            200: Answer("The job.", {JSON: ref("Status")}, ("ETag",)),
+            304: Answer("It is as the client knows it.", _NO_CONTENT, ("ETag",)),
+        },
+        (*_JOB, "invalid_wait"),
+        query={
+            "wait": {
+                "type": "number",
+                "minimum": 0,
+                "maximum": MAX_WAIT_S,
+                "description": "Seconds to wait for a change.",
+            }
+        },
+        headers={"If-None-Match": {**TEXT, "pattern": "^[ -~]*$", "description": "The `ETag` of what is known."}},
+    ),
+    ("GET", "/events/{prompt_id}"): Operation(
+        "jobs",
+        {200: _EVENT_STREAM},
+        (*_JOB, "invalid_last_event_id"),
+        query={"last_event_id": _LAST_EVENT_ID},
+        headers={"Last-Event-ID": _LAST_EVENT_ID},
+    ),
+    ("GET", "/preview/{prompt_id}"): Operation(
+        "jobs",
+        {200: Answer("The picture.", {"image/jpeg": {**TEXT, "format": "binary"}})},
+        (*_JOB, "no_preview"),
+    ),
+    ("GET", "/jobs"): Operation(
+        "jobs",
+        {200: Answer("A page of jobs.", {JSON: ref("Jobs")})},
+        ("invalid_status", "invalid_limit", "invalid_cursor"),
+        query={
+            "status": STATE,
+            "limit": {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE, "default": DEFAULT_PAGE},
+            "cursor": {**TEXT, "pattern": "^[0-9]{1,15}-.+$", "description": "`next_cursor` of the page before."},
+        },
+    ),
+    ("POST", "/jobs/{prompt_id}/cancel"): Operation("jobs", {202: _STATUS}, (*_JOB, "job_ended")),
+    ("POST", "/jobs/{prompt_id}/retry"): Operation("jobs", {202: _STATUS}, (*_JOB, "not_retryable", "inputs_erased")),
+    ("DELETE", "/jobs/{prompt_id}"): Operation(
+        "jobs", {204: Answer("It is erased.", _NO_CONTENT)}, (*_JOB, "still_stopping", "stopping")
+    ),
+    ("GET", "/download/{filename}"): Operation(
+        "files",
+        {
+            200: Answer(
+                "The result.",
+                {"video/mp4": {**TEXT, "format": "binary"}},
+                ("ETag", "Content-Disposition", "Accept-Ranges"),
+            ),
+            206: Answer(
+                "The bytes that were asked for.", {"video/mp4": {**TEXT, "format": "binary"}}, ("Content-Range",)
+            ),
+            304: Answer("It is as the client knows it.", _NO_CONTENT),
+            307: Answer("The address where it lies, good for five minutes.", _NO_CONTENT, ("Location",)),
+            412: Answer("It is not what the client knows.", _NO_CONTENT),
+            416: Answer("It has no such bytes.", _NO_CONTENT, ("Content-Range",)),
+        },
+        ("unknown_file", "not_found", "method_not_allowed", "result_expired"),
+        query={"inline": {"type": "string", "enum": ["0", "1"], "description": "1 to play it in place."}},
+        headers={
+            "Range": {**TEXT, "pattern": "^[ -~]*$", "description": "The bytes to send."},
+            "If-Range": {**TEXT, "pattern": "^[ -~]*$", "description": "Send all where this is not its `ETag`."},
+            "If-None-Match": {**TEXT, "pattern": "^[ -~]*$", "description": "The `ETag` of what is known."},
+        },
+    ),
+    ("GET", "/health"): Operation("service", {200: Answer("How the service is.", {JSON: ref("Health")})}),
+    ("GET", "/livez"): Operation("service", {200: Answer("It runs.", {JSON: ref("Live")})}, needs_key=False),
+    ("GET", "/readyz"): Operation(
+        "service",
+        {
+            200: Answer("It is ready.", {JSON: ref("Ready")}),
+            503: Answer("It is not.", {JSON: ref("Ready")}),
+        },
+        needs_key=False,
+    ),
+    ("GET", "/metrics"): Operation("service", {200: Answer("The figures.", {"text/plain": TEXT})}),
+    ("GET", "/openapi.json"): Operation(
+        "service", {200: Answer("This document.", {JSON: {"type": "object"}}, ("ETag",))}
+    ),
+    ("GET", "/docs"): Operation("service", {200: Answer("The page.", {"text/html": TEXT})}, needs_key=False),
+    ("GET", "/"): Operation(
+        "service",
+        {200: Answer("The page, or the description.", {JSON: ref("Information"), "text/html": TEXT})},
+        needs_key=False,
+    ),
+    ("GET", "/web/{name}"): Operation(
+        "service",
+        {200: Answer("The file.", {"text/javascript": TEXT, "text/css": TEXT})},
+        ("not_found", "method_not_allowed"),
+        needs_key=False,
+    ),
+}
+"""Every operation by its method and path."""

@@ -1,0 +1,288 @@
+"""JSON Schemas (2020-12) of what the API takes and gives. `tests/test_openapi.py` holds them against the code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..intake import MAX_TEXT_BYTES
+from ..jobs import NAME_PATTERN, JobState
+
+Schema = Mapping[str, Any]
+
+TEXT: Schema = {"type": "string"}
+FLAG: Schema = {"type": "boolean"}
+COUNT: Schema = {"type": "integer", "minimum": 0}
+SHA256: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+TIME: Schema = {"type": "string", "format": "date-time", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"}
+"""A moment in UTC, with milliseconds."""
+PROMPT_ID: Schema = {"type": "string", "description": "The id of a job."}
+URL: Schema = {"type": "string", "format": "uri", "maxLength": 4096}
+PERCENTAGE: Schema = {"type": "number", "minimum": 0, "maximum": 100}
+STATE: Schema = {"type": "string", "enum": [*JobState]}
+NAME: Schema = {"type": "string", "pattern": f"^{NAME_PATTERN.pattern}$"}
+
+
+def ref(name: str) -> Schema:
+    """Return a reference to a schema of the document."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def record(properties: Mapping[str, Schema], *, optional: tuple[str, ...] = ()) -> Schema:
+    """Return the schema of an object that has these properties and no others."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": [name for name in properties if name not in optional],
+        "additionalProperties": False,
+    }
+
+
+def nullable(schema: Schema) -> Schema:
+    """Return the schema of what may be null instead."""
+    if "enum" in schema or "type" not in schema:
+        return {"anyOf": [schema, {"type": "null"}]}
+    return {**schema, "type": [schema["type"], "null"]}
+
+
+def array(items: Schema) -> Schema:
+    """Return the schema of a list."""
+    return {"type": "array", "items": items}
+
+
+def _number(low: float, high: float, *, whole: bool = False) -> Schema:
+    return {"type": "integer" if whole else "number", "minimum": low, "maximum": high}
+
+
+_FACE_INDEX: Schema = {
+    "anyOf": [
+        {"type": "string", "pattern": "^ *[0-9] *[0-9]? *(, *[0-9] *[0-9]? *){0,15}$"},
+        {"type": "integer", "minimum": 0, "maximum": 99},
+    ],
+}
+
+OPTIONS: Mapping[str, Schema] = {
+    "face_index": {
+        **_FACE_INDEX,
+        "description": "Faces of the video to replace, as ReActor counts; several by commas.",
+    },
+    "source_face_index": {**_FACE_INDEX, "description": "Faces of the picture to take; several by commas."},
+    "swap_model": NAME,
+    "face_restore_model": NAME,
+    "face_restore_visibility": _number(0.1, 1),
+    "face_boost": FLAG,
+    "detect_gender": {"type": "string", "enum": ["no", "female", "male"]},
+    "frame_rate": {**_number(1, 60), "description": "Frames a second of the result; the clip's own by default."},
+    "crf": {**_number(0, 51, whole=True), "description": "Quality of the result: lower is better; 20 by default."},
+    "workflow": {**NAME, "description": "A workflow of the service, by name."},
+    "priority": {**_number(-10, 10, whole=True), "description": "Higher goes first."},
+}
+
+FIELDS: Mapping[str, Schema] = {
+    "video": {"type": "string", "format": "binary", "description": "The clip to change."},
+    "video_url": {**URL, "description": "Its address, in place of the file."},
+    "image": {"type": "string", "format": "binary", "description": "The face to put in: a picture."},
+    "image_url": {**URL, "description": "Its address, in place of the file."},
+    "output_name": {**NAME, "description": "The name of the result, without extension."},
+    "return_prompt_id_only": {
+        "anyOf": [FLAG, {"enum": ["true", "false", "1", "0", "yes", "no", "on", "off", 1, 0]}],
+        "description": "Answer with the job's id at once, not with its events.",
+    },
+    "options": {
+        "anyOf": [ref("Options"), {"type": "string", "contentMediaType": "application/json"}],
+        "description": "Workflow options: a JSON object, or its text.",
+    },
+}
+"""The fields of a request for a swap."""
+
+STATUS = record(
+    {
+        "prompt_id": PROMPT_ID,
+        "status": STATE,
+        "progress": record(
+            {
+                "percentage": PERCENTAGE,
+                "step": {**TEXT, "description": "What the job does now."},
+                "current": {**COUNT, "description": "Frames that are done."},
+                "total": {**COUNT, "description": "Frames of the whole video."},
+                "fps": nullable({"type": "number"}),
+            }
+        ),
+        "created_at": TIME,
+        "updated_at": TIME,
+        "started_at": nullable(TIME),
+        "finished_at": nullable(TIME),
+        "result": nullable({**TEXT, "description": "The path of the result, `/download/…`."}),
+        "error": nullable({**TEXT, "description": "A sentence that says why the job failed."}),
+        "code": nullable({**TEXT, "description": "The same in a word."}),
+        "queue_position": nullable({"type": "integer", "minimum": 1}),
+        "eta_seconds": nullable({"type": "number"}),
+        "output_prefix": TEXT,
+        "options": ref("ChosenOptions"),
+        "segments": record({"done": COUNT, "total": COUNT}),
+        "attempts": {**COUNT, "description": "Prompts that were given to engines."},
+        "warnings": array(TEXT),
+        "sha256": nullable(SHA256),
+        "bytes": nullable(COUNT),
+        "trace_id": nullable({"type": "string", "pattern": "^[0-9a-f]{32}$", "description": "The trace of the job."}),
+    }
+)
+
+EVENTS: Mapping[str, Schema] = {
+    "queued": record(
+        {
+            "prompt_id": PROMPT_ID,
+            "message": TEXT,
+            "status_url": TEXT,
+            "events_url": TEXT,
+            "queue_position": {"type": "integer", "minimum": 1},
+        }
+    ),
+    "executing": record({"node": TEXT, "title": TEXT, "message": TEXT}),
+    "progress": record(
+        {
+            "percentage": {**PERCENTAGE, "description": "It never falls."},
+            "current": COUNT,
+            "total": COUNT,
+            "message": TEXT,
+            "eta_seconds": nullable({"type": "number"}),
+            "fps": nullable({"type": "number"}),
+        }
+    ),
+    "preview": record({"url": TEXT, "frame": COUNT}),
+    "status": record({"status": STATE, "message": TEXT}),
+    "completed": record(
+        {
+            "message": TEXT,
+            "filename": TEXT,
+            "download_url": TEXT,
+            "prompt_id": PROMPT_ID,
+            "output_prefix": TEXT,
+            "bytes": COUNT,
+            "sha256": SHA256,
+            "warnings": array(TEXT),
+        }
+    ),
+    "error": record({"detail": TEXT, "code": TEXT, "prompt_id": PROMPT_ID}),
+    "cancelled": record({"prompt_id": PROMPT_ID, "message": TEXT}),
+}
+"""The data of each kind of event; `error`, `completed` and `cancelled` are the last of a stream."""
+
+_BACKEND = record(
+    {
+        "url": TEXT,
+        "listener": {"type": "string", "enum": ["connecting", "connected", "disconnected"]},
+        "answers": FLAG,
+        "stuck": FLAG,
+        "abandoned": {**COUNT, "description": "Prompts that were given up and may still run there."},
+        "problems": array(TEXT),
+        "running": COUNT,
+        "last_event_age_s": nullable({"type": "number"}),
+        "reconnects": COUNT,
+    }
+)
+
+_CHECKS = record(
+    {"database": FLAG, "disk": FLAG, "queue": FLAG, "engine": FLAG, "files": FLAG, "feed": FLAG},
+    optional=("files", "feed"),
+)
+
+_HEALTH = record(
+    {
+        "status": {"type": "string", "enum": ["healthy", "degraded"]},
+        "comfyui_status": {"type": "string", "enum": ["healthy", "unreachable", "starting"]},
+        "outage": nullable(TEXT),
+        "workflow_status": {"type": "string", "enum": ["valid", "invalid"]},
+        "server_address": TEXT,
+        "workflow_path": TEXT,
+        "communication_method": {"const": "websocket"},
+        "version": TEXT,
+        "database": {"type": "string", "enum": ["writable", "unwritable"]},
+        "queue": record({"queued": COUNT, "processing": COUNT}, optional=("queued", "processing")),
+        "backends": array(_BACKEND),
+        "disk_free_mb": {"type": "integer"},
+        "watchers": COUNT,
+        "node": TEXT,
+        "nodes": array(
+            record({"name": TEXT, "version": TEXT, "seen_s_ago": {"type": "number"}, "backends": array(_BACKEND)})
+        ),
+        "leases": array(record({"name": TEXT, "holder": TEXT, "epoch": COUNT, "left_s": {"type": "number"}})),
+    },
+    optional=("node", "nodes", "leases"),
+)
+
+_EVENT_ID = {"anyOf": [COUNT, TEXT], "description": "The number of the last event that was seen."}
+_ANNOUNCED = record({"filename": TEXT, "size": COUNT}, optional=("filename",))
+_SOCKET_FIELDS = {name: schema for name, schema in FIELDS.items() if name not in ("video", "image")}
+
+SCHEMAS: Mapping[str, Schema] = {
+    "Problem": {
+        "type": "object",
+        "description": "Problem details (RFC 9457).",
+        "properties": {
+            "type": TEXT,
+            "title": TEXT,
+            "status": {"type": "integer"},
+            "detail": {**TEXT, "description": "A sentence for a person."},
+            "code": {**TEXT, "description": "A stable word for a program."},
+            "prompt_id": PROMPT_ID,
+        },
+        "required": ["type", "title", "status", "detail", "code"],
+    },
+    "Options": {
+        **record({name: nullable(schema) for name, schema in OPTIONS.items()}, optional=tuple(OPTIONS)),
+        "description": "Workflow options, all optional; null leaves the workflow's own value.",
+    },
+    "ChosenOptions": {**record(OPTIONS, optional=tuple(OPTIONS)), "description": "The options that were chosen."},
+    "SwapForm": {
+        **record(FIELDS, optional=tuple(FIELDS)),
+        "allOf": [
+            {"oneOf": [{"required": ["video"]}, {"required": ["video_url"]}]},
+            {"oneOf": [{"required": ["image"]}, {"required": ["image_url"]}]},
+        ],
+    },
+    "SwapRequest": {
+        **record(_SOCKET_FIELDS, optional=tuple(name for name in _SOCKET_FIELDS if not name.endswith("e_url"))),
+        "description": f"At most {MAX_TEXT_BYTES:,} bytes.",
+    },
+    "Status": STATUS,
+    "Accepted": record(
+        {
+            "prompt_id": PROMPT_ID,
+            "status": STATE,
+            "message": TEXT,
+            "status_url": TEXT,
+            "output_prefix": TEXT,
+        }
+    ),
+    "Jobs": record({"jobs": array(ref("Status")), "next_cursor": nullable(TEXT)}),
+    "Live": record({"status": {"const": "alive"}}),
+    "Ready": record({"ready": FLAG, "checks": _CHECKS}),
+    "Health": _HEALTH,
+    "Information": record(
+        {"name": TEXT, "version": TEXT, "endpoints": {"type": "object", "additionalProperties": TEXT}}
+    ),
+    "SocketRequest": {
+        "description": "The first text frame of the WebSocket: a job from addresses, or from bytes that follow.",
+        **record(
+            {**_SOCKET_FIELDS, "video": _ANNOUNCED, "image": _ANNOUNCED}, optional=("video", "image", *_SOCKET_FIELDS)
+        ),
+    },
+    "SocketSubscription": {
+        "description": "The first text frame of the WebSocket, to watch a job that is there already.",
+        **record(
+            {"action": {"const": "subscribe"}, "prompt_id": PROMPT_ID, "last_event_id": _EVENT_ID},
+            optional=("last_event_id",),
+        ),
+    },
+    "SocketCancel": {
+        "description": "A text frame that cancels the job the WebSocket watches.",
+        **record({"action": {"const": "cancel"}}),
+    },
+    "SocketEvent": {
+        "description": "A text frame of the service: an event.",
+        **record({"id": COUNT, "event": {"type": "string", "enum": [*EVENTS]}, "data": {"type": "object"}}),
+    },
+    **{f"Event_{name}": {"description": f"The data of a `{name}` event.", **data} for name, data in EVENTS.items()},
+}
+"""The schemas of the document, by name."""
