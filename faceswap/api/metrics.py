@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from .. import __version__
 from ..metrics import REGISTRY, REQUESTS
-from .keys import FEED, FILES, HUB, NODE, SCHEDULER
+from .keys import FEED, HUB, NODE, SCHEDULER
 from .service import COUNTS, FREE_BYTES
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

@@ -200,7 +200,7 @@ _HEALTH = record(
         "database": {"type": "string", "enum": ["writable", "unwritable"]},
         "queue": record({"queued": COUNT, "processing": COUNT}, optional=("queued", "processing")),
         "backends": array(_BACKEND),
-        "disk_free_mb": {"type": "integer"},
+        "disk_free_mb": nullable({"type": "integer"}),
         "watchers": COUNT,
         "node": TEXT,
         "nodes": array(
