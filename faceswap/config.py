@@ -78,9 +78,12 @@ class Settings:
     max_segments: int = 10_000
     input_ttl_s: int = 3600
     output_ttl_s: int = 604800
+    record_ttl_s: int = 2_592_000
     min_free_mb: int = 1024
     log_format: str = "text"
     log_level: str = "info"
+    access_log: bool = False
+    require_consent: bool = False
 
     @property
     def max_upload_bytes(self) -> int:
@@ -234,9 +237,12 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "max_segments": _whole(1, 100_000),
     "input_ttl_s": _whole(0, 31_536_000),
     "output_ttl_s": _whole(1, 315_360_000),
+    "record_ttl_s": _whole(1, 315_360_000),
     "min_free_mb": _whole(0, 1_073_741_824),
     "log_format": _choice("text", "json"),
     "log_level": _choice("debug", "info", "warning", "error"),
+    "access_log": _flag,
+    "require_consent": _flag,
 }
 
 

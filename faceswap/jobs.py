@@ -62,6 +62,8 @@ SUPERSEDED_EVENTS = frozenset({"progress", "preview"})
 """Event types of which only the newest matters: replay leaves older ones out."""
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_ -][A-Za-z0-9._ -]{0,99}")
+CONSENT_LIMIT = 1000
+"""The most characters of a consent."""
 FACE_INDEX_PATTERN = re.compile(r"[0-9]{1,2}(,[0-9]{1,2}){0,15}")
 PROMPT_NAMESPACE = uuid.UUID("6f1d4f4e-52b1-4f0e-9d5c-1f2b7a3c9e10")
 
@@ -174,6 +176,13 @@ def check_output_name(name: str) -> str:
     return name
 
 
+def check_consent(text: object) -> str:
+    """Return the text or reference that a user gives as consent; raises `BadRequest`."""
+    if not isinstance(text, str) or not text.strip() or len(text) > CONSENT_LIMIT:
+        raise BadRequest(f"'consent' must be a text of at most {CONSENT_LIMIT} characters.", code="invalid_consent")
+    return text.strip()
+
+
 def default_output_name(now: datetime) -> str:
     """Return the name of a result for which the user chose none."""
     return now.strftime("faceswap_%Y%m%d_%H%M%S")
@@ -243,6 +252,7 @@ class NewJob:
     request_digest: str | None = None
     webhook_url: str | None = None
     traceparent: str | None = None
+    consent: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +288,7 @@ class Job:
     attempts: int
     request_digest: str | None = None
     webhook_url: str | None = None
+    consent: str | None = None
     traceparent: str | None = None
     """The trace that the job belongs to, as W3C Trace Context writes it."""
 
@@ -317,6 +328,7 @@ class Job:
             "eta_seconds": self.eta_s,
             "output_prefix": self.output_name,
             "options": self.options.to_dict(),
+            "consent": self.consent,
             "segments": {"done": self.segments_done, "total": self.segments_total},
             "attempts": self.attempts,
             "warnings": list(self.warnings),

@@ -13,7 +13,7 @@ class JsonFormatter(logging.Formatter):
     """A formatter that writes one JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Format one record; a traceback becomes the field `exception`."""
+        """Format one record with its `fields`, if it has any; a traceback becomes the field `exception`."""
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         document = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
@@ -21,6 +21,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        document |= getattr(record, "fields", {})
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
         return json.dumps(document, ensure_ascii=False)

@@ -44,6 +44,9 @@ CREATE TABLE audit (
 
 CREATE INDEX audit_of_job ON audit (prompt_id, number);
 
+-- Ended jobs by age, for those whose records are to go.
+CREATE INDEX job_ended ON job (finished_at) WHERE finished_at IS NOT NULL;
+
 CREATE FUNCTION audit_is_never_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'audit lines are only added';

@@ -244,8 +244,9 @@ def database() -> Iterator[str]:
         raise
     others = "datname = current_database() AND pid <> pg_backend_pid()"
     sql(url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
-    for table in ("job", "lease", "backend", "stat", "abandoned_prompt", "node"):
-        sql(url, f"DELETE FROM {table}")
+    tables = sql(url, "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
+    names = ", ".join(name for (name,) in tables if name != "schema_version")
+    sql(url, f"TRUNCATE {names} RESTART IDENTITY CASCADE")
     _free.append(url)
 
 

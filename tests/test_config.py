@@ -39,6 +39,9 @@ VALUES: dict[str, tuple[str, Any]] = {
     "input_ttl_s": ("0", 0),
     "output_ttl_s": ("60", 60),
     "min_free_mb": ("0", 0),
+    "record_ttl_s": ("60", 60),
+    "access_log": ("1", True),
+    "require_consent": ("1", True),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
 }
@@ -83,6 +86,9 @@ WRONG: dict[str, list[str]] = {
     "input_ttl_s": ["-1", "1h"],
     "output_ttl_s": ["0", "1h"],
     "min_free_mb": ["-1", "x"],
+    "record_ttl_s": ["0", "1h"],
+    "access_log": ["yes", "2"],
+    "require_consent": ["yes", "2"],
     "log_format": ["JSON", "xml"],
     "log_level": ["loud", "INFO"],
 }
@@ -95,6 +101,7 @@ def test_an_empty_environment_gives_the_documented_defaults() -> None:
     assert (settings.host, settings.port, settings.comfyui_urls) == ("127.0.0.1", 8000, ())
     assert (settings.workflow, settings.max_upload_mb, settings.queue_limit) == ("FaceSwap-Reactor-API", 2048, 1000)
     assert (settings.segment_frames, settings.input_ttl_s, settings.output_ttl_s) == (240, 3600, 604800)
+    assert (settings.record_ttl_s, settings.access_log, settings.require_consent) == (2592000, False, False)
     assert (settings.min_free_mb, settings.log_format, settings.log_level) == (1024, "text", "info")
     assert (settings.url_allow, settings.cors_origins, dict(settings.comfyui_headers)) == ((), (), {})
     assert (settings.max_frames, settings.max_duration_s, settings.max_segments) == (1_000_000, 21_600, 10_000)

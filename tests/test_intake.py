@@ -849,3 +849,28 @@ async def test_a_socket_that_stalls_in_an_upload_is_given_up(door: Door, monkeyp
 async def test_a_frame_above_the_sockets_limit_is_too_large(door: Door) -> None:
     await upload_frames(door, announced(video=10 * MIB), [b"x" * (5 * MIB)])
     assert (await door.refusal()).code == "frame_too_large"
+
+
+# Consent
+
+
+async def test_consent_is_kept_as_it_was_given(door: Door) -> None:
+    await door.post_form(VIDEO_PART, IMAGE_PART, ("consent", None, " form 12, signed: Zoë ".encode()))
+    assert (await door.submission()).consent == "form 12, signed: Zoë"
+
+
+@pytest.mark.parametrize("consent", [b"x" * 1001, b"  "])
+async def test_a_consent_is_a_text_of_some_length(door: Door, consent: bytes) -> None:
+    await door.post_form(VIDEO_PART, IMAGE_PART, ("consent", None, consent))
+    assert (await door.refusal()).code == "invalid_consent"
+
+
+async def test_consent_is_required_where_the_operator_says_so(open_door: Callable[..., Any]) -> None:
+    door = await open_door(require_consent=True)
+    await door.post_form(VIDEO_PART, IMAGE_PART, ("consent", None, b""))
+    refusal = await door.refusal()
+    assert (refusal.status, refusal.code) == (400, "consent_required")
+    await door.post(json={"video_url": f"{door.url}/files/clip", "image_url": f"{door.url}/files/face"})
+    assert (await door.refusal()).code == "consent_required"
+    await door.post_form(VIDEO_PART, IMAGE_PART, ("consent", None, b"form 12"))
+    assert (await door.submission()).consent == "form 12"

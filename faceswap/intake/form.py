@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import BadRequest, TooLarge
-from ..jobs import Options, check_output_name
+from ..jobs import Options, check_consent, check_output_name
 from ..url_guard import check_url
 from .files import FileSink, InputFolder, StoredFile
 
@@ -38,19 +38,26 @@ class Submission:
     respond_async: bool
     id_only: bool
     digest: str
+    consent: str | None
 
 
 class Form:
     """The fields of one request, each checked as it arrives, so that a wrong one ends an upload at once."""
 
     def __init__(
-        self, inputs: InputFolder, max_bytes: Mapping[str, int], check_options: Callable[[Options], object]
+        self,
+        inputs: InputFolder,
+        max_bytes: Mapping[str, int],
+        check_options: Callable[[Options], object],
+        *,
+        require_consent: bool = False,
     ) -> None:
         self.inputs = inputs
         self.values: dict[str, Any] = {}
         self._files: dict[str, StoredFile] = {}
         self._max_bytes = max_bytes
         self._check_options = check_options
+        self._require_consent = require_consent
         self._given: set[str] = set()
 
     def put(self, name: str, raw: object) -> None:
@@ -77,10 +84,15 @@ class Form:
         self._files[sink.kind] = await sink.finish()
 
     def check_complete(self) -> None:
-        """Raise `BadRequest` unless both inputs were given, as file or as URL."""
+        """Raise `BadRequest` unless both inputs were given, as file or as URL, and the consent where it is required."""
         for kind in INPUTS:
             if not self._given & {kind, f"{kind}_url"}:
                 raise BadRequest(f"Give '{kind}' or '{kind}_url'.", code=f"missing_{kind}")
+        if self._require_consent and "consent" not in self._given:
+            raise BadRequest(
+                "Give 'consent': a text or reference that says that the person shown has agreed.",
+                code="consent_required",
+            )
 
     def digest(self) -> str:
         """Return the SHA-256 of the values and the uploads; called before URLs are fetched, which count by address."""
@@ -103,6 +115,7 @@ class Form:
             respond_async=respond_async,
             id_only=self.values.get("return_prompt_id_only", False),
             digest=digest,
+            consent=self.values.get("consent"),
         )
 
     def _note_given(self, name: str) -> None:
@@ -164,6 +177,10 @@ def _output_name(name: str, raw: object) -> str:
     return check_output_name(raw)
 
 
+def _consent(_name: str, raw: object) -> str:
+    return check_consent(raw)
+
+
 def _flag(name: str, raw: object) -> bool:
     text = str(raw).strip().lower()
     if text in ("true", "1", "yes", "on"):
@@ -186,5 +203,6 @@ _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
     "return_prompt_id_only": _flag,
     "options": _options,
     "webhook_url": _unsupported,
+    "consent": _consent,
 }
 """The known fields, each with the function that turns its text or JSON value into a checked one."""

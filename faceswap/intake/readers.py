@@ -44,6 +44,7 @@ class RequestReader:
         self._files = files
         self._fetcher = fetcher
         self._check_options = check_options
+        self._require_consent = settings.require_consent
         self._room = Room(files, settings.min_free_mb * 1024 * 1024)
         self._max_bytes = {
             "video": settings.max_upload_bytes,
@@ -91,7 +92,7 @@ class RequestReader:
     async def _form(self, prompt_id: str, announced: int) -> AsyncIterator[Form]:
         async with new_input_folder(self._files, prompt_id, self._room) as inputs:
             await inputs.expect(announced)
-            yield Form(inputs, self._max_bytes, self._check_options)
+            yield Form(inputs, self._max_bytes, self._check_options, require_consent=self._require_consent)
 
     async def _complete(self, form: Form, *, respond_async: bool) -> Submission:
         """Fetch the inputs that were given as URLs, the smaller one first."""

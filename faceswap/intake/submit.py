@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -24,8 +23,6 @@ from ..workflow import Workflow, WorkflowError
 from .fetch import Fetcher
 from .form import Submission
 from .readers import RequestReader
-
-log = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 60
 """The time after which a client may try a full queue again."""
@@ -98,14 +95,6 @@ class Submitter:
             await self._files.delete_upload(prompt_id)
             return job, submission
         await self._files.accept_upload(prompt_id)
-        log.info(
-            "job %s accepted: %d frames of %d×%d in %d segments",
-            job.prompt_id,
-            job.total_frames,
-            job.inputs.width,
-            job.inputs.height,
-            job.segments_total,
-        )
         return job, submission
 
     async def _check_queue(self, idempotency_key: str | None) -> None:
@@ -143,6 +132,7 @@ class Submitter:
             owner=owner,
             idempotency_key=idempotency_key,
             request_digest=submission.digest,
+            consent=submission.consent,
         )
 
     def _segment_frames(self, video: VideoFacts, frame_rate: Fraction | None) -> int:

@@ -92,6 +92,8 @@ class Dialect:
     """The ends of the query for the next segment, which are tried in turn: they lock its job's row."""
     values: str = "SELECT value FROM json_each(?)"
     """A query for the texts of a JSON array."""
+    restart_numbers: str = ""
+    """A statement after which new audit lines are numbered from the last one on, where copied ones are not counted."""
     pairs: str = "json_each(?)"
     """The table of `key` and `value` of a JSON object of texts."""
 

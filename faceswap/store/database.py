@@ -100,6 +100,8 @@ class Database:
             await connection.commit()
             for event in transaction.events:
                 self._publish(event)
+            for line, fields in transaction.log_lines:
+                log.info("%s", line, extra={"fields": fields})
         except StoreError:
             await connection.roll_back()
             raise

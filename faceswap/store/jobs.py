@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -14,20 +13,19 @@ from ..errors import Conflict, Gone, Unavailable, Unprocessable
 from ..events import Payload
 from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob, Segment
 from ..progress import Report
+from .audit import Audit, add_audit_line, record_accepted, record_ended, record_retried
 from .connection import CommitUnknown, StoreError
 from .database import retry_writes
 from .leases import Lease, Leases, join_lease
 from .rows import SELECT_JOB, found, input_rows, job_of
 from .transaction import QUEUE_LOCK, Transaction
 
-log = logging.getLogger(__name__)
-
 IDEMPOTENCY_MS = 24 * 3600 * 1000
 SETTLE_S = 15.0
 """The time for a database to tell whether it has committed a job, after the answer to that was lost."""
 
 
-class Jobs(Leases):
+class Jobs(Leases, Audit):
     """The moves of a job, one method each."""
 
     async def create(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
@@ -69,6 +67,7 @@ class Jobs(Leases):
                 raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
             job = await self._insert_job(tx, new, await self._free_name(tx, new.output_name))
             await tx.add_event(job.prompt_id, payloads.queued(job.prompt_id, position))
+            await record_accepted(tx, job)
         return job, True
 
     async def _first_with_key(self, tx: Transaction, new: NewJob) -> Job | None:
@@ -122,6 +121,7 @@ class Jobs(Leases):
             "request_digest": new.request_digest,
             "webhook_url": new.webhook_url,
             "traceparent": new.traceparent,
+            "consent": new.consent,
         }
         names = ", ".join(values)
         marks = ", ".join("?" * len(values))
@@ -276,16 +276,14 @@ class Jobs(Leases):
         assignments = ", ".join(f"{name} = ?" for name in values)
         marks = ", ".join("?" * len(sources))
         row = await tx.one(
-            f"UPDATE job SET {assignments} WHERE prompt_id = ? AND state IN ({marks})"
-            " RETURNING (finished_at - created_at) / 1000.0, code, attempts",
+            f"UPDATE job SET {assignments} WHERE prompt_id = ? AND state IN ({marks}) RETURNING 1",
             *values.values(),
             prompt_id,
             *sources,
         )
         if row is None:
             return False
-        code = f", {row[1]}" if row[1] else ""
-        log.info("job %s ended: %s%s after %.1f s and %d prompts", prompt_id, state, code, row[0], row[2])
+        await record_ended(tx, await self._job(tx, prompt_id))
         await tx.run(
             "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state IN ('waiting', 'submitted')", prompt_id
         )
@@ -354,7 +352,9 @@ class Jobs(Leases):
             )
             again = payloads.status(JobState.QUEUED, "Queued again by a retry.")
             await tx.add_event(prompt_id, again)
-            return await self._job(tx, prompt_id)
+            queued = await self._job(tx, prompt_id)
+            await record_retried(tx, queued)
+            return queued
 
     async def begin_erasure(self, prompt_id: str) -> None:
         """Store that a job's inputs and result are about to go for good, and its record after them.
@@ -372,7 +372,9 @@ class Jobs(Leases):
         """Delete a job's record, segments and events for good; its watchers are told that it is cancelled."""
         async with self._transaction() as tx:
             await self._cancelled(tx, prompt_id)
-            await tx.run("DELETE FROM job WHERE prompt_id = ?", prompt_id)
+            row = await tx.one("DELETE FROM job WHERE prompt_id = ? RETURNING owner", prompt_id)
+            if row is not None:
+                await add_audit_line(tx, prompt_id, row["owner"], "erased", reason="request")
             await tx.run("DELETE FROM lease WHERE name = ?", join_lease(prompt_id))
 
     async def _job(self, tx: Transaction, prompt_id: str) -> Job:

@@ -213,6 +213,9 @@ class PostgreSQL:
         claim_locks=(" FOR UPDATE OF job SKIP LOCKED", " FOR UPDATE OF job"),
         values="SELECT json_array_elements_text(?::json)",
         pairs="json_each_text(?::json)",
+        restart_numbers=(
+            "SELECT setval(pg_get_serial_sequence('audit', 'number'), coalesce(max(number), 0) + 1, false) FROM audit"
+        ),
     )
     is_shared = True
 

@@ -11,9 +11,11 @@ from typing import Any
 
 from ..jobs import (
     Job,
+    JobState,
     Segment,
     comfy_prompt_id,
 )
+from .audit import record_started
 from .connection import CommitUnknown, Row
 from .database import retry_writes
 from .jobs import Jobs
@@ -105,6 +107,9 @@ class Segments(Jobs):
         )
         if claimed is None:
             return None
+        job = await self._job(tx, prompt_id)
+        if job.state == JobState.QUEUED:
+            await record_started(tx, job, lease.backend)
         now = await tx.now_ms()
         await tx.run(
             "UPDATE job SET attempts = attempts + 1, updated_at = ?, state = 'PROCESSING',"

@@ -17,7 +17,7 @@ COSTS_LOCK = 0x_FACE_0002
 
 
 class Transaction:
-    """A transaction: its statements, and the events that are published after its commit.
+    """A transaction: its statements, and the events and log lines that go out after its commit.
 
     Where several are under way at a time, each locks the rows of its jobs first, in the order of their ids, then that
     of a lease: none waits for another that waits for it, and what is read after the lock is what will be changed.
@@ -28,6 +28,8 @@ class Transaction:
         self._dialect = dialect
         self._locked_at_ms: int | None = None
         self.events: list[Event] = []
+        self.log_lines: list[tuple[str, dict[str, Any]]] = []
+        """Sentences and their values, to be logged after the commit."""
 
     async def run(self, sql: str, *parameters: Any) -> None:
         """Execute a statement."""

@@ -22,6 +22,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "backend": ("name",),
     "stat": ("key", "phase"),
     "abandoned_prompt": ("comfy_prompt_id",),
+    "audit": ("number",),
 }
 """The tables that are copied, each with its key, in the order of their references.
 
@@ -75,8 +76,8 @@ class Transfer(Nodes):
                     f"The database to copy {name} is in use by {', '.join(running)}; stop all nodes,"
                     f" and wait {ALIVE_S:.0f} s for one that was killed."
                 )
-        if await self._read("SELECT 1 FROM job LIMIT 1"):
-            raise TransferRefused("The database to copy to has jobs already; name one that has none.")
+        if await self._read("SELECT 1 FROM job UNION ALL SELECT 1 FROM audit LIMIT 1"):
+            raise TransferRefused("The database to copy to has had jobs already; name one that has never been used.")
 
     async def copy_from(self, source: Transfer, tell: Callable[[str, int], None]) -> dict[str, int]:
         """Copy all jobs of a stopped service, and what belongs to them; returns the number of rows of each table.
@@ -109,6 +110,8 @@ class Transfer(Nodes):
                         f" {wanted.rows:,}); nothing was kept."
                     )
                 copied[table] = found.rows
+            if self._dialect.restart_numbers:
+                await tx.run(self._dialect.restart_numbers)
         return copied
 
 

@@ -6,6 +6,7 @@ import json
 import uuid
 from collections.abc import Iterable, Mapping
 
+from .audit import add_audit_line
 from .database import Database
 from .transaction import COSTS_LOCK
 
@@ -30,15 +31,22 @@ class Upkeep(Database):
         """Store that an ended job's inputs are about to go: it cannot be retried. False when it was."""
         async with self._transaction() as tx:
             row = await tx.one(
-                "UPDATE job SET inputs_erased = 1 WHERE prompt_id = ? AND finished_at IS NOT NULL RETURNING 1",
+                "UPDATE job SET inputs_erased = 1 WHERE prompt_id = ? AND finished_at IS NOT NULL"
+                " AND inputs_erased = 0 RETURNING owner",
                 prompt_id,
             )
+            if row is not None:
+                await add_audit_line(tx, prompt_id, row["owner"], "inputs_erased", reason="time")
         return row is not None
 
     async def mark_result_erased(self, prompt_id: str) -> None:
         """Store that an ended job's result is about to go."""
         async with self._transaction() as tx:
-            await tx.run("UPDATE job SET result_erased = 1 WHERE prompt_id = ?", prompt_id)
+            row = await tx.one(
+                "UPDATE job SET result_erased = 1 WHERE prompt_id = ? AND result_erased = 0 RETURNING owner", prompt_id
+            )
+            if row is not None:
+                await add_audit_line(tx, prompt_id, row["owner"], "result_erased", reason="time")
 
     async def known(self, prompt_ids: Iterable[str]) -> set[str]:
         """Return the ids that are jobs."""

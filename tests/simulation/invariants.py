@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,8 @@ CREATE TRIGGER lease_moved AFTER UPDATE ON lease BEGIN
     OLD.expires_at)); END;
 CREATE TRIGGER lease_gone AFTER DELETE ON lease BEGIN
   INSERT INTO move (kind, name, was) VALUES ('lease', OLD.name, OLD.holder); END;
+CREATE TRIGGER audit_line AFTER INSERT ON audit BEGIN
+  INSERT INTO move (kind, name, now) VALUES ('audit', NEW.prompt_id, NEW.what); END;
 CREATE TRIGGER abandoned AFTER INSERT ON abandoned_prompt BEGIN
   INSERT INTO move (kind, name) VALUES ('abandoned', NEW.comfy_prompt_id); END;
 """
@@ -82,6 +84,8 @@ UNEXPLAINED = frozenset(
 """Codes of failures that nothing in the simulation gives a reason for."""
 ENDS = {JobState.SUCCESS: "completed", JobState.FAILED: "error", JobState.CANCELLED: "cancelled"}
 """The last event of a job in each state that it can end in."""
+RECORDED = {None: "erased", JobState.QUEUED: "retried"}
+"""The audit line of a move to another state than an end, or to none."""
 GRACE_S = 20.0
 """The time after the end of all faults from which on bounds are looked at."""
 CANCEL_S = 5.0
@@ -152,6 +156,7 @@ class Invariants:
     def committed(self, node: Node, now_ms: int) -> None:
         """Judge what a node has just committed, which read the clock that leases are measured with at `now_ms`."""
         rows = self._reader.execute("SELECT * FROM move WHERE id > ? ORDER BY id", (self._last_move,)).fetchall()
+        self._check_record(rows)
         for id_, kind, name, number, was, now, more in rows:
             self._last_move = id_
             details = json.loads(more) if more else {}
@@ -178,6 +183,17 @@ class Invariants:
                     self._check(int(now) > int(was), f"last_seq of {name} goes from {was} to {now}")
                 case "abandoned":
                     self._abandoned.add(name)
+
+    def _check_record(self, moves: Sequence[tuple[Any, ...]]) -> None:
+        """Check that the audit lines of a commit are those of its moves of jobs, each once, in order."""
+        expected, lines = [], []
+        for _, kind, name, _, was, now, _ in moves:
+            if kind == "audit" and not now.endswith("_erased"):
+                lines.append((name, now))
+            elif kind == "job" and now != JobState.PROCESSING:
+                what = "accepted" if was is None else RECORDED.get(now, "ended")
+                expected.append((name, what))
+        self._check(lines == expected, f"the record says {lines} of {expected}")
 
     def _job_moved(self, node: Node, prompt_id: str, was: str | None, now: str | None, details: dict[str, Any]) -> None:
         if was is None:

@@ -300,8 +300,10 @@ async def test_the_log_has_a_line_for_each_step_in_a_jobs_life(
         await service.ended(prompt_id)
         lines = [record.getMessage() for record in caplog.records if prompt_id in record.getMessage()]
         assert lines[0] == f"job {prompt_id} accepted: 12 frames of 128×96 in 1 segments"
-        assert lines[1] == f"job {prompt_id}: frames 0 to 11 given to {engine.url}, attempt 1"
-        assert lines[-1].startswith(f"job {prompt_id} ended: SUCCESS after ") and lines[-1].endswith(" and 1 prompts")
+        assert lines[1].startswith(f"job {prompt_id} started: at {engine.url} after ")
+        assert lines[2] == f"job {prompt_id}: frames 0 to 11 given to {engine.url}, attempt 1"
+        assert lines[-1].startswith(f"job {prompt_id} ended: SUCCESS after ")
+        assert lines[-1].endswith(f" and 1 prompts at {engine.url}")
 
 
 async def test_more_than_a_hundred_engines_keep_their_sockets_and_are_given_work(clip: Path, tmp_path: Path) -> None:

@@ -173,6 +173,7 @@ CREATE INDEX segment_pausing ON segment (not_before) WHERE state = 'waiting';
 CREATE INDEX delivery_due ON delivery (due_at) WHERE state = 'waiting';
 CREATE INDEX delivery_of_job ON delivery (prompt_id, created_at);
 CREATE INDEX audit_of_job ON audit (prompt_id, number);
+CREATE INDEX job_ended ON job (finished_at) WHERE finished_at IS NOT NULL;
 CREATE TRIGGER audit_is_never_changed BEFORE UPDATE ON audit BEGIN
     SELECT raise(ABORT, 'audit lines are only added');
 END;
