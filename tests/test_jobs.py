@@ -254,6 +254,7 @@ async def test_the_status_document_has_the_fields_of_the_contract(tmp_path: Any)
         "finished_at",
         "output_prefix",
         "options",
+        "consent",
         "segments",
         "attempts",
         "warnings",
