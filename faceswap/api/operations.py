@@ -33,6 +33,8 @@ PROBLEMS: Mapping[str, int] = {
     "invalid_url": 400,
     "invalid_output_name": 400,
     "invalid_flag": 400,
+    "invalid_consent": 400,
+    "consent_required": 400,
     "invalid_option": 400,
     "unknown_option": 400,
     "unknown_workflow": 400,
@@ -117,7 +119,7 @@ _INPUTS = (
     *("unsupported_content_encoding", "not_a_video", "not_an_image", "idempotency_key_reused", "url_not_allowed"),
     *("url_unreachable", "url_failed", "url_timeout", "video_damaged", "video_truncated", "video_without_frames"),
     *("video_too_large", "video_too_long", "video_too_many_tracks", "video_has_gaps", "image_too_large"),
-    *("undecodable", "queue_full", "disk_low"),
+    *("undecodable", "queue_full", "disk_low", "invalid_consent", "consent_required"),
 )
 _JOB = ("unknown_prompt_id", "not_found", "method_not_allowed")
 

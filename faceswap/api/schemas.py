@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..intake import MAX_TEXT_BYTES
-from ..jobs import NAME_PATTERN, JobState
+from ..jobs import CONSENT_LIMIT, NAME_PATTERN, JobState
 
 Schema = Mapping[str, Any]
 
@@ -92,6 +92,12 @@ FIELDS: Mapping[str, Schema] = {
         "anyOf": [ref("Options"), {"type": "string", "contentMediaType": "application/json"}],
         "description": "Workflow options: a JSON object, or its text.",
     },
+    "consent": {
+        "type": "string",
+        "pattern": r"\S",
+        "maxLength": CONSENT_LIMIT,
+        "description": "A text or reference that says that the person shown has agreed.",
+    },
 }
 """The fields of a request for a swap."""
 
@@ -119,6 +125,7 @@ STATUS = record(
         "eta_seconds": nullable({"type": "number"}),
         "output_prefix": TEXT,
         "options": ref("ChosenOptions"),
+        "consent": nullable(TEXT),
         "segments": record({"done": COUNT, "total": COUNT}),
         "attempts": {**COUNT, "description": "Prompts that were given to engines."},
         "warnings": array(TEXT),
