@@ -26,6 +26,7 @@ from .intake import Fetcher, Submitter
 from .janitor import Janitor
 from .media import MediaWorker
 from .node import Node, node_name
+from .outbox import Outbox
 from .progress_reporter import ProgressReporter
 from .scheduler import Scheduler
 from .store import Store, StoreError, retry_writes
@@ -97,8 +98,9 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
                 store, files, media, progress_reporter, workflows, pool, timeouts, feed, node
             )
             janitor = Janitor(settings, store, files, name)
+            outbox = Outbox(settings, store, files, guard, name)
             await _when_possible(janitor.clear_debris, is_shared=store.is_shared or files.is_shared)
-            background = asyncio.create_task(_background(scheduler, janitor, feed, engine), name="background")
+            background = asyncio.create_task(_background(scheduler, janitor, outbox, feed, engine), name="background")
             background.add_done_callback(lambda task: _check(task, app[FAILED]))
             yield
             background.cancel()
@@ -197,11 +199,14 @@ def _embedded_engine(settings: Settings, files: Files) -> EmbeddedEngine:
     return EmbeddedEngine(files.engine, extra_args=("--max-upload-size", str(limit)))
 
 
-async def _background(scheduler: Scheduler, janitor: Janitor, feed: Feed, engine: EmbeddedEngine | None) -> None:
+async def _background(
+    scheduler: Scheduler, janitor: Janitor, outbox: Outbox, feed: Feed, engine: EmbeddedEngine | None
+) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(feed.run(), name="feed")
         tasks.create_task(scheduler.run(), name="scheduler")
         tasks.create_task(janitor.run(), name="janitor")
+        tasks.create_task(outbox.run(), name="outbox")
         if engine is not None:
             backend = scheduler.backends[0]
 

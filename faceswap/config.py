@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import json
 import os
@@ -21,8 +22,13 @@ NODE_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-NOT_SUPPORTED = ("FACESWAP_API_KEYS_FILE", "FACESWAP_WEBHOOK_SECRET")
+NOT_SUPPORTED = ("FACESWAP_API_KEYS_FILE",)
 """Variables of features that do not exist yet. They are refused: an operator who sets one relies on it."""
+
+
+SECRET_PREFIX = "whsec_"
+SECRET_BYTES = range(24, 65)
+"""The lengths of a webhook secret, by Standard Webhooks."""
 
 
 class ConfigError(ValueError):
@@ -70,6 +76,7 @@ class Settings:
     url_allow: tuple[Network, ...] = ()
     cors_origins: tuple[str, ...] = ()
     public_url: URL | None = None
+    webhook_secret: tuple[bytes, ...] = field(default=(), repr=False)
     download_redirect: bool = False
     queue_limit: int = 1000
     segment_frames: int = 240
@@ -108,7 +115,11 @@ class Settings:
             try:
                 values[name] = parse(str(text))
             except (ValueError, TypeError) as error:
-                shown = "(hidden)" if name in ("comfyui_headers", "database_url") else repr(str(text)[:80])
+                shown = (
+                    "(hidden)"
+                    if name in ("comfyui_headers", "database_url", "webhook_secret")
+                    else repr(str(text)[:80])
+                )
                 raise ConfigError(f"{variable}={shown}: {error}") from None
         return cls(**values)
 
@@ -214,6 +225,20 @@ def _networks(text: str) -> tuple[Network, ...]:
         raise ValueError("allowed are networks as CIDR, such as 10.0.0.0/8, separated by commas") from None
 
 
+def _webhook_secrets(text: str) -> tuple[bytes, ...]:
+    secrets = []
+    for part in text.replace(",", " ").split():
+        prefix, encoded = part[: len(SECRET_PREFIX)], part[len(SECRET_PREFIX) :]
+        try:
+            secret = base64.b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
+        except ValueError:
+            secret = b""
+        if prefix != SECRET_PREFIX or len(secret) not in SECRET_BYTES:
+            raise ValueError("allowed is whsec_ and 24 to 64 bytes in base64, or several separated by commas")
+        secrets.append(secret)
+    return tuple(secrets)
+
+
 _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "host": _text,
     "port": _whole(0, 65535),
@@ -229,6 +254,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "url_allow": _networks,
     "cors_origins": _origins,
     "public_url": _url,
+    "webhook_secret": _webhook_secrets,
     "download_redirect": _flag,
     "queue_limit": _whole(1, 1_000_000),
     "segment_frames": _whole(0, 1_000_000),

@@ -251,6 +251,7 @@ class NewJob:
     idempotency_key: str | None = None
     request_digest: str | None = None
     webhook_url: str | None = None
+    result_put_url: str | None = None
     traceparent: str | None = None
     consent: str | None = None
 
@@ -288,6 +289,7 @@ class Job:
     attempts: int
     request_digest: str | None = None
     webhook_url: str | None = None
+    result_put_url: str | None = None
     consent: str | None = None
     traceparent: str | None = None
     """The trace that the job belongs to, as W3C Trace Context writes it."""

@@ -12,11 +12,13 @@ ALTER TABLE job ADD COLUMN result_put_url TEXT;
 ALTER TABLE job ADD COLUMN traceparent TEXT;
 
 -- What is to be sent when a job has ended: stored with its end, delivered at least once. It outlives no job.
+-- `origin` is the URL's scheme, host and port; `holder` the node that is sending it, until `due_at`.
 CREATE TABLE delivery (
     id           TEXT COLLATE "C" PRIMARY KEY,
     prompt_id    TEXT COLLATE "C" NOT NULL REFERENCES job ON DELETE CASCADE,
     kind         TEXT NOT NULL CHECK (kind IN ('webhook', 'result')),
     url          TEXT NOT NULL,
+    origin       TEXT NOT NULL,
     body         TEXT NOT NULL,
     state        TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'delivered', 'failed')),
     created_at   BIGINT NOT NULL,
@@ -26,10 +28,11 @@ CREATE TABLE delivery (
     attempted_at BIGINT,
     delivered_at BIGINT,
     last_status  INTEGER,
-    last_error   TEXT
+    last_error   TEXT,
+    holder       TEXT
 );
 
-CREATE INDEX delivery_due ON delivery (due_at) WHERE state = 'waiting';
+CREATE INDEX delivery_due ON delivery (kind, due_at) WHERE state = 'waiting';
 CREATE INDEX delivery_of_job ON delivery (prompt_id, created_at);
 
 -- What happened to each job: who, when, digests and options, never content. Lines are only added; they outlive the job.

@@ -15,14 +15,14 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("the process", frozenset({"serve", "migrate", "log_setup", "systemd"})),
     ("every part wired", frozenset({"app"})),
     ("handlers", frozenset({"api"})),
-    ("what moves jobs", frozenset({"scheduler", "janitor", "intake"})),
+    ("what moves jobs", frozenset({"scheduler", "janitor", "outbox", "intake"})),
     ("one segment, one result", frozenset({"runner", "assembly"})),
     ("the engines together", frozenset({"engine_watch", "leaseholder", "node", "orphans", "recovery"})),
     ("ComfyUI", frozenset({"comfy"})),
     ("what is told", frozenset({"feed", "progress_reporter"})),
     ("parts of one thing each", frozenset({"media", "store", "hub", "url_guard", "workflow", "client"})),
     ("where things lie", frozenset({"files", "config"})),
-    ("what a job is, and how it is counted", frozenset({"events", "jobs", "metrics", "tracing"})),
+    ("what a job is, and how it is counted", frozenset({"deliveries", "events", "jobs", "metrics", "tracing"})),
     ("ground", frozenset({"child_process", "clock", "durable", "errors", "limits", "progress", "samples", ""})),
 )
 """The layers from top to bottom. Each module or subpackage stands in one; `""` is the package itself."""
@@ -133,7 +133,7 @@ def test_the_engine_and_the_service_know_each_other_over_the_wire_only(name: str
         assert not crossing, module
 
 
-@pytest.mark.parametrize("name", ["jobs", "events", "progress", "errors", "workflow"])
+@pytest.mark.parametrize("name", ["jobs", "deliveries", "events", "progress", "errors", "workflow"])
 def test_what_is_pure_knows_of_no_loop_socket_or_database(name: str) -> None:
     roots = {full_name.split(".")[0] for full_name in imports(FILES[name])}
     assert not roots & {"asyncio", "aiohttp", "sqlite3", "aiosqlite", "socket", "subprocess", "threading"}

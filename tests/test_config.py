@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import ipaddress
 from pathlib import Path
@@ -27,6 +28,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "url_allow": ("10.0.0.0/8, fd00::/8", (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8"))),
     "cors_origins": ("https://a.example, http://b:81/path", ("https://a.example", "http://b:81")),
     "public_url": ("https://faces.example.org/swap", URL("https://faces.example.org/swap")),
+    "webhook_secret": (f"whsec_{base64.b64encode(bytes(24)).decode()}, whsec_{'A' * 43}", (bytes(24), bytes(32))),
     "database_url": ("postgresql://user@host/database", "postgresql://user@host/database"),
     "files_url": ("s3://bucket/prefix/", "s3://bucket/prefix"),
     "node": ("node-1.example", "node-1.example"),
@@ -74,6 +76,7 @@ WRONG: dict[str, list[str]] = {
         "https://user@a",
         "https://a, https://b",
     ],
+    "webhook_secret": ["x", "whsec_", "whsec_!", f"whsec_{'A' * 31}", f"whsec_{'A' * 88}", f"whsec_{'A' * 32} B"],
     "database_url": ["sqlite:///x", "postgresql:"],
     "files_url": ["relative/folder", "s3://", "s3://key@bucket", "s3://bucket?x=1", "http://host/bucket"],
     "node": ["a b", "a/b", "x" * 65],
@@ -129,7 +132,7 @@ def test_a_wrong_value_is_refused_in_one_line_with_variable_value_and_what_is_al
             Settings.load({variable: text})
         message = str(refused.value)
         assert message.startswith(f"{variable}=")
-        assert name in ("comfyui_headers", "database_url") or repr(text) in message
+        assert name in ("comfyui_headers", "database_url", "webhook_secret") or repr(text) in message
         assert "allowed" in message
         assert "\n" not in message
 
@@ -175,7 +178,7 @@ def test_what_the_program_brings_along_is_found(name: str, file: str) -> None:
     assert (resource_dir(name) / file).is_file()
 
 
-@pytest.mark.parametrize("variable", ["FACESWAP_API_KEYS_FILE", "FACESWAP_WEBHOOK_SECRET"])
+@pytest.mark.parametrize("variable", ["FACESWAP_API_KEYS_FILE"])
 def test_a_setting_that_is_not_supported_yet_is_refused_and_not_passed_over(variable: str) -> None:
     with pytest.raises(ConfigError, match=f"{variable} is set"):
         Settings.load({variable: "x"})

@@ -382,7 +382,10 @@ BAD_FORMS: list[tuple[str, int, list[Part]]] = [
     ("invalid_output_name", 400, [VIDEO_PART, IMAGE_PART, ("output_name", None, b"a\nb")]),
     ("invalid_flag", 400, [VIDEO_PART, IMAGE_PART, ("return_prompt_id_only", None, b"maybe")]),
     ("invalid_url", 400, [("video_url", None, b"http://xn--/"), IMAGE_PART]),
-    ("unsupported_field", 400, [VIDEO_PART, IMAGE_PART, ("webhook_url", None, b"https://example.com/hook")]),
+    ("invalid_url", 400, [VIDEO_PART, IMAGE_PART, ("webhook_url", None, b"https://user@example.com/hook")]),
+    ("invalid_url", 400, [VIDEO_PART, IMAGE_PART, ("result_put_url", None, b"s3://bucket/key")]),
+    ("url_not_allowed", 422, [VIDEO_PART, IMAGE_PART, ("webhook_url", None, b"http://169.254.169.254/hook")]),
+    ("url_not_allowed", 422, [VIDEO_PART, IMAGE_PART, ("result_put_url", None, b"http://[::ffff:10.0.0.1]/")]),
     ("unknown_workflow", 400, [VIDEO_PART, IMAGE_PART, ("options", None, b'{"workflow": "none"}')]),
     ("invalid_url", 400, [("video_url", None, b"file:///etc/passwd"), IMAGE_PART]),
     ("url_not_allowed", 422, [("video_url", None, b"http://10.0.0.1/"), IMAGE_PART]),
@@ -408,7 +411,7 @@ async def test_a_url_with_an_empty_answer_is_refused(door: Door) -> None:
     [
         ("invalid_option", ("options", None, b'{"crf": 99}')),
         ("unknown_workflow", ("options", None, b'{"workflow": "none"}')),
-        ("unsupported_field", ("webhook_url", None, b"https://example.com/hook")),
+        ("invalid_url", ("webhook_url", None, b"https://example.com:25/hook")),
     ],
 )
 async def test_a_wrong_field_is_refused_before_the_upload_has_ended(door: Door, code: str, part: Part) -> None:

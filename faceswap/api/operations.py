@@ -21,7 +21,6 @@ PROBLEMS: Mapping[str, int] = {
     "incomplete_body": 400,
     "unknown_field": 400,
     "duplicate_field": 400,
-    "unsupported_field": 400,
     "missing_video": 400,
     "missing_image": 400,
     "duplicate_video": 400,
@@ -58,6 +57,7 @@ PROBLEMS: Mapping[str, int] = {
     "upload_stalled": 408,
     "job_ended": 409,
     "not_retryable": 409,
+    "nothing_to_deliver": 409,
     "inputs_erased": 410,
     "result_expired": 410,
     "too_large": 413,
@@ -112,7 +112,7 @@ ANYWHERE = (
 
 _INPUTS = (
     *("malformed_json", "malformed_multipart", "malformed_field", "incomplete_body", "unknown_field"),
-    *("duplicate_field", "unsupported_field", "missing_video", "missing_image", "duplicate_video", "duplicate_image"),
+    *("duplicate_field", "missing_video", "missing_image", "duplicate_video", "duplicate_image"),
     *("invalid_video", "invalid_image", "empty_video", "empty_image", "invalid_url", "invalid_output_name"),
     *("invalid_flag", "invalid_option", "unknown_option", "unknown_workflow", "invalid_idempotency_key"),
     *("upload_stalled", "too_large", "field_too_large", "url_too_large", "unsupported_content_type"),
@@ -253,6 +253,15 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/jobs/{prompt_id}/retry"): Operation("jobs", {202: _STATUS}, (*_JOB, "not_retryable", "inputs_erased")),
     ("DELETE", "/jobs/{prompt_id}"): Operation(
         "jobs", {204: Answer("It is erased.", _NO_CONTENT)}, (*_JOB, "still_stopping", "stopping")
+    ),
+    ("GET", "/jobs/{prompt_id}/deliveries"): Operation(
+        "jobs", {200: Answer("The job's deliveries.", {JSON: ref("Deliveries")})}, _JOB
+    ),
+    ("POST", "/jobs/{prompt_id}/deliveries/redeliver"): Operation(
+        "jobs",
+        {202: Answer("The job's deliveries, to be sent again.", {JSON: ref("Deliveries")})},
+        (*_JOB, "nothing_to_deliver"),
+        text="Those that arrived are sent too, under the same id.",
     ),
     ("GET", "/download/{filename}"): Operation(
         "files",

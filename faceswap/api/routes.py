@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..intake import defer_continue
-from . import files, jobs, metrics, openapi, service, swap
+from . import deliveries, files, jobs, metrics, openapi, service, swap
 from .keys import STOPPING
 
 
@@ -28,6 +28,8 @@ def add_routes(app: web.Application) -> None:
             web.post("/jobs/{prompt_id}/cancel", jobs.post_cancel),
             web.post("/jobs/{prompt_id}/retry", jobs.post_retry),
             web.delete("/jobs/{prompt_id}", jobs.delete_job),
+            web.get("/jobs/{prompt_id}/deliveries", deliveries.get_deliveries),
+            web.post("/jobs/{prompt_id}/deliveries/redeliver", deliveries.post_redeliver),
             web.get("/download/{filename}", files.download),
             web.get("/health", service.get_health),
             web.get("/livez", service.get_livez),

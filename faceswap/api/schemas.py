@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..deliveries import WEBHOOK_TYPES, DeliveryKind, DeliveryState
 from ..intake import MAX_TEXT_BYTES
 from ..jobs import CONSENT_LIMIT, NAME_PATTERN, JobState
 
@@ -92,6 +93,11 @@ FIELDS: Mapping[str, Schema] = {
         "anyOf": [ref("Options"), {"type": "string", "contentMediaType": "application/json"}],
         "description": "Workflow options: a JSON object, or its text.",
     },
+    "webhook_url": {
+        **URL,
+        "description": "An address that is sent a `Webhook` when the job ends, signed as Standard Webhooks says.",
+    },
+    "result_put_url": {**URL, "description": "An address, signed for that, that the result is sent to by `PUT`."},
     "consent": {
         "type": "string",
         "pattern": r"\S",
@@ -218,6 +224,22 @@ _HEALTH = record(
     optional=("node", "nodes", "leases"),
 )
 
+_DELIVERY = record(
+    {
+        "id": {**TEXT, "description": "The `webhook-id`: the same whenever it is sent again."},
+        "kind": {"type": "string", "enum": [*DeliveryKind]},
+        "url": {**TEXT, "description": "The address, without its query."},
+        "state": {"type": "string", "enum": [*DeliveryState]},
+        "attempts": COUNT,
+        "created_at": TIME,
+        "attempted_at": nullable(TIME),
+        "delivered_at": nullable(TIME),
+        "next_attempt_at": nullable(TIME),
+        "last_status": nullable({"type": "integer", "description": "The HTTP status of the last answer."}),
+        "last_error": nullable(TEXT),
+    }
+)
+
 _EVENT_ID = {"anyOf": [COUNT, TEXT], "description": "The number of the last event that was seen."}
 _ANNOUNCED = record({"filename": TEXT, "size": COUNT}, optional=("filename",))
 _SOCKET_FIELDS = {name: schema for name, schema in FIELDS.items() if name not in ("video", "image")}
@@ -263,6 +285,11 @@ SCHEMAS: Mapping[str, Schema] = {
         }
     ),
     "Jobs": record({"jobs": array(ref("Status")), "next_cursor": nullable(TEXT)}),
+    "Deliveries": record({"deliveries": array(_DELIVERY)}),
+    "Webhook": {
+        **record({"type": {"type": "string", "enum": [*WEBHOOK_TYPES.values()]}, "timestamp": TIME, "data": STATUS}),
+        "description": "The body of the `POST` to a job's `webhook_url` when it has ended.",
+    },
     "Live": record({"status": {"const": "alive"}}),
     "Ready": record({"ready": FLAG, "checks": _CHECKS}),
     "Health": _HEALTH,

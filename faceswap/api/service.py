@@ -202,6 +202,8 @@ def _description() -> dict[str, Any]:
             "POST /jobs/{prompt_id}/cancel": "stop a job",
             "POST /jobs/{prompt_id}/retry": "a failed or cancelled job again",
             "DELETE /jobs/{prompt_id}": "erase a job for good",
+            "GET /jobs/{prompt_id}/deliveries": "what a job sends at its end, and how far that has come",
+            "POST /jobs/{prompt_id}/deliveries/redeliver": "send them again",
             "GET /health": "how the service and its engines are",
             "GET /livez": "200 while the process runs",
             "GET /readyz": "200 while jobs can be taken in",

@@ -28,7 +28,7 @@ class Fetcher:
     """
 
     def __init__(self, guard: UrlGuard) -> None:
-        self._guard = guard
+        self.guard = guard
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -104,5 +104,5 @@ class Fetcher:
 
     def _client(self) -> aiohttp.ClientSession:
         if self._session is None:
-            self._session = self._guard.session(STALL_S)
+            self._session = self.guard.session(STALL_S)
         return self._session

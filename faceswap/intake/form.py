@@ -19,6 +19,9 @@ MAX_TEXT_BYTES = 64 * 1024
 INPUTS = ("video", "image")
 """The two inputs, in the order in which a WebSocket client sends them; each has its `…_url` alternative."""
 
+DESTINATIONS = ("webhook_url", "result_put_url")
+"""The URLs to which something is sent when the job has ended."""
+
 
 @dataclass(frozen=True, slots=True)
 class Submission:
@@ -34,6 +37,8 @@ class Submission:
     image_sha256: str
     video_bytes: int
     output_name: str | None
+    webhook_url: str | None
+    result_put_url: str | None
     options: Options
     respond_async: bool
     id_only: bool
@@ -111,12 +116,18 @@ class Form:
             image_sha256=image.sha256,
             video_bytes=video.size,
             output_name=self.values.get("output_name"),
+            webhook_url=self._address("webhook_url"),
+            result_put_url=self._address("result_put_url"),
             options=self.values.get("options", Options()),
             respond_async=respond_async,
             id_only=self.values.get("return_prompt_id_only", False),
             digest=digest,
             consent=self.values.get("consent"),
         )
+
+    def _address(self, name: str) -> str | None:
+        url = self.values.get(name)
+        return None if url is None else str(url)
 
     def _note_given(self, name: str) -> None:
         if name in self._given:
@@ -167,10 +178,6 @@ def _file(name: str, _raw: object) -> None:
     )
 
 
-def _unsupported(name: str, _raw: object) -> None:
-    raise BadRequest(f"'{name}' is not supported by this version.", code="unsupported_field")
-
-
 def _output_name(name: str, raw: object) -> str:
     if not isinstance(raw, str):
         raise BadRequest(f"'{name}' must be a text.", code="invalid_output_name")
@@ -202,7 +209,8 @@ _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
     "output_name": _output_name,
     "return_prompt_id_only": _flag,
     "options": _options,
-    "webhook_url": _unsupported,
+    "webhook_url": check_url,
+    "result_put_url": check_url,
     "consent": _consent,
 }
 """The known fields, each with the function that turns its text or JSON value into a checked one."""

@@ -22,7 +22,7 @@ from ..files import Files
 from ..jobs import Options
 from .fetch import Fetcher
 from .files import FileSink, Room, check_size, new_input_folder
-from .form import INPUTS, MAX_TEXT_BYTES, Form, Submission, as_object, check_known, parse_object
+from .form import DESTINATIONS, INPUTS, MAX_TEXT_BYTES, Form, Submission, as_object, check_known, parse_object
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_OVERHEAD_BYTES = 1024 * 1024
@@ -97,6 +97,9 @@ class RequestReader:
     async def _complete(self, form: Form, *, respond_async: bool) -> Submission:
         """Fetch the inputs that were given as URLs, the smaller one first."""
         form.check_complete()
+        for field in DESTINATIONS:
+            if field in form.values:
+                self._fetcher.guard.check_literal(field, form.values[field])
         digest = form.digest()
         for kind in reversed(INPUTS):
             field = f"{kind}_url"

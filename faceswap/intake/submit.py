@@ -132,6 +132,8 @@ class Submitter:
             owner=owner,
             idempotency_key=idempotency_key,
             request_digest=submission.digest,
+            webhook_url=submission.webhook_url,
+            result_put_url=submission.result_put_url,
             consent=submission.consent,
         )
 

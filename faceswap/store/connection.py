@@ -90,6 +90,8 @@ class Dialect:
     """The end of a query whose rows nobody may change before the transaction ends."""
     claim_locks: tuple[str, ...] = ("",)
     """The ends of the query for the next segment, which are tried in turn: they lock its job's row."""
+    skip_locked: str = ""
+    """The end of a query that locks its rows, without those that another transaction has locked."""
     values: str = "SELECT value FROM json_each(?)"
     """A query for the texts of a JSON array."""
     restart_numbers: str = ""

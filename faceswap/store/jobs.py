@@ -16,6 +16,7 @@ from ..progress import Report
 from .audit import Audit, add_audit_line, record_accepted, record_ended, record_retried
 from .connection import CommitUnknown, StoreError
 from .database import retry_writes
+from .deliveries import Deliveries
 from .leases import Lease, Leases, join_lease
 from .rows import SELECT_JOB, found, input_rows, job_of
 from .transaction import QUEUE_LOCK, Transaction
@@ -25,7 +26,7 @@ SETTLE_S = 15.0
 """The time for a database to tell whether it has committed a job, after the answer to that was lost."""
 
 
-class Jobs(Leases, Audit):
+class Jobs(Leases, Audit, Deliveries):
     """The moves of a job, one method each."""
 
     async def create(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
@@ -120,6 +121,7 @@ class Jobs(Leases, Audit):
             "idempotency_key": new.idempotency_key,
             "request_digest": new.request_digest,
             "webhook_url": new.webhook_url,
+            "result_put_url": new.result_put_url,
             "traceparent": new.traceparent,
             "consent": new.consent,
         }
@@ -283,7 +285,9 @@ class Jobs(Leases, Audit):
         )
         if row is None:
             return False
-        await record_ended(tx, await self._job(tx, prompt_id))
+        job = await self._job(tx, prompt_id)
+        await record_ended(tx, job)
+        await self._add_deliveries(tx, job)
         await tx.run(
             "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND state IN ('waiting', 'submitted')", prompt_id
         )

@@ -211,6 +211,7 @@ class PostgreSQL:
         now_ms=_NOW,
         share_lock=" FOR SHARE",
         claim_locks=(" FOR UPDATE OF job SKIP LOCKED", " FOR UPDATE OF job"),
+        skip_locked=" FOR UPDATE SKIP LOCKED",
         values="SELECT json_array_elements_text(?::json)",
         pairs="json_each_text(?::json)",
         restart_numbers=(

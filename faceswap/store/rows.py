@@ -17,8 +17,8 @@ PARSED_LIMIT = 1024
 _JOB_COLUMNS = (
     "prompt_id, owner, state, step, options, workflow, output_name, created_at, updated_at, started_at, finished_at,"
     " error, code, warnings, result_file, result_bytes, result_sha256, cancel_requested, percentage, current_frame,"
-    " total_frames, fps, eta_s, segments_done, segments_total, attempts, request_digest, webhook_url, traceparent,"
-    " consent"
+    " total_frames, fps, eta_s, segments_done, segments_total, attempts, request_digest, webhook_url,"
+    " result_put_url, traceparent, consent"
 )
 _JOB_FIELDS = tuple(_JOB_COLUMNS.split(", "))
 SELECT_JOB = (

@@ -19,6 +19,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "input": ("prompt_id", "role", "number"),
     "segment": ("prompt_id", "number"),
     "event": ("prompt_id", "seq"),
+    "delivery": ("id",),
     "backend": ("name",),
     "stat": ("key", "phase"),
     "abandoned_prompt": ("comfy_prompt_id",),

@@ -59,7 +59,8 @@ pytestmark = pytest.mark.usefixtures("nothing_is_left")
         (400, "invalid_url", {"image": None, "image_url": "http://xn--/"}),
         (422, "url_unreachable", {"video": None, "video_url": "http://127.0.0.1:1024/nobody"}),
         (422, "url_not_allowed", {"video": None, "video_url": "http://10.0.0.1/private"}),
-        (400, "unsupported_field", {"webhook_url": "https://example.org/hook"}),
+        (400, "invalid_url", {"webhook_url": "example.org/hook"}),
+        (422, "url_not_allowed", {"result_put_url": "http://10.0.0.1/private"}),
     ],
 )
 async def test_a_wrong_field_is_refused(api: Api, status: int, code: str, fields: dict[str, Any]) -> None:

@@ -152,7 +152,7 @@ async def refusal(socket: Socket, close_code: int) -> dict[str, Any]:
         ("invalid_option", {"options": {"crf": 99}}),
         ("invalid_output_name", {"output_name": "../x"}),
         ("invalid_url", {"video_url": "file:///etc/passwd"}),
-        ("unsupported_field", {"video": {"size": 9}, "image": {"size": 9}, "webhook_url": "https://example.org/"}),
+        ("invalid_url", {"video": {"size": 9}, "image": {"size": 9}, "webhook_url": "ftp://example.org/"}),
         ("unknown_workflow", {"video": {"size": 9}, "image": {"size": 9}, "options": {"workflow": "none"}}),
         ("url_unreachable", {"video_url": "http://127.0.0.1:1024/", "image_url": "http://127.0.0.1:1024/"}),
         ("unknown_prompt_id", {"action": "subscribe"}),

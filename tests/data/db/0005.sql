@@ -29,6 +29,7 @@ CREATE TABLE delivery (
     prompt_id    TEXT NOT NULL REFERENCES job ON DELETE CASCADE,
     kind         TEXT NOT NULL CHECK (kind IN ('webhook', 'result')),
     url          TEXT NOT NULL,
+    origin       TEXT NOT NULL,
     body         TEXT NOT NULL,
     state        TEXT NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'delivered', 'failed')),
     created_at   INTEGER NOT NULL,
@@ -38,7 +39,8 @@ CREATE TABLE delivery (
     attempted_at INTEGER,
     delivered_at INTEGER,
     last_status  INTEGER,
-    last_error   TEXT
+    last_error   TEXT,
+    holder       TEXT
 ) STRICT;
 CREATE TABLE event (
     prompt_id TEXT NOT NULL REFERENCES job ON DELETE CASCADE,
@@ -170,7 +172,7 @@ CREATE INDEX job_by_result ON job (result_file) WHERE result_file IS NOT NULL;
 CREATE INDEX segment_waiting ON segment (priority DESC, created_at, prompt_id, number) WHERE state = 'waiting';
 CREATE INDEX segment_submitted ON segment (backend) WHERE state = 'submitted';
 CREATE INDEX segment_pausing ON segment (not_before) WHERE state = 'waiting';
-CREATE INDEX delivery_due ON delivery (due_at) WHERE state = 'waiting';
+CREATE INDEX delivery_due ON delivery (kind, due_at) WHERE state = 'waiting';
 CREATE INDEX delivery_of_job ON delivery (prompt_id, created_at);
 CREATE INDEX audit_of_job ON audit (prompt_id, number);
 CREATE INDEX job_ended ON job (finished_at) WHERE finished_at IS NOT NULL;

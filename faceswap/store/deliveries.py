@@ -1,0 +1,164 @@
+"""Moves of deliveries: stored with a job's end, claimed by the node that sends them, delivered, postponed, given up."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Collection
+from typing import Any
+
+from yarl import URL
+
+from ..deliveries import GIVE_UP_S, Delivery, DeliveryKind, DeliveryState, webhook_body
+from ..jobs import Job, JobState
+from .connection import Row
+from .database import Database
+from .transaction import Transaction
+
+LISTED = 100
+"""Deliveries of a job that are listed, the newest ones."""
+
+_COLUMNS = (
+    "id, prompt_id, kind, url, origin, body, state, created_at, due_at, give_up_at, attempts, attempted_at,"
+    " delivered_at, last_status, last_error, holder,"
+    " (SELECT traceparent FROM job WHERE job.prompt_id = delivery.prompt_id) AS traceparent"
+)
+_HELD = "id = ? AND state = 'waiting' AND holder = ? AND attempts = ?"
+"""The condition under which an attempt is still the sender's own."""
+
+
+class Deliveries(Database):
+    """The moves of a delivery, one method each."""
+
+    async def _add_deliveries(self, tx: Transaction, job: Job) -> None:
+        """Store what is to be sent because a job has ended, in the transaction that ends it."""
+        if job.webhook_url is not None:
+            body = json.dumps(webhook_body(job), ensure_ascii=False)
+            await self._add_delivery(tx, job.prompt_id, DeliveryKind.WEBHOOK, job.webhook_url, body)
+        if job.result_put_url is not None and job.state is JobState.SUCCESS:
+            await self._add_delivery(tx, job.prompt_id, DeliveryKind.RESULT, job.result_put_url, "")
+
+    async def _add_delivery(self, tx: Transaction, prompt_id: str, kind: DeliveryKind, url: str, body: str) -> None:
+        due_at = await tx.monotonic_ms()
+        await tx.run(
+            "INSERT INTO delivery (id, prompt_id, kind, url, origin, body, created_at, due_at, give_up_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            f"msg_{uuid.uuid4().hex}",
+            prompt_id,
+            kind,
+            url,
+            str(URL(url, encoded=True).origin()),
+            body,
+            await tx.now_ms(),
+            due_at,
+            due_at + int(GIVE_UP_S * 1000),
+        )
+
+    async def claim_delivery(
+        self, kind: DeliveryKind, holder: str, ttl_s: float, busy: Collection[str] = ()
+    ) -> Delivery | None:
+        """Take the next delivery that is due for `ttl_s` seconds, counted as an attempt; None when there is none.
+
+        Those to the origins that are `busy` are left out. Who was sending it and has not told of an end may have died.
+        """
+        due = (
+            f"SELECT id FROM delivery WHERE state = 'waiting' AND kind = ? AND due_at <= ?"
+            f" AND origin NOT IN ({self._dialect.values}) ORDER BY due_at, id LIMIT 1"
+        )
+        origins = json.dumps(list(busy))
+        if not await self._read(due, kind, await self._engine.monotonic_ms(), origins):
+            return None
+        async with self._transaction() as tx:
+            now = await tx.monotonic_ms()
+            row = await tx.one(
+                "UPDATE delivery SET holder = ?, attempts = attempts + 1, attempted_at = ?, due_at = ?"
+                f" WHERE id = ({due}{self._dialect.skip_locked}) RETURNING {_COLUMNS}",
+                holder,
+                await tx.now_ms(),
+                now + int(ttl_s * 1000),
+                kind,
+                now,
+                origins,
+            )
+        return None if row is None else _delivery_of(row)
+
+    async def keep_delivery(self, delivery: Delivery, ttl_s: float) -> bool:
+        """Keep a delivery that is being sent for `ttl_s` seconds from now; False when it is not the sender's any more.
+
+        It may be another's by now, or its job was erased.
+        """
+        async with self._transaction() as tx:
+            due_at = await tx.monotonic_ms() + int(ttl_s * 1000)
+            sql = f"UPDATE delivery SET due_at = ? WHERE {_HELD} RETURNING 1"
+            return await tx.one(sql, due_at, *_held(delivery)) is not None
+
+    async def end_delivery(
+        self, delivery: Delivery, state: DeliveryState, status: int | None, error: str | None = None
+    ) -> None:
+        """Store that an attempt was the last one: what the receiver answered, or the error in a sentence."""
+        async with self._transaction() as tx:
+            delivered_at = await tx.now_ms() if state is DeliveryState.DELIVERED else None
+            await tx.run(
+                "UPDATE delivery SET state = ?, holder = NULL, delivered_at = ?, last_status = ?, last_error = ?"
+                f" WHERE {_HELD}",
+                state,
+                delivered_at,
+                status,
+                error,
+                *_held(delivery),
+            )
+
+    async def postpone_delivery(
+        self, delivery: Delivery, pause_s: float, status: int | None, error: str
+    ) -> DeliveryState:
+        """Store that an attempt failed, to be made again after a pause, for the last time when its time is over.
+
+        Returns the state it is in now: it has failed for good when this was that last attempt.
+        """
+        async with self._transaction() as tx:
+            now = await tx.monotonic_ms()
+            state = DeliveryState.WAITING if now < delivery.give_up_at else DeliveryState.FAILED
+            await tx.run(
+                "UPDATE delivery SET state = ?, holder = NULL, due_at = ?, last_status = ?, last_error = ?"
+                f" WHERE {_HELD}",
+                state,
+                min(now + int(pause_s * 1000), delivery.give_up_at),
+                status,
+                error,
+                *_held(delivery),
+            )
+        return state
+
+    async def release_deliveries(self, holder: str) -> None:
+        """Make due at once what a node was sending when it ended, for the next process of its name."""
+        async with self._transaction() as tx:
+            sql = "UPDATE delivery SET holder = NULL, due_at = ? WHERE state = 'waiting' AND holder = ?"
+            await tx.run(sql, await tx.monotonic_ms(), holder)
+
+    async def redeliver(self, prompt_id: str) -> None:
+        """Have all that a job has sent, or failed to send, sent again, unless it is being sent now."""
+        async with self._transaction() as tx:
+            await tx.lock_job(prompt_id)
+            now = await tx.monotonic_ms()
+            await tx.run(
+                "UPDATE delivery SET state = 'waiting', attempts = 0, delivered_at = NULL, due_at = ?, give_up_at = ?"
+                " WHERE prompt_id = ? AND holder IS NULL",
+                now,
+                now + int(GIVE_UP_S * 1000),
+                prompt_id,
+            )
+
+    async def deliveries(self, prompt_id: str) -> list[Delivery]:
+        """Return the deliveries of a job, the newest first."""
+        sql = f"SELECT {_COLUMNS} FROM delivery WHERE prompt_id = ? ORDER BY created_at DESC, kind DESC, id LIMIT ?"
+        return [_delivery_of(row) for row in await self._read(sql, prompt_id, LISTED)]
+
+
+def _held(delivery: Delivery) -> tuple[Any, ...]:
+    return delivery.id, delivery.holder, delivery.attempts
+
+
+def _delivery_of(row: Row) -> Delivery:
+    values = {name: row[name] for name in row.keys()}  # noqa: SIM118 - no dict
+    values["kind"], values["state"] = DeliveryKind(values["kind"]), DeliveryState(values["state"])
+    return Delivery(**values)
