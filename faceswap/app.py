@@ -13,17 +13,19 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from .api import keys, middleware
+from .api import access, keys, middleware
 from .api.routes import add_routes
 from .comfy.backend import EMBEDDED, Backend, BackendPool
 from .comfy.client import ComfyClient
 from .comfy.embedded import EmbeddedEngine
-from .config import ConfigError, Settings, Timeouts, resource_dir
+from .config import ConfigError, Settings, Timeouts, is_loopback, resource_dir
 from .feed import Feed
 from .files import Files, FilesUnavailable, open_files
 from .hub import Hub
 from .intake import Fetcher, Submitter
 from .janitor import Janitor
+from .keyring import Keyring
+from .links import SECRET_NAME
 from .media import MediaWorker
 from .node import Node, node_name
 from .outbox import Outbox
@@ -66,7 +68,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     """Make the service, ready to be run. Raises `ConfigError` for a setting that cannot be used."""
     timeouts = timeouts or Timeouts.of(settings)
     name = node_name(settings)
-    app = web.Application(middlewares=[middleware.problems, middleware.same_origin])
+    app = web.Application(middlewares=[middleware.problems, middleware.same_origin, access.authenticate])
     app[keys.SETTINGS] = settings
     app[keys.HUB] = Hub()
     app[keys.FEED] = Feed(app[keys.HUB])
@@ -85,6 +87,10 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
         # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.
         session = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
         try:
+            keyring = app[keys.KEYRING] = Keyring(settings.api_keys_file, store)
+            await _when_possible(keyring.load, is_shared=store.is_shared)
+            _check_openness(settings, keyring)
+            app[keys.LINK_SECRET] = await _when_possible(partial(store.secret, SECRET_NAME), is_shared=store.is_shared)
             engine = None if settings.comfyui_urls else _embedded_engine(settings, files)
             app[keys.ENGINE] = engine
             graph = workflows[settings.workflow].graph
@@ -100,7 +106,8 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
             janitor = Janitor(settings, store, files, name)
             outbox = Outbox(settings, store, files, guard, name)
             await _when_possible(janitor.clear_debris, is_shared=store.is_shared or files.is_shared)
-            background = asyncio.create_task(_background(scheduler, janitor, outbox, feed, engine), name="background")
+            work = _background(scheduler, janitor, outbox, feed, keyring, engine)
+            background = asyncio.create_task(work, name="background")
             background.add_done_callback(lambda task: _check(task, app[FAILED]))
             yield
             background.cancel()
@@ -162,6 +169,15 @@ async def _when_possible(action: Callable[[], Awaitable[T]], *, is_shared: bool)
         await asyncio.sleep(FILES_RETRY_S)
 
 
+def _check_openness(settings: Settings, keyring: Keyring) -> None:
+    """Raise `ConfigError` where everybody would be let in over the network and nobody said that this is wanted."""
+    if not (is_loopback(settings.host) or keyring.is_required or settings.allow_anonymous):
+        raise ConfigError(
+            f"FACESWAP_HOST={settings.host!r} is open to others and there are no API keys: make one with 'faceswap key"
+            " add NAME', listen on 127.0.0.1, or give --allow-anonymous if that is what you want"
+        )
+
+
 async def make_backends(
     settings: Settings,
     store: Store,
@@ -200,13 +216,19 @@ def _embedded_engine(settings: Settings, files: Files) -> EmbeddedEngine:
 
 
 async def _background(
-    scheduler: Scheduler, janitor: Janitor, outbox: Outbox, feed: Feed, engine: EmbeddedEngine | None
+    scheduler: Scheduler,
+    janitor: Janitor,
+    outbox: Outbox,
+    feed: Feed,
+    keyring: Keyring,
+    engine: EmbeddedEngine | None,
 ) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(feed.run(), name="feed")
         tasks.create_task(scheduler.run(), name="scheduler")
         tasks.create_task(janitor.run(), name="janitor")
         tasks.create_task(outbox.run(), name="outbox")
+        tasks.create_task(keyring.run(), name="keyring")
         if engine is not None:
             backend = scheduler.backends[0]
 

@@ -50,7 +50,7 @@ class Assembly:
                     await self._files.delete_scratch(prompt_id)
                 else:
                     # It was cancelled after its file had got its name, and before that could be stored.
-                    await self._files.discard_result(prompt_id, lease.epoch, f"{job.output_name}.mp4")
+                    await self._files.discard_result(prompt_id, lease.epoch, job.stored_result)
                 return
             except NotFound:
                 log.info("job %s was erased", prompt_id)
@@ -82,7 +82,7 @@ class Assembly:
         if facts.frames != job.total_frames:
             raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
         filename = f"{job.output_name}.mp4"
-        await self._files.keep_result(job.prompt_id, lease.epoch, filename, facts.sha256)
+        await self._files.keep_result(job.prompt_id, lease.epoch, job.stored_result, facts.sha256)
         self._progress_reporter.close(job.prompt_id)
         if await self._store.succeed(
             job,
@@ -94,7 +94,7 @@ class Assembly:
         ):
             await self._files.delete_scratch(job.prompt_id)
         else:
-            await self._files.discard_result(job.prompt_id, lease.epoch, filename)
+            await self._files.discard_result(job.prompt_id, lease.epoch, job.stored_result)
 
 
 def _check_changed(segments: Sequence[Segment]) -> tuple[str, ...]:

@@ -165,6 +165,7 @@ def _serve(arguments: argparse.Namespace) -> int:
             port=arguments.port,
             data_dir=arguments.data_dir,
             comfyui_urls=",".join(arguments.comfyui_url) if arguments.comfyui_url else None,
+            allow_anonymous="1" if arguments.allow_anonymous else None,
         )
     except ConfigError as error:
         say(str(error))
@@ -173,7 +174,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         threading.Thread(target=_stop_with_stdin, name="watch stdin", daemon=True).start()
     from .serve import serve  # here, because the other commands need none of the service
 
-    return serve(settings, allow_anonymous=arguments.allow_anonymous)
+    return serve(settings)
 
 
 def _migrate(arguments: argparse.Namespace) -> int:

@@ -22,8 +22,12 @@ NODE_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-NOT_SUPPORTED = ("FACESWAP_API_KEYS_FILE",)
-"""Variables of features that do not exist yet. They are refused: an operator who sets one relies on it."""
+SECRETS = frozenset({"comfyui_headers", "database_url"})
+"""Settings whose value is shown nowhere. It may be the content of a credential of systemd."""
+SECRET_FILES = frozenset({"api_keys_file"})
+"""Settings that are the path of a file to keep secret. It may be that of a credential of systemd."""
+CREDENTIAL_PREFIX = "faceswap."
+"""The beginning of the names of credentials, before that of the setting."""
 
 
 SECRET_PREFIX = "whsec_"
@@ -48,6 +52,26 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
         return Path(environ["STATE_DIRECTORY"].split(":")[0])
     base = environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return Path(base) / "faceswap"
+
+
+def credential(environ: Mapping[str, str], name: str) -> str | None:
+    """Return the value of a setting that systemd hands over as a credential, None where there is none.
+
+    It is the text of the file `faceswap.<setting>` in `$CREDENTIALS_DIRECTORY`, or its path for a setting that is the
+    path of a file. Raises `ConfigError`.
+    """
+    folder = environ.get("CREDENTIALS_DIRECTORY")
+    if not folder or name not in SECRETS | SECRET_FILES:
+        return None
+    path = Path(folder) / f"{CREDENTIAL_PREFIX}{name}"
+    if not path.is_file():
+        return None
+    if name in SECRET_FILES:
+        return str(path)
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the credential {path.name} cannot be read: {error}") from error
 
 
 def is_loopback(host: str) -> bool:
@@ -77,8 +101,13 @@ class Settings:
     cors_origins: tuple[str, ...] = ()
     public_url: URL | None = None
     webhook_secret: tuple[bytes, ...] = field(default=(), repr=False)
+    api_keys_file: Path | None = None
+    allow_anonymous: bool = False
+    rate_limit: int = 60
+    trusted_proxies: tuple[Network, ...] = ()
     download_redirect: bool = False
     queue_limit: int = 1000
+    queue_limit_per_key: int = 100
     segment_frames: int = 240
     max_frames: int = 1_000_000
     max_duration_s: int = 21_600
@@ -101,25 +130,18 @@ class Settings:
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
         """Read the environment; `overrides` (command-line options, as text) win. Raises `ConfigError`."""
         environ = os.environ if environ is None else environ
-        for variable in NOT_SUPPORTED:
-            if environ.get(variable):
-                raise ConfigError(f"{variable} is set, but this version does not support it; unset it")
         values: dict[str, Any] = {"data_dir": default_data_dir(environ)}
         for name, parse in _PARSERS.items():
             variable = f"FACESWAP_{name.upper()}"
             text = overrides.get(name)
             if text is None:
-                text = environ.get(variable) or None
+                text = environ.get(variable) or credential(environ, name) or None
             if text is None:
                 continue
             try:
                 values[name] = parse(str(text))
             except (ValueError, TypeError) as error:
-                shown = (
-                    "(hidden)"
-                    if name in ("comfyui_headers", "database_url", "webhook_secret")
-                    else repr(str(text)[:80])
-                )
+                shown = "(hidden)" if name in SECRETS else repr(str(text)[:80])
                 raise ConfigError(f"{variable}={shown}: {error}") from None
         return cls(**values)
 
@@ -255,8 +277,13 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "cors_origins": _origins,
     "public_url": _url,
     "webhook_secret": _webhook_secrets,
+    "api_keys_file": _path,
+    "allow_anonymous": _flag,
+    "rate_limit": _whole(0, 1_000_000),
+    "trusted_proxies": _networks,
     "download_redirect": _flag,
     "queue_limit": _whole(1, 1_000_000),
+    "queue_limit_per_key": _whole(1, 1_000_000),
     "segment_frames": _whole(0, 1_000_000),
     "max_frames": _whole(1, 1_000_000),
     "max_duration_s": _whole(1, 31_536_000),

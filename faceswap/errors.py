@@ -35,6 +35,10 @@ class BadRequest(Problem):
     status, code, title = 400, "bad_request", "Bad request"
 
 
+class Unauthorized(Problem):
+    status, code, title = 401, "unauthorized", "Unauthorized"
+
+
 class Forbidden(Problem):
     status, code, title = 403, "forbidden", "Forbidden"
 
@@ -65,6 +69,10 @@ class UnsupportedMedia(Problem):
 
 class Unprocessable(Problem):
     status, code, title = 422, "unprocessable", "Unprocessable content"
+
+
+class TooManyRequests(Problem):
+    status, code, title = 429, "too_many_requests", "Too many requests"
 
 
 class HeadersTooLarge(Problem):

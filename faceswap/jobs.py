@@ -193,6 +193,11 @@ def download_path(result_file: str) -> str:
     return f"/download/{quote(result_file)}"
 
 
+def stored_name(owner: str | None, name: str) -> str:
+    """Return the name under which a result is kept, with or without its extension: each owner has their own."""
+    return name if owner is None else f"{owner}/{name}"
+
+
 def new_prompt_id() -> str:
     """Make a job's public id."""
     return str(uuid.uuid4())
@@ -298,6 +303,11 @@ class Job:
     def trace_id(self) -> str | None:
         """The id of the job's trace, to find it by."""
         return self.traceparent.split("-")[1] if self.traceparent else None
+
+    @property
+    def stored_result(self) -> str:
+        """The name under which its result is kept, or is to be."""
+        return stored_name(self.owner, self.result_file or f"{self.output_name}.mp4")
 
     @property
     def needs_engine(self) -> bool:

@@ -188,7 +188,7 @@ class Scheduler:
     async def _finish_erasure(self, job: Job) -> None:
         self._forget(job.prompt_id)
         await self._files.delete_inputs(job.prompt_id)
-        await self._files.delete_result(job.prompt_id, job.result_file or f"{job.output_name}.mp4")
+        await self._files.delete_result(job.prompt_id, job.stored_result)
         await self._store.erase(job.prompt_id)
         await self._files.unmark_erasure(job.prompt_id)
 

@@ -16,7 +16,7 @@ from . import log_setup
 from .api import keys
 from .api.connection import Listener
 from .app import FAILED, create_app
-from .config import ConfigError, Settings, is_loopback
+from .config import ConfigError, Settings
 from .files import Files, FilesUnavailable
 from .store import NewerDatabase, StoreError
 from .systemd import feed_watchdog, notify
@@ -28,17 +28,10 @@ SHUTDOWN_S = 4.0
 """The longest time for open answers to end; the whole stop stays below ten seconds."""
 
 
-def serve(settings: Settings, *, allow_anonymous: bool = False) -> int:
+def serve(settings: Settings) -> int:
     """Run the service until a signal stops it; returns the exit status."""
     os.umask(0o077)  # only this user may read the files of this process and its children
     log_setup.configure(settings)
-    if not is_loopback(settings.host) and not allow_anonymous:
-        print(
-            f"faceswap: FACESWAP_HOST={settings.host!r} is open to others and no keys are set; listen on 127.0.0.1,"
-            " or give --allow-anonymous if that is what you want",
-            file=sys.stderr,
-        )
-        return 2
     try:
         lock = _lock(settings)
     except OSError as error:

@@ -6,6 +6,34 @@ CREATE TABLE api_key (
     revoked_at INTEGER
 ) STRICT;
 
+-- What this database's services share and tell nobody, such as what links are signed with.
+CREATE TABLE secret (
+    name  TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT;
+
+-- Two owners may use the same name for a result: the names of owned ones are kept as `owner/name`.
+UPDATE job SET output_name = owner || '/' || output_name, result_file = owner || '/' || result_file
+    WHERE owner IS NOT NULL;
+
+-- Owners take turns: the lower its number, the longer ago an owner's segment was claimed. No owner is the empty one.
+CREATE TABLE turn (
+    owner  TEXT PRIMARY KEY,
+    number INTEGER NOT NULL
+) STRICT;
+
+ALTER TABLE segment ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+UPDATE segment SET owner = (SELECT coalesce(owner, '') FROM job WHERE job.prompt_id = segment.prompt_id);
+DROP INDEX segment_waiting;
+CREATE INDEX segment_waiting ON segment (owner, priority DESC, created_at, prompt_id, number) WHERE state = 'waiting';
+-- Each owner asks for their own jobs only.
+DROP INDEX job_by_age;
+CREATE INDEX job_by_age ON job (coalesce(owner, ''), created_at DESC, prompt_id DESC);
+DROP INDEX job_by_state;
+CREATE INDEX job_by_state ON job (state, coalesce(owner, ''), created_at DESC, prompt_id DESC);
+DROP INDEX job_queued;
+CREATE INDEX job_queued ON job (coalesce(owner, ''), priority DESC, created_at, prompt_id) WHERE state = 'QUEUED';
+
 -- The text or reference that a user gave as consent, the address the result is put to, and the trace of the request.
 ALTER TABLE job ADD COLUMN consent TEXT;
 ALTER TABLE job ADD COLUMN result_put_url TEXT;

@@ -32,8 +32,13 @@ VALUES: dict[str, tuple[str, Any]] = {
     "database_url": ("postgresql://user@host/database", "postgresql://user@host/database"),
     "files_url": ("s3://bucket/prefix/", "s3://bucket/prefix"),
     "node": ("node-1.example", "node-1.example"),
+    "api_keys_file": ("/etc/faceswap/keys", Path("/etc/faceswap/keys")),
+    "allow_anonymous": ("1", True),
+    "rate_limit": ("0", 0),
+    "trusted_proxies": ("10.0.0.0/8,::1", (ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("::1/128"))),
     "download_redirect": ("1", True),
     "queue_limit": ("7", 7),
+    "queue_limit_per_key": ("7", 7),
     "segment_frames": ("0", 0),
     "max_frames": ("1000", 1000),
     "max_duration_s": ("60", 60),
@@ -80,8 +85,13 @@ WRONG: dict[str, list[str]] = {
     "database_url": ["sqlite:///x", "postgresql:"],
     "files_url": ["relative/folder", "s3://", "s3://key@bucket", "s3://bucket?x=1", "http://host/bucket"],
     "node": ["a b", "a/b", "x" * 65],
+    "api_keys_file": ["~no-such-user-here/x"],
+    "allow_anonymous": ["yes", "2"],
+    "rate_limit": ["-1", "x", "60/minute"],
+    "trusted_proxies": ["10.0.0.1/8", "proxy.example"],
     "download_redirect": ["yes", "2"],
     "queue_limit": ["0", "x"],
+    "queue_limit_per_key": ["0", "x"],
     "segment_frames": ["-1", "x"],
     "max_frames": ["0", "1000001"],
     "max_duration_s": ["0", "1h"],
@@ -155,6 +165,27 @@ def test_headers_are_told_nowhere() -> None:
     assert secret not in str(refused.value)
 
 
+def test_a_secret_may_be_a_credential_of_systemd(tmp_path: Path) -> None:
+    (tmp_path / "faceswap.comfyui_headers").write_text('{"Authorization": "Bearer x"}\n')
+    (tmp_path / "faceswap.api_keys_file").write_text("")
+    (tmp_path / "faceswap.port").write_text("81")
+    environ = {"CREDENTIALS_DIRECTORY": str(tmp_path)}
+    settings = Settings.load(environ)
+    assert settings.comfyui_headers == {"Authorization": "Bearer x"}
+    assert settings.api_keys_file == tmp_path / "faceswap.api_keys_file"
+    assert (settings.port, settings.database_url) == (8000, "")
+    assert Settings.load({**environ, "FACESWAP_API_KEYS_FILE": "/x"}).api_keys_file == Path("/x")
+
+
+def test_a_credential_that_is_wrong_is_told_and_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "faceswap.comfyui_headers").write_text("a-secret")
+    with pytest.raises(ConfigError, match="FACESWAP_COMFYUI_HEADERS=\\(hidden\\)"):
+        Settings.load({"CREDENTIALS_DIRECTORY": str(tmp_path)})
+    (tmp_path / "faceswap.comfyui_headers").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="credential faceswap\\.comfyui_headers"):
+        Settings.load({"CREDENTIALS_DIRECTORY": str(tmp_path)})
+
+
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Settings.load({}).port = 1  # type: ignore[misc]  # that is the point
@@ -176,9 +207,3 @@ def test_a_home_folder_and_a_relative_path_are_made_absolute() -> None:
 )
 def test_what_the_program_brings_along_is_found(name: str, file: str) -> None:
     assert (resource_dir(name) / file).is_file()
-
-
-@pytest.mark.parametrize("variable", ["FACESWAP_API_KEYS_FILE"])
-def test_a_setting_that_is_not_supported_yet_is_refused_and_not_passed_over(variable: str) -> None:
-    with pytest.raises(ConfigError, match=f"{variable} is set"):
-        Settings.load({variable: "x"})

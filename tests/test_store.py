@@ -718,7 +718,7 @@ async def test_a_result_is_found_by_its_name_until_it_expires(store: Store) -> N
     for filename, owner in (("clip.mp4", "bob"), ("other.mp4", "ann")):
         with pytest.raises(NotFound):
             await store.result(filename, owner)
-    assert await store.with_expired_results(now_ms(), 9) == [(job.prompt_id, "clip.mp4")]
+    assert await store.with_expired_results(now_ms(), 9) == [(job.prompt_id, "ann/clip.mp4")]
     await store.mark_result_erased(job.prompt_id)
     assert await store.with_expired_results(now_ms(), 9) == []
     with pytest.raises(Gone) as gone:

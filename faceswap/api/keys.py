@@ -12,6 +12,7 @@ from ..feed import Feed
 from ..files import Files
 from ..hub import Hub
 from ..intake import Submitter
+from ..keyring import Keyring
 from ..node import Node
 from ..progress_reporter import ProgressReporter
 from ..scheduler import Scheduler
@@ -27,14 +28,21 @@ SUBMITTER = web.AppKey("submitter", Submitter)
 FILES = web.AppKey("files", Files)
 NODE = web.AppKey("node", Node)
 
+KEYRING = web.AppKey("keyring", Keyring)
+LINK_SECRET = web.AppKey("link_secret", bytes)
+"""The secret that links are signed with."""
+
 STOPPING = web.AppKey("stopping", asyncio.Event)
 """Set when the service begins to stop."""
 
 ENGINE: web.AppKey[EmbeddedEngine | None] = web.AppKey("engine")
 """The embedded engine; None where ComfyUI servers were named."""
 
-OWNER = web.RequestKey("owner", str)
-"""The name of the API key a request came with; absent where no keys are in use."""
+OWNER: web.RequestKey[str | None] = web.RequestKey("owner")
+"""The name of the API key a request came with, or the owner of the job that its signed link is for.
+
+Absent where no keys are in use, and on the few routes that need none.
+"""
 
 
 def owner_of(request: web.Request) -> str | None:

@@ -14,7 +14,7 @@ from yarl import URL
 
 from ..config import Settings, is_loopback
 from ..durable import DISK_FULL
-from ..errors import Forbidden, Problem, Unavailable
+from ..errors import Forbidden, Problem, Unauthorized, Unavailable
 from ..files import FilesUnavailable
 from ..store import StoreError
 from .keys import SETTINGS
@@ -22,6 +22,8 @@ from .keys import SETTINGS
 log = logging.getLogger(__name__)
 
 SERVER_NAME = "faceswap"
+CHALLENGE: Mapping[str, str] = {hdrs.WWW_AUTHENTICATE: 'Bearer realm="faceswap"'}
+"""The header of an answer to a request without a key that is let in."""
 RETRY_AFTER_S = 10
 """The time after which a client may try again when the disk was full or the database locked."""
 
@@ -90,6 +92,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     try:
         with known_failures():
             return await handler(request)
+    except Unauthorized as problem:
+        return problem_response(problem, CHALLENGE)
     except Problem as problem:
         return _answer_instead(request, problem)
     except web.HTTPException as error:

@@ -13,6 +13,7 @@ from aiohttp import web
 from .. import __version__
 from ..jobs import JobState
 from ..store import StoreError
+from .access import is_stranger
 from .keys import ENGINE, FEED, FILES, HUB, NODE, SCHEDULER, SETTINGS, STORE
 
 T = TypeVar("T")
@@ -41,14 +42,17 @@ async def get_readyz(request: web.Request) -> web.Response:
 
 
 async def get_health(request: web.Request) -> web.Response:
-    """Report the state of the service, its queue and its engines."""
+    """Report the state of the service, its queue and its engines; to who has no key, whether all is well only."""
     app = request.app
     findings = await _find_out(app)
     checks, free_bytes = findings.checks, findings.free_bytes
     settings, scheduler = app[SETTINGS], app[SCHEDULER]
+    status = "healthy" if all(checks.values()) else "degraded"
+    if is_stranger(request):
+        return web.json_response({"status": status})
     return web.json_response(
         {
-            "status": "healthy" if all(checks.values()) else "degraded",
+            "status": status,
             "comfyui_status": _comfyui_status(app),
             "outage": scheduler.outage,
             "workflow_status": _workflow_status(app),

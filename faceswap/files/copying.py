@@ -65,7 +65,7 @@ async def _copy_result(source: Files, target: Files, job: Job) -> None:
     async with new_file(target.joined(job.prompt_id, 0)) as writer:
         await _fill(writer, result)
     _check(writer, job.result_sha256, result)
-    await target.keep_result(job.prompt_id, 0, result.name, job.result_sha256)
+    await target.keep_result(job.prompt_id, 0, job.stored_result, job.result_sha256)
     await target.delete_scratch(job.prompt_id)
 
 

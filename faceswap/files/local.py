@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
 from .. import durable
-from ..jobs import Inputs, Job, Segment
+from ..jobs import Inputs, Job, Segment, stored_name
 from .writer import FileWriter
 
 P = ParamSpec("P")
@@ -147,7 +147,7 @@ class Files:
         return self._scratch / prompt_id / f"joined-{epoch}.mp4"
 
     def result(self, filename: str) -> Path:
-        """Return the path of a result."""
+        """Return the path of a result by the name under which it is kept: `Job.stored_result`."""
         return self._results / filename
 
     def _folders_of(self, prompt_id: str) -> tuple[Path, ...]:
@@ -279,6 +279,9 @@ class Files:
         A result that the same job kept before is replaced. Raises `FileExistsError` for any other file of that name.
         """
         result, claim = self.result(filename), self._scratch / prompt_id / CLAIM
+        if not result.parent.is_dir():
+            result.parent.mkdir(mode=0o700, exist_ok=True)
+            durable.sync(self._results)
         try:
             result.touch(mode=0o600, exist_ok=False)
         except FileExistsError:
@@ -295,7 +298,7 @@ class Files:
     @in_thread
     def find_result(self, job: Job) -> Path | StoredResult | None:
         """Return the path of a job's committed result; None when it is gone."""
-        path = self.result(job.result_file or "")
+        path = self.result(job.stored_result)
         return path if path.is_file() else None
 
     @in_thread
@@ -318,7 +321,17 @@ class Files:
 
         They come a page at a time, and may come again.
         """
-        yield set(await asyncio.to_thread(os.listdir, self._results))
+        yield await asyncio.to_thread(self._result_names)
+
+    def _result_names(self) -> set[str]:
+        names = set()
+        with os.scandir(self._results) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    names |= {stored_name(entry.name, path.name) for path in Path(entry.path).iterdir()}
+                else:
+                    names.add(entry.name)
+        return names
 
     # Leftovers of a crash
 

@@ -316,7 +316,7 @@ class S3Files(SharedFiles):
 
     async def keep_result(self, prompt_id: str, epoch: int, filename: str, sha256: str) -> None:
         """Store a job's joined video under a key of its own. Those of former holders are deleted."""
-        attributes = {"Content-Type": "video/mp4", "Content-Disposition": f'attachment; filename="{filename}"'}
+        attributes = {"Content-Type": "video/mp4", "Content-Disposition": f'attachment; filename="{_name(filename)}"'}
         key = f"results/{prompt_id}/{result_name(epoch, sha256)}"
         await self._objects.put_file(key, self.joined(prompt_id, epoch), attributes)
         with suppress(FilesUnavailable):  # they go with the job

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -152,6 +153,10 @@ class SharedFolder(SharedFiles):
     def discard_result(self, prompt_id: str, epoch: int, filename: str) -> None:
         """Delete what the holder of the lease from `epoch` on, and those before it, kept without a commit."""
         self._discard_results(prompt_id, epoch)
+
+    async def list_results(self) -> AsyncIterator[set[str]]:
+        """Yield the ids of all jobs with a result."""
+        yield set(await asyncio.to_thread(os.listdir, self._results))
 
     @in_thread
     def find_result(self, job: Job) -> Path | None:

@@ -6,6 +6,7 @@ What a method changed is committed before its events are published, so that nobo
 from .connection import CommitUnknown, NewerDatabase, StoreError, now_ms
 from .database import retry_writes
 from .jobs import IDEMPOTENCY_MS
+from .keys import ApiKey, Keys
 from .leases import JANITOR_LEASE, LOCAL_HOLDER, Lease, LeaseLost, backend_lease, join_lease
 from .nodes import LeaseRow, NodeRow
 from .queries import Queries
@@ -17,6 +18,7 @@ __all__ = [
     "IDEMPOTENCY_MS",
     "JANITOR_LEASE",
     "LOCAL_HOLDER",
+    "ApiKey",
     "CommitUnknown",
     "Lease",
     "LeaseLost",
@@ -33,5 +35,5 @@ __all__ = [
 ]
 
 
-class Store(Segments, Queries, Upkeep, Transfer):
+class Store(Segments, Queries, Upkeep, Keys, Transfer):
     """The job records."""

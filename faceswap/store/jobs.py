@@ -11,7 +11,7 @@ from typing import Any
 from .. import events as payloads
 from ..errors import Conflict, Gone, Unavailable, Unprocessable
 from ..events import Payload
-from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob, Segment
+from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob, Segment, stored_name
 from ..progress import Report
 from .audit import Audit, add_audit_line, record_accepted, record_ended, record_retried
 from .connection import CommitUnknown, StoreError
@@ -66,7 +66,7 @@ class Jobs(Leases, Audit, Deliveries):
             position = (row[0] if row else 0) + 1
             if position > queue_limit:
                 raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
-            job = await self._insert_job(tx, new, await self._free_name(tx, new.output_name))
+            job = await self._insert_job(tx, new, await self._free_name(tx, stored_name(new.owner, new.output_name)))
             await tx.add_event(job.prompt_id, payloads.queued(job.prompt_id, position))
             await record_accepted(tx, job)
         return job, True
@@ -133,10 +133,18 @@ class Jobs(Leases, Audit, Deliveries):
             input_rows(new.prompt_id, new.inputs),
         )
         await tx.execute_many(
-            "INSERT INTO segment (prompt_id, number, first_frame, frame_count, priority, created_at)"
-            " VALUES (?, ?, ?, ?, ?, ?)",
+            "INSERT INTO segment (prompt_id, owner, number, first_frame, frame_count, priority, created_at)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)",
             [
-                (new.prompt_id, plan.number, plan.first_frame, plan.frame_count, new.options.priority, now)
+                (
+                    new.prompt_id,
+                    new.owner or "",
+                    plan.number,
+                    plan.first_frame,
+                    plan.frame_count,
+                    new.options.priority,
+                    now,
+                )
                 for plan in new.segments
             ],
         )
@@ -225,7 +233,7 @@ class Jobs(Leases, Audit, Deliveries):
                 job.prompt_id,
                 JobState.SUCCESS,
                 step="Face swap completed successfully",
-                result_file=result_file,
+                result_file=stored_name(job.owner, result_file),
                 result_bytes=size,
                 result_sha256=sha256,
                 warnings=json.dumps(warnings, ensure_ascii=False),

@@ -11,6 +11,7 @@ from ..jobs import (
     Event,
     Job,
     JobState,
+    stored_name,
 )
 from .database import Database
 from .rows import SELECT_JOB, found, job_of, parse_cursor
@@ -31,12 +32,23 @@ class Queries(Database):
     async def result(self, filename: str, owner: str | None) -> Job:
         """Return the owner's job whose result is `filename`. Raises `NotFound`, or `Gone` when it has expired."""
         sql = "SELECT prompt_id, result_erased FROM job WHERE result_file = ? AND coalesce(owner, '') = ?"
-        rows = await self._read(sql, filename, owner or "")
+        rows = await self._read(sql, stored_name(owner, filename), owner or "")
         if not rows:
             raise NotFound("There is no such file.", code="unknown_file")
         if rows[0]["result_erased"]:
             raise Gone("This result has expired and was erased.", code="result_expired")
         return await self.job(rows[0]["prompt_id"])
+
+    async def with_result(self, filename: str) -> list[tuple[str, str | None]]:
+        """Return the id and the owner of each job whose result has this name: one of each owner at most.
+
+        Who has a result has had a turn.
+        """
+        sql = (
+            "SELECT job.prompt_id, job.owner FROM (SELECT '' AS owner UNION SELECT owner FROM turn) AS named"
+            " JOIN job ON job.result_file = CASE named.owner WHEN '' THEN '' ELSE named.owner || '/' END || ?"
+        )
+        return [(row[0], row[1]) for row in await self._read(sql, filename)]
 
     async def queue_position(self, job: Job) -> int | None:
         """Return a job's place in the queue, 1 for the next to start; None when it is not queued."""

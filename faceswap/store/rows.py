@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from ..errors import BadRequest, NotFound
-from ..jobs import Inputs, Job, JobState, Options, Segment, SegmentState
+from ..jobs import Inputs, Job, JobState, Options, Segment, SegmentState, stored_name
 from .connection import Row
 
 PARSED_LIMIT = 1024
@@ -43,6 +43,10 @@ def job_of(row: Row) -> Job:
     values["options"] = _options(values["options"])
     values["warnings"] = _warnings(values["warnings"])
     values["cancel_requested"] = bool(values["cancel_requested"])
+    if values["owner"] is not None:
+        kept = stored_name(values["owner"], "")
+        values["output_name"] = values["output_name"].removeprefix(kept)
+        values["result_file"] = values["result_file"] and values["result_file"].removeprefix(kept)
     return Job(inputs=_inputs(*columns[len(_JOB_FIELDS) :]), **values)
 
 

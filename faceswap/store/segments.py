@@ -33,6 +33,18 @@ ANY_DEATHS = 2**31 - 1
 
 _DUE = "segment.state = 'waiting' AND (not_before <= ? OR not_before > ?)"
 _ORDER = "segment.priority DESC, segment.created_at, segment.prompt_id, segment.number"
+_CLAIMABLE = f"{_DUE} AND (1 = ? OR failures + losses = 0 OR coalesce(backend, '') <> ?) AND deaths <= ?"
+_NEXT_OWNER = (
+    "(WITH RECURSIVE waiting (owner) AS ("
+    "SELECT (SELECT owner FROM segment WHERE state = 'waiting' ORDER BY owner LIMIT 1) UNION ALL"
+    " SELECT (SELECT segment.owner FROM segment WHERE state = 'waiting' AND segment.owner > waiting.owner"
+    " ORDER BY segment.owner LIMIT 1) FROM waiting WHERE waiting.owner IS NOT NULL)"
+    " SELECT waiting.owner FROM waiting LEFT JOIN turn ON turn.owner = waiting.owner"
+    " WHERE EXISTS (SELECT 1 FROM segment WHERE segment.owner = waiting.owner AND {condition})"
+    " ORDER BY coalesce(turn.number, 0), waiting.owner LIMIT 1)"
+)
+"""A query for the owner whose turn it is: of those with a segment for which a condition holds, the one who had theirs
+the longest ago. It goes from owner to owner, not from segment to segment."""
 
 
 class Segments(Jobs):
@@ -41,6 +53,7 @@ class Segments(Jobs):
     async def claim(self, lease: Lease, *, again: bool = True, most_deaths: int | None = None) -> Segment | None:
         """Give the next waiting segment to the backend of a lease: its prompt id is committed before it is sent.
 
+        Owners take turns; within an owner's, the priority counts, then the age.
         Not `again`: none whose last attempt failed there. `most_deaths`: none at which an engine has died more often.
         Of jobs that other nodes are moving none is taken while others wait. Raises `LeaseLost`.
         """
@@ -61,13 +74,13 @@ class Segments(Jobs):
         try:
             async with self._transaction() as tx:
                 now = await tx.monotonic_ms()
+                claimable = now, now + LONGEST_PAUSE_MS, *conditions
                 row = await tx.one(
-                    "SELECT segment.prompt_id, number, attempt FROM segment JOIN job USING (prompt_id)"
-                    f" WHERE {_DUE} AND (1 = ? OR failures + losses = 0 OR coalesce(backend, '') <> ?) AND deaths <= ?"
+                    "SELECT segment.prompt_id, number, attempt, segment.owner FROM segment JOIN job USING (prompt_id)"
+                    f" WHERE segment.owner = {_NEXT_OWNER.format(condition=_CLAIMABLE)} AND {_CLAIMABLE}"
                     f" ORDER BY {_ORDER} LIMIT 1{lock}",
-                    now,
-                    now + LONGEST_PAUSE_MS,
-                    *conditions,
+                    *claimable,
+                    *claimable,
                 )
                 await self._check_lease(tx, lease)
                 if row is not None:
@@ -110,6 +123,11 @@ class Segments(Jobs):
         job = await self._job(tx, prompt_id)
         if job.state == JobState.QUEUED:
             await record_started(tx, job, lease.backend)
+        await tx.run(
+            "INSERT INTO turn (owner, number) SELECT CAST(? AS TEXT), coalesce(max(number), 0) + 1 FROM turn WHERE true"
+            " ON CONFLICT (owner) DO UPDATE SET number = excluded.number",
+            waiting["owner"],
+        )
         now = await tx.now_ms()
         await tx.run(
             "UPDATE job SET attempts = attempts + 1, updated_at = ?, state = 'PROCESSING',"
@@ -266,11 +284,11 @@ class Segments(Jobs):
         for start, end in pairwise(bounds[1:]):
             await tx.run(
                 "INSERT INTO segment"
-                " (prompt_id, number, first_frame, frame_count, priority, created_at, not_before, failures, losses,"
-                " deaths, backend)"
+                " (prompt_id, number, first_frame, frame_count, owner, priority, created_at, not_before, failures,"
+                " losses, deaths, backend)"
                 " SELECT prompt_id, (SELECT max(number) + 1 FROM segment WHERE prompt_id = ?), CAST(? AS INTEGER),"
-                " CAST(? AS INTEGER), priority, created_at, not_before, failures, losses, deaths, backend FROM segment"
-                " WHERE prompt_id = ? AND number = ?",
+                " CAST(? AS INTEGER), owner, priority, created_at, not_before, failures, losses, deaths, backend"
+                " FROM segment WHERE prompt_id = ? AND number = ?",
                 prompt_id,
                 start,
                 end - start,
@@ -350,15 +368,24 @@ class Segments(Jobs):
         return [segment_of(row) for row in await self._read(sql, prompt_id)]
 
     async def waiting_frames(self) -> list[int]:
-        """Return the frame counts of the segments that would be claimed next, as far ahead as matters."""
+        """Return the frame counts of the segments that wait, as far ahead as matters: the next ones first.
+
+        Those are of the owner whose turn it is, the others of all others.
+        """
         now = await self._engine.monotonic_ms()
+        due = now, now + LONGEST_PAUSE_MS
         rows = await self._read(
-            f"SELECT frame_count FROM segment WHERE {_DUE} ORDER BY {_ORDER} LIMIT ?",
-            now,
-            now + LONGEST_PAUSE_MS,
+            f"SELECT frame_count, owner FROM segment WHERE owner = {_NEXT_OWNER.format(condition=_DUE)} AND {_DUE}"
+            f" ORDER BY {_ORDER} LIMIT ?",
+            *due,
+            *due,
             LOOK_AHEAD,
         )
-        return [row[0] for row in rows]
+        frames = [row[0] for row in rows]
+        if rows and len(rows) < LOOK_AHEAD:
+            sql = f"SELECT frame_count FROM segment WHERE owner <> ? AND {_DUE} ORDER BY owner LIMIT ?"
+            frames += [row[0] for row in await self._read(sql, rows[0][1], *due, LOOK_AHEAD - len(rows))]
+        return frames
 
     async def next_due_s(self) -> float | None:
         """Return the seconds until the next pausing segment may be claimed; None when none pauses."""

@@ -24,6 +24,9 @@ TABLES: dict[str, tuple[str, ...]] = {
     "stat": ("key", "phase"),
     "abandoned_prompt": ("comfy_prompt_id",),
     "audit": ("number",),
+    "api_key": ("sha256",),
+    "secret": ("name",),
+    "turn": ("owner",),
 }
 """The tables that are copied, each with its key, in the order of their references.
 

@@ -110,7 +110,7 @@ CREATE TABLE job (
     inputs_erased    INTEGER NOT NULL DEFAULT 0,
     result_erased    INTEGER NOT NULL DEFAULT 0
 , last_seq INTEGER NOT NULL DEFAULT 0, consent TEXT, result_put_url TEXT, traceparent TEXT) STRICT;
-INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000001','ann','SUCCESS','Face swap completed successfully','{"face_index": "0,1", "crf": 23, "priority": 0}','FaceSwap-Reactor-API',0,'holiday',1795361007133,1795361007138,1795361007137,1795361007138,NULL,NULL,'[]','holiday.mp4',99,'cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc',0,100.0,10,10,NULL,0.0,1,1,1,'key','dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd',NULL,0,0,3,NULL,NULL,NULL);
+INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000001','ann','SUCCESS','Face swap completed successfully','{"face_index": "0,1", "crf": 23, "priority": 0}','FaceSwap-Reactor-API',0,'ann/holiday',1795361007133,1795361007138,1795361007137,1795361007138,NULL,NULL,'[]','ann/holiday.mp4',99,'cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc',0,100.0,10,10,NULL,0.0,1,1,1,'key','dddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddddd',NULL,0,0,3,NULL,NULL,NULL);
 INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000002',NULL,'FAILED','Failed','{"crf": 20, "priority": 0}','FaceSwap-Reactor-API',0,'holiday-2',1795361007139,1795361007141,1795361007140,1795361007141,'No face was swapped in any frame.','no_face_detected','[]',NULL,NULL,NULL,0,0.0,0,10,NULL,NULL,0,1,1,NULL,NULL,NULL,0,0,2,NULL,NULL,NULL);
 INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000003',NULL,'PROCESSING','Preparing','{"crf": 20, "priority": 0}','FaceSwap-Reactor-API',0,'clip',1795361007142,1795361007143,1795361007143,NULL,NULL,NULL,'[]',NULL,NULL,NULL,0,12.5,2,20,2.0,3.5,0,2,1,NULL,NULL,'https://example.com/hook',0,0,1002,NULL,NULL,NULL);
 INSERT INTO "job" VALUES('00000000-0000-4000-8000-000000000004',NULL,'QUEUED','Queued','{"frame_rate": 12.5, "crf": 20, "priority": -1}','FaceSwap-Reactor-API',-1,'clip-2',1795361007144,1795361007144,NULL,NULL,NULL,NULL,'[]',NULL,NULL,NULL,0,0.0,0,10,NULL,NULL,0,1,0,NULL,NULL,NULL,0,0,1001,NULL,NULL,NULL);
@@ -130,6 +130,10 @@ CREATE TABLE node (
     report     TEXT NOT NULL CHECK (json_valid(report))
 ) STRICT;
 INSERT INTO "node" VALUES('node-1','3.0.0',1795361007000,1795361008000,'{"engines": []}');
+CREATE TABLE secret (
+    name  TEXT PRIMARY KEY,
+    value TEXT NOT NULL
+) STRICT;
 CREATE TABLE segment (
     prompt_id       TEXT NOT NULL REFERENCES job ON DELETE CASCADE,
     number          INTEGER NOT NULL,
@@ -146,14 +150,14 @@ CREATE TABLE segment (
     backend         TEXT,
     output_file     TEXT,
     changed_share   REAL,
-    warnings        TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(warnings)), deaths INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0,
+    warnings        TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(warnings)), deaths INTEGER NOT NULL DEFAULT 0, epoch INTEGER NOT NULL DEFAULT 0, owner TEXT NOT NULL DEFAULT '',
     PRIMARY KEY (prompt_id, number)
 ) STRICT, WITHOUT ROWID;
-INSERT INTO "segment" VALUES('00000000-0000-4000-8000-000000000001',0,0,10,'done',0,1795361007133,0,1,0,0,'b743d16c-ea63-5094-9596-382cb70dc503','one','00000-1.mp4',1.0,'[]',0,0);
-INSERT INTO "segment" VALUES('00000000-0000-4000-8000-000000000002',0,0,10,'failed',0,1795361007139,0,1,0,0,'b2f564d1-0ff0-5810-9642-16d954ca5ec9','one',NULL,NULL,'[]',0,0);
-INSERT INTO "segment" VALUES('00000000-0000-4000-8000-000000000003',0,0,10,'submitted',0,1795361007142,0,1,0,0,'81147ac9-3065-570d-ab4b-6d2228137f6d','one',NULL,NULL,'[]',0,2);
-INSERT INTO "segment" VALUES('00000000-0000-4000-8000-000000000003',1,10,10,'waiting',0,1795361007142,0,0,0,0,NULL,NULL,NULL,NULL,'[]',1,0);
-INSERT INTO "segment" VALUES('00000000-0000-4000-8000-000000000004',0,0,10,'waiting',-1,1795361007144,0,0,0,0,NULL,NULL,NULL,NULL,'[]',1,0);
+INSERT INTO "segment" VALUES('00000000-0000-4000-8000-000000000001',0,0,10,'done',0,1795361007133,0,1,0,0,'b743d16c-ea63-5094-9596-382cb70dc503','one','00000-1.mp4',1.0,'[]',0,0,'ann');
+INSERT INTO "segment" VALUES('00000000-0000-4000-8000-000000000002',0,0,10,'failed',0,1795361007139,0,1,0,0,'b2f564d1-0ff0-5810-9642-16d954ca5ec9','one',NULL,NULL,'[]',0,0,'');
+INSERT INTO "segment" VALUES('00000000-0000-4000-8000-000000000003',0,0,10,'submitted',0,1795361007142,0,1,0,0,'81147ac9-3065-570d-ab4b-6d2228137f6d','one',NULL,NULL,'[]',0,2,'');
+INSERT INTO "segment" VALUES('00000000-0000-4000-8000-000000000003',1,10,10,'waiting',0,1795361007142,0,0,0,0,NULL,NULL,NULL,NULL,'[]',1,0,'');
+INSERT INTO "segment" VALUES('00000000-0000-4000-8000-000000000004',0,0,10,'waiting',-1,1795361007144,0,0,0,0,NULL,NULL,NULL,NULL,'[]',1,0,'');
 CREATE TABLE stat (
     key     TEXT NOT NULL,
     phase   TEXT NOT NULL,
@@ -162,16 +166,20 @@ CREATE TABLE stat (
 ) STRICT, WITHOUT ROWID;
 INSERT INTO "stat" VALUES('embedded|FaceSwap-Reactor-API','load 1',0.001);
 INSERT INTO "stat" VALUES('embedded|FaceSwap-Reactor-API','swap 1',0.03);
-CREATE INDEX job_by_age ON job (created_at DESC, prompt_id DESC);
-CREATE INDEX job_by_state ON job (state, created_at DESC, prompt_id DESC);
-CREATE INDEX job_queued ON job (priority DESC, created_at, prompt_id) WHERE state = 'QUEUED';
+CREATE TABLE turn (
+    owner  TEXT PRIMARY KEY,
+    number INTEGER NOT NULL
+) STRICT;
 CREATE UNIQUE INDEX job_by_key ON job (coalesce(owner, ''), idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX job_with_inputs ON job (finished_at) WHERE inputs_erased = 0 AND finished_at IS NOT NULL;
 CREATE INDEX job_with_result ON job (finished_at) WHERE result_erased = 0 AND result_file IS NOT NULL;
 CREATE INDEX job_by_result ON job (result_file) WHERE result_file IS NOT NULL;
-CREATE INDEX segment_waiting ON segment (priority DESC, created_at, prompt_id, number) WHERE state = 'waiting';
 CREATE INDEX segment_submitted ON segment (backend) WHERE state = 'submitted';
 CREATE INDEX segment_pausing ON segment (not_before) WHERE state = 'waiting';
+CREATE INDEX segment_waiting ON segment (owner, priority DESC, created_at, prompt_id, number) WHERE state = 'waiting';
+CREATE INDEX job_by_age ON job (coalesce(owner, ''), created_at DESC, prompt_id DESC);
+CREATE INDEX job_by_state ON job (state, coalesce(owner, ''), created_at DESC, prompt_id DESC);
+CREATE INDEX job_queued ON job (coalesce(owner, ''), priority DESC, created_at, prompt_id) WHERE state = 'QUEUED';
 CREATE INDEX delivery_due ON delivery (kind, due_at) WHERE state = 'waiting';
 CREATE INDEX delivery_of_job ON delivery (prompt_id, created_at);
 CREATE INDEX audit_of_job ON audit (prompt_id, number);
