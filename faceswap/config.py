@@ -22,7 +22,7 @@ NODE_PATTERN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-SECRETS = frozenset({"comfyui_headers", "database_url"})
+SECRETS = frozenset({"comfyui_headers", "database_url", "webhook_secret"})
 """Settings whose value is shown nowhere. It may be the content of a credential of systemd."""
 SECRET_FILES = frozenset({"api_keys_file"})
 """Settings that are the path of a file to keep secret. It may be that of a credential of systemd."""

@@ -13,10 +13,11 @@ from ..config import Network, Settings
 from ..errors import Forbidden, NotFound, Unauthorized
 from ..links import EXPIRES, SIGNATURE, signed_job
 from .keys import KEYRING, LINK_SECRET, OWNER, STORE
+from .operations import OPERATIONS
 
-OPEN = frozenset({"/", "/web/{name}", "/livez", "/readyz"})
+OPEN = frozenset(path for (_, path), operation in OPERATIONS.items() if not operation.needs_key)
 """The routes that need no key and tell nothing of any job."""
-OPEN_IN_PART = frozenset({"/health"})
+OPEN_IN_PART = frozenset(path for (_, path), operation in OPERATIONS.items() if operation.tells_strangers)
 """The routes that tell less without a key."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address

@@ -11,8 +11,9 @@ from typing import Any
 from aiohttp import web
 
 from .. import __version__
+from ..links import EXPIRES, SIGNATURE
 from .docs import PAGE_HEADERS, page
-from .operations import ANYWHERE, HEADERS, OPERATIONS, PROBLEMS, Answer, Operation
+from .operations import ANYWHERE, HEADERS, OPERATIONS, PROBLEMS, WITH_KEY, WITH_LINK, Answer, Operation
 from .schemas import SCHEMAS, TEXT, Schema, ref
 
 TAGS: Mapping[str, str] = {
@@ -22,6 +23,7 @@ TAGS: Mapping[str, str] = {
     "service": "The service itself",
 }
 DOCUMENT = web.AppKey("openapi document", dict[str, Any])
+_PROBLEM_HEADERS: Mapping[int, str] = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 _ENCODED = web.AppKey("openapi document as sent", bytes)
 _PAGE = web.AppKey("page of the description", str)
 
@@ -76,6 +78,8 @@ def describe(app: web.Application) -> dict[str, Any]:
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "expires": {"type": "apiKey", "in": "query", "name": EXPIRES},
+                "signature": {"type": "apiKey", "in": "query", "name": SIGNATURE},
             },
         },
     }
@@ -99,6 +103,10 @@ def _operation(method: str, path: str, summary: str, operation: Operation) -> di
         document["requestBody"] = {"required": True, "content": content}
     document["responses"] = _responses(operation)
     document["security"] = [{"bearer": []}, {"header": []}] if operation.needs_key else []
+    if operation.takes_link:
+        document["security"].append({"expires": [], "signature": []})
+    if operation.tells_strangers:
+        document["security"].append({})
     return document
 
 
@@ -112,7 +120,12 @@ def _parameter(place: str, name: str, schema: Schema) -> dict[str, Any]:
 def _responses(operation: Operation) -> dict[str, Any]:
     responses = {status: _answer(answer) for status, answer in operation.answers.items()}
     codes: dict[int, list[str]] = {}
-    for code in (*ANYWHERE, *operation.problems):
+    for code in (
+        *ANYWHERE,
+        *operation.problems,
+        *(WITH_KEY if operation.needs_key else ()),
+        *(WITH_LINK if operation.takes_link else ()),
+    ):
         codes.setdefault(PROBLEMS[code], []).append(code)
     for status, names in codes.items():
         problem = _problem(names)
@@ -142,9 +155,10 @@ def _header(name: str) -> dict[str, Any]:
 def _problem(codes: Iterable[str]) -> dict[str, Any]:
     """Return the answer with a problem of one of these codes, all of one status."""
     names = sorted(codes)
+    header = _PROBLEM_HEADERS.get(PROBLEMS[names[0]])
     schema = {"allOf": [ref("Problem"), {"properties": {"code": {"enum": names}}}]}
     return {
         "description": "A problem: " + ", ".join(f"`{name}`" for name in names) + ".",
         "content": {"application/problem+json": {"schema": schema}},
-        **({"headers": {"Retry-After": _header("Retry-After")}} if PROBLEMS[names[0]] in (429, 503) else {}),
+        **({"headers": {header: _header(header)}} if header else {}),
     }

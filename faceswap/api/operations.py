@@ -44,7 +44,12 @@ PROBLEMS: Mapping[str, int] = {
     "invalid_limit": 400,
     "invalid_cursor": 400,
     "http_error": 400,
-    # 403: browsers of other sites
+    # 401 and 403: nobody who is let in, and browsers of other sites
+    "missing_key": 401,
+    "invalid_key": 401,
+    "invalid_authorization": 401,
+    "invalid_link": 403,
+    "link_expired": 403,
     "foreign_host": 403,
     "foreign_origin": 403,
     # 404 and 405: there is no such thing
@@ -110,6 +115,11 @@ ANYWHERE = (
 )
 """The problems that any request may meet with."""
 
+WITH_KEY = ("missing_key", "invalid_key", "invalid_authorization")
+"""The problems of an operation that needs a key."""
+WITH_LINK = ("invalid_link", "link_expired")
+"""The problems of an operation that a signed link may lead to."""
+
 _INPUTS = (
     *("malformed_json", "malformed_multipart", "malformed_field", "incomplete_body", "unknown_field"),
     *("duplicate_field", "missing_video", "missing_image", "duplicate_video", "duplicate_image"),
@@ -130,6 +140,7 @@ HEADERS: Mapping[str, Schema] = {
     "Content-Disposition": {**TEXT, "description": "The name of the file."},
     "Content-Range": {**TEXT, "description": "The bytes that were sent, and how many there are."},
     "Accept-Ranges": {"const": "bytes"},
+    "WWW-Authenticate": {**TEXT, "description": "How to send a key."},
     "Retry-After": {**TEXT, "pattern": "^[0-9]+$", "description": "Seconds after which to try again."},
 }
 """The headers of answers that mean something to a program."""
@@ -157,6 +168,10 @@ class Operation:
     body: Mapping[str, Schema] = field(default_factory=dict)
     text: str = ""
     needs_key: bool = True
+    tells_strangers: bool = False
+    """True where a request without a key is told a part of it."""
+    takes_link: bool = False
+    """True where a signed link may take the place of a key."""
 
 
 _STATUS = Answer("The job.", {JSON: ref("Status")})
@@ -233,11 +248,13 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         (*_JOB, "invalid_last_event_id"),
         query={"last_event_id": _LAST_EVENT_ID},
         headers={"Last-Event-ID": _LAST_EVENT_ID},
+        takes_link=True,
     ),
     ("GET", "/preview/{prompt_id}"): Operation(
         "jobs",
         {200: Answer("The picture.", {"image/jpeg": {**TEXT, "format": "binary"}})},
         (*_JOB, "no_preview"),
+        takes_link=True,
     ),
     ("GET", "/jobs"): Operation(
         "jobs",
@@ -286,8 +303,13 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             "If-Range": {**TEXT, "pattern": "^[ -~]*$", "description": "Send all where this is not its `ETag`."},
             "If-None-Match": {**TEXT, "pattern": "^[ -~]*$", "description": "The `ETag` of what is known."},
         },
+        takes_link=True,
     ),
-    ("GET", "/health"): Operation("service", {200: Answer("How the service is.", {JSON: ref("Health")})}),
+    ("GET", "/health"): Operation(
+        "service",
+        {200: Answer("How the service is; without a key, in short.", {JSON: ref("Health")})},
+        tells_strangers=True,
+    ),
     ("GET", "/livez"): Operation("service", {200: Answer("It runs.", {JSON: ref("Live")})}, needs_key=False),
     ("GET", "/readyz"): Operation(
         "service",

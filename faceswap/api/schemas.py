@@ -200,29 +200,29 @@ _CHECKS = record(
     optional=("files", "feed"),
 )
 
-_HEALTH = record(
-    {
-        "status": {"type": "string", "enum": ["healthy", "degraded"]},
-        "comfyui_status": {"type": "string", "enum": ["healthy", "unreachable", "starting"]},
-        "outage": nullable(TEXT),
-        "workflow_status": {"type": "string", "enum": ["valid", "invalid"]},
-        "server_address": TEXT,
-        "workflow_path": TEXT,
-        "communication_method": {"const": "websocket"},
-        "version": TEXT,
-        "database": {"type": "string", "enum": ["writable", "unwritable"]},
-        "queue": record({"queued": COUNT, "processing": COUNT}, optional=("queued", "processing")),
-        "backends": array(_BACKEND),
-        "disk_free_mb": nullable({"type": "integer"}),
-        "watchers": COUNT,
-        "node": TEXT,
-        "nodes": array(
-            record({"name": TEXT, "version": TEXT, "seen_s_ago": {"type": "number"}, "backends": array(_BACKEND)})
-        ),
-        "leases": array(record({"name": TEXT, "holder": TEXT, "epoch": COUNT, "left_s": {"type": "number"}})),
-    },
-    optional=("node", "nodes", "leases"),
-)
+_TOLD_STRANGERS = ("status", "database")
+_HEALTH_PROPERTIES: Mapping[str, Schema] = {
+    "status": {"type": "string", "enum": ["healthy", "degraded"]},
+    "comfyui_status": {"type": "string", "enum": ["healthy", "unreachable", "starting"]},
+    "outage": nullable(TEXT),
+    "workflow_status": {"type": "string", "enum": ["valid", "invalid"]},
+    "server_address": TEXT,
+    "workflow_path": TEXT,
+    "communication_method": {"const": "websocket"},
+    "version": TEXT,
+    "database": {"type": "string", "enum": ["writable", "unwritable"]},
+    "queue": record({"queued": COUNT, "processing": COUNT}, optional=("queued", "processing")),
+    "backends": array(_BACKEND),
+    "disk_free_mb": nullable({"type": "integer"}),
+    "watchers": COUNT,
+    "node": TEXT,
+    "nodes": array(
+        record({"name": TEXT, "version": TEXT, "seen_s_ago": {"type": "number"}, "backends": array(_BACKEND)})
+    ),
+    "leases": array(record({"name": TEXT, "holder": TEXT, "epoch": COUNT, "left_s": {"type": "number"}})),
+}
+_HEALTH = record(_HEALTH_PROPERTIES, optional=tuple(name for name in _HEALTH_PROPERTIES if name not in _TOLD_STRANGERS))
+"""Without a key only what is required is told."""
 
 _DELIVERY = record(
     {

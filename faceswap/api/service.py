@@ -48,8 +48,9 @@ async def get_health(request: web.Request) -> web.Response:
     checks, free_bytes = findings.checks, findings.free_bytes
     settings, scheduler = app[SETTINGS], app[SCHEDULER]
     status = "healthy" if all(checks.values()) else "degraded"
+    database = "writable" if checks["database"] else "unwritable"
     if is_stranger(request):
-        return web.json_response({"status": status})
+        return web.json_response({"status": status, "database": database})
     return web.json_response(
         {
             "status": status,
@@ -61,7 +62,7 @@ async def get_health(request: web.Request) -> web.Response:
             "workflow_path": f"{settings.workflow}.json",
             "communication_method": "websocket",
             "version": __version__,
-            "database": "writable" if checks["database"] else "unwritable",
+            "database": database,
             "queue": {state.lower(): count for state, count in findings.counts.items()},
             "backends": [backend.describe() for backend in scheduler.backends],
             "disk_free_mb": None if free_bytes is None else free_bytes // 2**20,
