@@ -22,7 +22,10 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("what is told", frozenset({"feed", "keyring", "progress_reporter"})),
     ("parts of one thing each", frozenset({"media", "store", "hub", "url_guard", "workflow", "client"})),
     ("where things lie", frozenset({"files", "config"})),
-    ("what a job is, and how it is counted", frozenset({"deliveries", "events", "jobs", "links", "metrics", "tracing"})),
+    (
+        "what a job is, and how it is counted",
+        frozenset({"deliveries", "events", "jobs", "links", "metrics", "tracing"}),
+    ),
     ("ground", frozenset({"child_process", "clock", "durable", "errors", "limits", "progress", "samples", ""})),
 )
 """The layers from top to bottom. Each module or subpackage stands in one; `""` is the package itself."""

@@ -13,7 +13,7 @@ from aiohttp import web
 from .. import __version__
 from ..links import EXPIRES, SIGNATURE
 from .docs import PAGE_HEADERS, page
-from .operations import ANYWHERE, HEADERS, OPERATIONS, PROBLEMS, WITH_KEY, WITH_LINK, Answer, Operation
+from .operations import HEADERS, OPERATIONS, PROBLEMS, Answer, Operation
 from .schemas import SCHEMAS, TEXT, Schema, ref
 
 TAGS: Mapping[str, str] = {
@@ -120,12 +120,7 @@ def _parameter(place: str, name: str, schema: Schema) -> dict[str, Any]:
 def _responses(operation: Operation) -> dict[str, Any]:
     responses = {status: _answer(answer) for status, answer in operation.answers.items()}
     codes: dict[int, list[str]] = {}
-    for code in (
-        *ANYWHERE,
-        *operation.problems,
-        *(WITH_KEY if operation.needs_key else ()),
-        *(WITH_LINK if operation.takes_link else ()),
-    ):
+    for code in operation.codes:
         codes.setdefault(PROBLEMS[code], []).append(code)
     for status, names in codes.items():
         problem = _problem(names)

@@ -173,6 +173,12 @@ class Operation:
     takes_link: bool = False
     """True where a signed link may take the place of a key."""
 
+    @property
+    def codes(self) -> tuple[str, ...]:
+        """The codes of all its problems, those that any operation of its kind may have included."""
+        access = (*(WITH_KEY if self.needs_key else ()), *(WITH_LINK if self.takes_link else ()))
+        return (*ANYWHERE, *access, *self.problems)
+
 
 _STATUS = Answer("The job.", {JSON: ref("Status")})
 _EVENT_STREAM = Answer(
