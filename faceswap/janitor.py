@@ -17,6 +17,8 @@ SWEEP_S = 30.0
 LEASE_S = 10.0
 """The time a round may take before another node may begin one, which does no harm beside it."""
 BATCH = 100
+ROWS = 1000
+"""Rows of a job's record that are deleted at a time, with nobody else writing meanwhile."""
 
 
 class Janitor:
@@ -27,6 +29,10 @@ class Janitor:
         self._settings = settings
         self._store = store
         self._files = files
+        self._inputs_begun = set[str]()
+        """Jobs whose inputs are to go and may still be there, because the files or the database could not be used."""
+        self._results_begun: dict[str, str] = {}
+        """The same of results."""
 
     async def run(self) -> None:
         """Sweep for as long as the service runs."""
@@ -35,6 +41,7 @@ class Janitor:
                 await self.delete_lost()
                 await self.delete_copies()
                 await self.run_round()
+                await self._store.shrink()
             except (OSError, StoreError) as error:
                 log.warning("sweeping: %s", error)
             await asyncio.sleep(SWEEP_S)
@@ -69,15 +76,43 @@ class Janitor:
 
     async def sweep(self) -> None:
         """Erase everything that is due now."""
-        now = await self._store.now_ms()
-        while due := await self._store.with_expired_inputs(now - self._settings.input_ttl_s * 1000, BATCH):
+        now, settings = await self._store.now_ms(), self._settings
+        for prompt_id in list(self._inputs_begun):
+            await self._erase_inputs(prompt_id)
+        for prompt_id, filename in list(self._results_begun.items()):
+            await self._erase_result(prompt_id, filename)
+        while due := await self._store.with_expired_inputs(now - settings.input_ttl_s * 1000, BATCH):
             for prompt_id in due:
-                if await self._store.mark_inputs_erased(prompt_id):
-                    await self._files.delete_inputs(prompt_id)
-        while results := await self._store.with_expired_results(now - self._settings.output_ttl_s * 1000, BATCH):
+                await self._erase_inputs(prompt_id)
+        while results := await self._store.with_expired_results(now - settings.output_ttl_s * 1000, BATCH):
             for prompt_id, filename in results:
-                await self._store.mark_result_erased(prompt_id)
-                await self._files.delete_result(prompt_id, filename)
+                await self._erase_result(prompt_id, filename)
+        record_ttl_s = max(settings.record_ttl_s, settings.input_ttl_s, settings.output_ttl_s)
+        while records := await self._store.with_expired_records(now - record_ttl_s * 1000, BATCH):
+            for prompt_id, file in records:
+                await self._erase_record(prompt_id, file)
+
+    async def _erase_inputs(self, prompt_id: str) -> None:
+        """Erase the inputs of a job, unless it was retried; what fails is tried again in the next round."""
+        self._inputs_begun.add(prompt_id)
+        if await self._store.mark_inputs_erased(prompt_id) or not await self._store.with_inputs([prompt_id]):
+            await self._files.delete_inputs(prompt_id)
+        self._inputs_begun.discard(prompt_id)
+
+    async def _erase_result(self, prompt_id: str, filename: str) -> None:
+        """Erase the result of a job; what fails is tried again in the next round."""
+        self._results_begun[prompt_id] = filename
+        await self._store.mark_result_erased(prompt_id)
+        await self._files.delete_result(prompt_id, filename)
+        del self._results_begun[prompt_id]
+
+    async def _erase_record(self, prompt_id: str, result_file: str | None) -> None:
+        """Erase the record of a job, a part at a time; nothing finds its files any more, should there be any left."""
+        await self._files.delete_inputs(prompt_id)
+        if result_file is not None:
+            await self._files.delete_result(prompt_id, result_file)
+        while not await self._store.delete_record(prompt_id, ROWS):
+            pass
 
     async def clear_abandoned(self) -> None:
         """Erase what nodes that do not come back were taking in or erasing."""
@@ -139,7 +174,11 @@ class Janitor:
         async for folders in self._files.list_jobs():
             known = await self._store.known(folders)
             for prompt_id in known - await self._store.with_inputs(folders):
-                await self._files.delete_inputs(prompt_id)
+                try:
+                    await self._files.delete_inputs(prompt_id)
+                except OSError as error:
+                    log.error("inputs of job %s cannot be erased yet: %s", prompt_id, error)
+                    self._inputs_begun.add(prompt_id)
             unknown |= folders - known
         return unknown
 

@@ -49,3 +49,13 @@ def test_a_graph_cannot_name_it_either(folders: Folders, name: str) -> None:
 def test_what_stays_inside_is_found(folders: Folders) -> None:
     assert folders.file("output", "job", "clip.mp4") == folders.root / "output" / "job" / "clip.mp4"
     assert folders.annotated("job/clip.mp4 [temp]") == folders.root / "temp" / "job" / "clip.mp4"
+
+
+def test_what_a_former_process_was_still_writing_goes(tmp_path: Path) -> None:
+    folders = Folders(tmp_path)
+    (folders.folder("temp") / "0123.upload").write_bytes(b"half a face")
+    kept = folders.folder("temp") / "job" / "clip_00001.mp4"
+    kept.parent.mkdir()
+    kept.write_bytes(b"a result that is still to be fetched")
+    folders.delete_partial()
+    assert [path for path in folders.folder("temp").rglob("*") if path.is_file()] == [kept]

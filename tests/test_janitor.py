@@ -27,7 +27,7 @@ from faceswap.progress_reporter import ProgressReporter
 from faceswap.scheduler import Scheduler
 from faceswap.store import JANITOR_LEASE, LOCAL_HOLDER, Store, join_lease, now_ms
 
-INPUT_TTL_S, OUTPUT_TTL_S = 100, 1000
+INPUT_TTL_S, OUTPUT_TTL_S, RECORD_TTL_S = 100, 1000, 10_000
 
 
 @dataclass
@@ -91,7 +91,9 @@ class House:
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     files = Files(tmp_path / "data")
     files.create()
-    settings = Settings(data_dir=files.root, input_ttl_s=INPUT_TTL_S, output_ttl_s=OUTPUT_TTL_S)
+    settings = Settings(
+        data_dir=files.root, input_ttl_s=INPUT_TTL_S, output_ttl_s=OUTPUT_TTL_S, record_ttl_s=RECORD_TTL_S
+    )
     async with opened(files.database) as store:
         yield House(settings, files, store)
 
@@ -112,6 +114,47 @@ async def test_results_go_on_time_and_not_before(house: House) -> None:
     with pytest.raises(Gone):
         await house.store.result(f"{due.output_name}.mp4", None)
     assert await house.store.result(f"{not_yet.output_name}.mp4", None) == not_yet
+
+
+@pytest.mark.parametrize("state", [JobState.SUCCESS, JobState.FAILED])
+async def test_records_go_on_time_and_not_before(
+    house: House, state: JobState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faceswap.janitor.ROWS", 1)
+    due, not_yet = await house.job(state, RECORD_TTL_S + 1), await house.job(state, RECORD_TTL_S - 30)
+    waiting = await house.job(state, RECORD_TTL_S + 1)
+    waits_for_delivery(house, waiting)
+    await house.janitor.sweep()
+    with pytest.raises(NotFound):
+        await house.store.job(due.prompt_id)
+    assert not house.has_inputs(due)
+    assert state != JobState.SUCCESS or not house.has_result(due)
+    for table in ("event", "segment", "input", "lease", "delivery"):
+        column = "name" if table == "lease" else "prompt_id"
+        left = {row[0] for row in sql(house.files.database, f"SELECT {column} FROM {table}")}
+        assert due.prompt_id not in " ".join(left)
+    for job in (not_yet, waiting):
+        assert (await house.store.job(job.prompt_id)).finished_at
+    lines = [line async for line in house.store.audit_lines(prompt_id=due.prompt_id)]
+    assert (lines[0].what, lines[-1].what, lines[-1].data) == ("accepted", "erased", {"reason": "time"})
+
+
+def waits_for_delivery(house: House, job: Job) -> None:
+    """Store something that is to be delivered of a job."""
+    needed = """pragma_table_info('delivery') WHERE pk OR ("notnull" AND dflt_value IS NULL)"""
+    columns = sql(house.files.database, f"SELECT name, type FROM {needed}")
+    values = {name: "" if kind == "TEXT" else 0 for name, kind in columns}
+    values |= {"id": "msg", "prompt_id": job.prompt_id, "kind": "webhook"}
+    marks = ", ".join("?" * len(values))
+    statement = f"INSERT INTO delivery ({', '.join(values)}) VALUES ({marks})"
+    sql(house.files.database, statement, *values.values())
+
+
+async def test_a_record_does_not_go_before_its_result(house: House) -> None:
+    settings = replace(house.settings, record_ttl_s=1)
+    job = await house.job(JobState.SUCCESS, OUTPUT_TTL_S - 30)
+    await Janitor(settings, house.store, house.files).sweep()
+    assert house.has_result(job) and await house.store.job(job.prompt_id)
 
 
 async def test_one_node_at_a_time_sweeps(house: House) -> None:
@@ -185,6 +228,59 @@ async def test_a_result_that_goes_is_marked_first(house: House) -> None:
     assert house.has_result(job)
     with pytest.raises(Gone):
         await house.store.result(f"{job.output_name}.mp4", None)
+
+
+class StickyFiles(Files):
+    """Folders that cannot be deleted at the first try."""
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__(data_dir)
+        self.tries = 0
+
+    async def delete_inputs(self, prompt_id: str) -> None:
+        self.tries += 1
+        if self.tries == 1:
+            raise OSError("the disk is away")
+        await super().delete_inputs(prompt_id)
+
+    async def delete_result(self, prompt_id: str, filename: str) -> None:
+        self.tries += 1
+        if self.tries == 1:
+            raise OSError("the disk is away")
+        await super().delete_result(prompt_id, filename)
+
+
+@pytest.mark.parametrize("age_s", [INPUT_TTL_S + 1, OUTPUT_TTL_S + 1])
+async def test_what_could_not_be_erased_goes_in_the_next_round(house: House, age_s: int) -> None:
+    job = await house.job(JobState.SUCCESS, age_s)
+    if age_s > OUTPUT_TTL_S:
+        await house.store.mark_inputs_erased(job.prompt_id)
+    janitor = Janitor(house.settings, house.store, StickyFiles(house.files.root))
+    with pytest.raises(OSError, match="away"):
+        await janitor.sweep()
+    await janitor.sweep()
+    assert not (house.has_inputs(job) if age_s < OUTPUT_TTL_S else house.has_result(job))
+
+
+async def test_a_folder_that_cannot_be_deleted_is_told_and_does_not_keep_the_service_from_starting(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = await house.job(JobState.FAILED, INPUT_TTL_S + 1)
+    await house.store.mark_inputs_erased(job.prompt_id)
+    janitor = house.janitor
+    with monkeypatch.context() as fault:
+        fault.setattr("shutil.rmtree", refuse_to_delete)
+        await janitor.clear_debris()
+        with pytest.raises(PermissionError):
+            await janitor.sweep()
+    assert "cannot be erased yet" in caplog.text and house.has_inputs(job)
+    await janitor.sweep()
+    assert not house.has_inputs(job)
+
+
+def refuse_to_delete(folder: Path, ignore_errors: bool = False) -> None:
+    if not ignore_errors:
+        raise PermissionError(f"{folder.name} is not ours")
 
 
 class RacingStore(Store):

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import aiosqlite
@@ -50,7 +51,7 @@ from faceswap.store import (
     now_ms,
     retry_writes,
 )
-from faceswap.store.sqlite import SQLite, store_error
+from faceswap.store.sqlite import BUSY_TIMEOUT_MS, SQLite, store_error
 
 PREVIEW = events.preview("id", 1)
 SCAN = r"SCAN (job|segment|event|lease|input|video|face)(?! USING INDEX segment_(waiting|submitted))"
@@ -1252,3 +1253,75 @@ async def test_of_a_job_that_was_erased_while_it_was_joined_no_lease_is_left(sto
     await store.erase(job.prompt_id)
     await store.release_lease(await acquire(store, join_lease(job.prompt_id)))
     assert not sql(path, "SELECT name FROM lease WHERE name = ?", join_lease(job.prompt_id))
+
+
+# What was deleted is gone
+
+
+@on_sqlite
+async def test_the_file_shrinks_and_holds_nothing_of_what_was_deleted(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faceswap.store.sqlite.SPARE_PAGES", 10)
+    secret = "a consent that nobody is to find"
+    jobs = [await create(store, output_name=f"clip {number}", consent=secret) for number in range(20)]
+    for job in jobs:
+        for _ in range(20):
+            await store.add_status(job.prompt_id, f"{secret} {'x' * 4000}")
+    sql(path, "DROP TRIGGER audit_is_never_deleted")
+    assert secret.encode() in content(path)
+    whole = path.stat().st_size
+    for job in jobs:
+        await store.erase(job.prompt_id)
+    sql(path, "DELETE FROM audit")
+    await store.shrink()
+    assert path.stat().st_size < whole / 2
+    assert secret.encode() not in content(path)
+    assert (path.parent / f"{path.name}-wal").stat().st_size == 0
+    assert await create(store)
+
+
+def content(path: Path) -> bytes:
+    """Return the bytes of a database and of what belongs to it."""
+    return b"".join(file.read_bytes() for file in path.parent.glob(f"{path.name}*"))
+
+
+@on_sqlite
+async def test_the_file_is_shortened_a_little_at_a_time_and_a_reader_is_not_waited_for(
+    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faceswap.store.sqlite.SPARE_PAGES", 0)
+    monkeypatch.setattr("faceswap.store.sqlite.SHRINK_PAGES", 3)
+    job = await create(store)
+    for _ in range(10):
+        await store.add_status(job.prompt_id, "x" * 4000)
+    await store.erase(job.prompt_id)
+    with closing(sqlite3.connect(path)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM job").fetchall()
+        await store.shrink()
+        assert (await sqlite(store).reader.fetch("PRAGMA freelist_count"))[0][0] == 0
+        assert (await sqlite(store).writer.fetch("PRAGMA busy_timeout"))[0][0] == BUSY_TIMEOUT_MS
+    await store.shrink()
+    assert (path.parent / f"{path.name}-wal").stat().st_size == 0
+
+
+@on_sqlite
+async def test_a_file_that_cannot_be_shortened_is_left_as_it_is(tmp_path: Path, path: Path) -> None:
+    old = tmp_path / "old.db"
+    sql(old, "PRAGMA auto_vacuum = NONE")
+    sql(old, "CREATE TABLE other (x)")
+    sql(old, "DROP TABLE other")
+    async with opened(old) as store:
+        assert (await sqlite(store).reader.fetch("PRAGMA auto_vacuum"))[0][0] == 0
+        job = await create(store)
+        for _ in range(300):
+            await store.add_status(job.prompt_id, "x" * 5000)
+        await store.erase(job.prompt_id)
+        await store.shrink()
+
+
+async def test_shrinking_changes_nothing_else(store: Store) -> None:
+    job = await create(store)
+    await store.shrink()
+    assert await store.job(job.prompt_id) == job

@@ -29,6 +29,12 @@ class Folders:
         for kind in KINDS:
             (self.root / kind).mkdir(parents=True, exist_ok=True)
 
+    def delete_partial(self) -> None:
+        """Delete what a former process was still receiving or encoding: the files in `temp` itself."""
+        for path in self.folder("temp").iterdir():
+            if path.is_file():
+                path.unlink(missing_ok=True)
+
     def folder(self, kind: str) -> Path:
         """Return the folder of a `type` that the protocol names. Raises OutsideError for another word."""
         if kind not in KINDS:

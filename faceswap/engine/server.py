@@ -93,6 +93,7 @@ def create_app(
     async def engine(app: web.Application) -> AsyncIterator[None]:
         folders, sockets = Folders(data_dir), Sockets()
         with folders.claimed():
+            folders.delete_partial()
             prompts = Prompts(Executor(folders, preset), sockets)
             switch = FaultSwitch(faults or Faults())
             worker = asyncio.create_task(prompts.work(), name="prompts")

@@ -226,9 +226,12 @@ class Files:
 
     @in_thread
     def delete_inputs(self, prompt_id: str) -> None:
-        """Delete a job's inputs, here and in the embedded engine, and its scratch folder."""
+        """Delete a job's inputs, here and in the embedded engine, and its scratch folder.
+
+        Raises `OSError` when something is left.
+        """
         for folder in self._folders_of(prompt_id):
-            shutil.rmtree(folder, ignore_errors=True)
+            delete_folder(folder)
 
     # Scratch: a job's parts while they are downloaded, cut, prepared and joined
 
@@ -400,6 +403,13 @@ class Files:
             with suppress(ValueError):
                 if datetime.strptime(folder.name, LOST_STAMP).replace(tzinfo=UTC) <= before:
                     shutil.rmtree(folder)
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder, if it exists, with all that is in it. Raises `OSError` when something is left."""
+    shutil.rmtree(folder, ignore_errors=True)  # others may delete in it too, or end a file that they are writing
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
 
 
 def folders_in(parent: Path) -> Iterator[str]:

@@ -128,6 +128,9 @@ class Engine(Protocol):
     async def listen(self, on_note: Callable[[str], None], on_listening: Callable[[], None]) -> None:
         """Hear what nodes are told, until cancelled. Raises `StoreError` when the connection is lost."""
 
+    async def shrink(self) -> None:
+        """Give the disk back what was deleted, a little at a time, so that nobody waits long for that."""
+
     async def close(self) -> None:
         """End the connections. Without it the process would hang at its exit."""
 

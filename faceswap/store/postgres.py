@@ -289,6 +289,9 @@ class PostgreSQL:
         finally:
             connection.terminate()
 
+    async def shrink(self) -> None:
+        """Do nothing: the server has its own way of that, autovacuum."""
+
     async def close(self) -> None:
         """End the connections, those in use at once if they are not given back soon."""
         try:

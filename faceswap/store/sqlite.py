@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -16,7 +17,13 @@ from .connection import Clock, Connection, Dialect, Row, StoreError, SystemClock
 BUSY_TIMEOUT_MS = 5000
 """The time another process may keep the database locked before that is an error."""
 
-PRAGMAS = ("synchronous = FULL", "foreign_keys = ON")
+PRAGMAS = ("synchronous = FULL", "foreign_keys = ON", "secure_delete = ON")
+SHRINK_PAGES = 250
+"""Pages (1 MB) that the file is shortened by at a time."""
+SPARE_PAGES = 250
+"""Free pages that are left in the file, to be used again."""
+CHECKPOINT_TIMEOUT_MS = 100
+"""The time that emptying the write-ahead log waits for who reads; it is tried again later."""
 
 _TRANSIENT = frozenset(
     {
@@ -157,6 +164,26 @@ class SQLite:
         """Hear nothing, until cancelled."""
         on_listening()
         await asyncio.Event().wait()
+
+    async def shrink(self) -> None:
+        """Shorten the file by its free pages, and empty the write-ahead log, which holds what was deleted.
+
+        Writers get their turn after every `SHRINK_PAGES`.
+        """
+        before, free = math.inf, await self._free_pages()
+        while SPARE_PAGES < free < before:
+            async with self._lock:
+                await self.writer.fetch(f"PRAGMA incremental_vacuum({SHRINK_PAGES})")
+            before, free = free, await self._free_pages()
+        async with self._lock:
+            await self.writer.fetch(f"PRAGMA busy_timeout = {CHECKPOINT_TIMEOUT_MS}")
+            try:
+                await self.writer.fetch("PRAGMA wal_checkpoint(TRUNCATE)")
+            finally:
+                await self.writer.fetch(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+
+    async def _free_pages(self) -> int:
+        return int((await self.reader.fetch("PRAGMA freelist_count"))[0][0])
 
     async def close(self) -> None:
         """End both connections, once nobody writes."""

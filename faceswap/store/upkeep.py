@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from .audit import add_audit_line
 from .database import Database
+from .leases import join_lease
 from .transaction import COSTS_LOCK
 
 
@@ -26,6 +27,43 @@ class Upkeep(Database):
             " WHERE result_erased = 0 AND result_file IS NOT NULL AND finished_at <= ? LIMIT ?"
         )
         return [(row[0], row[1]) for row in await self._read(sql, before, limit)]
+
+    async def with_expired_records(self, before: int, limit: int) -> list[tuple[str, str | None]]:
+        """Return jobs, each with its file, that ended before a time and of which nothing is left but the record.
+
+        One of which something is still to be delivered stays.
+        """
+        sql = (
+            "SELECT prompt_id, result_file FROM job WHERE finished_at <= ? AND inputs_erased = 1"
+            " AND (result_file IS NULL OR result_erased = 1) AND NOT EXISTS"
+            " (SELECT 1 FROM delivery WHERE delivery.prompt_id = job.prompt_id AND delivery.state = 'waiting') LIMIT ?"
+        )
+        return [(row[0], row[1]) for row in await self._read(sql, before, limit)]
+
+    async def delete_record(self, prompt_id: str, limit: int) -> bool:
+        """Delete the record of an ended job whose files are gone, at most `limit` rows of a kind at a time.
+
+        Returns whether nothing of it is left; until then the next call goes on.
+        """
+        async with self._transaction() as tx:
+            await tx.lock_job(prompt_id)
+            ended = "SELECT 1 FROM job WHERE prompt_id = ? AND finished_at IS NOT NULL AND inputs_erased = 1"
+            if not await tx.one(ended, prompt_id):
+                return True
+            for table, number in (("event", "seq"), ("segment", "number")):
+                some = f"SELECT {number} FROM {table} WHERE prompt_id = ? ORDER BY {number} LIMIT ?"
+                sql = f"DELETE FROM {table} WHERE prompt_id = ? AND {number} IN ({some}) RETURNING 1"
+                if len(await tx.all(sql, prompt_id, prompt_id, limit)) == limit:
+                    return False
+            row = await tx.one("DELETE FROM job WHERE prompt_id = ? RETURNING owner", prompt_id)
+            assert row is not None
+            await tx.run("DELETE FROM lease WHERE name = ?", join_lease(prompt_id))
+            await add_audit_line(tx, prompt_id, row["owner"], "erased", reason="time")
+        return True
+
+    async def shrink(self) -> None:
+        """Give the disk back what was deleted, a little at a time: nobody waits long for that."""
+        await self._engine.shrink()
 
     async def mark_inputs_erased(self, prompt_id: str) -> bool:
         """Store that an ended job's inputs are about to go: it cannot be retried. False when it was."""

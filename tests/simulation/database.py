@@ -252,6 +252,9 @@ class SimulatedEngine:
             if ear in self._node.way.ears:
                 self._node.way.ears.remove(ear)
 
+    async def shrink(self) -> None:
+        """Do nothing: no simulation lasts as long as a record."""
+
     async def close(self) -> None:
         """End the sessions."""
         self._node.way.close()
