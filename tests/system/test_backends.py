@@ -14,6 +14,7 @@ from service_rig import QUICK, EngineRig, ServiceRig, running_service, service_a
 from waiting import until
 
 from faceswap.comfy.backend import MAX_PROMPTS
+from faceswap.config import Timeouts
 
 SIZE = (96, 64)
 
@@ -60,18 +61,20 @@ async def test_different_jobs_run_side_by_side(tmp_path: Path) -> None:
 
 async def test_a_slow_engine_gets_less_and_never_the_last_of_it(tmp_path: Path) -> None:
     async with (
-        EngineRig(tmp_path / "quick", wait_per_frame_s=0.05) as quick,
-        EngineRig(tmp_path / "slow", wait_per_frame_s=1.0) as slow,
-        running_service(tmp_path / "data", quick, slow, segment_frames=4) as service,
+        EngineRig(tmp_path / "quick", paint=True) as quick,
+        EngineRig(tmp_path / "slow", paint=True) as slow,
+        running_service(tmp_path / "data", quick, slow, timeouts=Timeouts(), segment_frames=4) as service,
     ):
-        await succeeds(service, await service.post(clip_of(tmp_path, 48)))
-        assert slow.most == 1
-        assert (quick.submissions + slow.submissions, slow.submissions <= 2) == (12, True)
+        slow.hold()
+        prompt_id = await service.post(clip_of(tmp_path, 48))
+        await until(lambda: slow.running and len(quick.finished) == 11)
+        slow.release()
+        await succeeds(service, prompt_id)
+        assert (slow.most, slow.submissions, quick.submissions) == (1, 1, 11)
         short = clip_of(tmp_path, 4)
         for _ in range(3):
-            before = slow.submissions
             await succeeds(service, await service.post(short))
-            assert slow.submissions == before
+        assert (slow.submissions, quick.submissions) == (1, 14)
 
 
 async def test_an_engine_that_dies_gives_its_work_back_and_is_used_again_when_it_is_back(tmp_path: Path) -> None:
