@@ -115,7 +115,7 @@ STATUSES = (301, 302, 303, 307, 308)
 
 @dataclass
 class Sockets:
-    """What this process connects to, while it is watched."""
+    """The connections of this process, while it is watched."""
 
     connected: list[tuple[str, int]] = field(default_factory=list)
     watching: bool = False
