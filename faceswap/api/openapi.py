@@ -13,7 +13,7 @@ from aiohttp import web
 from .. import __version__
 from ..links import EXPIRES, SIGNATURE
 from .docs import PAGE_HEADERS, page
-from .operations import HEADERS, OPERATIONS, PROBLEMS, Answer, Operation
+from .operations import HEADERS, JSON, OPERATIONS, PROBLEMS, Answer, Operation
 from .schemas import SCHEMAS, TEXT, Schema, ref
 
 TAGS: Mapping[str, str] = {
@@ -86,8 +86,11 @@ def describe(app: web.Application) -> dict[str, Any]:
 
 
 def _operation(method: str, path: str, summary: str, operation: Operation) -> dict[str, Any]:
-    name = re.sub(r"[^a-z]+", "_", f"{method} {path}".lower()).strip("_")
-    document: dict[str, Any] = {"operationId": name, "tags": [operation.tag], "summary": summary}
+    document: dict[str, Any] = {
+        "operationId": _operation_id(method, path),
+        "tags": [operation.tag],
+        "summary": summary,
+    }
     if operation.text:
         document["description"] = operation.text
     places = (
@@ -131,13 +134,32 @@ def _responses(operation: Operation) -> dict[str, Any]:
     return {str(status): responses[status] for status in sorted(responses)}
 
 
+_JOB_AT: Mapping[str, str] = {"Accepted": "/prompt_id", "Status": "/prompt_id", "Jobs": "/jobs/0/prompt_id"}
+"""The place of a job's id in the answers that have one, by the name of their schema."""
+
+
+def _links(answer: Answer) -> dict[str, Any]:
+    """Return the links of an answer to what can be done with the job that it names."""
+    schema = answer.content.get(JSON, {})
+    pointer = _JOB_AT.get(str(schema.get("$ref", "")).rpartition("/")[2])
+    if pointer is None:
+        return {}
+    names = [_operation_id(method, path) for method, path in OPERATIONS if "{prompt_id}" in path]
+    return {name: {"operationId": name, "parameters": {"prompt_id": f"$response.body#{pointer}"}} for name in names}
+
+
+def _operation_id(method: str, path: str) -> str:
+    return re.sub(r"[^a-z]+", "_", f"{method} {path}".lower()).strip("_")
+
+
 def _answer(answer: Answer) -> dict[str, Any]:
     content = {media_type: {"schema": schema} for media_type, schema in answer.content.items()}
+    links = _links(answer)
     return {
         "description": answer.text,
         **({"content": content} if content else {}),
+        **({"links": links} if links else {}),
         **({"headers": {name: _header(name) for name in answer.headers}} if answer.headers else {}),
-        **answer.extra,
     }
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from .jobs import DEFAULT_PAGE, LARGEST_PAGE, MAX_WAIT_S
-from .schemas import EVENTS, STATE, TEXT, Schema, ref
+from .schemas import STATE, TEXT, Schema, ref
 
 JSON = "application/json"
 STREAM = "text/event-stream"
@@ -153,7 +152,6 @@ class Answer:
     text: str
     content: Mapping[str, Schema] = field(default_factory=dict)
     headers: tuple[str, ...] = ()
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +179,7 @@ class Operation:
 
 
 _STATUS = Answer("The job.", {JSON: ref("Status")})
-_EVENT_STREAM = Answer(
-    "The job's events, until its end.",
-    {STREAM: {**TEXT, "description": "Server-Sent Events: `id`, `event`, and `data` in JSON."}},
-    ("Location",),
-    {"x-events": {name: ref(f"Event_{name}") for name in EVENTS}},
-)
+_EVENT_STREAM = Answer("The job's events, until its end; the schema is of each.", {STREAM: ref("Event")}, ("Location",))
 _LAST_EVENT_ID = {**TEXT, "pattern": "^[0-9]{0,15}$", "description": "The id of the last event that was seen."}
 _NO_CONTENT: Mapping[str, Schema] = {}
 
@@ -198,7 +191,6 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
                 "The job's events until its end; with `return_prompt_id_only` its id at once.",
                 {**_EVENT_STREAM.content, JSON: ref("Accepted")},
                 ("Location",),
-                _EVENT_STREAM.extra,
             ),
             202: Answer(
                 "The job's id, with `Prefer: respond-async`.",
@@ -327,7 +319,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", "/metrics"): Operation("service", {200: Answer("The figures.", {"text/plain": TEXT})}),
     ("GET", "/openapi.json"): Operation(
-        "service", {200: Answer("This document.", {JSON: {"type": "object"}}, ("ETag",))}
+        "service", {200: Answer("This document.", {JSON: {"type": "object"}}, ("ETag",))}, needs_key=False
     ),
     ("GET", "/docs"): Operation("service", {200: Answer("The page.", {"text/html": TEXT})}, needs_key=False),
     ("GET", "/"): Operation(

@@ -244,6 +244,12 @@ _EVENT_ID = {"anyOf": [COUNT, TEXT], "description": "The number of the last even
 _ANNOUNCED = record({"filename": TEXT, "size": COUNT}, optional=("filename",))
 _SOCKET_FIELDS = {name: schema for name, schema in FIELDS.items() if name not in ("video", "image")}
 
+
+def _event_data(name: str) -> Schema:
+    data = {"contentMediaType": "application/json", "contentSchema": ref(f"Event_{name}")}
+    return {"if": {"properties": {"event": {"const": name}}}, "then": {"properties": {"data": data}}}
+
+
 SCHEMAS: Mapping[str, Schema] = {
     "Problem": {
         "type": "object",
@@ -316,6 +322,11 @@ SCHEMAS: Mapping[str, Schema] = {
     "SocketEvent": {
         "description": "A text frame of the service: an event.",
         **record({"id": COUNT, "event": {"type": "string", "enum": [*EVENTS]}, "data": {"type": "object"}}),
+    },
+    "Event": {
+        "description": "An event of a stream: its number, its kind, and its data as JSON in one line.",
+        **record({"id": {**TEXT, "pattern": "^[0-9]+$"}, "event": {"type": "string", "enum": [*EVENTS]}, "data": TEXT}),
+        "allOf": [_event_data(name) for name in EVENTS],
     },
     **{f"Event_{name}": {"description": f"The data of a `{name}` event.", **data} for name, data in EVENTS.items()},
 }

@@ -1,0 +1,203 @@
+"""The API under schemathesis: cases made of its own description against a running service that asks for keys.
+
+`make fuzz` sends at least 2,000 cases to each group of endpoints, with every check that schemathesis has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from clips import make_clip
+from processes import Engine, Service
+from waiting import eventually
+
+from faceswap import samples
+from faceswap.api.openapi import TAGS
+
+KEY, OTHER_KEY = "fuzz-key-of-the-first", "fuzz-key-of-the-second"
+ROUND_S = 1500.0
+REQUEST_S = 60
+"""The longest that one request may take: the longest `?wait=`."""
+SOCKET = "/face-swap-ws"
+"""No request of HTTP: it has tests of its own."""
+
+MEDIA_REFUSED = ["2xx", "400", "401", "403", "404", "409", "410", "413", "415", "422", "429"]
+"""Answers to a request for a swap that is as described: its media may be none, and its addresses lead nowhere."""
+GONE = ["2xx", "3xx", "401", "403", "404", "409", "410", "412", "416", "429", "503"]
+"""Answers to any other request that is as described: a job may be in any state, or gone."""
+REFUSED = ["400", "401", "403", "404", "405", "409", "410", "411", "413", "415", "422", "429", "431"]
+"""Answers to a request that is not as described."""
+
+HOOKS = """
+from pathlib import Path
+
+import schemathesis
+from hypothesis import strategies as st
+
+here = Path(__file__).parent
+good = [path.read_bytes() for path in (here / "clip.mp4", here / "face.png")]
+cut = st.sampled_from(good).flatmap(lambda data: st.integers(0, len(data)).map(lambda end: data[:end]))
+schemathesis.openapi.format("binary", st.sampled_from(good) | cut | st.binary(max_size=64))
+"""
+
+
+class Fuzz:
+    """A service with jobs in every state, and schemathesis in front of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        keys = folder / "keys"
+        named = {"first": KEY, "second": OTHER_KEY}
+        keys.write_text("".join(f"{name}:{hashlib.sha256(key.encode()).hexdigest()}\n" for name, key in named.items()))
+        (folder / "engine").mkdir()
+        self.engine = Engine(folder / "engine", paint=True)
+        address = f"http://127.0.0.1:{self.engine.port}"
+        self.service = Service(folder / "service", address, url_allow="")
+        self.clip = make_clip(folder / "clip.mp4", frames=2)
+        (folder / "face.png").write_bytes(samples.FACE.read_bytes())
+        (folder / "fuzz_hooks.py").write_text(HOOKS)
+
+    async def __aenter__(self) -> Fuzz:
+        await self.engine.start()
+        await self.service.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.service.__aexit__()
+        await self.engine.__aexit__()
+
+    async def prepare(self) -> None:
+        """Make jobs in every state and of another owner, and name them to schemathesis."""
+        async with aiohttp.ClientSession(self.service.url, headers={"X-API-Key": KEY}) as session:
+            done = [await self._submit(session) for _ in range(2)]
+            disposable = [await self._submit(session) for _ in range(3)]
+            failed = await self._submit(session, face_index="9")
+            cancelled = await self._submit(session)
+            async with session.post(f"/jobs/{cancelled}/cancel") as response:
+                await response.read()
+            others = await self._submit(session, OTHER_KEY)
+            results = [await self._end(session, prompt_id) for prompt_id in (*done, failed, cancelled, *disposable)]
+        names = [result.rpartition("/")[2] for result in results if result]
+        jobs, deleted = [*done, failed, cancelled, others], [*disposable, others]
+        (self.folder / "schemathesis.toml").write_text(
+            f"""
+hooks = "fuzz_hooks"
+request-timeout = {REQUEST_S}
+continue-on-failure = true
+warnings = false
+
+[dictionaries]
+jobs.values = {json.dumps(jobs)}
+deleted.values = {json.dumps(deleted)}
+results.values = {json.dumps(names)}
+web.values = ["app.js", "style.css", "docs.css"]
+
+[parameters]
+"path.prompt_id" = {{ dictionary = "jobs", probability = 0.7 }}
+"path.filename" = {{ dictionary = "results", probability = 0.7 }}
+"path.name" = {{ dictionary = "web", probability = 0.7 }}
+
+[checks]
+positive_data_acceptance.expected-statuses = {json.dumps(GONE)}
+negative_data_rejection.expected-statuses = {json.dumps(REFUSED)}
+
+[[operations]]
+include-name = "DELETE /jobs/{{prompt_id}}"
+parameters = {{ "path.prompt_id" = {{ dictionary = "deleted", probability = 0.5 }} }}
+
+[[operations]]
+include-name = "POST /face-swap"
+checks.positive_data_acceptance.expected-statuses = {json.dumps(MEDIA_REFUSED)}
+"""
+        )
+
+    async def _submit(self, session: aiohttp.ClientSession, key: str = KEY, **options: Any) -> str:
+        form = aiohttp.FormData({"return_prompt_id_only": "true", "options": json.dumps(options)})
+        form.add_field("video", self.clip.read_bytes(), filename="clip.mp4")
+        form.add_field("image", samples.FACE.read_bytes(), filename="face.png")
+        async with session.post("/face-swap", data=form, headers={"X-API-Key": key}) as response:
+            assert response.status == 200, await response.text()
+            return str((await response.json())["prompt_id"])
+
+    async def _end(self, session: aiohttp.ClientSession, prompt_id: str) -> str | None:
+        async def ended() -> dict[str, Any] | None:
+            async with session.get(f"/status/{prompt_id}") as response:
+                status: dict[str, Any] = await response.json()
+            return status if status["finished_at"] else None
+
+        status = await eventually(ended)
+        return None if status is None else status["result"]
+
+    async def run(self, *arguments: str) -> int:
+        """Run schemathesis once; returns the number of its cases. Raises AssertionError with what it found."""
+        report = self.folder / "report.json"
+        report.unlink(missing_ok=True)
+        process = await asyncio.create_subprocess_exec(
+            *(
+                sys.executable,
+                "-m",
+                "schemathesis.cli.__main__",
+                "--config-file",
+                str(self.folder / "schemathesis.toml"),
+            ),
+            *("run", f"{self.service.url}/openapi.json", "--checks", "all", "--header", f"Authorization: Bearer {KEY}"),
+            *("--exclude-path", SOCKET, "--report-json-path", str(report), *arguments),
+            cwd=self.folder,
+            env={"PYTHONPATH": str(self.folder), "PATH": "/usr/bin:/bin", "HOME": str(self.folder)},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+        )
+        try:
+            async with asyncio.timeout(ROUND_S):
+                output, _ = await process.communicate()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        assert process.returncode == 0, output.decode(errors="replace")[-20_000:]
+        assert self.service.running
+        assert "Traceback" not in self.service.log(), self.service.log()[-5_000:]
+        return int(json.loads(report.read_text())["test_cases"]["generated"])
+
+
+async def fuzz(cases: int, groups: Sequence[str], seed: int) -> None:
+    """Send at least so many cases to each group of endpoints, then chains of calls to all."""
+    with tempfile.TemporaryDirectory(prefix="faceswap-fuzz-") as folder:
+        async with Fuzz(Path(folder)) as service:
+            for group in groups:
+                sent = 0
+                while sent < cases:
+                    await service.prepare()
+                    chosen = ("--include-tag", group, "--phases", "coverage,fuzzing", "--max-examples", "250")
+                    sent += await service.run(*chosen, "--seed", str(seed))
+                    print(f"{group}: {sent} cases, seed {seed}", flush=True)
+                    seed += 1
+            await service.prepare()
+            chained = await service.run("--phases", "stateful", "--max-examples", "100", "--seed", str(seed))
+            print(f"chains of calls: {chained} cases; nothing was found", flush=True)
+
+
+def main() -> None:
+    """Read the command line and fuzz."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--cases", type=int, default=2000, help="at least, for each group of endpoints")
+    parser.add_argument("--group", action="append", choices=[*TAGS], help="only this one, repeatable")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    try:
+        asyncio.run(fuzz(arguments.cases, arguments.group or [*TAGS], arguments.seed))
+    except AssertionError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
