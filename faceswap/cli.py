@@ -1,4 +1,4 @@
-"""The command line: serve | swap | migrate | engine."""
+"""The command line: serve | swap | migrate | doctor | engine."""
 
 from __future__ import annotations
 
@@ -138,6 +138,11 @@ def _parser() -> argparse.ArgumentParser:
     migrate.add_argument("--files", metavar="URL", help="copy files too: s3://bucket/prefix, or a folder")
     migrate.set_defaults(run=_migrate)
 
+    doctor = commands.add_parser("doctor", help="check all that a job needs, and say what is missing")
+    doctor.add_argument("--data-dir", metavar="DIR", help="where the service keeps jobs, inputs and results")
+    doctor.add_argument("--comfyui-url", metavar="URL", action="append", help="a ComfyUI server, repeatable")
+    doctor.set_defaults(run=_doctor)
+
     engine = commands.add_parser("engine", help="run the embedded engine alone, a small server like ComfyUI")
     engine.add_argument("--host", help="address to listen on")
     engine.add_argument("--port", help="port to listen on")
@@ -181,6 +186,13 @@ def _migrate(arguments: argparse.Namespace) -> int:
     from .migrate import migrate  # here, because the other commands need none of it
 
     return migrate(arguments.source, arguments.target, arguments.files, say)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import doctor  # here, because the other commands need none of it
+
+    urls = ",".join(arguments.comfyui_url) if arguments.comfyui_url else None
+    return doctor({"data_dir": arguments.data_dir, "comfyui_urls": urls}, print)
 
 
 def _stop_with_stdin() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..jobs import JobState
 from .jobs import DEFAULT_PAGE, LARGEST_PAGE, MAX_WAIT_S
-from .schemas import STATE, TEXT, Schema, ref
+from .schemas import TEXT, Schema, ref
 
 JSON = "application/json"
 STREAM = "text/event-stream"
@@ -259,7 +260,11 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         {200: Answer("A page of jobs.", {JSON: ref("Jobs")})},
         ("invalid_status", "invalid_limit", "invalid_cursor"),
         query={
-            "status": STATE,
+            "status": {
+                "type": "string",
+                "enum": ["", *JobState, *map(str.lower, JobState)],
+                "description": "Only jobs in this state.",
+            },
             "limit": {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE, "default": DEFAULT_PAGE},
             "cursor": {**TEXT, "pattern": "^[0-9]{1,15}-.+$", "description": "`next_cursor` of the page before."},
         },
@@ -295,7 +300,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
             416: Answer("It has no such bytes.", _NO_CONTENT, ("Content-Range",)),
         },
         ("unknown_file", "not_found", "method_not_allowed", "result_expired"),
-        query={"inline": {"type": "string", "enum": ["0", "1"], "description": "1 to play it in place."}},
+        query={"inline": {**TEXT, "description": "1 to play it in place."}},
         headers={
             "Range": {**TEXT, "pattern": "^[ -~]*$", "description": "The bytes to send."},
             "If-Range": {**TEXT, "pattern": "^[ -~]*$", "description": "Send all where this is not its `ETag`."},

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -99,6 +100,15 @@ class Files:
     async def start(self) -> None:
         """Make ready for work. Raises `OSError` with the reason, `ConfigError` where a setting is wrong."""
         await asyncio.to_thread(self.create)
+
+    async def check(self) -> None:
+        """Check that files can be written, while a service may use them. Raises as `start` does."""
+        await asyncio.to_thread(self._check_folders)
+
+    def _check_folders(self) -> None:
+        for folder in {self.root, self._results.parent}:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
 
     async def close(self) -> None:
         """End what is under way, at the end of the service."""

@@ -102,6 +102,14 @@ class S3Files(SharedFiles):
         """
         await super().start()
         await self.delete_copies(await self.copied_jobs())
+        await self._check_bucket()
+
+    async def check(self) -> None:
+        """Check data folder and bucket, while a service may use them. Raises as `start` does."""
+        await super().check()
+        await self._check_bucket()
+
+    async def _check_bucket(self) -> None:
         probe = f"marks/{self._node}.check"
         try:
             async with asyncio.timeout(CHECK_S):

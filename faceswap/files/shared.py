@@ -88,9 +88,17 @@ class SharedFolder(SharedFiles):
 
     async def start(self) -> None:
         """Make the folders that are missing below the shared one. Raises `ConfigError` when that is not there."""
+        await self._check_mounted()
+        await super().start()
+
+    async def check(self) -> None:
+        """Check that files can be written, while a service may use them. Raises as `start` does."""
+        await self._check_mounted()
+        await super().check()
+
+    async def _check_mounted(self) -> None:
         if not await asyncio.to_thread(self.folder.is_dir):
             raise ConfigError(f"FACESWAP_FILES_URL={str(self.folder)!r}: there is no such folder; is it mounted?")
-        await super().start()
 
     @in_thread
     def is_available(self) -> bool:

@@ -4,7 +4,7 @@ What a method changed is committed before its events are published, so that nobo
 """
 
 from .connection import CommitUnknown, NewerDatabase, StoreError, now_ms
-from .database import retry_writes
+from .database import find_version, retry_writes
 from .jobs import IDEMPOTENCY_MS
 from .keys import ApiKey, Keys
 from .leases import JANITOR_LEASE, LOCAL_HOLDER, Lease, LeaseLost, backend_lease, join_lease
@@ -29,6 +29,7 @@ __all__ = [
     "StoreError",
     "TransferRefused",
     "backend_lease",
+    "find_version",
     "join_lease",
     "now_ms",
     "retry_writes",

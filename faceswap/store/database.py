@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from ..jobs import Event
+from . import sqlite
 from .connection import Clock, Connection, Engine, Row, StoreError
 from .sqlite import SQLite
 from .transaction import Transaction
@@ -113,14 +114,33 @@ class Database:
         return await self._engine.fetch(sql, parameters)
 
 
+async def find_version(where: Path | str, migrations: Path) -> tuple[int | None, int]:
+    """Return the version of a database, None where there is none yet, and this program's. Nothing is changed.
+
+    Raises `NewerDatabase`, `StoreError`.
+    """
+    if isinstance(where, Path):
+        return await asyncio.to_thread(sqlite.find_version, where, migrations)
+    with _needs_driver():
+        from . import postgres
+    return await postgres.find_version(where, migrations)
+
+
 async def open_postgres(url: str, migrations: Path) -> Engine:
     """Open the database at a `postgresql://` URL. Raises `NewerDatabase`, `StoreError`."""
+    with _needs_driver():
+        from .postgres import PostgreSQL
+    return await PostgreSQL.open(url, migrations)
+
+
+@contextmanager
+def _needs_driver() -> Iterator[None]:
+    """Say what is missing where an import fails: the driver is not required without PostgreSQL."""
     try:
-        from .postgres import PostgreSQL  # here, because its driver is not required without it
+        yield
     except ImportError as error:
         message = "PostgreSQL needs packages that are not installed: pip install 'faceswap[cluster]'"
         raise StoreError(message, transient=False) from error
-    return await PostgreSQL.open(url, migrations)
 
 
 async def retry_writes(action: Callable[[], Awaitable[T]]) -> T:

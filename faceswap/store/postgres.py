@@ -361,3 +361,24 @@ async def migrate(connect: Callable[[], Any], migrations: Path) -> None:
             await connection.close(timeout=ROLLBACK_TIMEOUT_S)
     finally:
         connection.terminate()
+
+
+async def find_version(url: str, migrations: Path) -> tuple[int | None, int]:
+    """Return the version of a database, None where it is empty yet, and this program's. Nothing is changed.
+
+    Raises `NewerDatabase`, and `StoreError` for one that cannot be reached or written to.
+    """
+    newest = max(await asyncio.to_thread(scripts, migrations, KIND))
+    connection = await _connect(connect_options(url))
+    try:
+        with store_errors():
+            if await connection.fetchval("SHOW transaction_read_only") == "on":
+                raise StoreError("it is read-only: a standby, perhaps", transient=False)
+            if await connection.fetchval("SELECT to_regclass('schema_version')") is None:
+                return None, newest
+            version = await connection.fetchval("SELECT max(version) FROM schema_version")
+    finally:
+        connection.terminate()
+    if version is not None and version > newest + 1:
+        raise newer_database(version, newest)
+    return version, newest

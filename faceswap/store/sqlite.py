@@ -214,3 +214,23 @@ def migrate(path: Path, migrations: Path) -> None:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+
+
+def find_version(path: Path, migrations: Path) -> tuple[int | None, int]:
+    """Return the version of a database, None where there is none yet, and this program's. Nothing is changed.
+
+    Raises `NewerDatabase`, and `StoreError` for one that is damaged or cannot be written to.
+    """
+    newest = max(scripts(migrations, "sqlite"))
+    if not path.exists():
+        return None, newest
+    with store_errors(), closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, isolation_level=None)) as found:
+        found.execute("BEGIN IMMEDIATE")
+        found.execute("ROLLBACK")
+        version = int(found.execute("PRAGMA user_version").fetchone()[0])
+        damage = found.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if version > newest:
+        raise newer_database(version, newest)
+    if damage != "ok":
+        raise StoreError(f"it is damaged: {damage}", transient=False)
+    return version or None, newest

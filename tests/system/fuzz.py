@@ -33,9 +33,9 @@ SOCKET = "/face-swap-ws"
 
 MEDIA_REFUSED = ["2xx", "400", "401", "403", "404", "409", "410", "413", "415", "422", "429"]
 """Answers to a request for a swap that is as described: its media may be none, and its addresses lead nowhere."""
-GONE = ["2xx", "3xx", "401", "403", "404", "409", "410", "412", "416", "429", "503"]
+GONE = ["2xx", "3xx", "401", "403", "404", "409", "410", "412", "416", "429"]
 """Answers to any other request that is as described: a job may be in any state, or gone."""
-REFUSED = ["400", "401", "403", "404", "405", "409", "410", "411", "413", "415", "422", "429", "431"]
+REFUSED = ["400", "401", "403", "404", "405", "409", "410", "411", "412", "413", "415", "416", "422", "429", "431"]
 """Answers to a request that is not as described."""
 
 HOOKS = """
