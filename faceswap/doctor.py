@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +25,8 @@ from .comfy.embedded import EmbeddedEngine, EngineStartError
 from .comfy.inspection import node_classes, problems
 from .config import ConfigError, Settings, is_loopback, resource_dir
 from .files import Files, FilesUnavailable, open_files
-from .store import NewerDatabase, StoreError, find_version
+from .keyring import read_keys
+from .store import NewerDatabase, Store, StoreError, find_version
 from .tracing import ENDPOINTS, NOT_INSTALLED
 from .workflow import Workflow
 
@@ -81,7 +82,6 @@ async def findings(
         yield Finding(Verdict.MISSING, "settings", str(error))
         return
     yield Finding(Verdict.FINE, "settings", "they can be read")
-    yield _access(settings)
     if any(environ.get(variable) for variable in ENDPOINTS):
         yield _tracing()
     folder = await asyncio.to_thread(_data_folder, settings)
@@ -91,6 +91,7 @@ async def findings(
         if settings.files_url:
             yield await _bounded("files", _files(settings))
     yield await _bounded("database", _database(settings))
+    yield await _bounded("access", _access(settings))
     try:
         workflow = load_workflow(settings)[settings.workflow]
     except ConfigError as error:
@@ -109,13 +110,6 @@ async def _bounded(about: str, check: Awaitable[Finding]) -> Finding:
         return Finding(
             Verdict.MISSING, about, f"no answer within {CHECK_S:.0f} s; is it up, and does the network let us?"
         )
-
-
-def _access(settings: Settings) -> Finding:
-    """Look at who is let in."""
-    if is_loopback(settings.host):
-        return Finding(Verdict.FINE, "access", f"only this machine reaches {settings.host}")
-    return Finding(Verdict.NOTE, "access", f"{settings.host} is open to others")
 
 
 def _tracing() -> Finding:
@@ -177,6 +171,39 @@ async def _database(settings: Settings) -> Finding:
     if version < newest:
         return Finding(Verdict.FINE, "database", f"{name} of version {version}, to become {newest} at the next start")
     return Finding(Verdict.FINE, "database", f"{name} of version {version}")
+
+
+async def _access(settings: Settings) -> Finding:
+    """Look at who is let in."""
+    try:
+        names = set(read_keys(settings.api_keys_file).values() if settings.api_keys_file else ())
+    except ConfigError as error:
+        return Finding(Verdict.MISSING, "access", str(error))
+    with suppress(NewerDatabase, StoreError):  # which was told before
+        names |= await _stored_keys(settings)
+    if names:
+        return Finding(Verdict.FINE, "access", f"by the keys of {', '.join(sorted(names))}")
+    if settings.api_keys_file:
+        return Finding(Verdict.NOTE, "access", f"nobody has a key yet: add lines to {settings.api_keys_file}")
+    if is_loopback(settings.host):
+        return Finding(Verdict.FINE, "access", f"without keys, from this machine only ({settings.host})")
+    if settings.allow_anonymous:
+        return Finding(Verdict.NOTE, "access", f"without keys, for everybody who reaches {settings.host}")
+    advice = "the service does not start without keys then; make one with `faceswap key add NAME`"
+    return Finding(Verdict.MISSING, "access", f"{settings.host} is open to others: {advice}")
+
+
+async def _stored_keys(settings: Settings) -> set[str]:
+    """Return the names of the keys in the database, none where it is to be brought up to date first."""
+    where, migrations = settings.database_url or Files(settings.data_dir).database, resource_dir("migrations")
+    version, newest = await find_version(where, migrations)
+    if version != newest:
+        return set()
+    store = await Store.open(where, migrations, lambda _: None)
+    try:
+        return {key.name for key in await store.api_keys() if key.revoked_at is None}
+    finally:
+        await store.close()
 
 
 async def _engines(settings: Settings, workflow: Workflow) -> AsyncIterator[Finding]:

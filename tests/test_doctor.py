@@ -21,6 +21,7 @@ from stored_jobs import opened
 
 from faceswap.config import resource_dir
 from faceswap.doctor import findings
+from faceswap.keyring import digest, new_key
 
 
 @pytest.fixture
@@ -114,6 +115,20 @@ async def test_what_is_missing_is_named(
     lines = await found(tmp_path, engine.url, **settings)
     assert [line[:4] for line in lines[about]] == ["FAIL"]
     assert said in lines[about][0]
+
+
+async def test_who_is_let_in_is_told(tmp_path: Path, engine: EngineRig) -> None:
+    open_to_all = {"host": "0.0.0.0"}
+    assert "faceswap key add" in (await found(tmp_path, engine.url, **open_to_all))["access"][0]
+    assert (await found(tmp_path, engine.url, **open_to_all, allow_anonymous=1))["access"][0].startswith("note")
+    keys = tmp_path / "keys"
+    keys.write_text("no key\n")
+    assert "line 1" in (await found(tmp_path, engine.url, api_keys_file=keys))["access"][0]
+    keys.write_text(f"ann:{digest(new_key())}\n")
+    assert await found(tmp_path, engine.url, **open_to_all, api_keys_file=keys) == {}
+    async with opened(tmp_path / "faceswap.db") as store:
+        await store.add_key(digest(new_key()), "bob")
+        assert await found(tmp_path, engine.url, **open_to_all) == {}
 
 
 async def test_a_data_folder_that_is_none_is_told(tmp_path: Path, engine: EngineRig) -> None:

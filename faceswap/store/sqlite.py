@@ -229,7 +229,7 @@ def find_version(path: Path, migrations: Path) -> tuple[int | None, int]:
         found.execute("ROLLBACK")
         version = int(found.execute("PRAGMA user_version").fetchone()[0])
         damage = found.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if version > newest:
+    if version not in range(newest + 1):
         raise newer_database(version, newest)
     if damage != "ok":
         raise StoreError(f"it is damaged: {damage}", transient=False)

@@ -62,7 +62,7 @@ class Fuzz:
         (folder / "engine").mkdir()
         self.engine = Engine(folder / "engine", paint=True)
         address = f"http://127.0.0.1:{self.engine.port}"
-        self.service = Service(folder / "service", address, url_allow="")
+        self.service = Service(folder / "service", address, api_keys_file=keys, rate_limit=0, queue_limit_per_key=1000)
         self.clip = make_clip(folder / "clip.mp4", frames=2)
         (folder / "face.png").write_bytes(samples.FACE.read_bytes())
         (folder / "fuzz_hooks.py").write_text(HOOKS)
