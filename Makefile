@@ -67,6 +67,10 @@ compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI cl
 bench: $(VENV)/.installed-dev ## take the figures that README quotes
 	$(BIN)/python bench/run.py $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-dev ## schemathesis against a service with keys, 2,000 cases a group of endpoints; CASES=…, GROUP=jobs, SEED=…
+	cd tests && ../$(BIN)/python -m system.fuzz $(if $(CASES),--cases $(CASES)) $(if $(GROUP),--group $(GROUP)) $(if $(SEED),--seed $(SEED))
+
 .PHONY: mutate
 mutate: $(VENV)/.installed-dev ## break the code line by line, in a copy: each time a test must notice
 	$(BIN)/python tests/mutate.py $(ARGS)

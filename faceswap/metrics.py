@@ -16,7 +16,7 @@ JOBS_ENDED = Counter("faceswap_jobs_ended", "Jobs ended by this node, by their e
 JOBS_FAILED = Counter("faceswap_jobs_failed", "Jobs failed at this node, by the code.", ["code"], registry=REGISTRY)
 STAGE_S = Histogram(
     "faceswap_stage_seconds",
-    "Time that a stage of a job took: receive, probe, queue, upload, swap, collect, join.",
+    "Time that a stage of a job took: receive, probe, queue, upload, swap, collect, join, deliver.",
     ["stage", "outcome"],
     buckets=_STAGE_BUCKETS_S,
     registry=REGISTRY,

@@ -29,6 +29,7 @@ from .deliveries import Delivery, DeliveryKind, DeliveryState, pause_s, signatur
 from .errors import INTERNAL_ERROR, NotFound
 from .files import PIECE_BYTES, Files
 from .store import LOCAL_HOLDER, Store, StoreError, retry_writes
+from .tracing import stage
 from .url_guard import AddressRefused, UrlGuard
 
 log = logging.getLogger(__name__)
@@ -136,7 +137,8 @@ class Outbox:
 
     async def _attempt(self, delivery: Delivery, session: aiohttp.ClientSession) -> None:
         try:
-            status = await self._send(delivery, session)
+            with stage("deliver", delivery.traceparent, prompt_id=delivery.prompt_id, kind=delivery.kind.value):
+                status = await self._send(delivery, session)
         except _Failure as failure:
             await self._fail(delivery, failure)
             return

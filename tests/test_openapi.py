@@ -18,6 +18,7 @@ from aiohttp import web
 from clips import make_clip
 from openapi_spec_validator import validate
 from service_rig import running_service, service_and_engines
+from stored_jobs import opened, run_to_success
 
 from faceswap import errors
 from faceswap.api.middleware import _TITLES
@@ -26,6 +27,7 @@ from faceswap.api.operations import OPERATIONS, PROBLEMS, SOCKET_PROBLEMS
 from faceswap.api.schemas import EVENTS, FIELDS, SCHEMAS
 from faceswap.app import create_app
 from faceswap.config import Settings
+from faceswap.deliveries import webhook_body
 from faceswap.errors import BadRequest
 from faceswap.intake.form import _CHECKS, INPUTS
 from faceswap.jobs import Options
@@ -161,6 +163,15 @@ async def test_a_job_and_its_events_are_as_described_from_start_to_end(tmp_path:
         ):
             async with service.client.request(method, path) as response:
                 assert response.status in (404, 409, 204)
+
+
+async def test_a_webhook_is_as_described(tmp_path: Path) -> None:
+    async with opened(tmp_path / "faceswap.db") as store:
+        ended = await run_to_success(store)
+    validator = jsonschema_rs.Draft202012Validator(
+        {"$ref": "#/components/schemas/Webhook", "components": {"schemas": SCHEMAS}}
+    )
+    validator.validate(webhook_body(ended))
 
 
 async def test_an_answer_that_is_not_described_is_noticed(tmp_path: Path) -> None:

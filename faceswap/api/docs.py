@@ -39,6 +39,10 @@ def _page(document: Mapping[str, Any]) -> Iterator[str]:
             for method, operation in methods.items():
                 if tag["name"] in operation["tags"]:
                     yield from _operation(method, path, operation)
+    yield "<h2>Sent by the service</h2>\n"
+    for name, methods in document["webhooks"].items():
+        for method, operation in methods.items():
+            yield from _operation(method, name, operation)
     yield "<h2>Schemas</h2>\n"
     for name, schema in document["components"]["schemas"].items():
         text = escape(json.dumps(schema, ensure_ascii=False, indent=2))

@@ -73,6 +73,7 @@ def describe(app: web.Application) -> dict[str, Any]:
         "info": {"title": "faceswap", "version": __version__, "description": _DESCRIPTION},
         "tags": [{"name": name, "description": text} for name, text in TAGS.items()],
         "paths": paths,
+        "webhooks": {"job": {"post": _webhook()}},
         "components": {
             "schemas": dict(SCHEMAS),
             "securitySchemes": {
@@ -111,6 +112,21 @@ def _operation(method: str, path: str, summary: str, operation: Operation) -> di
     if operation.tells_strangers:
         document["security"].append({})
     return document
+
+
+def _webhook() -> dict[str, Any]:
+    """Return the request that the service sends to the `webhook_url` of a job."""
+    names = ("webhook-id", "webhook-timestamp", "webhook-signature", "traceparent")
+    return {
+        "operationId": "webhook",
+        "tags": ["jobs"],
+        "summary": "Tell that a job has ended, as Standard Webhooks says",
+        "description": "It is sent at least once, and again over 24 hours until it is answered with 2xx, or with 410.",
+        "parameters": [{"name": name, "in": "header", "schema": dict(TEXT)} for name in names],
+        "requestBody": {"required": True, "content": {JSON: {"schema": ref("Webhook")}}},
+        "responses": {"2XX": {"description": "It was received."}, "410": {"description": "No more is to be sent."}},
+        "security": [],
+    }
 
 
 def _parameter(place: str, name: str, schema: Schema) -> dict[str, Any]:
