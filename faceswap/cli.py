@@ -1,4 +1,4 @@
-"""The command line: serve | swap | migrate | doctor | engine."""
+"""The command line: serve | swap | migrate | doctor | backup | audit | engine."""
 
 from __future__ import annotations
 
@@ -143,6 +143,17 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--comfyui-url", metavar="URL", action="append", help="a ComfyUI server, repeatable")
     doctor.set_defaults(run=_doctor)
 
+    backup = commands.add_parser("backup", help="copy the database while the service runs")
+    backup.add_argument("file", type=Path, metavar="FILE", help="is replaced at once when the copy is whole")
+    backup.add_argument("--data-dir", metavar="DIR", help="the data folder of the service")
+    backup.set_defaults(run=_backup)
+
+    audit = commands.add_parser("audit", help="print what happened to jobs, as lines of JSON")
+    audit.add_argument("--since", metavar="TIME", help="from this date or time on, in UTC: 2026-11-25T22:00:00Z")
+    audit.add_argument("--job", metavar="ID", help="of this job only")
+    audit.add_argument("--data-dir", metavar="DIR", help="the data folder of the service")
+    audit.set_defaults(run=_audit)
+
     engine = commands.add_parser("engine", help="run the embedded engine alone, a small server like ComfyUI")
     engine.add_argument("--host", help="address to listen on")
     engine.add_argument("--port", help="port to listen on")
@@ -193,6 +204,22 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     urls = ",".join(arguments.comfyui_url) if arguments.comfyui_url else None
     return doctor({"data_dir": arguments.data_dir, "comfyui_urls": urls}, print)
+
+
+def _backup(arguments: argparse.Namespace) -> int:
+    from .backup import backup  # here, because the other commands need none of it
+
+    return backup(arguments.file, arguments.data_dir, say)
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from .audit import audit  # here, because the other commands need none of it
+
+    try:
+        return audit(sys.stdout, arguments.data_dir, arguments.since, arguments.job, say)
+    except BrokenPipeError:  # such as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
 
 
 def _stop_with_stdin() -> None:

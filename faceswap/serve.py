@@ -13,7 +13,7 @@ from typing import IO
 from aiohttp import web
 
 from . import log_setup
-from .api import keys
+from .api import access_log, keys
 from .api.connection import Listener
 from .app import FAILED, create_app
 from .config import ConfigError, Settings
@@ -65,7 +65,7 @@ async def _serve(settings: Settings) -> int:
         print(f"faceswap: {_unusable(settings, error)}", file=sys.stderr)
         return 1
     assert runner.server is not None
-    listener = Listener(runner.server)
+    listener = Listener(runner.server, access_log.log if settings.access_log else None)
     try:
         try:
             host, port = await listener.bind(settings.host, settings.port)

@@ -17,6 +17,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from ..errors import BadRequest, HeadersTooLarge, Problem
 from ..intake import MAX_TEXT_BYTES
+from .access_log import AccessLog
 from .middleware import SERVER_NAME, problem_response
 
 log = logging.getLogger(__name__)
@@ -42,11 +43,14 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
 
     __slots__ = ("_buffer", "_on_lost", "_read_bytes")
 
-    def __init__(self, server: web.Server, buffer: memoryview, on_lost: Callable[[], None]) -> None:
+    def __init__(
+        self, server: web.Server, buffer: memoryview, on_lost: Callable[[], None], access_log: logging.Logger | None
+    ) -> None:
         super().__init__(
             server,
             loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type]  # as its own runner says "none"
+            access_log_class=AccessLog,
+            access_log=access_log,  # type: ignore[arg-type]  # as its own runner says "none"
             keepalive_timeout=IDLE_S,
             read_bufsize=len(buffer),
         )
@@ -192,8 +196,9 @@ class Listener:
     cannot accept, thousands in a second.
     """
 
-    def __init__(self, server: web.Server) -> None:
+    def __init__(self, server: web.Server, access_log: logging.Logger | None = None) -> None:
         self._server = server
+        self._access_log = access_log
         self._sockets: list[socket.socket] = []
         self._free = asyncio.Semaphore(raise_descriptor_limit() // 2)
         self._buffer = memoryview(bytearray(MOST_READ_BYTES))
@@ -253,7 +258,7 @@ class Listener:
             log.info("a connection ended before it began: %s", error.strerror)
 
     def _new_connection(self) -> Connection:
-        return Connection(self._server, self._buffer, self._free.release)
+        return Connection(self._server, self._buffer, self._free.release, self._access_log)
 
     def _warn(self, message: str) -> None:
         now = time.monotonic()

@@ -11,6 +11,7 @@ from .leases import JANITOR_LEASE, LOCAL_HOLDER, Lease, LeaseLost, backend_lease
 from .nodes import LeaseRow, NodeRow
 from .queries import Queries
 from .segments import Segments
+from .sqlite import copy_database
 from .transfer import Transfer, TransferRefused
 from .upkeep import Upkeep
 
@@ -29,6 +30,7 @@ __all__ = [
     "StoreError",
     "TransferRefused",
     "backend_lease",
+    "copy_database",
     "find_version",
     "join_lease",
     "now_ms",

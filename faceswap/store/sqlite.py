@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -12,6 +13,7 @@ from typing import Any, Self
 
 import aiosqlite
 
+from .. import durable
 from .connection import Clock, Connection, Dialect, Row, StoreError, SystemClock, newer_database, scripts
 
 BUSY_TIMEOUT_MS = 5000
@@ -190,6 +192,23 @@ class SQLite:
         async with self._lock:
             await self.reader.close()
             await self.writer.close()
+
+
+def copy_database(path: Path, target: Path) -> None:
+    """Write a consistent copy of a database that others may be using: whole and on the disk, or not at all.
+
+    It takes the place of an older file at once. Raises `StoreError`, `OSError`.
+    """
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        with store_errors(), closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True)) as connection:
+            connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+            connection.execute("VACUUM INTO ?", (str(partial),))
+        durable.sync(partial)
+        durable.rename(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def migrate(path: Path, migrations: Path) -> None:
