@@ -45,9 +45,17 @@ def files_in(folder: Path) -> list[str]:
 
 
 class Child:
-    """A process that prints where it listens."""
+    """A process that prints where it listens. It may have no more than `descriptors` open."""
 
-    def __init__(self, log: Path, *command: str, env: dict[str, str] | None = None, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        log: Path,
+        *command: str,
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+        descriptors: int | None = None,
+    ) -> None:
+        self._limit = () if descriptors is None else ("prlimit", f"--nofile={descriptors}:{descriptors}")
         self._command = command
         self._cwd = cwd
         self._env = {**os.environ, **(env or {})}
@@ -60,7 +68,7 @@ class Child:
         """Start the process; returns what it prints."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", *self._command),
+                *(*self._limit, sys.executable, "-m", *self._command),
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=self._env,
@@ -165,7 +173,14 @@ class Engine(Child):
 class Service(Child):
     """The service over a data folder that stays the same over restarts."""
 
-    def __init__(self, folder: Path, *comfyui_urls: str, env: dict[str, str] | None = None, **settings: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *comfyui_urls: str,
+        env: dict[str, str] | None = None,
+        descriptors: int | None = None,
+        **settings: object,
+    ) -> None:
         folder.mkdir(exist_ok=True)
         self.data_dir = folder / "data"
         env = {**(env or {}), **{f"FACESWAP_{name.upper()}": str(value) for name, value in settings.items()}}
@@ -175,6 +190,7 @@ class Service(Child):
             *("serve", "--port", "0", "--data-dir", str(self.data_dir)),
             *(argument for url in comfyui_urls for argument in ("--comfyui-url", url)),
             env={"FACESWAP_MIN_FREE_MB": "0", **env},
+            descriptors=descriptors,
         )
 
     def set(self, **settings: object) -> None:

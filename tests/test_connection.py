@@ -17,6 +17,7 @@ import pytest
 from aiohttp import WSCloseCode, WSMsgType, web
 from processes import eventually
 from system.talk import UPGRADE, frame_head
+from waiting import until
 
 from faceswap.api import connection as connection_module
 from faceswap.api.connection import LEAST_READ_BYTES, MOST_READ_BYTES, Connection, Listener
@@ -35,6 +36,7 @@ class Rig:
         self.port = port
         self.messages: list[tuple[WSMsgType, int]] = []
         self.body_bytes = 0
+        self.endless = 0
 
     async def connect(self, *data: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """Open a connection and send bytes on it, in pieces."""
@@ -62,6 +64,16 @@ class Rig:
                 await socket.send_str("taken")
         return socket
 
+    async def on_endless(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        self.endless += 1
+        try:
+            while True:
+                await response.write(bytes(MIB))
+        finally:
+            self.endless -= 1
+
     async def on_body(self, request: web.Request) -> web.Response:
         while piece := await request.content.readany():
             self.body_bytes += len(piece)
@@ -77,6 +89,7 @@ async def rig() -> AsyncIterator[Rig]:
     rig = Rig(0)
     app = web.Application()
     app.add_routes([web.get("/", on_get), web.get("/face-swap-ws", rig.on_socket), web.post("/", rig.on_body)])
+    app.router.add_get("/endless", rig.on_endless)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     assert runner.server is not None
@@ -213,6 +226,28 @@ async def test_a_request_under_way_is_not_idle(rig: Rig, monkeypatch: pytest.Mon
     writer.close()
 
 
+async def test_a_client_that_never_reads_is_dropped(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_module, "UNREAD_S", 0.2)
+    with socket.create_connection(("127.0.0.1", rig.port)) as client:
+        client.sendall(b"GET /endless HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await until(lambda: rig.endless)
+        await until(lambda: not rig.endless)
+
+
+async def test_a_client_that_begins_no_more_than_a_head_is_dropped_though_it_sends(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "IDLE_S", 0.2)
+    reader, writer = await rig.connect(b"GET / HTTP/1.1\r\nX: ")
+
+    async def is_dropped() -> bool:
+        writer.write(b"x")
+        return reader.at_eof()
+
+    await eventually(is_dropped)
+    writer.close()
+
+
 @pytest.mark.parametrize(
     ("code", "status", "request_"),
     [
@@ -282,7 +317,7 @@ async def test_what_is_parsed_at_once_is_read_in_large_pieces(rig: Rig, reads: l
 @pytest.fixture
 def few_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
     """Enough for two connections, the one that is waited for included."""
-    monkeypatch.setattr(connection_module, "raise_descriptor_limit", lambda: 4)
+    monkeypatch.setattr(connection_module, "raise_descriptor_limit", lambda: 8)
 
 
 @pytest.mark.usefixtures("few_descriptors")

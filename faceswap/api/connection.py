@@ -24,8 +24,13 @@ log = logging.getLogger(__name__)
 
 IDLE_S = 30.0
 """The longest time for the headers of a request to arrive, and for a connection to stay open without a request."""
+UNREAD_S = 120.0
+"""The time after which a client is dropped that does not read, or is gone without a word."""
 BACKLOG = 128
 WANTED_DESCRIPTORS = 65536
+DESCRIPTORS_A_CONNECTION = 4
+"""Those kept for each connection: its own, two for files or a socket to another server, and a share for database,
+engines and media processes, which connections must never starve."""
 PAUSE_S = 1.0
 """The pause after a connection could not be accepted."""
 WARN_S = 60.0
@@ -190,17 +195,16 @@ class _FrameHead:
 
 
 class Listener:
-    """Accepts connections, at most half as many at a time as the process may have descriptors open.
+    """Accepts connections, at most a quarter as many at a time as the process may have descriptors open.
 
-    The other half is for files, database and engines. asyncio's own server logs a traceback for every connection it
-    cannot accept, thousands in a second.
+    asyncio's own server logs a traceback for every connection it cannot accept, thousands in a second.
     """
 
     def __init__(self, server: web.Server, access_log: logging.Logger | None = None) -> None:
         self._server = server
         self._access_log = access_log
         self._sockets: list[socket.socket] = []
-        self._free = asyncio.Semaphore(raise_descriptor_limit() // 2)
+        self._free = asyncio.Semaphore(raise_descriptor_limit() // DESCRIPTORS_A_CONNECTION)
         self._buffer = memoryview(bytearray(MOST_READ_BYTES))
         """Shared by all connections: its content is copied before another connection is read."""
         self._warned_at = -WARN_S
@@ -251,6 +255,8 @@ class Listener:
     async def _connect(self, client: socket.socket) -> None:
         """Start a connection; an error of one that has already ended is logged and does not stop the service."""
         try:
+            # The kernel also counts the time in which the client's window is closed.
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1000))
             await asyncio.get_running_loop().connect_accepted_socket(self._new_connection, client)
         except OSError as error:
             self._free.release()

@@ -1,0 +1,225 @@
+"""The service under siege: `python -m system.siege`, from `tests`; `make siege`.
+
+A crowd: senders of a byte a second, idle event streams, clients that never read. `/health` is asked all the while. Then
+more uploads than there are descriptors. What ran before must run to its end. Prints what it measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import psutil
+from clips import make_clip
+from media_samples import astronaut_frames
+from processes import Engine, Service
+from system.talk import UPGRADE, Api, Media, frame_head
+from waiting import WAIT_S, eventually, until
+from yarl import URL
+
+BYTE_EVERY_S = 1.0
+HEALTH_MS = 100.0
+"""The longest that an answer of `/health` may take, in `make siege`."""
+DESCRIPTORS = 256
+FRAMES, SIZE = 60, (320, 320)
+
+HEAD = b"POST /face-swap HTTP/1.1\r\nHost: localhost\r\n"
+FORM = b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 900000\r\n\r\n"
+PART = b'--b\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\n'
+PAGE = b"GET /app.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """The numbers of clients of each kind."""
+
+    slow: int
+    idle: int
+    unread: int
+
+
+class Sockets:
+    """Connections that are kept open until the end, most of them good for nothing."""
+
+    def __init__(self, url: str) -> None:
+        self._address = (URL(url).host, URL(url).port)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def open(self, data: bytes) -> asyncio.StreamReader:
+        """Open a connection and send a beginning."""
+        reader, writer = await asyncio.open_connection(*self._address)
+        self._writers.append(writer)
+        writer.write(data)
+        return reader
+
+    async def open_all(self, beginnings: Iterable[bytes]) -> list[asyncio.StreamReader]:
+        return list(await asyncio.gather(*(self.open(beginning) for beginning in beginnings)))
+
+    def trickle(self) -> None:
+        """Send one byte a second on every connection that is open now."""
+        self._tasks.append(asyncio.create_task(self._trickle(list(self._writers))))
+
+    async def _trickle(self, writers: list[asyncio.StreamWriter]) -> None:
+        while True:
+            for writer in writers:
+                if not writer.is_closing():
+                    writer.write(b"x")
+            await asyncio.sleep(BYTE_EVERY_S)
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+
+
+@asynccontextmanager
+async def sockets(url: str) -> AsyncIterator[Sockets]:
+    opened = Sockets(url)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+async def health_ms(api: Api, seconds: float) -> list[float]:
+    """Ask for `/health` again and again; returns the milliseconds of each answer."""
+    taken = []
+    ends = time.monotonic() + seconds
+    while time.monotonic() < ends or not taken:
+        started = time.perf_counter()
+        answer = await api.get("/health")
+        taken.append((time.perf_counter() - started) * 1000)
+        assert answer.status == 200
+        await asyncio.sleep(0.02)
+    return taken
+
+
+def slow(number: int) -> bytes:
+    """Return the beginning of a request that goes on a byte a second: in its head, or in its body."""
+    return HEAD + b"X-Slow: " if number % 4 == 0 else HEAD + FORM + PART
+
+
+async def stand_a_crowd(folder: Path, crowd: Crowd, seconds: float) -> dict[str, list[float]]:
+    """Let a crowd come while a job is held; returns what `/health` took before and meanwhile.
+
+    Everybody who watches must hear of the job's end, and nothing may be left of the crowd. Raises AssertionError.
+    """
+    folder.mkdir()
+    media = Media(folder)
+    timeout = aiohttp.ClientTimeout(total=None, sock_read=WAIT_S)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with (
+        Engine(folder, paint=True) as engine,
+        Service(folder, engine.url) as service,
+        aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+    ):
+        api = Api(service.url, session, media)
+        await engine.hold()
+        held = await api.submit()
+        await api.until(held, "PROCESSING")
+        at_rest = psutil.Process(service.pid).num_fds()
+        alone = await health_ms(api, seconds / 4)
+        async with sockets(service.url) as bad, sockets(service.url) as idle:
+            await bad.open_all(slow(number) for number in range(crowd.slow))
+            bad.trickle()
+            await bad.open_all(PAGE * 2000 for _ in range(crowd.unread))
+            watch = f"GET /events/{held} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+            streams = await idle.open_all(watch for _ in range(crowd.idle))
+            meanwhile = await health_ms(api, seconds)
+            assert (await api.get("/health")).json["watchers"] == crowd.idle
+            engine.release()
+            ends = await asyncio.gather(*(stream.readuntil(b"event: completed") for stream in streams))
+            assert len(ends) == crowd.idle
+        await api.done(held)
+        await until(lambda: psutil.Process(service.pid).num_fds() <= at_rest + 5)
+        await until(lambda: not [name for name in service.files() if name.endswith(".upload")])
+        assert "Traceback" not in service.log(), service.log()
+    return {"alone": alone, "meanwhile": meanwhile}
+
+
+def uploads() -> list[bytes]:
+    """Return the beginnings of twice as many uploads as there are descriptors, over HTTP and WebSockets."""
+    text = b'{"video": {"filename": "v", "size": 900000}, "image": {"filename": "i", "size": 900000}}'
+    frames = frame_head(aiohttp.WSMsgType.TEXT, len(text)) + text + frame_head(aiohttp.WSMsgType.BINARY, 900_000)
+    return [HEAD + FORM + PART + bytes(1000), UPGRADE + frames + bytes(1000)] * DESCRIPTORS
+
+
+async def stand_uploads_without_descriptors(folder: Path) -> int:
+    """Let uploads take every descriptor that they can get; returns how many the service had open, at most.
+
+    The job that runs meanwhile must succeed, and the service must answer when the uploads are gone.
+    """
+    pictures = [picture[..., ::-1] for picture in astronaut_frames(FRAMES, SIZE)]
+    folder.mkdir()
+    media = Media(folder)
+    media.video = make_clip(folder / "astronaut.mp4", FRAMES, size=SIZE, draw=lambda i, *_: pictures[i]).read_bytes()
+    async with (
+        Service(folder, descriptors=DESCRIPTORS, segment_frames=FRAMES // 4) as service,
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(sock_read=WAIT_S)) as session,
+    ):
+        api = Api(service.url, session, media)
+        prompt_id = await api.submit()
+        async with api.watching(prompt_id) as stream:
+            most = 0
+            async with sockets(service.url) as bad:
+                await bad.open_all(uploads())
+                async with asyncio.timeout(WAIT_S):
+                    async for event in stream:
+                        most = max(most, psutil.Process(service.pid).num_fds())
+                        last = event
+            assert last.type == "completed", (last, service.log())
+        await eventually(lambda: answers(api))
+        assert "Traceback" not in service.log() and "Too many open files" not in service.log(), service.log()
+        assert (await api.status(prompt_id))["attempts"] == 4, await api.status(prompt_id)
+    return most
+
+
+async def answers(api: Api) -> bool:
+    with contextlib.suppress(aiohttp.ClientError):
+        return (await api.get("/health")).status == 200
+    return False
+
+
+def table(times: dict[str, list[float]]) -> Iterable[str]:
+    for when, taken in times.items():
+        ranked = sorted(taken)
+        p99 = ranked[int(len(ranked) * 0.99)]
+        median = statistics.median(ranked)
+        yield f"/health {when}: {len(ranked)} answers, median {median:.1f}, p99 {p99:.1f}, worst {ranked[-1]:.1f} ms\n"
+
+
+async def main(crowd: Crowd, seconds: float) -> int:
+    """Run both; 1 when `/health` was late."""
+    with tempfile.TemporaryDirectory(prefix="faceswap-siege-") as name:
+        times = await stand_a_crowd(Path(name, "crowd"), crowd, seconds)
+        sys.stdout.write("".join(table(times)))
+        most = await stand_uploads_without_descriptors(Path(name, "descriptors"))
+    sys.stdout.write(f"{most} of {DESCRIPTORS} descriptors were open, and the job that ran succeeded\n")
+    late = sum(ms > HEALTH_MS for ms in times["meanwhile"])
+    sys.stdout.write(
+        f"{late} answers of /health took longer than {HEALTH_MS:.0f} ms\n" if late else "all as promised\n"
+    )
+    return 1 if late else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slow", type=int, default=200, help="senders of a byte a second")
+    parser.add_argument("--idle", type=int, default=1000, help="event streams of a job that is held")
+    parser.add_argument("--unread", type=int, default=20, help="clients that never read")
+    parser.add_argument("--seconds", type=float, default=60, help="of asking for /health")
+    options = parser.parse_args()
+    sys.exit(asyncio.run(main(Crowd(options.slow, options.idle, options.unread), options.seconds)))
