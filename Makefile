@@ -59,6 +59,10 @@ long: $(VENV)/.installed-dev ## ten minutes of 1080p, killed in the middle: memo
 proxies: $(VENV)/.installed-dev ## 2 GiB through nginx and Caddy while others watch; SIZE_MB=…
 	cd tests && ../$(BIN)/python -m system.through_proxies $(if $(SIZE_MB),--size-mb $(SIZE_MB)) $(ARGS)
 
+.PHONY: siege
+siege: $(VENV)/.installed-dev ## slow senders, idle streams, clients that never read, 256 descriptors: /health below 100 ms
+	cd tests && ../$(BIN)/python -m system.siege $(ARGS)
+
 .PHONY: compat
 compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI client packages from the package index
 	$(BIN)/python tests/compat/run.py

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from clips import make_clip
 from service_rig import service_and_engines
 from waiting import WAIT_S, eventually
 
-from faceswap.files import PIECE_BYTES, FileWriter, new_file
+from faceswap.files import PIECE_BYTES, Files, FileWriter, new_file
 from faceswap.files import writer as writer_module
 
 PIECE = bytes(range(256)) * (PIECE_BYTES // 256)
@@ -195,3 +196,16 @@ async def test_a_disk_that_fills_in_the_middle_is_told_and_leaves_nothing(
         async with new_file(tmp_path / "file") as file:
             await file.write(bytes(size))
     assert not list(tmp_path.iterdir())
+
+
+async def test_the_room_on_the_disk_is_told_though_every_thread_waits_for_it(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    held = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        begun = asyncio.gather(asyncio.to_thread(held.wait), files.begin_upload("job"))
+        async with asyncio.timeout(WAIT_S):
+            assert await files.free_bytes() > 0
+        assert not begun.done()
+        held.set()
+        await begun

@@ -11,9 +11,10 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
 
@@ -64,6 +65,20 @@ def in_thread(work: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
     @wraps(work)
     async def run(*arguments: P.args, **named: P.kwargs) -> R:
         return await asyncio.to_thread(work, *arguments, **named)
+
+    return run
+
+
+_QUESTIONS = ThreadPoolExecutor(2, "question")
+"""Threads for what `/health` asks, so that a crowd of uploads that begin keeps no answer waiting."""
+
+
+def in_thread_at_once(work: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Turn a function that asks a disk something into a coroutine function, whatever else other threads have to do."""
+
+    @wraps(work)
+    async def run(*arguments: P.args, **named: P.kwargs) -> R:
+        return await asyncio.get_running_loop().run_in_executor(_QUESTIONS, partial(work, *arguments, **named))
 
     return run
 
@@ -183,7 +198,7 @@ class Files:
         """Delete a file, if it exists."""
         path.unlink(missing_ok=True)
 
-    @in_thread
+    @in_thread_at_once
     def free_bytes(self) -> int:
         """Return the free space on the disk, in bytes."""
         return shutil.disk_usage(self.root).free

@@ -19,7 +19,7 @@ from pathlib import Path
 from .. import durable
 from ..config import ConfigError
 from ..jobs import Job
-from .local import ENGINE_FOLDERS, ERASURE, Files, folders_in, in_thread
+from .local import ENGINE_FOLDERS, ERASURE, Files, folders_in, in_thread, in_thread_at_once
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ class SharedFolder(SharedFiles):
         if not await asyncio.to_thread(self.folder.is_dir):
             raise ConfigError(f"FACESWAP_FILES_URL={str(self.folder)!r}: there is no such folder; is it mounted?")
 
-    @in_thread
+    @in_thread_at_once
     def is_available(self) -> bool:
         """Return whether the folder is there."""
         return self._inputs.is_dir()
@@ -109,7 +109,7 @@ class SharedFolder(SharedFiles):
         """Return the path of this node's copy of a job's video that pieces are cut from."""
         return self._scratch / prompt_id / f"prepared-{self._node}.mp4"
 
-    @in_thread
+    @in_thread_at_once
     def free_bytes(self) -> int:
         """Return the free space on the fuller one of the two disks, in bytes."""
         return min(shutil.disk_usage(folder).free for folder in (self.root, self.folder))

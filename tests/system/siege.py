@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import statistics
 import sys
 import tempfile
@@ -36,7 +37,8 @@ FRAMES, SIZE = 60, (320, 320)
 HEAD = b"POST /face-swap HTTP/1.1\r\nHost: localhost\r\n"
 FORM = b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 900000\r\n\r\n"
 PART = b'--b\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\n'
-PAGE = b"GET /app.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+LARGE_BYTES = 64 << 20
+"""More than the buffers of a connection hold."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,25 @@ class Crowd:
 class Sockets:
     """Connections that are kept open until the end, most of them good for nothing."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, ahead_bytes: int) -> None:
         self._address = (URL(url).host, URL(url).port)
+        self._ahead_bytes = ahead_bytes
         self._tasks: list[asyncio.Task[None]] = []
         self._writers: list[asyncio.StreamWriter] = []
 
     async def open(self, data: bytes) -> asyncio.StreamReader:
         """Open a connection and send a beginning."""
-        reader, writer = await asyncio.open_connection(*self._address)
+        reader, writer = await asyncio.open_connection(*self._address, limit=self._ahead_bytes)
         self._writers.append(writer)
         writer.write(data)
         return reader
+
+    def attempt_all(self, beginnings: Iterable[bytes]) -> None:
+        """Open connections beside everything else; those that are refused are given up."""
+        self._tasks.append(asyncio.create_task(self._attempt_all(beginnings)))
+
+    async def _attempt_all(self, beginnings: Iterable[bytes]) -> None:
+        await asyncio.gather(*(self.open(beginning) for beginning in beginnings), return_exceptions=True)
 
     async def open_all(self, beginnings: Iterable[bytes]) -> list[asyncio.StreamReader]:
         return list(await asyncio.gather(*(self.open(beginning) for beginning in beginnings)))
@@ -86,8 +96,9 @@ class Sockets:
 
 
 @asynccontextmanager
-async def sockets(url: str) -> AsyncIterator[Sockets]:
-    opened = Sockets(url)
+async def sockets(url: str, ahead_bytes: int = 1 << 20) -> AsyncIterator[Sockets]:
+    """Yield connections that read at most so much of what nobody asks for."""
+    opened = Sockets(url, ahead_bytes)
     try:
         yield opened
     finally:
@@ -105,6 +116,19 @@ async def health_ms(api: Api, seconds: float) -> list[float]:
         assert answer.status == 200
         await asyncio.sleep(0.02)
     return taken
+
+
+def get(path: str) -> bytes:
+    """Return a request."""
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+
+
+async def large_download(api: Api, service: Service) -> str:
+    """Return the path of a result that is made large afterwards."""
+    path = str((await api.finished(output_name="large"))["result"])
+    [file] = service.data_dir.rglob("large.mp4")
+    os.truncate(file, LARGE_BYTES)
+    return path
 
 
 def slow(number: int) -> bytes:
@@ -127,17 +151,17 @@ async def stand_a_crowd(folder: Path, crowd: Crowd, seconds: float) -> dict[str,
         aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
     ):
         api = Api(service.url, session, media)
+        download = await large_download(api, service)
         await engine.hold()
         held = await api.submit()
         await api.until(held, "PROCESSING")
         at_rest = psutil.Process(service.pid).num_fds()
         alone = await health_ms(api, seconds / 4)
-        async with sockets(service.url) as bad, sockets(service.url) as idle:
+        async with sockets(service.url) as bad, sockets(service.url, 4096) as unread, sockets(service.url) as idle:
             await bad.open_all(slow(number) for number in range(crowd.slow))
             bad.trickle()
-            await bad.open_all(PAGE * 2000 for _ in range(crowd.unread))
-            watch = f"GET /events/{held} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
-            streams = await idle.open_all(watch for _ in range(crowd.idle))
+            await unread.open_all(get(download) for _ in range(crowd.unread))
+            streams = await idle.open_all(get(f"/events/{held}") for _ in range(crowd.idle))
             meanwhile = await health_ms(api, seconds)
             assert (await api.get("/health")).json["watchers"] == crowd.idle
             engine.release()
@@ -175,7 +199,7 @@ async def stand_uploads_without_descriptors(folder: Path) -> int:
         async with api.watching(prompt_id) as stream:
             most = 0
             async with sockets(service.url) as bad:
-                await bad.open_all(uploads())
+                bad.attempt_all(uploads())
                 async with asyncio.timeout(WAIT_S):
                     async for event in stream:
                         most = max(most, psutil.Process(service.pid).num_fds())
