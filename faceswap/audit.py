@@ -12,7 +12,7 @@ from typing import TextIO
 from .config import ConfigError, Settings, resource_dir
 from .files import Files
 from .jobs import iso
-from .store import NewerDatabase, Store, StoreError
+from .store import NewerDatabase, Store, StoreError, find_version
 
 
 def audit(
@@ -50,7 +50,13 @@ def _milliseconds(since: str) -> int:
 
 
 async def _print_lines(output: TextIO, where: Path | str, since_ms: int, prompt_id: str | None) -> None:
-    store = await Store.open(where, resource_dir("migrations"), lambda event: None)
+    migrations = resource_dir("migrations")
+    version, newest = await find_version(where, migrations)
+    if version != newest:
+        raise StoreError(
+            f"The database is not of this version yet ({newest}); start the service once.", transient=False
+        )
+    store = await Store.open(where, migrations, lambda event: None)
     try:
         async for line in store.audit_lines(since_ms, prompt_id):
             head = {"number": line.number, "at": iso(line.at), "prompt_id": line.prompt_id, "owner": line.owner}

@@ -114,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     swap.add_argument("--video", required=True, metavar="CLIP", help="video to change: a file or an address")
     swap.add_argument("-o", "--output", required=True, type=Path, metavar="OUT", help="file to save the result to")
+    swap.add_argument(
+        "--consent", metavar="TEXT", help="a text or reference that says that the person shown has agreed"
+    )
     swap.add_argument("--url", metavar="SERVER", help="a running service; without it one is started for this job")
     swap.add_argument(
         "--option", metavar="K=V", action="append", default=[], type=_option, help="a workflow option, repeatable"
@@ -271,7 +274,8 @@ async def _swap_job(arguments: argparse.Namespace, options: dict[str, Any]) -> i
             else:
                 client = await stack.enter_async_context(private_service())
             with ProgressBar(sys.stderr) as bar:
-                await run_job(client, arguments.video, arguments.image, arguments.output, options, bar)
+                files = arguments.video, arguments.image, arguments.output
+                await run_job(client, *files, options, bar, arguments.consent)
     except JobCancelled:
         return INTERRUPTED
     except (ClientError, JobFailed, OSError) as error:
@@ -297,14 +301,20 @@ class JobCancelled(Exception):
 
 
 async def run_job(
-    client: FaceSwapClient, video: str, image: str, output: Path, options: dict[str, Any], bar: ProgressBar
+    client: FaceSwapClient,
+    video: str,
+    image: str,
+    output: Path,
+    options: dict[str, Any],
+    bar: ProgressBar,
+    consent: str | None = None,
 ) -> JobEvent:
     """Submit a job, show it in `bar` and save its result to `output`; returns the `completed` event.
 
     Cancelling this task cancels the job and raises `JobCancelled`. Raises `JobFailed`, `ClientError`.
     """
     started = time.monotonic()
-    prompt_id = await client.submit(video, image, options=options)
+    prompt_id = await client.submit(video, image, options=options, consent=consent)
     try:
         end = await _follow(client, prompt_id, bar)
         if end.type != "completed":

@@ -169,6 +169,7 @@ class FaceSwapClient:
         *,
         output_name: str | None = None,
         options: Mapping[str, Any] | None = None,
+        consent: str | None = None,
         idempotency_key: str | None = None,
     ) -> str:
         """Submit a swap of the face in `image` into `video`; returns the job's `prompt_id` once the job is on disk.
@@ -181,6 +182,8 @@ class FaceSwapClient:
         values: dict[str, Any] = {}
         if output_name is not None:
             values["output_name"] = output_name
+        if consent is not None:
+            values["consent"] = consent
         if options:
             values["options"] = dict(options)
         with contextlib.ExitStack() as stack:

@@ -72,6 +72,32 @@ async def test_a_copy_that_fails_leaves_the_older_one(data_dir: Path, tmp_path: 
     assert run("backup", tmp_path / "no" / "folder" / "copy.db", "--data-dir", data_dir) == 1
 
 
+@pytest.mark.parametrize("name", ["faceswap.db", "link.db", "other.db"])
+async def test_a_database_that_is_in_use_is_never_replaced(
+    data_dir: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    database = data_dir / "faceswap.db"
+    (data_dir / "link.db").symlink_to(database)
+    (data_dir / "other.db-wal").write_bytes(b"of another service")
+    async with opened(database) as store:
+        job = await create(store)
+        before = database.stat().st_ino
+        assert run("backup", data_dir / name, "--data-dir", data_dir) == 1
+        assert "Nothing was written." in capsys.readouterr().err
+        assert database.stat().st_ino == before and await store.job(job.prompt_id)
+
+
+async def test_the_record_of_an_older_database_is_not_read_and_nothing_is_brought_up_to_date(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with opened(data_dir / "faceswap.db"):
+        pass
+    sql(data_dir / "faceswap.db", "PRAGMA user_version = 4")
+    assert run("audit", "--data-dir", data_dir) == 1
+    assert "start the service once" in capsys.readouterr().err
+    assert sql(data_dir / "faceswap.db", "PRAGMA user_version") == [(4,)]
+
+
 def test_postgresql_has_its_own_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -202,13 +202,18 @@ async def test_files_are_sent_as_multipart(
     image.write_bytes(b"face")
     async with FaceSwapClient(await serve(accept) + "prefix/", api_key="secret") as client:
         prompt_id = await client.submit(
-            video, str(image), output_name="mine", options={"crf": 18, "face_boost": True}, idempotency_key="once"
+            video,
+            str(image),
+            output_name="mine",
+            options={"crf": 18, "face_boost": True},
+            consent="form 12",
+            idempotency_key="once",
         )
     (sent,) = submissions
     assert prompt_id == "job"
     assert sent["video"] == ("video", RESULT)
     assert sent["image"] == ("image", b"face")
-    assert sent["output_name"] == "mine"
+    assert (sent["output_name"], sent["consent"]) == ("mine", "form 12")
     assert json.loads(str(sent["options"])) == {"crf": 18, "face_boost": True}
     headers = sent["headers"]
     assert headers["Prefer"] == "respond-async"  # type: ignore[index]

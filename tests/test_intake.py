@@ -862,6 +862,12 @@ async def test_consent_is_kept_as_it_was_given(door: Door) -> None:
     assert (await door.submission()).consent == "form 12, signed: Zoë"
 
 
+@pytest.mark.parametrize("consent", ["\ud800", "a\0b", "a\nb", "form 12\n", "\x85", 1, [], True])
+async def test_a_consent_can_be_stored_and_read(door: Door, consent: object) -> None:
+    await door.post(data=json.dumps({"consent": consent}), headers={"Content-Type": "application/json"})
+    assert (await door.refusal()).code == "invalid_consent"
+
+
 @pytest.mark.parametrize("consent", [b"x" * 1001, b"  "])
 async def test_a_consent_is_a_text_of_some_length(door: Door, consent: bytes) -> None:
     await door.post_form(VIDEO_PART, IMAGE_PART, ("consent", None, consent))

@@ -107,7 +107,8 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except ConnectionError:
         return _answer_instead(request, Problem("The client went away."))  # nobody reads it
     except Exception:  # the top of the request
-        log.exception("%s %s", request.method, request.path)
+        resource = request.match_info.route.resource  # not the path: names of files are people's
+        log.exception("%s %s", request.method, "-" if resource is None else resource.canonical)
         return _answer_instead(request, Problem("Something went wrong inside the service; its log says what."))
 
 

@@ -100,7 +100,7 @@ FIELDS: Mapping[str, Schema] = {
     "result_put_url": {**URL, "description": "An address, signed for that, that the result is sent to by `PUT`."},
     "consent": {
         "type": "string",
-        "pattern": r"\S",
+        "pattern": r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$",
         "maxLength": CONSENT_LIMIT,
         "description": "A text or reference that says that the person shown has agreed.",
     },

@@ -194,11 +194,20 @@ class SQLite:
             await self.writer.close()
 
 
+def _companions(path: Path) -> list[Path]:
+    """Return the names of the files that belong to a database which is in use."""
+    return [path.with_name(path.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
+
+
 def copy_database(path: Path, target: Path) -> None:
     """Write a consistent copy of a database that others may be using: whole and on the disk, or not at all.
 
     It takes the place of an older file at once. Raises `StoreError`, `OSError`.
     """
+    if target.exists() and target.samefile(path):
+        raise FileExistsError(f"{target} is the database itself.")
+    if found := [name for name in _companions(target) if name.exists()]:
+        raise FileExistsError(f"There is a file {found[0]}: {target} may be a database that is in use.")
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     try:

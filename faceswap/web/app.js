@@ -178,6 +178,8 @@ function formBody() {
   const body = new FormData();
   const name = $("output_name").value.trim();
   if (name) body.append("output_name", name);
+  const consent = $("consent").value.trim();
+  if (consent) body.append("consent", consent);
   const options = {};
   for (const [option, read] of Object.entries(OPTIONS)) {
     const value = $(option).value.trim();
