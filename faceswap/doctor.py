@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from .comfy.inspection import node_classes, problems
 from .config import ConfigError, Settings, is_loopback, resource_dir
 from .files import Files, FilesUnavailable, open_files
 from .keyring import read_keys
-from .store import NewerDatabase, Store, StoreError, find_version
+from .store import ApiKey, NewerDatabase, Store, StoreError, find_version
 from .tracing import ENDPOINTS, NOT_INSTALLED
 from .workflow import Workflow
 
@@ -179,12 +179,15 @@ async def _access(settings: Settings) -> Finding:
         names = set(read_keys(settings.api_keys_file).values() if settings.api_keys_file else ())
     except ConfigError as error:
         return Finding(Verdict.MISSING, "access", str(error))
+    stored: Sequence[ApiKey] = ()
     with suppress(NewerDatabase, StoreError):  # which was told before
-        names |= await _stored_keys(settings)
+        stored = await _stored_keys(settings)
+    names |= {key.name for key in stored if key.revoked_at is None}
     if names:
         return Finding(Verdict.FINE, "access", f"by the keys of {', '.join(sorted(names))}")
-    if settings.api_keys_file:
-        return Finding(Verdict.NOTE, "access", f"nobody has a key yet: add lines to {settings.api_keys_file}")
+    if settings.api_keys_file or stored:
+        advice = "nobody has a key that counts, and nobody is let in; make one with `faceswap key add NAME`"
+        return Finding(Verdict.NOTE, "access", advice)
     if is_loopback(settings.host):
         return Finding(Verdict.FINE, "access", f"without keys, from this machine only ({settings.host})")
     if settings.allow_anonymous:
@@ -193,15 +196,15 @@ async def _access(settings: Settings) -> Finding:
     return Finding(Verdict.MISSING, "access", f"{settings.host} is open to others: {advice}")
 
 
-async def _stored_keys(settings: Settings) -> set[str]:
-    """Return the names of the keys in the database, none where it is to be brought up to date first."""
+async def _stored_keys(settings: Settings) -> Sequence[ApiKey]:
+    """Return the keys in the database, none where it is to be brought up to date first."""
     where, migrations = settings.database_url or Files(settings.data_dir).database, resource_dir("migrations")
     version, newest = await find_version(where, migrations)
     if version != newest:
-        return set()
+        return ()
     store = await Store.open(where, migrations, lambda _: None)
     try:
-        return {key.name for key in await store.api_keys() if key.revoked_at is None}
+        return await store.api_keys()
     finally:
         await store.close()
 

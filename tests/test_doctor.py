@@ -129,6 +129,8 @@ async def test_who_is_let_in_is_told(tmp_path: Path, engine: EngineRig) -> None:
     async with opened(tmp_path / "faceswap.db") as store:
         await store.add_key(digest(new_key()), "bob")
         assert await found(tmp_path, engine.url, **open_to_all) == {}
+        await store.revoke_keys("bob")
+        assert "nobody is let in" in (await found(tmp_path, engine.url))["access"][0]
 
 
 async def test_a_data_folder_that_is_none_is_told(tmp_path: Path, engine: EngineRig) -> None:

@@ -22,7 +22,7 @@ TAGS: Mapping[str, str] = {
     "files": "Fetch results",
     "service": "The service itself",
 }
-DOCUMENT = web.AppKey("openapi document", dict[str, Any])
+DOCUMENT: web.AppKey[Mapping[str, Any]] = web.AppKey("openapi document")
 _PROBLEM_HEADERS: Mapping[int, str] = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
 _ENCODED = web.AppKey("openapi document as sent", bytes)
 _PAGE = web.AppKey("page of the description", str)

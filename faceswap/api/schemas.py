@@ -242,6 +242,15 @@ _DELIVERY = record(
 
 _EVENT_ID = {"anyOf": [COUNT, TEXT], "description": "The number of the last event that was seen."}
 _ANNOUNCED = record({"filename": TEXT, "size": COUNT}, optional=("filename",))
+_VIDEOS, _IMAGES = ("video", "video_url"), ("image", "image_url")
+
+
+def _form(video: str, image: str) -> Schema:
+    """Return the schema of a form with these two inputs."""
+    others = {name: schema for name, schema in FIELDS.items() if name not in (*_VIDEOS, *_IMAGES)}
+    return record({video: FIELDS[video], image: FIELDS[image], **others}, optional=tuple(others))
+
+
 _SOCKET_FIELDS = {name: schema for name, schema in FIELDS.items() if name not in ("video", "image")}
 
 
@@ -270,14 +279,11 @@ SCHEMAS: Mapping[str, Schema] = {
     },
     "ChosenOptions": {**record(OPTIONS, optional=tuple(OPTIONS)), "description": "The options that were chosen."},
     "SwapForm": {
-        **record(FIELDS, optional=tuple(FIELDS)),
-        "allOf": [
-            {"oneOf": [{"required": ["video"]}, {"required": ["video_url"]}]},
-            {"oneOf": [{"required": ["image"]}, {"required": ["image_url"]}]},
-        ],
+        "description": "The video and the picture, each as a file or as its address.",
+        "anyOf": [_form(video, image) for video in _VIDEOS for image in _IMAGES],
     },
     "SwapRequest": {
-        **record(_SOCKET_FIELDS, optional=tuple(name for name in _SOCKET_FIELDS if not name.endswith("e_url"))),
+        **_form("video_url", "image_url"),
         "description": f"At most {MAX_TEXT_BYTES:,} bytes.",
     },
     "Status": STATUS,

@@ -15,6 +15,7 @@ from ..jobs import JobState
 from ..store import StoreError
 from .access import is_stranger
 from .keys import ENGINE, FEED, FILES, HUB, NODE, SCHEDULER, SETTINGS, STORE
+from .openapi import DOCUMENT
 
 T = TypeVar("T")
 
@@ -170,7 +171,7 @@ async def get_root(request: web.Request) -> web.StreamResponse:
     """Answer browsers with the web page and programs with the description of the API."""
     if "text/html" in request.headers.get("Accept", ""):
         return _page("index.html", "text/html")
-    return web.json_response(_description())
+    return web.json_response(_information(request.app[DOCUMENT]))
 
 
 async def get_web_file(request: web.Request) -> web.StreamResponse:
@@ -192,28 +193,11 @@ def _page(name: str, content_type: str) -> web.FileResponse:
     return web.FileResponse(WEB / name, headers=headers)
 
 
-def _description() -> dict[str, Any]:
-    return {
-        "name": "faceswap",
-        "version": __version__,
-        "endpoints": {
-            "POST /face-swap": "swap a face into a video; answers with events, or with an id",
-            "WebSocket /face-swap-ws": "the same over a WebSocket",
-            "GET /status/{prompt_id}": "how a job is; ?wait=SECONDS",
-            "GET /events/{prompt_id}": "a job's events as Server-Sent Events; Last-Event-ID",
-            "GET /preview/{prompt_id}": "the newest picture of a running job",
-            "GET /download/{filename}": "a result; Range, ?inline=1",
-            "GET /jobs": "all jobs, newest first; ?status= &limit= &cursor=",
-            "POST /jobs/{prompt_id}/cancel": "stop a job",
-            "POST /jobs/{prompt_id}/retry": "a failed or cancelled job again",
-            "DELETE /jobs/{prompt_id}": "erase a job for good",
-            "GET /jobs/{prompt_id}/deliveries": "what a job sends at its end, and how far that has come",
-            "POST /jobs/{prompt_id}/deliveries/redeliver": "send them again",
-            "GET /health": "how the service and its engines are",
-            "GET /livez": "200 while the process runs",
-            "GET /readyz": "200 while jobs can be taken in",
-            "GET /metrics": "figures for Prometheus",
-            "GET /openapi.json": "this API as OpenAPI 3.1",
-            "GET /docs": "the same as a page to read",
-        },
+def _information(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the description of the API in short."""
+    endpoints = {
+        f"{method.upper()} {path}": operation["summary"]
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
     }
+    return {"name": "faceswap", "version": __version__, "endpoints": endpoints}
