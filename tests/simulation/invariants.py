@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from faceswap.deliveries import DeliveryState
 from faceswap.jobs import SUPERSEDED_EVENTS, TERMINAL, TRANSITIONS, Event, JobState, SegmentState
 from faceswap.store import JANITOR_LEASE
 
@@ -62,6 +63,13 @@ CREATE TRIGGER lease_gone AFTER DELETE ON lease BEGIN
   INSERT INTO move (kind, name, was) VALUES ('lease', OLD.name, OLD.holder); END;
 CREATE TRIGGER audit_line AFTER INSERT ON audit BEGIN
   INSERT INTO move (kind, name, now) VALUES ('audit', NEW.prompt_id, NEW.what); END;
+CREATE TRIGGER delivery_made AFTER INSERT ON delivery BEGIN
+  INSERT INTO move (kind, name, now, more) VALUES ('delivery', NEW.id, NEW.state, json_object('job', NEW.prompt_id));
+  END;
+CREATE TRIGGER delivery_moved AFTER UPDATE OF state ON delivery WHEN OLD.state <> NEW.state BEGIN
+  INSERT INTO move (kind, name, was, now) VALUES ('delivery', NEW.id, OLD.state, NEW.state); END;
+CREATE TRIGGER delivery_gone AFTER DELETE ON delivery BEGIN
+  INSERT INTO move (kind, name, was) VALUES ('delivery', OLD.id, OLD.state); END;
 CREATE TRIGGER abandoned AFTER INSERT ON abandoned_prompt BEGIN
   INSERT INTO move (kind, name) VALUES ('abandoned', NEW.comfy_prompt_id); END;
 """
@@ -131,6 +139,11 @@ class Invariants:
         self.leases: dict[str, LeaseState] = {}
         self.rejected: set[str] = set()
         """Prompts whose output did not pass the check."""
+        self.received: set[str] = set()
+        """The ids of the deliveries that a receiver has got."""
+        self._undelivered: set[str] = set()
+        self._ended_untold: set[str] = set()
+        """Jobs that the commit which is judged has ended, and of which it has stored no delivery so far."""
         self._retries: defaultdict[str, int] = defaultdict(int)
         self._abandoned: set[str] = set()
         self._numbers: defaultdict[str, int] = defaultdict(int)
@@ -175,6 +188,8 @@ class Invariants:
                     self._check(number > self._numbers[name], f"event number {number} of {name} is used again: {now}")
                     self._numbers[name] = max(number, self._numbers[name])
                     self._events[name][number] = (now, self._world.scheduler.now)
+                case "delivery":
+                    self._delivery_moved(name, now, details)
                 case "cancel" if self._is_calm:
                     self._world.environment.call_later(CANCEL_S, self._check_stopped, name, self._at_work(name))
                 case "erased" if self._world.is_shared:  # no time to live is as short as a simulation
@@ -183,6 +198,8 @@ class Invariants:
                     self._check(int(now) > int(was), f"last_seq of {name} goes from {was} to {now}")
                 case "abandoned":
                     self._abandoned.add(name)
+        silent = self._ended_untold
+        self._check(not silent, f"{node.name} ends {sorted(silent)} without the delivery that tells of it")
 
     def _check_record(self, moves: Sequence[tuple[Any, ...]]) -> None:
         """Check that the audit lines of a commit are those of its moves of jobs, each once, in order."""
@@ -203,11 +220,14 @@ class Invariants:
         if now is None:
             self._check(prompt_id in self.unwanted, f"{prompt_id} was deleted and nobody asked for that")
             del self.jobs[prompt_id]
+            self._ended_untold.discard(prompt_id)
             return
         state = self.jobs[prompt_id] = JobState(now)
         if was is None:
             return
         self._check(state in TRANSITIONS[JobState(was)], f"{prompt_id} goes from {was} to {now}")
+        if state in TERMINAL:
+            self._ended_untold.add(prompt_id)
         if state is JobState.QUEUED:
             self._retries[prompt_id] += 1
         elif state is JobState.SUCCESS:
@@ -259,6 +279,16 @@ class Invariants:
             self._check(details["id"] not in self.claims, f"the id {details['id']} of {name} was used before")
         if after is SegmentState.SUBMITTED:
             self.claims[details["id"]] = Claim(prompt_id, number, details["attempt"], self._retries[prompt_id])
+
+    def _delivery_moved(self, id_: str, now: str | None, details: dict[str, Any]) -> None:
+        if details:
+            self._ended_untold.discard(details["job"])
+        if now == DeliveryState.WAITING:
+            self._undelivered.add(id_)
+        else:
+            self._undelivered.discard(id_)
+        self._check(now != DeliveryState.FAILED, f"the delivery {id_} is given up too early")
+        self._check(now != DeliveryState.DELIVERED or id_ in self.received, f"{id_} counts as delivered and was not")
 
     def _lease_moved(self, node: Node, name: str, holder: str, details: dict[str, Any], now: int) -> None:
         lease = self.leases.get(name)
@@ -409,6 +439,7 @@ class Invariants:
             and all(comfy.running is None and not comfy.pending and self._is_held(comfy) for comfy in world.comfies)
             and all(watcher.ended for watcher in world.users.watchers)
             and all(node.is_idle for node in world.nodes)
+            and not self._undelivered
             and not world.jobs_with_copies()
         )
 
@@ -442,6 +473,7 @@ class Invariants:
             self._check(self._is_held(comfy), f"{comfy.name} is held by {self.leases.get(f'backend:{comfy.name}')}")
         for comfy in self._world.comfies:
             self._check(comfy.running is None and not comfy.pending, f"{comfy.name} still works for an ended job")
+        self._check(not self._undelivered, f"what jobs owed was not delivered: {sorted(self._undelivered)}")
         self._check_results()
         stray = self._world.jobs_with_files() - stored.keys() - self._interrupted_uploads()
         self._check(not stray, f"files of no job: {sorted(stray)}")

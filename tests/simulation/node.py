@@ -23,6 +23,7 @@ from .comfyui import SimulatedClient
 from .database import SimulatedEngine, Way
 from .loop import Machine
 from .media import SimulatedMedia
+from .outbox import SimulatedOutbox
 
 if TYPE_CHECKING:
     from .world import World
@@ -181,6 +182,7 @@ class Node:
             self.scheduler = Scheduler(
                 store, files, media, reporter, world.workflows, pool, world.timeouts, self.feed, membership
             )
+            outbox = SimulatedOutbox(world, store, files, self.holder)
             janitor = Janitor(Settings(data_dir=files.root), store, files, self.holder)
             await janitor.clear_debris()
             try:
@@ -188,6 +190,7 @@ class Node:
                     tasks.create_task(self.feed.run(), name="feed")
                     tasks.create_task(self.scheduler.run(), name="scheduler")
                     tasks.create_task(janitor.run(), name="janitor")
+                    tasks.create_task(outbox.run(), name="outbox")
                     self.ready = True
             finally:
                 self.ready = False

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 QUEUE_LIMIT = 100
 WORKFLOW = "FaceSwap-Reactor-API"
+WEBHOOK_URL = "https://receiver.example.com/"
+"""The address that is told of the end of every job."""
 FRAMES, LONG = (3, 20), (30, 40)
 """Frames of a segment, at least and at most, of most jobs and of those that take long."""
 PAUSE_S = 3.0
@@ -114,7 +116,7 @@ class Users:
         inputs = Inputs(
             video, face, "a" * 64, "b" * 64, 100, 64, 48, sum(counts), Fraction(24), sum(counts) / 24, False
         )
-        new = NewJob(prompt_id, "clip", Options(), WORKFLOW, inputs, plans)
+        new = NewJob(prompt_id, "clip", Options(), WORKFLOW, inputs, plans, webhook_url=WEBHOOK_URL)
         try:
             await node.store.create(new, QUEUE_LIMIT)
         except CommitUnknown:
