@@ -223,10 +223,15 @@ class S3Files(SharedFiles):
         return path
 
     async def delete_inputs(self, prompt_id: str) -> None:
-        """Delete a job's inputs, its segments and its preview; their copies here and in the embedded engine first."""
+        """Delete a job's inputs, its segments and its preview, and their copies here and in the embedded engine.
+
+        The copies go last: after a crash they tell the next start that something may be left.
+        """
         await self._end_fetches(prompt_id)
-        await super().delete_inputs(prompt_id)
-        await self._delete(f"inputs/{prompt_id}/", f"segments/{prompt_id}/", _preview(prompt_id))
+        try:
+            await self._delete(f"inputs/{prompt_id}/", f"segments/{prompt_id}/", _preview(prompt_id))
+        finally:
+            await super().delete_inputs(prompt_id)
 
     # Copies
 
