@@ -868,7 +868,7 @@ async def test_a_consent_can_be_stored_and_read(door: Door, consent: object) -> 
     assert (await door.refusal()).code == "invalid_consent"
 
 
-@pytest.mark.parametrize("consent", [b"x" * 1001, b"  "])
+@pytest.mark.parametrize("consent", [b"x" * 1001, b"x" * 65_000 + b"\n", b" " * 65_000 + b"\n", b"  "])
 async def test_a_consent_is_a_text_of_some_length(door: Door, consent: bytes) -> None:
     await door.post_form(VIDEO_PART, IMAGE_PART, ("consent", None, consent))
     assert (await door.refusal()).code == "invalid_consent"

@@ -100,9 +100,9 @@ FIELDS: Mapping[str, Schema] = {
     "result_put_url": {**URL, "description": "An address, signed for that, that the result is sent to by `PUT`."},
     "consent": {
         "type": "string",
-        "pattern": r"^[^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$",
+        "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$",
         "maxLength": CONSENT_LIMIT,
-        "description": "A text or reference that says that the person shown has agreed.",
+        "description": "A text or reference, more than spaces, that says that the person shown has agreed.",
     },
 }
 """The fields of a request for a swap."""
