@@ -13,7 +13,7 @@ import aiohttp
 from aiohttp import web
 from yarl import URL
 
-from .api import access, keys, middleware
+from .api import access, keys, middleware, rate_limit
 from .api.routes import add_routes
 from .comfy.backend import EMBEDDED, Backend, BackendPool
 from .comfy.client import ComfyClient
@@ -70,6 +70,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     name = node_name(settings)
     app = web.Application(middlewares=[middleware.problems, middleware.same_origin, access.authenticate])
     app[keys.SETTINGS] = settings
+    app[rate_limit.RATE_LIMIT] = rate_limit.RateLimit(settings.rate_limit)
     app[keys.HUB] = Hub()
     app[keys.FEED] = Feed(app[keys.HUB])
     app[keys.FILES] = open_files(settings, name)
@@ -123,6 +124,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     app.cleanup_ctx.append(parts)
     app.on_shutdown.append(_close_streams)
     app.on_response_prepare.append(middleware.add_common_headers)
+    app.on_response_prepare.append(rate_limit.add_allowance)
     add_routes(app)
     return app
 

@@ -1,15 +1,13 @@
-"""Access by an API key or by a signed link, and the address that a request came from."""
+"""Access by an API key or by a signed link."""
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
 
-from ..config import Network, Settings
 from ..errors import Forbidden, NotFound, Unauthorized
 from ..links import EXPIRES, SIGNATURE, signed_job
 from .keys import KEYRING, LINK_SECRET, OWNER, STORE
@@ -19,8 +17,6 @@ OPEN = frozenset(path for (_, path), operation in OPERATIONS.items() if not oper
 """The routes that need no key and tell nothing of any job."""
 OPEN_IN_PART = frozenset(path for (_, path), operation in OPERATIONS.items() if operation.tells_strangers)
 """The routes that tell less without a key."""
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @web.middleware
@@ -98,35 +94,3 @@ async def _owner_by_link(request: web.Request, candidates: _Candidates) -> str |
     if int(request.query[EXPIRES]) <= time.time():
         raise Forbidden("This link has expired; ask for a new one.", code="link_expired")
     return owners[prompt_id]
-
-
-def client_address(request: web.BaseRequest, settings: Settings) -> Address | None:
-    """Return the address that a request came from, as its connection tells; None where that tells none.
-
-    `X-Forwarded-For` is believed from `FACESWAP_TRUSTED_PROXIES` only, from its end up to the first address that is
-    none of them.
-    """
-    address = _address(request.remote or "")
-    for text in reversed(",".join(request.headers.getall("X-Forwarded-For", ())).split(",")):
-        forwarded = _address(text.strip())
-        if address is None or forwarded is None or not _is_among(address, settings.trusted_proxies):
-            break
-        address = forwarded
-    return address
-
-
-def _address(text: str) -> Address | None:
-    """Parse an address, which may have a port or a zone; one of IPv4 that is written as IPv6 is one of IPv4."""
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    try:
-        address = ipaddress.ip_address(text.partition("%")[0])
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-def _is_among(address: Address, networks: tuple[Network, ...]) -> bool:
-    return any(address.version == network.version and address in network for network in networks)

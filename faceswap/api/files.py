@@ -1,20 +1,34 @@
-"""Downloads of results."""
+"""Downloads of results, and of the inputs while they are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import aclosing
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import aiofiles.os
 from aiohttp import ETag, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
 from ..errors import Gone
-from ..files import StoredResult
+from ..files import RemoteFile
+from ..jobs import Job
 from ..metrics import SENT_BYTES
 from .keys import FILES, SETTINGS, STORE, owner_of
 
+MEDIA_TYPES: Mapping[str, str] = {
+    ".mp4": "video/mp4",
+    ".mov": "video/quicktime",
+    ".webm": "video/webm",
+    ".mkv": "video/x-matroska",
+    ".avi": "video/x-msvideo",
+    ".gif": "image/gif",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".webp": "image/webp",
+    ".bmp": "image/bmp",
+}
+"""The media types by the extensions of results and inputs."""
 SIGNED_S = 300.0
 """The time for which the address of a redirect can be used; a download that has begun goes on."""
 
@@ -25,23 +39,57 @@ async def download(request: web.Request) -> web.StreamResponse:
     result = await request.app[FILES].find_result(job)
     if result is None:
         raise Gone("This result was removed from the server's disk.", code="result_expired", prompt_id=job.prompt_id)
-    is_inline = request.query.get("inline") == "1"
-    headers = {
-        "Content-Type": "video/mp4",
-        "Content-Disposition": f'{"inline" if is_inline else "attachment"}; filename="{job.result_file}"',
-        "Cache-Control": "private, no-cache",
-    }
-    if isinstance(result, Path):
-        return _RangeFileResponse(result, headers=headers)
+    is_inline = _is_inline(request)
     # A signed address is good for GET only, and names the result an attachment.
-    if request.app[SETTINGS].download_redirect and request.method == "GET" and not is_inline:
+    may_redirect = request.app[SETTINGS].download_redirect and request.method == "GET" and not is_inline
+    if may_redirect and not isinstance(result, Path):
         location = await result.sign(SIGNED_S)
         return web.Response(status=307, headers={"Location": location, "Cache-Control": "no-store"})
-    return await _send_stored(request, result, headers)
+    return await _send(request, result, f"{job.result_file}")
 
 
-async def _send_stored(request: web.Request, result: StoredResult, headers: Mapping[str, str]) -> web.StreamResponse:
-    """Send a result that is read from elsewhere, no faster than the client takes it."""
+async def get_video(request: web.Request) -> web.StreamResponse:
+    """Send the video of a job, as it was received, until it is erased."""
+    job = await _job(request)
+    return await _send_input(request, job, job.inputs.video_file, job.inputs.video_sha256)
+
+
+async def get_image(request: web.Request) -> web.StreamResponse:
+    """Send the picture of the face of a job, as it was received, until it is erased."""
+    job = await _job(request)
+    return await _send_input(request, job, job.inputs.image_file, job.inputs.image_sha256)
+
+
+async def _job(request: web.Request) -> Job:
+    return await request.app[STORE].owned_job(request.match_info["prompt_id"], owner_of(request))
+
+
+async def _send_input(request: web.Request, job: Job, file: str, sha256: str) -> web.StreamResponse:
+    is_kept = await request.app[STORE].with_inputs([job.prompt_id])
+    found = await request.app[FILES].find_input(job.prompt_id, file, sha256) if is_kept else None
+    if found is None:
+        raise Gone("The inputs of this job were erased already.", code="inputs_erased", prompt_id=job.prompt_id)
+    return await _send(request, found, file)
+
+
+def _is_inline(request: web.Request) -> bool:
+    return request.query.get("inline") == "1"
+
+
+async def _send(request: web.Request, file: Path | RemoteFile, name: str) -> web.StreamResponse:
+    """Send a file, named as `name` to who saves it: whole, in ranges, or its headers only."""
+    headers = {
+        "Content-Type": MEDIA_TYPES.get(PurePath(name).suffix, "application/octet-stream"),
+        "Content-Disposition": f'{"inline" if _is_inline(request) else "attachment"}; filename="{name}"',
+        "Cache-Control": "private, no-cache",
+    }
+    if isinstance(file, Path):
+        return _RangeFileResponse(file, headers=headers)
+    return await _send_remote(request, file, headers)
+
+
+async def _send_remote(request: web.Request, result: RemoteFile, headers: Mapping[str, str]) -> web.StreamResponse:
+    """Send a file that is read from elsewhere, no faster than the client takes it."""
     response = web.StreamResponse(headers=headers)
     response.headers[hdrs.ACCEPT_RANGES] = "bytes"
     response.etag, response.last_modified = result.etag, result.modified
@@ -64,7 +112,7 @@ async def _send_stored(request: web.Request, result: StoredResult, headers: Mapp
     return response
 
 
-def _conditional_status(request: web.Request, result: StoredResult) -> int:
+def _conditional_status(request: web.Request, result: RemoteFile) -> int:
     """Return 200, or the status that the conditions of a request lead to (RFC 9110, 13.2.2)."""
     modified = result.modified.replace(microsecond=0)
     if (if_match := request.if_match) is not None:
@@ -83,7 +131,7 @@ def _names(etags: tuple[ETag, ...], etag: str, *, weak: bool) -> bool:
     return any(one.value == "*" or (one.value == etag and (weak or not one.is_weak)) for one in etags)
 
 
-def _range_is_of(request: web.Request, result: StoredResult) -> bool:
+def _range_is_of(request: web.Request, result: RemoteFile) -> bool:
     """Return whether the range of a request is one of this very result, by its `If-Range`."""
     text = request.headers.get(hdrs.IF_RANGE, "")
     if text.startswith(('"', "W/")):

@@ -12,7 +12,8 @@ from aiohttp import web
 from ..errors import BadRequest, Conflict, NotFound
 from ..hub import Closing, Lagging
 from ..jobs import TERMINAL, Job, JobState
-from .keys import FEED, PROGRESS_REPORTER, SCHEDULER, STORE, owner_of
+from .keys import FEED, PROGRESS_REPORTER, SCHEDULER, SETTINGS, STORE, owner_of
+from .rate_limit import count_submission
 from .stream import stream_events
 
 MAX_WAIT_S = 60.0
@@ -137,7 +138,10 @@ async def cancel_job(request: web.Request, prompt_id: str) -> Job:
 
 async def post_retry(request: web.Request) -> web.Response:
     """Queue a failed or cancelled job again; its finished segments are kept."""
-    job = await request.app[STORE].retry(request.match_info["prompt_id"], owner_of(request))
+    await count_submission(request)
+    owner = owner_of(request)
+    limit = None if owner is None else request.app[SETTINGS].queue_limit_per_key
+    job = await request.app[STORE].retry(request.match_info["prompt_id"], owner, limit)
     request.app[SCHEDULER].wake()
     return web.json_response(job.status(await request.app[STORE].queue_position(job)), status=202)
 

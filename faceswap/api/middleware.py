@@ -195,5 +195,5 @@ async def add_common_headers(request: web.Request, response: web.StreamResponse)
 
 def _allow_origin(response: web.StreamResponse, origin: str) -> None:
     response.headers["Access-Control-Allow-Origin"] = origin
-    response.headers["Access-Control-Expose-Headers"] = "Location, ETag"
+    response.headers["Access-Control-Expose-Headers"] = "Location, ETag, RateLimit, RateLimit-Policy, Retry-After"
     response.headers["Vary"] = "Origin"

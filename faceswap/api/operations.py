@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ..jobs import JobState
+from .files import MEDIA_TYPES
 from .jobs import DEFAULT_PAGE, LARGEST_PAGE, MAX_WAIT_S
 from .schemas import TEXT, Schema, ref
+from .signing import LIFETIME_S, LONGEST_LIFETIME_S
 
 JSON = "application/json"
 STREAM = "text/event-stream"
@@ -43,6 +45,7 @@ PROBLEMS: Mapping[str, int] = {
     "invalid_status": 400,
     "invalid_limit": 400,
     "invalid_cursor": 400,
+    "invalid_expires_in": 400,
     "http_error": 400,
     # 401 and 403: nobody who is let in, and browsers of other sites
     "missing_key": 401,
@@ -89,7 +92,9 @@ PROBLEMS: Mapping[str, int] = {
     "undecodable": 422,
     "headers_too_large": 431,
     "internal_error": 500,
-    # 503: it may be done later
+    # 429 and 503: it may be done later
+    "rate_limited": 429,
+    "key_queue_full": 429,
     "queue_full": 503,
     "disk_low": 503,
     "disk_full": 503,
@@ -131,6 +136,8 @@ _INPUTS = (
     *("video_too_large", "video_too_long", "video_too_many_tracks", "video_has_gaps", "image_too_large"),
     *("undecodable", "queue_full", "disk_low", "invalid_consent", "consent_required"),
 )
+_QUEUES = ("rate_limited", "key_queue_full")
+"""The problems of an operation that puts a job into the queue."""
 _JOB = ("unknown_prompt_id", "not_found", "method_not_allowed")
 
 HEADERS: Mapping[str, Schema] = {
@@ -184,6 +191,29 @@ _EVENT_STREAM = Answer("The job's events, until its end; the schema is of each."
 _LAST_EVENT_ID = {**TEXT, "pattern": "^[0-9]{0,15}$", "description": "The id of the last event that was seen."}
 _NO_CONTENT: Mapping[str, Schema] = {}
 
+_INPUT_TYPES = (*MEDIA_TYPES.values(), "application/octet-stream")
+_INLINE: Mapping[str, Schema] = {
+    "inline": {**TEXT, "description": "1 to play it in place."}
+}
+_RANGE_HEADERS: Mapping[str, Schema] = {
+    "Range": {**TEXT, "pattern": "^[ -~]*$", "description": "The bytes to send."},
+    "If-Range": {**TEXT, "pattern": "^[ -~]*$", "description": "Send all where this is not its `ETag`."},
+    "If-None-Match": {**TEXT, "pattern": "^[ -~]*$", "description": "The `ETag` of what is known."},
+}
+
+
+def _ranges(text: str, media_types: Iterable[str]) -> Mapping[int, Answer]:
+    """Return the answers with a file, or a part of it."""
+    content: Mapping[str, Schema] = {media_type: {**TEXT, "format": "binary"} for media_type in media_types}
+    return {
+        200: Answer(text, content, ("ETag", "Content-Disposition", "Accept-Ranges")),
+        206: Answer("The bytes that were asked for.", content, ("Content-Range",)),
+        304: Answer("It is as the client knows it.", _NO_CONTENT),
+        412: Answer("It is not what the client knows.", _NO_CONTENT),
+        416: Answer("It has no such bytes.", _NO_CONTENT, ("Content-Range",)),
+    }
+
+
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/face-swap"): Operation(
         "swap",
@@ -199,7 +229,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
                 ("Location", "Preference-Applied"),
             ),
         },
-        _INPUTS,
+        (*_INPUTS, *_QUEUES),
         headers={
             "Idempotency-Key": {
                 **TEXT,
@@ -270,7 +300,9 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         },
     ),
     ("POST", "/jobs/{prompt_id}/cancel"): Operation("jobs", {202: _STATUS}, (*_JOB, "job_ended")),
-    ("POST", "/jobs/{prompt_id}/retry"): Operation("jobs", {202: _STATUS}, (*_JOB, "not_retryable", "inputs_erased")),
+    ("POST", "/jobs/{prompt_id}/retry"): Operation(
+        "jobs", {202: _STATUS}, (*_JOB, *_QUEUES, "not_retryable", "inputs_erased")
+    ),
     ("DELETE", "/jobs/{prompt_id}"): Operation(
         "jobs", {204: Answer("It is erased.", _NO_CONTENT)}, (*_JOB, "still_stopping", "stopping")
     ),
@@ -283,29 +315,46 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         (*_JOB, "nothing_to_deliver"),
         text="Those that arrived are sent too, under the same id.",
     ),
+    ("POST", "/jobs/{prompt_id}/links"): Operation(
+        "files",
+        {200: Answer("The links, by what they lead to.", {JSON: ref("Links")})},
+        (*_JOB, "invalid_expires_in"),
+        query={
+            "expires_in": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": LONGEST_LIFETIME_S,
+                "default": LIFETIME_S,
+                "description": "The seconds for which the links are good.",
+            }
+        },
+        text="Who has a link needs no key. It ends when it expires, and when the job is deleted.",
+    ),
+    ("GET", "/jobs/{prompt_id}/video"): Operation(
+        "files",
+        _ranges("The video.", _INPUT_TYPES),
+        (*_JOB, "inputs_erased"),
+        query=_INLINE,
+        headers=_RANGE_HEADERS,
+        takes_link=True,
+    ),
+    ("GET", "/jobs/{prompt_id}/image"): Operation(
+        "files",
+        _ranges("The picture of the face.", _INPUT_TYPES),
+        (*_JOB, "inputs_erased"),
+        query=_INLINE,
+        headers=_RANGE_HEADERS,
+        takes_link=True,
+    ),
     ("GET", "/download/{filename}"): Operation(
         "files",
         {
-            200: Answer(
-                "The result.",
-                {"video/mp4": {**TEXT, "format": "binary"}},
-                ("ETag", "Content-Disposition", "Accept-Ranges"),
-            ),
-            206: Answer(
-                "The bytes that were asked for.", {"video/mp4": {**TEXT, "format": "binary"}}, ("Content-Range",)
-            ),
-            304: Answer("It is as the client knows it.", _NO_CONTENT),
+            **_ranges("The result.", ("video/mp4",)),
             307: Answer("The address where it lies, good for five minutes.", _NO_CONTENT, ("Location",)),
-            412: Answer("It is not what the client knows.", _NO_CONTENT),
-            416: Answer("It has no such bytes.", _NO_CONTENT, ("Content-Range",)),
         },
         ("unknown_file", "not_found", "method_not_allowed", "result_expired"),
-        query={"inline": {**TEXT, "description": "1 to play it in place."}},
-        headers={
-            "Range": {**TEXT, "pattern": "^[ -~]*$", "description": "The bytes to send."},
-            "If-Range": {**TEXT, "pattern": "^[ -~]*$", "description": "Send all where this is not its `ETag`."},
-            "If-None-Match": {**TEXT, "pattern": "^[ -~]*$", "description": "The `ETag` of what is known."},
-        },
+        query=_INLINE,
+        headers=_RANGE_HEADERS,
         takes_link=True,
     ),
     ("GET", "/health"): Operation(

@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..intake import defer_continue
-from . import deliveries, files, jobs, metrics, openapi, service, swap
+from . import deliveries, files, jobs, metrics, openapi, service, signing, swap
 from .keys import STOPPING
 
 
@@ -30,6 +30,9 @@ def add_routes(app: web.Application) -> None:
             web.delete("/jobs/{prompt_id}", jobs.delete_job),
             web.get("/jobs/{prompt_id}/deliveries", deliveries.get_deliveries),
             web.post("/jobs/{prompt_id}/deliveries/redeliver", deliveries.post_redeliver),
+            web.post("/jobs/{prompt_id}/links", signing.post_links),
+            web.get("/jobs/{prompt_id}/video", files.get_video),
+            web.get("/jobs/{prompt_id}/image", files.get_image),
             web.get("/download/{filename}", files.download),
             web.get("/health", service.get_health),
             web.get("/livez", service.get_livez),

@@ -302,6 +302,21 @@ SCHEMAS: Mapping[str, Schema] = {
         **record({"type": {"type": "string", "enum": [*WEBHOOK_TYPES.values()]}, "timestamp": TIME, "data": STATUS}),
         "description": "The body of the `POST` to a job's `webhook_url` when it has ended.",
     },
+    "Links": record(
+        {
+            "expires_at": TIME,
+            "links": record(
+                {
+                    "events": {**TEXT, "description": "The event stream."},
+                    "preview": {**TEXT, "description": "The newest preview."},
+                    "video": {**TEXT, "description": "The video that was sent."},
+                    "image": {**TEXT, "description": "The picture that was sent."},
+                    "result": {**TEXT, "description": "The result, where there is one."},
+                },
+                optional=("result",),
+            ),
+        }
+    ),
     "Live": record({"status": {"const": "alive"}}),
     "Ready": record({"ready": FLAG, "checks": _CHECKS}),
     "Health": _HEALTH,

@@ -16,6 +16,7 @@ from ..jobs import Job
 from .jobs import cancel_job, parse_event_id
 from .keys import SCHEDULER, STOPPING, STORE, SUBMITTER, owner_of
 from .middleware import known_failures, problem_document
+from .rate_limit import count_submission
 from .stream import send_events, stream_events
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ QUEUED_MESSAGE = "Face swap workflow queued successfully. Use /status/{prompt_id
 
 async def post_face_swap(request: web.Request) -> web.StreamResponse:
     """Submit a job, and answer with its events, or with its id at once."""
+    await count_submission(request)
     job, submission = await request.app[SUBMITTER].submit_request(request, owner_of(request))
     request.app[SCHEDULER].wake()
     if submission.respond_async or submission.id_only:
@@ -90,6 +92,7 @@ async def _begin(request: web.Request, socket: web.WebSocketResponse) -> tuple[s
         job = await request.app[STORE].owned_job(prompt_id, owner_of(request))
         return job.prompt_id, parse_event_id(first.get("last_event_id"))
     traceparent = request.headers.get("traceparent")
+    await count_submission(request)
     job = await request.app[SUBMITTER].submit_frames(first, socket, owner_of(request), traceparent)
     request.app[SCHEDULER].wake()
     return job.prompt_id, 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from ..config import ConfigError, Settings
 from .copying import copy_job
 from .errors import FilesRefused, FilesUnavailable
-from .local import ERASURE, LOCAL_NODE, UPLOAD, Files, StoredResult
+from .local import ERASURE, LOCAL_NODE, UPLOAD, Files, RemoteFile
 from .shared import SharedFolder
 from .writer import PIECE_BYTES, FileWriter, new_file
 
@@ -20,7 +20,7 @@ __all__ = [
     "Files",
     "FilesRefused",
     "FilesUnavailable",
-    "StoredResult",
+    "RemoteFile",
     "copy_job",
     "new_file",
     "open_files",

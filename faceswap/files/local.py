@@ -37,8 +37,8 @@ CLAIM = "published"
 """Mark in a job's scratch folder: the file under the name of its result is its own."""
 
 
-class StoredResult(Protocol):
-    """A result that is not a file of this machine."""
+class RemoteFile(Protocol):
+    """A file of a job that is not on this machine."""
 
     @property
     def size(self) -> int:
@@ -56,7 +56,7 @@ class StoredResult(Protocol):
         """Yield the bytes from `start` to `end`. Raises `OSError`."""
 
     async def sign(self, lifetime_s: float) -> str:
-        """Return a URL under which anybody can read the result for a time."""
+        """Return a URL under which anybody can read the file for a time."""
 
 
 def in_thread(work: Callable[P, R]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -245,6 +245,12 @@ class Files:
         """Make a job's inputs local; return False when they are gone."""
         return self.video(prompt_id, inputs).is_file() and self.image(prompt_id, inputs).is_file()
 
+    @in_thread
+    def find_input(self, prompt_id: str, file: str, sha256: str) -> Path | RemoteFile | None:
+        """Return one of a job's inputs by its name, with its digest; None when it is gone."""
+        path = self.input(prompt_id, file)
+        return path if path.is_file() else None
+
     async def local_video(self, prompt_id: str, inputs: Inputs) -> Path:
         """Make a job's video local; return its path. Raises `OSError`."""
         return self.video(prompt_id, inputs)
@@ -324,7 +330,7 @@ class Files:
         durable.rename(self.joined(prompt_id, epoch), result)
 
     @in_thread
-    def find_result(self, job: Job) -> Path | StoredResult | None:
+    def find_result(self, job: Job) -> Path | RemoteFile | None:
         """Return the path of a job's committed result; None when it is gone."""
         path = self.result(job.stored_result)
         return path if path.is_file() else None

@@ -59,8 +59,8 @@ class _InputWriter(FileWriter):
 
 
 @dataclass(frozen=True)
-class ObjectResult:
-    """A result in the bucket."""
+class ObjectFile:
+    """A file of a job in the bucket."""
 
     objects: Objects
     key: str
@@ -74,7 +74,7 @@ class ObjectResult:
         return self.objects.read(self.key, start, end)
 
     async def sign(self, lifetime_s: float) -> str:
-        """Return a URL under which anybody can read the result for a time."""
+        """Return a URL under which anybody can read the file for a time."""
         return await self.objects.sign(self.key, lifetime_s)
 
 
@@ -216,6 +216,14 @@ class S3Files(SharedFiles):
             return False
         return True
 
+    async def find_input(self, prompt_id: str, file: str, sha256: str) -> ObjectFile | None:
+        """Return one of a job's inputs; None when it is gone. Raises `OSError`."""
+        try:
+            found = await self._objects.find(_input(prompt_id, file))
+        except FileNotFoundError:
+            return None
+        return ObjectFile(self._objects, found.key, found.size, found.modified, sha256)
+
     async def local_video(self, prompt_id: str, inputs: Inputs) -> Path:
         """Make a job's video local; return its path. Raises `OSError`."""
         path = self.video(prompt_id, inputs)
@@ -340,11 +348,11 @@ class S3Files(SharedFiles):
         keys = [found.key async for found in self._results_of(prompt_id) if result_epoch(_name(found.key)) <= epoch]
         await self._delete(*keys)
 
-    async def find_result(self, job: Job) -> ObjectResult | None:
+    async def find_result(self, job: Job) -> ObjectFile | None:
         """Return a job's committed result; None when it is gone. Raises `OSError`."""
         async for found in self._results_of(job.prompt_id):
             if is_result_of(job, _name(found.key)):
-                return ObjectResult(self._objects, found.key, found.size, found.modified, job.result_sha256 or "")
+                return ObjectFile(self._objects, found.key, found.size, found.modified, job.result_sha256 or "")
         return None
 
     async def _results_of(self, prompt_id: str) -> AsyncIterator[StoredObject]:

@@ -17,7 +17,7 @@ from ..errors import BadRequest, Unavailable, Unprocessable
 from ..files import Files
 from ..jobs import Inputs, Job, JobState, NewJob, Options, default_output_name, new_prompt_id
 from ..media import MediaWorker, VideoFacts, output_frames, plan_segments
-from ..store import CommitUnknown, Store
+from ..store import CommitUnknown, Store, check_queue_of_key
 from ..tracing import job_span, stage
 from ..workflow import Workflow, WorkflowError
 from .fetch import Fetcher
@@ -76,7 +76,7 @@ class Submitter:
         idempotency_key: str | None,
         traceparent: str | None,
     ) -> tuple[Job, Submission]:
-        await self._check_queue(idempotency_key)
+        await self._check_queue(owner, idempotency_key)
         prompt_id = new_prompt_id()
         with stage("receive", traceparent, prompt_id=prompt_id):
             submission = await read(prompt_id)
@@ -84,7 +84,8 @@ class Submitter:
             with stage("probe", traceparent, prompt_id=prompt_id):
                 new = await self._plan(submission, prompt_id, owner, idempotency_key)
             new = replace(new, traceparent=traceparent)
-            job, is_new = await self._store.create(new, self._settings.queue_limit)
+            limits = self._settings.queue_limit, self._key_limit(owner)
+            job, is_new = await self._store.create(new, *limits)
         except (asyncio.CancelledError, CommitUnknown):
             # The job may be committed nevertheless. The files of an upload without a job are erased at the next start.
             raise
@@ -97,8 +98,12 @@ class Submitter:
         await self._files.accept_upload(prompt_id)
         return job, submission
 
-    async def _check_queue(self, idempotency_key: str | None) -> None:
-        """Refuse a request before its body is read. Raises `BadRequest` or `Unavailable`."""
+    def _key_limit(self, owner: str | None) -> int | None:
+        """Return the number of jobs that an owner may have in the queue; None, where there is no key, for any."""
+        return None if owner is None else self._settings.queue_limit_per_key
+
+    async def _check_queue(self, owner: str | None, idempotency_key: str | None) -> None:
+        """Refuse a request before its body is read. Raises `BadRequest`, `TooManyRequests`, `Unavailable`."""
         if idempotency_key is not None and not IDEMPOTENCY_KEY_PATTERN.fullmatch(idempotency_key):
             raise BadRequest(
                 "'Idempotency-Key' must have 1-255 printable ASCII characters.", code="invalid_idempotency_key"
@@ -106,6 +111,8 @@ class Submitter:
         counts = await self._store.counts()
         if counts[JobState.QUEUED] >= self._settings.queue_limit:
             raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=RETRY_AFTER_S)
+        if (limit := self._key_limit(owner)) is not None:
+            check_queue_of_key(await self._store.queued_of(owner), limit)
 
     async def _plan(
         self, submission: Submission, prompt_id: str, owner: str | None, idempotency_key: str | None

@@ -13,6 +13,7 @@ from .queries import Queries
 from .segments import Segments
 from .sqlite import copy_database
 from .transfer import Transfer, TransferRefused
+from .turns import check_queue_of_key
 from .upkeep import Upkeep
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "StoreError",
     "TransferRefused",
     "backend_lease",
+    "check_queue_of_key",
     "copy_database",
     "find_version",
     "join_lease",

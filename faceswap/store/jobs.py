@@ -20,6 +20,7 @@ from .deliveries import Deliveries
 from .leases import Lease, Leases, join_lease
 from .rows import SELECT_JOB, found, input_rows, job_of
 from .transaction import QUEUE_LOCK, Transaction
+from .turns import check_queue_of_key, queue_place
 
 IDEMPOTENCY_MS = 24 * 3600 * 1000
 SETTLE_S = 15.0
@@ -29,15 +30,16 @@ SETTLE_S = 15.0
 class Jobs(Leases, Audit, Deliveries):
     """The moves of a job, one method each."""
 
-    async def create(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
+    async def create(self, new: NewJob, queue_limit: int, owner_limit: int | None = None) -> tuple[Job, bool]:
         """Accept a job: record, segments and `queued` event in one commit. Returns it and whether it is new.
 
         The same idempotency key with the same request gives the first job; with another one `Unprocessable`.
-        A name that is taken gets `-2`, `-3`, … Raises `Unavailable` when the queue is full, `CommitUnknown` when the
-        database does not tell within `SETTLE_S` whether the job was accepted.
+        A name that is taken gets `-2`, `-3`, … Raises `Unavailable` when the queue is full, `TooManyRequests` when
+        `owner_limit` jobs of its owner wait, `CommitUnknown` when the database does not tell within `SETTLE_S` whether
+        the job was accepted.
         """
         try:
-            return await self._create(new, queue_limit)
+            return await self._create(new, queue_limit, owner_limit)
         except CommitUnknown as unknown:
             try:
                 async with asyncio.timeout(SETTLE_S):
@@ -55,7 +57,7 @@ class Jobs(Leases, Audit, Deliveries):
             rows = await tx.all(f"{SELECT_JOB} WHERE job.prompt_id = ?", prompt_id)
         return job_of(rows[0]) if rows else None
 
-    async def _create(self, new: NewJob, queue_limit: int) -> tuple[Job, bool]:
+    async def _create(self, new: NewJob, queue_limit: int, owner_limit: int | None) -> tuple[Job, bool]:
         async with self._transaction() as tx:
             await tx.lock(QUEUE_LOCK)
             if new.idempotency_key is not None:
@@ -63,13 +65,19 @@ class Jobs(Leases, Audit, Deliveries):
                 if first is not None:
                     return first, False
             row = await tx.one("SELECT count(*) FROM job WHERE state = 'QUEUED'")
-            position = (row[0] if row else 0) + 1
-            if position > queue_limit:
+            if row is not None and row[0] >= queue_limit:
                 raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
+            await self._check_owners_queue(tx, new.owner, owner_limit)
             job = await self._insert_job(tx, new, await self._free_name(tx, stored_name(new.owner, new.output_name)))
-            await tx.add_event(job.prompt_id, payloads.queued(job.prompt_id, position))
+            await tx.add_event(job.prompt_id, payloads.queued(job.prompt_id, await queue_place(tx.all, job)))
             await record_accepted(tx, job)
         return job, True
+
+    async def _check_owners_queue(self, tx: Transaction, owner: str | None, limit: int | None) -> None:
+        if limit is not None:
+            sql = "SELECT count(*) FROM job WHERE state = 'QUEUED' AND coalesce(owner, '') = ?"
+            row = await tx.one(sql, owner or "")
+            check_queue_of_key(row[0] if row else 0, limit)
 
     async def _first_with_key(self, tx: Transaction, new: NewJob) -> Job | None:
         row = await tx.one(
@@ -325,12 +333,14 @@ class Jobs(Leases, Audit, Deliveries):
             return False
         return await self._cancelled(tx, prompt_id)
 
-    async def retry(self, prompt_id: str, owner: str | None) -> Job:
+    async def retry(self, prompt_id: str, owner: str | None, owner_limit: int | None = None) -> Job:
         """Queue a failed or cancelled job again, finished segments kept. Raises `Conflict`, `Gone`, `NotFound`.
 
+        So too `TooManyRequests` when `owner_limit` jobs of its owner wait.
         When all were finished, the last is done again: its end leads to the joining at which the job had ended.
         """
         async with self._transaction() as tx:
+            await tx.lock(QUEUE_LOCK)
             await tx.lock_job(prompt_id)
             job = await self._owned(tx, prompt_id, owner)
             if JobState.QUEUED not in TRANSITIONS[job.state]:
@@ -346,6 +356,7 @@ class Jobs(Leases, Audit, Deliveries):
                     code="inputs_erased",
                     prompt_id=prompt_id,
                 )
+            await self._check_owners_queue(tx, owner, owner_limit)
             all_done = int(job.segments_done == job.segments_total)
             await tx.run(
                 "UPDATE job SET state = 'QUEUED', step = 'Queued', finished_at = NULL, error = NULL, code = NULL,"

@@ -15,6 +15,7 @@ from ..jobs import (
 )
 from .database import Database
 from .rows import SELECT_JOB, found, job_of, parse_cursor
+from .turns import queue_place, queue_places
 
 
 class Queries(Database):
@@ -52,31 +53,28 @@ class Queries(Database):
 
     async def queue_position(self, job: Job) -> int | None:
         """Return a job's place in the queue, 1 for the next to start; None when it is not queued."""
-        if job.state != JobState.QUEUED:
-            return None
-        priority = job.options.priority
-        rows = await self._read(
-            "SELECT count(*) FROM job WHERE state = 'QUEUED' AND (priority > ? OR (priority = ? AND"
-            " (created_at, prompt_id) <= (?, ?)))",
-            priority,
-            priority,
-            job.created_at,
-            job.prompt_id,
-        )
-        return int(rows[0][0])
+        return await queue_place(self._read, job) if job.state == JobState.QUEUED else None
 
     async def queue_positions(self, jobs: Sequence[Job]) -> dict[str, int]:
-        """Return the places of the queued ones among these jobs, by id; the queue is counted once."""
-        queued = [job.prompt_id for job in jobs if job.state == JobState.QUEUED]
+        """Return the places of the queued ones among these jobs of one owner, by id; the queue is counted once."""
+        queued = [job for job in jobs if job.state == JobState.QUEUED]
         if not queued:
             return {}
+        owner = queued[0].owner
         rows = await self._read(
             "SELECT prompt_id, place FROM (SELECT prompt_id, row_number() OVER"
-            " (ORDER BY priority DESC, created_at, prompt_id) AS place FROM job WHERE state = 'QUEUED') AS queue"
+            " (ORDER BY priority DESC, created_at, prompt_id) AS place FROM job"
+            " WHERE state = 'QUEUED' AND coalesce(owner, '') = ?) AS queue"
             f" WHERE prompt_id IN ({self._dialect.values})",
-            json.dumps(queued),
+            owner or "",
+            json.dumps([job.prompt_id for job in queued]),
         )
-        return {row[0]: row[1] for row in rows}
+        return await queue_places(self._read, owner, {row[0]: row[1] for row in rows})
+
+    async def queued_of(self, owner: str | None) -> int:
+        """Return the number of an owner's queued jobs."""
+        sql = "SELECT count(*) FROM job WHERE state = 'QUEUED' AND coalesce(owner, '') = ?"
+        return int((await self._read(sql, owner or ""))[0][0])
 
     async def jobs(
         self, *, state: JobState | None, limit: int, cursor: str | None, owner: str | None

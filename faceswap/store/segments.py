@@ -22,6 +22,7 @@ from .jobs import Jobs
 from .leases import Lease
 from .rows import SEGMENT_COLUMNS, SELECT_JOB, job_of, segment_of
 from .transaction import Transaction
+from .turns import NEXT_OWNER, TAKE_TURN
 
 LOOK_AHEAD = 64
 """Waiting segments that are looked at to tell how much waits."""
@@ -34,17 +35,6 @@ ANY_DEATHS = 2**31 - 1
 _DUE = "segment.state = 'waiting' AND (not_before <= ? OR not_before > ?)"
 _ORDER = "segment.priority DESC, segment.created_at, segment.prompt_id, segment.number"
 _CLAIMABLE = f"{_DUE} AND (1 = ? OR failures + losses = 0 OR coalesce(backend, '') <> ?) AND deaths <= ?"
-_NEXT_OWNER = (
-    "(WITH RECURSIVE waiting (owner) AS ("
-    "SELECT (SELECT owner FROM segment WHERE state = 'waiting' ORDER BY owner LIMIT 1) UNION ALL"
-    " SELECT (SELECT segment.owner FROM segment WHERE state = 'waiting' AND segment.owner > waiting.owner"
-    " ORDER BY segment.owner LIMIT 1) FROM waiting WHERE waiting.owner IS NOT NULL)"
-    " SELECT waiting.owner FROM waiting LEFT JOIN turn ON turn.owner = waiting.owner"
-    " WHERE EXISTS (SELECT 1 FROM segment WHERE segment.owner = waiting.owner AND {condition})"
-    " ORDER BY coalesce(turn.number, 0), waiting.owner LIMIT 1)"
-)
-"""A query for the owner whose turn it is: of those with a segment for which a condition holds, the one who had theirs
-the longest ago. It goes from owner to owner, not from segment to segment."""
 
 
 class Segments(Jobs):
@@ -77,7 +67,7 @@ class Segments(Jobs):
                 claimable = now, now + LONGEST_PAUSE_MS, *conditions
                 row = await tx.one(
                     "SELECT segment.prompt_id, number, attempt, segment.owner FROM segment JOIN job USING (prompt_id)"
-                    f" WHERE segment.owner = {_NEXT_OWNER.format(condition=_CLAIMABLE)} AND {_CLAIMABLE}"
+                    f" WHERE segment.owner = {NEXT_OWNER.format(condition=_CLAIMABLE)} AND {_CLAIMABLE}"
                     f" ORDER BY {_ORDER} LIMIT 1{lock}",
                     *claimable,
                     *claimable,
@@ -123,11 +113,7 @@ class Segments(Jobs):
         job = await self._job(tx, prompt_id)
         if job.state == JobState.QUEUED:
             await record_started(tx, job, lease.backend)
-        await tx.run(
-            "INSERT INTO turn (owner, number) SELECT CAST(? AS TEXT), coalesce(max(number), 0) + 1 FROM turn WHERE true"
-            " ON CONFLICT (owner) DO UPDATE SET number = excluded.number",
-            waiting["owner"],
-        )
+        await tx.run(TAKE_TURN, waiting["owner"])
         now = await tx.now_ms()
         await tx.run(
             "UPDATE job SET attempts = attempts + 1, updated_at = ?, state = 'PROCESSING',"
@@ -375,7 +361,7 @@ class Segments(Jobs):
         now = await self._engine.monotonic_ms()
         due = now, now + LONGEST_PAUSE_MS
         rows = await self._read(
-            f"SELECT frame_count, owner FROM segment WHERE owner = {_NEXT_OWNER.format(condition=_DUE)} AND {_DUE}"
+            f"SELECT frame_count, owner FROM segment WHERE owner = {NEXT_OWNER.format(condition=_DUE)} AND {_DUE}"
             f" ORDER BY {_ORDER} LIMIT ?",
             *due,
             *due,

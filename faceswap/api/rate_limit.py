@@ -1,0 +1,93 @@
+"""The limit of submissions a minute, for each key, or for each address where there are no keys."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import time
+from dataclasses import dataclass
+
+from aiohttp import hdrs, web
+from limits import RateLimitItemPerMinute
+from limits.storage import MemoryStorage
+from limits.strategies import SlidingWindowCounterRateLimiter
+
+from ..errors import TooManyRequests
+from .address import client_address
+from .keys import OWNER, SETTINGS
+
+WINDOW_S = 60
+IPV6_PREFIX = 64
+"""The bits of an address of IPv6 that count: who has one network has all addresses of it."""
+PROXY_HEADERS = ("X-Forwarded-For", hdrs.FORWARDED)
+"""The headers by which a proxy on this machine is told from a user of it."""
+POLICY = "submissions"
+"""The name of the limit in the `RateLimit` headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """The submissions that are left to somebody, and the seconds until there are more."""
+
+    limit: int
+    left: int
+    more_in_s: int
+
+
+ALLOWANCE = web.RequestKey("allowance", Allowance)
+
+
+class RateLimit:
+    """The submissions of the last minute, kept in memory; 0 is no limit."""
+
+    def __init__(self, per_minute: int) -> None:
+        self.per_minute = per_minute
+        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+
+    def take(self, who: str) -> tuple[bool, Allowance]:
+        """Count a submission of somebody, unless they had all that they may; returns whether it was counted."""
+        item = RateLimitItemPerMinute(self.per_minute)
+        counted = self._limiter.hit(item, who)
+        stats = self._limiter.get_window_stats(item, who)
+        more_in_s = max(1, math.floor(stats.reset_time - time.time()) + 1)
+        return counted, Allowance(self.per_minute, stats.remaining, more_in_s)
+
+
+RATE_LIMIT = web.AppKey("rate_limit", RateLimit)
+
+
+async def count_submission(request: web.Request) -> None:
+    """Count a request that submits a job. Raises `TooManyRequests` when there were too many in the last minute."""
+    limit, who = request.app[RATE_LIMIT], _who(request)
+    if not limit.per_minute or who is None:
+        return
+    counted, allowance = limit.take(who)
+    request[ALLOWANCE] = allowance
+    if not counted:
+        raise TooManyRequests(
+            f"At most {allowance.limit:,} jobs a minute are taken; try again in {allowance.more_in_s} s.",
+            code="rate_limited",
+            retry_after=allowance.more_in_s,
+        )
+
+
+def _who(request: web.Request) -> str | None:
+    """Return whose submissions a request counts among; None for a user of this machine where there are no keys."""
+    if OWNER in request:
+        return f"key {request[OWNER]}"
+    address = client_address(request, request.app[SETTINGS])
+    if address is None:
+        return "unknown"
+    if address.is_loopback and not any(name in request.headers for name in PROXY_HEADERS):
+        return None
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.ip_network((address, IPV6_PREFIX), strict=False))
+    return str(address)
+
+
+async def add_allowance(request: web.Request, response: web.StreamResponse) -> None:
+    """Add the `RateLimit` headers (draft-ietf-httpapi-ratelimit-headers-10), just before the others are sent."""
+    allowance = request.get(ALLOWANCE)
+    if allowance is not None:
+        response.headers["RateLimit-Policy"] = f'"{POLICY}";q={allowance.limit};w={WINDOW_S}'
+        response.headers["RateLimit"] = f'"{POLICY}";r={allowance.left};t={allowance.more_in_s}'

@@ -1,0 +1,74 @@
+"""Turns of the owners: whose segment is claimed next, and the place of a job in the queue that comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+from ..errors import TooManyRequests
+from ..jobs import Job
+from .connection import Row
+
+RETRY_AFTER_S = 60
+"""The time after which a client may try a queue again in which its key has too many jobs."""
+Fetch = Callable[..., Awaitable[Sequence[Row]]]
+"""A function that executes a statement with its parameters and returns the rows."""
+
+NEXT_OWNER = (
+    "(WITH RECURSIVE waiting (owner) AS ("
+    "SELECT (SELECT owner FROM segment WHERE state = 'waiting' ORDER BY owner LIMIT 1) UNION ALL"
+    " SELECT (SELECT segment.owner FROM segment WHERE state = 'waiting' AND segment.owner > waiting.owner"
+    " ORDER BY segment.owner LIMIT 1) FROM waiting WHERE waiting.owner IS NOT NULL)"
+    " SELECT waiting.owner FROM waiting LEFT JOIN turn ON turn.owner = waiting.owner"
+    " WHERE EXISTS (SELECT 1 FROM segment WHERE segment.owner = waiting.owner AND {condition})"
+    " ORDER BY coalesce(turn.number, 0), waiting.owner LIMIT 1)"
+)
+"""A query for the owner whose turn it is: of those with a segment for which a condition holds, the one who had theirs
+the longest ago. It goes from owner to owner, not from segment to segment."""
+TAKE_TURN = (
+    "INSERT INTO turn (owner, number) SELECT CAST(? AS TEXT), coalesce(max(number), 0) + 1 FROM turn WHERE true"
+    " ON CONFLICT (owner) DO UPDATE SET number = excluded.number"
+)
+"""A statement that puts an owner behind all others."""
+
+_OWN_PLACE = (
+    "SELECT count(*) FROM job WHERE state = 'QUEUED' AND coalesce(owner, '') = ?"
+    " AND (priority > ? OR (priority = ? AND (created_at, prompt_id) <= (?, ?)))"
+)
+_LINES = (
+    "SELECT line.owner, line.jobs, coalesce(turn.number, 0) FROM"
+    " (SELECT coalesce(owner, '') AS owner, count(*) AS jobs FROM job WHERE state = 'QUEUED'"
+    " GROUP BY coalesce(owner, '')) AS line LEFT JOIN turn ON turn.owner = line.owner"
+)
+
+
+def check_queue_of_key(queued: int, limit: int) -> None:
+    """Raise `TooManyRequests` when so many jobs of a key wait that it gets no more in."""
+    if queued >= limit:
+        detail = f"{queued:,} jobs of this key wait already, the most that it may have in the queue."
+        raise TooManyRequests(detail, code="key_queue_full", retry_after=RETRY_AFTER_S)
+
+
+async def queue_place(fetch: Fetch, job: Job) -> int:
+    """Return the place of a queued job, 1 for the next to start, if each job took one turn of its owner."""
+    priority = job.options.priority
+    rows = await fetch(_OWN_PLACE, job.owner or "", priority, priority, job.created_at, job.prompt_id)
+    return (await _places(fetch, job.owner, [rows[0][0]]))[0]
+
+
+async def queue_places(fetch: Fetch, owner: str | None, own_places: Mapping[str, int]) -> dict[str, int]:
+    """Return the places of queued jobs, by id, from those among the jobs of their owner."""
+    return dict(zip(own_places, await _places(fetch, owner, own_places.values()), strict=True))
+
+
+async def _places(fetch: Fetch, owner: str | None, own_places: Iterable[int]) -> list[int]:
+    """Return the place among all for each place among the jobs of an owner.
+
+    Before the n-th job of an owner each other has n turns, or n - 1 where theirs comes later.
+    """
+    lines = {row[0]: (row[1], row[2]) for row in await fetch(_LINES)}
+    own = owner or ""
+    _, own_turn = lines.pop(own, (0, 0))
+    return [
+        place + sum(min(jobs, place - ((turn, other) > (own_turn, own))) for other, (jobs, turn) in lines.items())
+        for place in own_places
+    ]
