@@ -1,4 +1,4 @@
-"""The command line: serve | swap | migrate | doctor | backup | audit | engine."""
+"""The command line: serve | swap | migrate | doctor | key | backup | audit | engine."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ _SWAP_EPILOG = f"""\
 workflow options:
   {_OPTION_NAMES}
 
-A server that asks for a key finds it in the environment variable {API_KEY_VARIABLE}.
+A server that asks for a key finds it in the environment variable {API_KEY_VARIABLE}, or is given it by --key, which
+others on this machine can read.
 
 examples:
   faceswap swap --image face.jpg --video clip.mp4 -o swapped.mp4
@@ -74,6 +75,17 @@ Their files are copied where --files is given, before the jobs; a second try cop
 examples:
   FACESWAP_DATABASE_URL=postgresql://faceswap:secret@db/faceswap faceswap migrate
   faceswap migrate --from sqlite:/var/lib/faceswap/faceswap.db --to postgresql://faceswap@db/faceswap --files s3://bucket
+"""
+
+
+_KEY_EPILOG = """\
+A running service notices within seconds. Jobs belong to the name: several keys may have it, to change one for another.
+Once there is a key, nobody is let in without one, also when the last was revoked.
+
+examples:
+  faceswap key add alice
+  faceswap key list
+  faceswap key revoke alice --id 3fa1b2c4d5e6
 """
 
 
@@ -121,6 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     swap.add_argument(
         "--option", metavar="K=V", action="append", default=[], type=_option, help="a workflow option, repeatable"
     )
+    swap.add_argument("--key", metavar="KEY", help=f"API key of the service; better in {API_KEY_VARIABLE}")
     swap.set_defaults(run=_swap)
 
     migrate = commands.add_parser(
@@ -156,6 +169,18 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("--job", metavar="ID", help="of this job only")
     audit.add_argument("--data-dir", metavar="DIR", help="the data folder of the service")
     audit.set_defaults(run=_audit)
+
+    key = commands.add_parser("key", help="make, list and revoke API keys", epilog=_KEY_EPILOG, formatter_class=raw)
+    actions = key.add_subparsers(required=True, metavar="ACTION")
+    add = actions.add_parser("add", help="make a key and print it, this once")
+    listing = actions.add_parser("list", help="list all keys, without showing any")
+    revoke = actions.add_parser("revoke", help="let a key in no more")
+    for action in (add, revoke):
+        action.add_argument("name", metavar="NAME", help="the owner of the jobs that are made with the key")
+    revoke.add_argument("--id", dest="key_id", default="", help="of the one key that is meant, as listed; without: all")
+    for action, run in ((add, _key_add), (listing, _key_list), (revoke, _key_revoke)):
+        action.add_argument("--data-dir", metavar="DIR", help="where the service keeps jobs, inputs and results")
+        action.set_defaults(run=run)
 
     engine = commands.add_parser("engine", help="run the embedded engine alone, a small server like ComfyUI")
     engine.add_argument("--host", help="address to listen on")
@@ -224,6 +249,23 @@ def _audit(arguments: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
 
+def _key_add(arguments: argparse.Namespace) -> int:
+    from . import key_command  # here, because the other commands need none of it
+
+    return key_command.add({"data_dir": arguments.data_dir}, arguments.name, print, say)
+
+
+def _key_list(arguments: argparse.Namespace) -> int:
+    from . import key_command
+
+    return key_command.show_list({"data_dir": arguments.data_dir}, print, say)
+
+
+def _key_revoke(arguments: argparse.Namespace) -> int:
+    from . import key_command
+
+    return key_command.revoke({"data_dir": arguments.data_dir}, arguments.name, arguments.key_id, say)
+
 
 def _stop_with_stdin() -> None:
     """Stop this process once the process at the other end of its standard input has ended in any way."""
@@ -269,7 +311,7 @@ async def _swap_job(arguments: argparse.Namespace, options: dict[str, Any]) -> i
     try:
         async with contextlib.AsyncExitStack() as stack:
             if arguments.url:
-                client = FaceSwapClient(arguments.url, api_key=os.environ.get(API_KEY_VARIABLE))
+                client = FaceSwapClient(arguments.url, api_key=arguments.key or os.environ.get(API_KEY_VARIABLE))
                 await stack.enter_async_context(client)
             else:
                 client = await stack.enter_async_context(private_service())

@@ -192,9 +192,7 @@ _LAST_EVENT_ID = {**TEXT, "pattern": "^[0-9]{0,15}$", "description": "The id of 
 _NO_CONTENT: Mapping[str, Schema] = {}
 
 _INPUT_TYPES = (*MEDIA_TYPES.values(), "application/octet-stream")
-_INLINE: Mapping[str, Schema] = {
-    "inline": {**TEXT, "description": "1 to play it in place."}
-}
+_INLINE: Mapping[str, Schema] = {"inline": {**TEXT, "description": "1 to play it in place."}}
 _RANGE_HEADERS: Mapping[str, Schema] = {
     "Range": {**TEXT, "pattern": "^[ -~]*$", "description": "The bytes to send."},
     "If-Range": {**TEXT, "pattern": "^[ -~]*$", "description": "Send all where this is not its `ETag`."},

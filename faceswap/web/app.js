@@ -23,6 +23,8 @@ const ENDED = ["SUCCESS", "FAILED", "CANCELLED"];
 const RECENT_JOBS = 12;
 const REFRESH_MS = 5000;
 const RECONNECT_MS = 3000;
+const SIGNED_S = 24 * 3600;
+const KEY_ITEM = "faceswap-key";
 const UNREACHABLE = "The service does not answer. Is it still running?";
 
 const $ = (id) => document.getElementById(id);
@@ -31,6 +33,7 @@ const thumbnails = { video: null, image: null };
 let upload = null;
 let watched = null;
 let original = null;
+let key = sessionStorage.getItem(KEY_ITEM); // of this tab only, and gone with it
 
 /** Return the message of an error answer (problem+json, RFC 9457, or any other text) for the user. */
 function problemMessage(status, text) {
@@ -47,13 +50,63 @@ function problemMessage(status, text) {
 async function call(path, init) {
   let response;
   try {
-    response = await fetch(path, init);
+    response = await fetch(path, { ...init, headers: authorization() });
   } catch {
     throw Object.assign(new Error(UNREACHABLE), { status: 0 });
   }
   const text = await response.text();
+  if (response.status === 401) askForKey(key && problemMessage(response.status, text));
   if (!response.ok) throw Object.assign(new Error(problemMessage(response.status, text)), { status: response.status });
   return text ? JSON.parse(text) : null;
+}
+
+function authorization() {
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+function askForKey(message) {
+  showMessage($("key-error"), message);
+  if (!$("key-form").hidden) return;
+  show($("key-form"), true);
+  show($("swap-form"), false);
+  show($("job"), false);
+  show($("recent"), false);
+  $("key").focus();
+}
+
+function prepareKeyForm() {
+  $("key-form").addEventListener("submit", async (event) => {
+    event.preventDefault();
+    key = $("key").value.trim();
+    try {
+      await call("jobs?limit=1");
+    } catch (error) {
+      if (error.status !== 401) showMessage($("key-error"), error.message);
+      return;
+    }
+    sessionStorage.setItem(KEY_ITEM, key);
+    $("key").value = "";
+    show($("key-form"), false);
+    refresh();
+    route();
+  });
+}
+
+/**
+ * Return what an address of each thing of a job ends with, so that players, pictures and event sources, which send no
+ * key, are let in: a signature where there is a key.
+ */
+async function signatures(promptId) {
+  if (!key) return {};
+  const path = `jobs/${encodeURIComponent(promptId)}/links?expires_in=${SIGNED_S}`;
+  const { links } = await call(path, { method: "POST" });
+  return Object.fromEntries(Object.entries(links).map(([name, link]) => [name, new URL(link, location.href).search]));
+}
+
+/** Return an address with more parameters, which may begin with a question mark or an ampersand. */
+function withQuery(path, ...queries) {
+  const given = queries.filter(Boolean).map((query) => query.replace(/^[?&]/, ""));
+  return given.length ? `${path}?${given.join("&")}` : path;
 }
 
 /** Return the path of a result, from the `/download/…` of a status document or a bare file name. */
@@ -203,6 +256,7 @@ function submitForm() {
   upload = new XMLHttpRequest();
   upload.open("POST", "face-swap");
   upload.setRequestHeader("Prefer", "respond-async");
+  for (const [name, value] of Object.entries(authorization())) upload.setRequestHeader(name, value);
   upload.upload.addEventListener("progress", (event) => {
     if (event.lengthComputable) showPercentage((100 * event.loaded) / event.total);
     $("figures").textContent = `${formatBytes(event.loaded)} of ${formatBytes(event.total)}`;
@@ -213,6 +267,7 @@ function submitForm() {
   });
   upload.addEventListener("load", ({ target }) => {
     upload = null;
+    if (target.status === 401) return askForKey(problemMessage(target.status, target.responseText));
     if (target.status >= 300) return rejectUpload(problemMessage(target.status, target.responseText));
     const { prompt_id: promptId } = JSON.parse(target.responseText);
     original = chosen.video ? { promptId, url: thumbnails.video } : null;
@@ -249,7 +304,7 @@ function clearJob(name) {
 function showForm() {
   stopWatching();
   show($("job"), false);
-  show($("swap-form"), true);
+  show($("swap-form"), $("key-form").hidden);
   document.title = "Face swap";
 }
 
@@ -273,8 +328,9 @@ async function openJob(promptId) {
   let status;
   try {
     status = await call(`status/${encodeURIComponent(promptId)}`);
+    job.signed = await signatures(promptId);
   } catch (error) {
-    if (watched !== job) return;
+    if (watched !== job || error.status === 401) return;
     if (error.status === 404) return showUnknown(error.message);
     $("step").textContent = error.message;
     setTimeout(() => watched === job && openJob(promptId), RECONNECT_MS);
@@ -294,7 +350,7 @@ function showUnknown(message) {
 }
 
 function follow(job) {
-  const source = new EventSource(`events/${encodeURIComponent(job.promptId)}`);
+  const source = new EventSource(withQuery(`events/${encodeURIComponent(job.promptId)}`, job.signed.events));
   job.source = source;
   const on = (type, handle) =>
     source.addEventListener(type, (event) => watched === job && event.data && handle(JSON.parse(event.data), event.lastEventId));
@@ -310,10 +366,18 @@ function follow(job) {
   on("status", (data) => showStep(data.message));
   on("progress", showProgress);
   on("preview", (_, id) => {
-    $("preview").src = `preview/${encodeURIComponent(job.promptId)}?n=${encodeURIComponent(id)}`;
+    const path = `preview/${encodeURIComponent(job.promptId)}`;
+    $("preview").src = withQuery(path, job.signed.preview, `n=${encodeURIComponent(id)}`);
     show($("preview"), true);
   });
-  on("completed", (data) => showResult(data.filename, data.warnings, data.bytes));
+  on("completed", async (data) => {
+    try {
+      job.signed = await signatures(job.promptId); // before its end there was no result to sign a link to
+    } catch {
+      return openIfEnded(job);
+    }
+    if (watched === job) showResult(data.filename, data.warnings, data.bytes);
+  });
   // The events of a retried job include its earlier end; only its status tells how it is now.
   on("cancelled", () => openIfEnded(job));
   on("error", () => openIfEnded(job));
@@ -333,7 +397,9 @@ async function openIfEnded(job) {
     setTimeout(() => watched === job && openJob(job.promptId), RECONNECT_MS);
     return;
   }
-  if (watched === job && ENDED.includes(status.status)) showEnd(status.status, status.error);
+  if (watched !== job || !ENDED.includes(status.status)) return;
+  if (status.status === "SUCCESS") openJob(job.promptId);
+  else showEnd(status.status, status.error);
 }
 
 function showStep(text) {
@@ -364,12 +430,12 @@ function finish(state) {
 
 function showResult(result, warnings, bytes) {
   const own = original?.promptId === watched?.promptId ? original : null;
+  const [path, signature] = [downloadPath(result), watched?.signed.result];
   finish("SUCCESS");
-  const path = downloadPath(result);
-  $("swapped").src = `${path}?inline=1`;
+  $("swapped").src = withQuery(path, signature, "inline=1");
   show($("original-figure"), Boolean(own));
   if (own) $("original").src = own.url;
-  $("download").href = path;
+  $("download").href = withQuery(path, signature);
   $("download").textContent = bytes ? `Download · ${formatBytes(bytes)}` : "Download";
   $("warnings").replaceChildren(...(warnings || []).map((warning) => createElement("li", "", warning)));
   show($("warnings"), Boolean(warnings?.length));
@@ -438,10 +504,21 @@ function jobRow(job) {
     download.href = downloadPath(job.result);
     download.download = "";
     download.setAttribute("aria-label", `Download ${job.output_prefix}`);
+    if (key) download.addEventListener("click", (event) => downloadSigned(event, job));
     links.append(download);
   }
   row.append(name, createElement("span", "note", notes.join(" · ")), links);
   return row;
+}
+
+async function downloadSigned(event, job) {
+  event.preventDefault();
+  try {
+    const { result } = await signatures(job.prompt_id);
+    location.assign(withQuery(downloadPath(job.result), result));
+  } catch (error) {
+    showMessage($("form-error"), error.message);
+  }
 }
 
 async function refreshJobs() {
@@ -482,7 +559,7 @@ async function refreshHealth() {
 function refresh() {
   if (document.hidden) return;
   refreshHealth();
-  refreshJobs();
+  if ($("key-form").hidden) refreshJobs();
 }
 
 /** Show the job that the address names, so that a reload, a bookmark and the back button find it again. */
@@ -494,6 +571,7 @@ function route() {
 }
 
 prepareForm();
+prepareKeyForm();
 synchronizePlayers();
 $("cancel").addEventListener("click", cancel);
 window.addEventListener("hashchange", route);
