@@ -173,11 +173,19 @@ async def _when_possible(action: Callable[[], Awaitable[T]], *, is_shared: bool)
 
 def _check_openness(settings: Settings, keyring: Keyring) -> None:
     """Raise `ConfigError` where everybody would be let in over the network and nobody said that this is wanted."""
-    if not (is_loopback(settings.host) or keyring.is_required or settings.allow_anonymous):
-        raise ConfigError(
-            f"FACESWAP_HOST={settings.host!r} is open to others and there are no API keys: make one with 'faceswap key"
-            " add NAME', listen on 127.0.0.1, or give --allow-anonymous if that is what you want"
-        )
+    if keyring.is_required or settings.allow_anonymous:
+        return
+    public = settings.public_url
+    if not is_loopback(settings.host):
+        opening = f"FACESWAP_HOST={settings.host!r} is"
+    elif public is not None and not is_loopback(public.host or ""):
+        opening = f"FACESWAP_PUBLIC_URL={str(public)!r} says that the service is"
+    else:
+        return
+    raise ConfigError(
+        f"{opening} open to others and there are no API keys: make one with 'faceswap key add NAME', stay on 127.0.0.1,"
+        " or give --allow-anonymous if that is what you want"
+    )
 
 
 async def make_backends(

@@ -40,6 +40,18 @@ PRIVATE_RESUMES = 2
 """Fewer than for a server, because nobody restarts a private service."""
 LOG_TAIL_BYTES = 4000
 
+PRIVATE = dict.fromkeys(
+    (
+        "FACESWAP_API_KEYS_FILE",
+        "FACESWAP_DATABASE_URL",
+        "FACESWAP_FILES_URL",
+        "FACESWAP_PUBLIC_URL",
+        "CREDENTIALS_DIRECTORY",
+    ),
+    "",
+)
+"""The settings that a private service does not take over: who may use it, and what it would share with others."""
+
 _LISTENING = re.compile(r"faceswap: listening on (https?://\S+)")
 _LINE_EVERY_PERCENT = 10
 
@@ -248,6 +260,7 @@ def _audit(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:  # such as of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+
 
 def _key_add(arguments: argparse.Namespace) -> int:
     from . import key_command  # here, because the other commands need none of it
@@ -468,7 +481,7 @@ async def private_service() -> AsyncIterator[FaceSwapClient]:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "faceswap", "serve", "--watch-stdin"),
             *("--host", "127.0.0.1", "--port", "0", "--data-dir", data_dir),
-            env={**os.environ, "FACESWAP_COMFYUI_URLS": "", "FACESWAP_API_KEYS_FILE": ""},
+            env={**os.environ, "FACESWAP_COMFYUI_URLS": "", **PRIVATE},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,

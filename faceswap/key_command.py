@@ -11,7 +11,7 @@ from .config import ConfigError, Settings, resource_dir
 from .files import Files
 from .jobs import iso
 from .keyring import NAME_PATTERN, digest, new_key, read_keys
-from .store import ApiKey, NewerDatabase, Store, StoreError
+from .store import ApiKey, NewerDatabase, Store, StoreError, find_version
 
 DONE, FAILED, USAGE = 0, 1, 2
 ID_CHARS = 12
@@ -24,7 +24,7 @@ Work = Callable[[Store], Awaitable[int]]
 def add(options: Mapping[str, str | None], name: str, show: Callable[[str], None], say: Callable[[str], None]) -> int:
     """Make a key for a name and show it, this once; returns the exit status. `say` tells the user more."""
     if not NAME_PATTERN.fullmatch(name):
-        say("A name is 1-64 letters, digits, '.', '_' and '-', and begins with a letter or a digit.")
+        say("A name is 1-64 letters, digits, '_' and '-', and begins with a letter or a digit.")
         return USAGE
     key = new_key()
 
@@ -86,7 +86,7 @@ def _run(options: Mapping[str, str | None], work: Work, say: Callable[[str], Non
     """Do something with the database that the settings name; returns the exit status."""
     os.umask(NEW_FILES_MASK)  # as the service has it
     try:
-        return asyncio.run(_with_store(Settings.load(None, **options), work))
+        return asyncio.run(_with_store(Settings.load(None, **options), work, say))
     except ConfigError as error:
         say(str(error))
         return USAGE
@@ -95,14 +95,29 @@ def _run(options: Mapping[str, str | None], work: Work, say: Callable[[str], Non
         return FAILED
 
 
-async def _with_store(settings: Settings, work: Work) -> int:
-    where: Path | str = settings.database_url
-    if not where:
-        files = Files(settings.data_dir)
-        await asyncio.to_thread(files.create)
-        where = files.database
-    store = await Store.open(where, resource_dir("migrations"), lambda event: None)
+async def _with_store(settings: Settings, work: Work, say: Callable[[str], None]) -> int:
+    where, migrations = await asyncio.to_thread(_place, settings), resource_dir("migrations")
+    version, newest = await find_version(where, migrations)
+    if version is None:
+        say(f"there is no database yet in {_name(where)}: it is made now; is it the one that the service uses?")
+    elif version < newest:
+        say(f"the database in {_name(where)} is of an older version; start the service of this version first")
+        return FAILED
+    store = await Store.open(where, migrations, lambda event: None)
     try:
         return await work(store)
     finally:
         await store.close()
+
+
+def _place(settings: Settings) -> Path | str:
+    """Return the file or the URL of the database, with the folder there."""
+    if settings.database_url:
+        return settings.database_url
+    files = Files(settings.data_dir)
+    files.create()
+    return files.database
+
+
+def _name(where: Path | str) -> str:
+    return str(where) if isinstance(where, Path) else "FACESWAP_DATABASE_URL"

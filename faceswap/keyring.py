@@ -18,11 +18,13 @@ log = logging.getLogger(__name__)
 
 LOOK_S = 2.0
 """Between two looks at the file and the database."""
+READ_S = 5.0
+"""The longest that is waited for the file: a network's disk may not answer, and the database is to be looked at."""
 KEY_PREFIX = "fsk_"
 """The beginning of every key that is made here, by which programs that search for leaked secrets find them."""
 KEY_BYTES = 32
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""The name of a key: the owner of jobs, and the folder of their results."""
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+"""The name of a key: the owner of jobs, and the folder of their results. Without a point no result has it too."""
 LINE_PATTERN = re.compile(rf"({NAME_PATTERN.pattern})\s*:\s*([0-9a-fA-F]{{64}})")
 MAX_FILE_BYTES = 16 * 1024 * 1024
 
@@ -43,6 +45,8 @@ def read_keys(path: Path) -> dict[str, str]:
     Empty lines, and those that begin with `#`, do not count. Raises `ConfigError`.
     """
     try:
+        if not path.is_file():  # opening another kind of file may wait for ever
+            raise ConfigError(f"FACESWAP_API_KEYS_FILE={str(path)!r} is not there, or is not a file")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise ConfigError(f"FACESWAP_API_KEYS_FILE={str(path)!r} is larger than {MAX_FILE_BYTES:,} bytes")
         text = path.read_text(encoding="utf-8")
@@ -58,7 +62,7 @@ def read_keys(path: Path) -> dict[str, str]:
         if parts is None:
             raise ConfigError(
                 f"FACESWAP_API_KEYS_FILE={str(path)!r}, line {number}: allowed is name:sha256, a name of up to 64"
-                " letters, digits, '.', '_' and '-', and the 64 hexadecimal digits of the key's SHA-256"
+                " letters, digits, '_' and '-', and the 64 hexadecimal digits of the key's SHA-256"
             )
         if names.setdefault(parts[2].lower(), parts[1]) != parts[1]:
             raise ConfigError(f"FACESWAP_API_KEYS_FILE={str(path)!r}, line {number}: another name has this key")
@@ -78,6 +82,7 @@ class Keyring:
         self._of_database: Mapping[str, str] = {}
         self._secret = secrets.token_bytes(KEY_BYTES)
         self._names: Mapping[bytes, str] = {}
+        self._reading: asyncio.Task[dict[str, str]] | None = None
         self._told = ""
         self.is_required = path is not None
         """True once there is a key, or was one: nobody is let in without one from then on."""
@@ -113,7 +118,13 @@ class Keyring:
 
     async def _look_at_file(self) -> None:
         if self._path is not None:
-            names = await asyncio.to_thread(read_keys, self._path)
+            if self._reading is None:
+                self._reading = asyncio.create_task(asyncio.to_thread(read_keys, self._path), name="read keys")
+            done, _ = await asyncio.wait({self._reading}, timeout=READ_S)
+            if not done:  # it goes on, and is waited for at the next look
+                raise ConfigError(f"FACESWAP_API_KEYS_FILE={str(self._path)!r} cannot be read within {READ_S:.0f} s")
+            reading, self._reading = self._reading, None
+            names = reading.result()
             if names != self._of_file:
                 self._of_file = names
                 self._gather()

@@ -23,7 +23,9 @@ CREATE TABLE turn (
 );
 
 ALTER TABLE segment ADD COLUMN owner TEXT COLLATE "C" NOT NULL DEFAULT '';
-UPDATE segment SET owner = (SELECT coalesce(owner, '') FROM job WHERE job.prompt_id = segment.prompt_id);
+UPDATE segment SET owner = (SELECT owner FROM job WHERE job.prompt_id = segment.prompt_id)
+    WHERE prompt_id IN (SELECT prompt_id FROM job WHERE owner IS NOT NULL);
+INSERT INTO turn (owner, number) SELECT '', 0 UNION SELECT owner, 0 FROM job WHERE owner IS NOT NULL;
 DROP INDEX segment_waiting;
 CREATE INDEX segment_waiting ON segment (owner, priority DESC, created_at, prompt_id, number) WHERE state = 'waiting';
 -- Each owner asks for their own jobs only.

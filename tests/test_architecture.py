@@ -12,7 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "faceswap"
 
 LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("the command line", frozenset({"__main__", "cli", "demo"})),
-    ("the process", frozenset({"serve", "migrate", "doctor", "key_command", "backup", "audit", "log_setup", "systemd"})),
+    (
+        "the process",
+        frozenset({"serve", "migrate", "doctor", "key_command", "backup", "audit", "log_setup", "systemd"}),
+    ),
     ("every part wired", frozenset({"app"})),
     ("handlers", frozenset({"api"})),
     ("what moves jobs", frozenset({"scheduler", "janitor", "outbox", "intake"})),

@@ -50,9 +50,10 @@ def _route(request: web.Request) -> str:
 
 def _key(request: web.Request) -> str | None:
     """Return the key that a request came with. Raises `Unauthorized` for another kind of authorization."""
+    key = request.headers.get("X-API-Key")  # first: `Authorization` may be for a proxy in between
     authorization = request.headers.get(hdrs.AUTHORIZATION)
-    if authorization is None:
-        return request.headers.get("X-API-Key")
+    if key is not None or authorization is None:
+        return key
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthorized("The authorization must be 'Bearer KEY'.", code="invalid_authorization")

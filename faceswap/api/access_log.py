@@ -8,7 +8,7 @@ import re
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
 
-from .access import client_address
+from .address import client_address
 from .keys import SETTINGS, owner_of
 
 log = logging.getLogger("faceswap.access")

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 
 from aiohttp import hdrs, web
 from limits import RateLimitItemPerMinute
-from limits.storage import MemoryStorage
-from limits.strategies import SlidingWindowCounterRateLimiter
+from limits.aio.storage import MemoryStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
 
 from ..errors import TooManyRequests
 from .address import client_address
 from .keys import OWNER, SETTINGS
 
 WINDOW_S = 60
-IPV6_PREFIX = 64
+MOST_COUNTERS = 10_000
+"""Counters of the last two minutes, beyond which all count as one: they are gone through at each submission."""
+IPV6_PREFIX = 56
 """The bits of an address of IPv6 that count: who has one network has all addresses of it."""
 PROXY_HEADERS = ("X-Forwarded-For", hdrs.FORWARDED)
 """The headers by which a proxy on this machine is told from a user of it."""
@@ -38,17 +40,20 @@ ALLOWANCE = web.RequestKey("allowance", Allowance)
 
 
 class RateLimit:
-    """The submissions of the last minute, kept in memory; 0 is no limit."""
+    """The submissions of the last minute at this node, kept in memory; 0 is no limit."""
 
     def __init__(self, per_minute: int) -> None:
         self.per_minute = per_minute
-        self._limiter = SlidingWindowCounterRateLimiter(MemoryStorage())
+        self._counters = MemoryStorage()
+        self._limiter = SlidingWindowCounterRateLimiter(self._counters)
 
-    def take(self, who: str) -> tuple[bool, Allowance]:
+    async def take(self, who: str) -> tuple[bool, Allowance]:
         """Count a submission of somebody, unless they had all that they may; returns whether it was counted."""
         item = RateLimitItemPerMinute(self.per_minute)
-        counted = self._limiter.hit(item, who)
-        stats = self._limiter.get_window_stats(item, who)
+        if len(self._counters.storage) >= MOST_COUNTERS:
+            who = "all others"
+        counted = await self._limiter.hit(item, who)
+        stats = await self._limiter.get_window_stats(item, who)
         more_in_s = max(1, math.floor(stats.reset_time - time.time()) + 1)
         return counted, Allowance(self.per_minute, stats.remaining, more_in_s)
 
@@ -61,7 +66,7 @@ async def count_submission(request: web.Request) -> None:
     limit, who = request.app[RATE_LIMIT], _who(request)
     if not limit.per_minute or who is None:
         return
-    counted, allowance = limit.take(who)
+    counted, allowance = await limit.take(who)
     request[ALLOWANCE] = allowance
     if not counted:
         raise TooManyRequests(

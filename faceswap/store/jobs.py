@@ -20,7 +20,7 @@ from .deliveries import Deliveries
 from .leases import Lease, Leases, join_lease
 from .rows import SELECT_JOB, found, input_rows, job_of
 from .transaction import QUEUE_LOCK, Transaction
-from .turns import check_queue_of_key, queue_place
+from .turns import ADD_OWNER, check_queue_of_key, queue_place
 
 IDEMPOTENCY_MS = 24 * 3600 * 1000
 SETTLE_S = 15.0
@@ -133,6 +133,7 @@ class Jobs(Leases, Audit, Deliveries):
             "traceparent": new.traceparent,
             "consent": new.consent,
         }
+        await tx.run(ADD_OWNER, new.owner or "")
         names = ", ".join(values)
         marks = ", ".join("?" * len(values))
         await tx.run(f"INSERT INTO job ({names}) VALUES ({marks})", *values.values())
@@ -340,7 +341,6 @@ class Jobs(Leases, Audit, Deliveries):
         When all were finished, the last is done again: its end leads to the joining at which the job had ended.
         """
         async with self._transaction() as tx:
-            await tx.lock(QUEUE_LOCK)
             await tx.lock_job(prompt_id)
             job = await self._owned(tx, prompt_id, owner)
             if JobState.QUEUED not in TRANSITIONS[job.state]:

@@ -43,11 +43,11 @@ class Queries(Database):
     async def with_result(self, filename: str) -> list[tuple[str, str | None]]:
         """Return the id and the owner of each job whose result has this name: one of each owner at most.
 
-        Who has a result has had a turn.
+        Who has a job has turns.
         """
         sql = (
-            "SELECT job.prompt_id, job.owner FROM (SELECT '' AS owner UNION SELECT owner FROM turn) AS named"
-            " JOIN job ON job.result_file = CASE named.owner WHEN '' THEN '' ELSE named.owner || '/' END || ?"
+            "SELECT job.prompt_id, job.owner FROM turn"
+            " JOIN job ON job.result_file = CASE turn.owner WHEN '' THEN '' ELSE turn.owner || '/' END || ?"
         )
         return [(row[0], row[1]) for row in await self._read(sql, filename)]
 

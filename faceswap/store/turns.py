@@ -24,11 +24,14 @@ NEXT_OWNER = (
 )
 """A query for the owner whose turn it is: of those with a segment for which a condition holds, the one who had theirs
 the longest ago. It goes from owner to owner, not from segment to segment."""
+ADD_OWNER = "INSERT INTO turn (owner, number) VALUES (?, 0) ON CONFLICT (owner) DO NOTHING"
+"""A statement that lets an owner, who has the first turn then, have turns."""
 TAKE_TURN = (
-    "INSERT INTO turn (owner, number) SELECT CAST(? AS TEXT), coalesce(max(number), 0) + 1 FROM turn WHERE true"
-    " ON CONFLICT (owner) DO UPDATE SET number = excluded.number"
+    "UPDATE turn SET number = (SELECT max(number) + 1 FROM turn) WHERE owner = (SELECT owner FROM turn WHERE owner = ?"
+    " AND (number = 0 OR number < (SELECT max(number) FROM turn)){lock})"
 )
-"""A statement that puts an owner behind all others."""
+"""A statement that puts an owner behind all others, unless they are, or another transaction does so now: no claim waits
+for another, and where there is one owner nothing is written."""
 
 _OWN_PLACE = (
     "SELECT count(*) FROM job WHERE state = 'QUEUED' AND coalesce(owner, '') = ?"

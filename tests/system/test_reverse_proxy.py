@@ -80,7 +80,7 @@ async def test_the_public_address_is_ours_behind_a_proxy(
     kind: str, folder_service: Callable[..., Service], tmp_path: Path, certificate: Path, media: Media
 ) -> None:
     async with (
-        folder_service(public_url=f"https://{NAME}") as service,
+        folder_service(public_url=f"https://{NAME}", allow_anonymous=1) as service,
         proxied(kind, service.url, tmp_path, certificate, media) as behind,
     ):
         ours = {"Host": NAME}

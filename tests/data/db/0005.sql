@@ -170,6 +170,8 @@ CREATE TABLE turn (
     owner  TEXT PRIMARY KEY,
     number INTEGER NOT NULL
 ) STRICT;
+INSERT INTO "turn" VALUES('',0);
+INSERT INTO "turn" VALUES('ann',0);
 CREATE UNIQUE INDEX job_by_key ON job (coalesce(owner, ''), idempotency_key) WHERE idempotency_key IS NOT NULL;
 CREATE INDEX job_with_inputs ON job (finished_at) WHERE inputs_erased = 0 AND finished_at IS NOT NULL;
 CREATE INDEX job_with_result ON job (finished_at) WHERE result_erased = 0 AND result_file IS NOT NULL;
