@@ -13,6 +13,7 @@ from urllib.parse import urlsplit, urlunsplit
 import postgres
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from described import Described
 from service_rig import QUICK, EngineRig, ServiceRig
 from system.tcp_proxy import TcpProxy
 from waiting import eventually
@@ -55,10 +56,13 @@ class Nodes:
     @asynccontextmanager
     async def node(self, name: str, *engines: EngineRig | str, **settings: Any) -> AsyncIterator[NodeRig]:
         """Run the node that `app` makes, ready for jobs."""
-        async with TestClient(TestServer(self.app(name, *engines, **settings))) as client:
-            rig = NodeRig(client, self.folder / name)
+        app = self.app(name, *engines, **settings)
+        described = Described(app)
+        async with TestClient(TestServer(app)) as client:
+            rig = NodeRig(client, self.folder / name, described)
             await rig.is_ready()
             yield rig
+        assert not described.faults
 
     @property
     def port(self) -> int:
