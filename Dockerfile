@@ -30,5 +30,5 @@ EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
 ENTRYPOINT ["faceswap"]
-# There is no authentication: whoever reaches the port may use it. Publish a proxy's port, not this one.
-CMD ["serve", "--allow-anonymous"]
+# It starts with API keys only: see compose.yaml. Publish a proxy's port, not this one.
+CMD ["serve"]

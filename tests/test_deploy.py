@@ -67,6 +67,17 @@ def test_two_nodes_share_a_database_and_files_and_differ_in_their_names_and_fold
     assert settings.files_url == "s3://faceswap/files" and settings.comfyui_urls == ()
 
 
+def test_nobody_is_let_in_without_a_key_and_the_proxy_is_believed() -> None:
+    document = composed()
+    [subnet] = document["networks"]["front"]["ipam"]["config"]
+    for node in nodes().values():
+        settings = Settings.load(node["environment"])
+        assert settings.api_keys_file == Path("/run/secrets/api_keys") and node["secrets"] == ["api_keys"]
+        assert [str(network) for network in settings.trusted_proxies] == [subnet["subnet"]]
+    assert document["secrets"] == {"api_keys": {"file": "./api_keys"}}
+    assert "deploy/api_keys" in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
+
+
 def test_every_setting_that_is_named_exists() -> None:
     known = {f"FACESWAP_{name.upper()}" for name in Settings.__dataclass_fields__}
     files = ("Dockerfile", "deploy/compose.yaml", "deploy/.env.example", "deploy/Caddyfile", "deploy/nginx.conf")
@@ -75,14 +86,14 @@ def test_every_setting_that_is_named_exists() -> None:
 
 
 def test_no_secret_has_a_value_before_an_operator_gives_it_one() -> None:
-    assert {name for name, value in example().items() if not value} == SECRETS | {"FACESWAP_COMFYUI_URLS"}
+    assert {name for name, value in example().items() if not value} == SECRETS | {"FACESWAP_COMFYUI_URLS", "PUBLIC_URL"}
     for match in VARIABLE.finditer(COMPOSE):
         assert match["name"] in example()
         assert match["kind"] == (":?" if match["name"] in SECRETS else ":-")
     with pytest.raises(AssertionError, match="POSTGRES_PASSWORD"):
         composed(POSTGRES_PASSWORD="")
     ignored = (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()
-    assert "deploy/.env" in ignored
+    assert {"deploy/.env", "deploy/api_keys"} <= set(ignored)
 
 
 def test_only_the_proxy_is_reached_from_outside_and_at_first_from_this_machine_alone() -> None:
@@ -161,10 +172,10 @@ def test_the_image_runs_the_service_as_a_user_of_its_own_over_a_volume() -> None
 def test_the_image_starts_the_command_line_with_options_that_exist(capsys: pytest.CaptureFixture[str]) -> None:
     final = dict(instructions())
     command = [*yaml.safe_load(" ".join(final["ENTRYPOINT"])), *yaml.safe_load(" ".join(final["CMD"]))]
-    assert shlex.join(command) == "faceswap serve --allow-anonymous"
+    assert shlex.join(command) == "faceswap serve"
     with pytest.raises(SystemExit):
         main([*command[1:], "--help"])
-    assert "--allow-anonymous" in capsys.readouterr().out
+    assert "--port" in capsys.readouterr().out
 
 
 def test_the_guide_names_what_exists() -> None:

@@ -8,6 +8,7 @@ import logging
 import resource
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -255,8 +256,8 @@ class Listener:
     async def _connect(self, client: socket.socket) -> None:
         """Start a connection; an error of one that has already ended is logged and does not stop the service."""
         try:
-            # The kernel also counts the time in which the client's window is closed.
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1000))
+            if sys.platform == "linux":  # whose kernel also counts the time in which the client's window is closed
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_S * 1000))
             await asyncio.get_running_loop().connect_accepted_socket(self._new_connection, client)
         except OSError as error:
             self._free.release()
