@@ -67,6 +67,10 @@ siege: $(VENV)/.installed-dev ## slow senders, idle streams, clients that never 
 deliveries: $(VENV)/.installed-dev ## the service killed between the end of a job and its deliveries, 100 times on each database; ROUNDS=…
 	cd tests && ../$(BIN)/python -m system.deliveries $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)
 
+.PHONY: fuzz-media
+fuzz-media: $(VENV)/.installed-dev ## 2,000 damaged media files through upload and job; SEED=… repeats, ONLY="7 9" some of them
+	cd tests && ../$(BIN)/python -m system.fuzz_media $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
 .PHONY: compat
 compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI client packages from the package index
 	$(BIN)/python tests/compat/run.py

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +40,12 @@ HEAD_BYTES = 2048
 """Most of a file's structure is in its first and last bytes: half of all changes are made there."""
 
 
-def good_videos(folder: Path) -> dict[str, bytes]:
-    """Make a clip of each kind; the face of the astronaut moves in it."""
+def good_videos(folder: Path, kinds: Sequence[str]) -> dict[str, bytes]:
+    """Make a clip of each of these kinds; the face of the astronaut moves in it."""
     pictures = [picture[..., ::-1] for picture in astronaut_frames(FRAMES, SIZE)]
     made = {}
-    for name, (codec, sounds) in CLIPS.items():
+    for name in kinds:
+        codec, sounds = CLIPS[name]
         made[name] = make_clip(
             folder / name,
             FRAMES,
@@ -153,9 +154,9 @@ class Case:
     image: bytes
 
 
-def mutated(seed: int, count: int, videos: dict[str, bytes], pictures: dict[str, bytes]) -> Iterator[Case]:
-    """Make requests of which the video is damaged, or, one in five, the picture."""
-    for number_ in range(count):
+def mutated(seed: int, numbers: Iterable[int], videos: dict[str, bytes], pictures: dict[str, bytes]) -> Iterator[Case]:
+    """Make the requests of these numbers: in each the video is damaged, or, one in five, the picture."""
+    for number_ in numbers:
         dice = random.Random(f"{seed}/{number_}")
         video, picture = dice.choice(list(videos)), dice.choice(list(pictures))
         name = f"{seed}/{number_} {video} {picture}"
@@ -198,14 +199,14 @@ DESCRIPTIONS = {
 """Files that name others, {file} and {url}, and that a too friendly demuxer or decoder would open."""
 
 
-def dressed(path: Path, url: str, videos: dict[str, bytes], picture: bytes) -> Iterator[Case]:
-    """Make requests of which the video or the picture names a file and an address."""
+def dressed(path: Path, url: str, good: bytes, picture: bytes, *, as_pictures: bool) -> Iterator[Case]:
+    """Make requests of which the video, or also the picture, names a file and an address; `good` is an mp4."""
     names = {"file": path.as_uri(), "path": str(path), "url": url, "port": url.rpartition(":")[2].partition("/")[0]}
-    good = videos["h264.mp4"]
     for name, text in DESCRIPTIONS.items():
         data = text.format(**names).encode()
         yield Case(f"{name} as a video", data, picture)
-        yield Case(f"{name} as a picture", good, data)
+        if as_pictures:
+            yield Case(f"{name} as a picture", good, data)
     for name in (names["file"], url):
         yield Case(f"an mp4 whose samples lie at {name}", elsewhere(good, name), picture)
 

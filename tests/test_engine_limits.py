@@ -39,6 +39,15 @@ def test_a_picture_that_grows_beyond_the_limits_is_not_decoded(tmp_path: Path, s
     assert isinstance(raised.value.__cause__, av.error.ArgumentError) == (size[0] * size[1] > MAX_PIXELS)
 
 
+def test_a_name_that_is_no_text_does_not_keep_a_video_from_being_read(tmp_path: Path) -> None:
+    data = make_clip(tmp_path / "good.mp4", 2).read_bytes()
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(data.replace(b"VideoHandler", b"\xff\xfedeoHandler"))
+    assert bad.read_bytes() != data
+    with open_media(bad) as container:
+        assert len(list(container.decode(video=0))) == 2
+
+
 def test_a_picture_that_grows_within_the_limits_is_scaled_to_the_first(tmp_path: Path) -> None:
     clip = Clip(probe(growing(tmp_path / "grow.mkv", (64, 64), (640, 480), (32, 32))), Selection())
     assert [frame.size for frame in clip] == [(64, 64)] * 3

@@ -35,7 +35,8 @@ def open_media(path: Path) -> av.container.InputContainer:
     Raises av.FFmpegError for other formats, MediaLimitError for too many tracks.
     """
     try:
-        container = av.open(path, options={"format_whitelist": CONTAINERS, **OPEN_OPTIONS})
+        options = {"format_whitelist": CONTAINERS, **OPEN_OPTIONS}
+        container = av.open(path, options=options, metadata_errors="replace")
     except MemoryError as error:
         raise MediaLimitError(
             f"{path.name} has more than {MAX_TRACKS} tracks, or its headers ask for too much memory"

@@ -14,9 +14,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 
 import aiohttp
@@ -151,22 +151,34 @@ def frames(data: bytes) -> int:
             return sum(1 for _ in container.decode(video=0))
 
 
-async def fuzz(folder: Path, seed: int, count: int, *, good: int = 2, told: bool = False) -> tuple[Run, str]:
-    """Send a few good videos, every description and so many mutated files; returns the run and what its memory was."""
+async def fuzz(
+    folder: Path,
+    seed: int,
+    numbers: Iterable[int],
+    kinds: Sequence[str],
+    *,
+    as_pictures: bool = True,
+    told: bool = False,
+) -> tuple[Run, str]:
+    """Send a good video of each kind, every description and the mutated files of these numbers.
+
+    Returns the run and what its memory was.
+    """
     folder.mkdir(exist_ok=True)
     canary = Canary(folder)
-    videos, pictures = good_videos(folder), good_pictures()
+    videos, pictures = good_videos(folder, kinds), good_pictures()
+    good = videos[kinds[0]]
     settings = {"input_ttl_s": 0, "rate_limit": 0, "url_allow": "127.0.0.0/8", "log_level": "warning"}
     async with (
-        canary.watch(videos["h264.mp4"]),
+        canary.watch(good),
         Service(folder, **settings) as service,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=WAIT_S * 5)) as session,
     ):
         api = Api(service.url, session, Media(folder))
         run = Run(service, api)
-        await run.warm_up(Case(name, video, pictures["face.png"]) for name, video in islice(videos.items(), good))
-        hostile = dressed(canary.path, canary.url, videos, pictures["face.jpg"])
-        await run.all(chain(hostile, mutated(seed, count, videos, pictures)), told=told)
+        await run.warm_up(Case(name, video, pictures["face.png"]) for name, video in videos.items())
+        hostile = dressed(canary.path, canary.url, good, pictures["face.jpg"], as_pictures=as_pictures)
+        await run.all(chain(hostile, mutated(seed, numbers, videos, pictures)), told=told)
         memory = await run.settle()
         engine_ends = service.log().count("the embedded engine ended with")
     if canary.connections or canary.was_read:
@@ -177,11 +189,11 @@ async def fuzz(folder: Path, seed: int, count: int, *, good: int = 2, told: bool
     return run, f"{memory}; the engine ended {engine_ends} times"
 
 
-async def main(seed: int, count: int) -> int:
+async def main(seed: int, numbers: Iterable[int]) -> int:
     """Print how many ended how; 1 when one ended as none may."""
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="faceswap-fuzz-") as name:
-        run, measured = await fuzz(Path(name, "fuzz"), seed, count, good=len(CLIPS), told=True)
+        run, measured = await fuzz(Path(name, "fuzz"), seed, numbers, tuple(CLIPS), told=True)
     for end, number in run.ends.most_common():
         sys.stdout.write(f"{number:6} {end}\n")
     sys.stdout.write(f"{run.ends.total()} cases in {time.monotonic() - started:.0f} s; {measured}\n")
@@ -193,6 +205,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--count", type=int, default=2000, help="mutated files")
+    parser.add_argument("--only", type=int, nargs="+", help="the numbers of some of them, as a fault names them")
     options = parser.parse_args()
     sys.stdout.write(f"seed {options.seed}\n")
-    sys.exit(asyncio.run(main(options.seed, options.count)))
+    sys.exit(asyncio.run(main(options.seed, options.only or range(options.count))))
