@@ -13,12 +13,15 @@ from .comfy.backend import Backend
 from .comfy.client import ComfyError
 from .config import Timeouts
 from .errors import JobFailure
-from .store import Store, retry_writes
+from .store import EngineFile, Store, StoreError, retry_writes
 
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
 """Pause between two looks at the engines."""
+EMPTY_S = 5.0
+"""Between two looks for files of erased jobs at an engine that is not ours."""
+EMPTY_BATCH = 100
 WATCH_LEASE = "engines"
 """The lease under which one of several nodes tells the jobs."""
 MOST_TOLD = 200
@@ -95,6 +98,34 @@ class EngineWatch:
 
     async def _tell_job(self, prompt_id: str, message: str) -> None:
         await retry_writes(partial(self._store.add_status, prompt_id, message))
+
+
+async def empty_files(store: Store, backend: Backend) -> None:
+    """Empty what a backend has of jobs that were erased, or whose inputs were, for as long as the service runs."""
+    while True:
+        await asyncio.sleep(EMPTY_S)
+        try:
+            while files := await store.engine_files_to_empty(backend.name, EMPTY_BATCH):
+                await _empty(backend, files)
+                await store.forget_engine_files(backend.name, files)
+                if backend.idle:  # it keeps what it last read until the next prompt comes
+                    await backend.client.free(models=False)
+        except ComfyError:
+            continue  # until it can be asked
+        except StoreError as error:
+            if not error.transient:
+                raise
+
+
+async def _empty(backend: Backend, files: Sequence[EngineFile]) -> None:
+    """Empty files at a backend. Raises the `ComfyError` that may pass."""
+    for file in files:
+        try:
+            await backend.client.empty(file.kind, file.subfolder, file.name)
+        except ComfyError as error:
+            if error.transient:
+                raise
+            log.warning("%s keeps %s/%s of a job that was erased: %s", backend.name, file.subfolder, file.name, error)
 
 
 async def stop_abandoned_prompts(store: Store, backend: Backend) -> None:

@@ -91,6 +91,7 @@ class Janitor:
         while records := await self._store.with_expired_records(now - record_ttl_s * 1000, BATCH):
             for prompt_id, file in records:
                 await self._erase_record(prompt_id, file)
+        await self._store.forget_old_engine_files(now - record_ttl_s * 1000)
 
     async def _erase_inputs(self, prompt_id: str) -> None:
         """Erase the inputs of a job, unless it was retried; what fails is tried again in the next round."""

@@ -26,7 +26,7 @@ from .metrics import STAGE_S
 from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED, SegmentProgress
 from .progress_reporter import ProgressReporter
 from .recovery import TooLong, is_full, wait_for_room
-from .store import Store, StoreError, retry_writes
+from .store import EngineFile, Store, StoreError, retry_writes
 from .tracing import stage
 from .workflow import Graph, Workflow, WorkflowError, extra_data
 
@@ -259,6 +259,9 @@ class Runner:
         share = outcome.swapped.get(attempt.workflow.swap)
         path = self._files.segment(segment)
         await self._files.make_scratch(job.prompt_id)
+        if not attempt.backend.is_embedded:
+            made = _made_with(output)
+            await retry_writes(partial(self._store.add_engine_files, attempt.backend.name, job.prompt_id, made))
         await attempt.backend.client.download(output, path, OUTPUT_LIMIT_BYTES)
         original = await self._inputs.original(job)
         try:
@@ -298,6 +301,14 @@ def _output_file(files: tuple[OutputFile, ...]) -> OutputFile:
     if "%" in fetched[-1].filename:
         raise JobFailure("format_not_joinable", A_FILE_A_FRAME)
     return fetched[-1]
+
+
+def _made_with(output: OutputFile) -> list[EngineFile]:
+    """Return an output and the files that VHS_VideoCombine makes beside it: without the sound, and the first frame."""
+    stem, _, extension = output.filename.rpartition(".")
+    base = stem.removesuffix("-audio")
+    names = sorted({output.filename, f"{base}.{extension}", f"{base}.png"})
+    return [EngineFile(output.type, output.subfolder, name) for name in names]
 
 
 def _ignored_options(backend: Backend, job: Job) -> tuple[str, ...]:

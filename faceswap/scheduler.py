@@ -20,7 +20,7 @@ from .comfy.client import ComfyError
 from .comfy.in_flight import GivenUp, InFlightPrompt, Lost, Stopped
 from .comfy.inputs import EngineInputs
 from .config import Timeouts
-from .engine_watch import WATCH_LEASE, EngineWatch, stop_abandoned_prompts
+from .engine_watch import WATCH_LEASE, EngineWatch, empty_files, stop_abandoned_prompts
 from .errors import INTERNAL_ERROR, JobFailure, NotFound, Unavailable
 from .feed import Feed, Signal
 from .files import Files
@@ -86,7 +86,7 @@ class Scheduler:
         self._store = store
         self._files = files
         self._progress_reporter = progress_reporter
-        self._inputs = EngineInputs(files, media, progress_reporter)
+        self._inputs = EngineInputs(files, media, progress_reporter, store)
         self._runner = Runner(store, files, media, progress_reporter, workflows, self._inputs)
         self._assembly = Assembly(store, files, media, progress_reporter, timeouts)
         self._recovery = Recovery(store, progress_reporter, self._inputs, workflows, timeouts)
@@ -252,6 +252,8 @@ class Scheduler:
                 self._take_up(submitted, backend)
                 tasks.create_task(backend.run(), name=f"listener of {backend.name}")
                 tasks.create_task(stop_abandoned_prompts(self._store, backend), name=f"abandoned at {backend.name}")
+                if not backend.is_embedded:
+                    tasks.create_task(empty_files(self._store, backend), name=f"erased at {backend.name}")
                 self._finish_unfinished(await retry_writes(self._store.unfinished))
         finally:
             self._held.pop(backend, None)

@@ -65,6 +65,18 @@ CREATE TABLE delivery (
 CREATE INDEX delivery_due ON delivery (kind, due_at) WHERE state = 'waiting';
 CREATE INDEX delivery_of_job ON delivery (prompt_id, created_at);
 
+-- Files of jobs at a ComfyUI that is not ours, until they were emptied there: nothing can be deleted from outside.
+-- They outlive their job.
+CREATE TABLE engine_file (
+    backend   TEXT NOT NULL,
+    kind      TEXT NOT NULL,
+    subfolder TEXT NOT NULL,
+    name      TEXT NOT NULL,
+    prompt_id TEXT NOT NULL,
+    added_at  INTEGER NOT NULL,
+    PRIMARY KEY (backend, kind, subfolder, name)
+) STRICT, WITHOUT ROWID;
+
 -- What happened to each job: who, when, digests and options, never content. Lines are only added; they outlive the job.
 CREATE TABLE audit (
     number    INTEGER PRIMARY KEY AUTOINCREMENT,

@@ -150,7 +150,7 @@ async def test_a_read_that_fails_for_a_moment_puts_a_segment_back_all_the_same(
     await create(store)
     prompt = InFlightPrompt(await claim(store))
     reporter = ProgressReporter(store, Files(tmp_path))
-    inputs = EngineInputs(Files(tmp_path), MediaWorker(), reporter)
+    inputs = EngineInputs(Files(tmp_path), MediaWorker(), reporter, store)
     backend = Backend(BackendPool(), "one", None, "client", TIMEOUTS, make_listener=lambda *_: None)
     store.failures = 3
     recovery = Recovery(store, reporter, inputs, {}, TIMEOUTS)
@@ -228,7 +228,7 @@ async def test_an_upload_that_was_forgotten_fails_who_waits_for_it_and_may_be_tr
         for path in (files.video(job.prompt_id, job.inputs), files.image(job.prompt_id, job.inputs)):
             path.touch()
         backend = Backend(BackendPool(), "one", UploadHeldUp(), "client")  # type: ignore[arg-type]  # all it needs
-        inputs = EngineInputs(files, media, ProgressReporter(store, files))
+        inputs = EngineInputs(files, media, ProgressReporter(store, files), store)
         waiting = asyncio.create_task(inputs.provide(job, await claim(store), backend, splittable=True))
         await until(lambda: bool(inputs._sent))
         inputs.forget(job.prompt_id)

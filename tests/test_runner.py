@@ -46,7 +46,7 @@ async def test_a_stop_waits_for_no_database_to_store_what_was_given_up(
     async with opened(files.database) as store, MediaWorker() as media:
         client: Any = None
         backend, reporter = Backend(BackendPool(), "one", client, "client"), ProgressReporter(store, files)
-        runner = Runner(store, files, media, reporter, {}, EngineInputs(files, media, reporter))
+        runner = Runner(store, files, media, reporter, {}, EngineInputs(files, media, reporter, store))
         await create(store)
         prompt = backend.begin(await claim(store))
         monkeypatch.setattr(store, "abandon", abandon)
@@ -84,7 +84,7 @@ async def test_a_prompt_that_may_have_been_sent_is_looked_for_though_the_databas
     async with opened(files.database) as store, MediaWorker() as media:
         client: Any = None
         backend, reporter = Backend(BackendPool(), "one", client, "client"), ProgressReporter(store, files)
-        runner = Runner(store, files, media, reporter, {}, EngineInputs(files, media, reporter))
+        runner = Runner(store, files, media, reporter, {}, EngineInputs(files, media, reporter, store))
         monkeypatch.setattr(runner, "_carry_out", carry_out)
         await create(store)
         assert await runner.run(backend.begin(await claim(store)), backend, look_first=True)

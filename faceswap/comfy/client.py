@@ -48,6 +48,7 @@ BUSY = (408, 425, 429)
 """Statuses by which a proxy asks for the call to be repeated later."""
 GATEWAY = (502, 503, 504)
 """Statuses by which a proxy reports that it did not reach ComfyUI."""
+NOT_FOUND = 404
 INSUFFICIENT_STORAGE = 507
 
 FEATURE_FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
@@ -157,6 +158,24 @@ class ComfyClient:
                 if _GRAPH_NAME.fullmatch(graph_name):
                     return graph_name
         raise ComfyError("ComfyUI stored the upload under a name that cannot be used.", transient=False)
+
+    async def empty(self, kind: str, subfolder: str, name: str) -> None:
+        """Replace a file in one of ComfyUI's folders, if it is there, by an empty one: no call deletes one.
+
+        Raises `ComfyError`.
+        """
+        query = {"type": kind, "subfolder": subfolder, "filename": name}
+        async with self._call("HEAD", "view", params=query) as response:
+            if response.status == NOT_FOUND:
+                return
+            _check_status(response)
+        form = aiohttp.FormData(quote_fields=False)
+        form.add_field("image", b"", filename=name, content_type="application/octet-stream")
+        form.add_field("subfolder", subfolder)
+        form.add_field("type", kind)
+        form.add_field("overwrite", "true")
+        async with self._call("POST", "upload/image", data=form) as response:
+            _check_status(response)
 
     async def submit(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from ..files import Files
 from ..jobs import Job, Segment
 from ..media import MediaWorker, PieceFacts
 from ..progress_reporter import ProgressReporter
+from ..store import EngineFile, Store, retry_writes
 from .backend import Backend
 from .client import FORM_BYTES, ComfyError, Features
 
@@ -47,7 +49,8 @@ class Original:
 class EngineInputs:
     """The videos and faces that the engines have, and the uploads that are missing."""
 
-    def __init__(self, files: Files, media: MediaWorker, progress_reporter: ProgressReporter) -> None:
+    def __init__(self, files: Files, media: MediaWorker, progress_reporter: ProgressReporter, store: Store) -> None:
+        self._store = store
         self._files = files
         self._progress_reporter = progress_reporter
         self._media = media
@@ -109,9 +112,22 @@ class EngineInputs:
         key = (backend.name, job.prompt_id, file.name)
         task = self._sent.get(key)
         if task is None or (task.done() and _is_worth_repeating(task)):
-            upload = backend.client.upload(file, file.name, job.prompt_id)
+            upload = self._upload(job, backend, file, file.name)
             task = self._sent[key] = asyncio.create_task(upload, name=f"upload {key}")
         return await _result_of(task)
+
+    async def _upload(self, job: Job, backend: Backend, path: Path, filename: str) -> str:
+        """Upload a file. Its name is stored before it is there, so that it is emptied on time whatever happens."""
+        await self._remember(job, backend, filename)
+        name = await backend.client.upload(path, filename, job.prompt_id)
+        if name != f"{job.prompt_id}/{filename}":  # another was there already, such as half of it
+            await self._remember(job, backend, name.rpartition("/")[2])
+        return name
+
+    async def _remember(self, job: Job, backend: Backend, filename: str) -> None:
+        if not backend.is_embedded:  # its folders are ours
+            file = EngineFile("input", job.prompt_id, filename)
+            await retry_writes(partial(self._store.add_engine_files, backend.name, job.prompt_id, [file]))
 
     async def _send_face(self, job: Job, backend: Backend, image: Path) -> str:
         try:
@@ -135,7 +151,7 @@ class EngineInputs:
                     raise
                 await self._prepare(job, always=True)
                 facts = await self._cut(job, segment, piece, limit)
-            name = await backend.client.upload(piece, f"{piece.stem}{facts.suffix}", job.prompt_id)
+            name = await self._upload(job, backend, piece, f"{piece.stem}{facts.suffix}")
         finally:
             await self._files.delete(piece)
         return Provided(name, face, facts.lead)

@@ -5,6 +5,7 @@ What a method changed is committed before its events are published, so that nobo
 
 from .connection import CommitUnknown, NewerDatabase, StoreError, now_ms
 from .database import find_version, retry_writes
+from .engine_files import EngineFile, EngineFiles
 from .jobs import IDEMPOTENCY_MS
 from .keys import ApiKey, Keys
 from .leases import JANITOR_LEASE, LOCAL_HOLDER, Lease, LeaseLost, backend_lease, join_lease
@@ -22,6 +23,7 @@ __all__ = [
     "LOCAL_HOLDER",
     "ApiKey",
     "CommitUnknown",
+    "EngineFile",
     "Lease",
     "LeaseLost",
     "LeaseRow",
@@ -40,5 +42,5 @@ __all__ = [
 ]
 
 
-class Store(Segments, Queries, Upkeep, Keys, Transfer):
+class Store(Segments, Queries, Upkeep, Keys, Transfer, EngineFiles):
     """The job records."""

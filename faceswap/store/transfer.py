@@ -23,6 +23,7 @@ TABLES: dict[str, tuple[str, ...]] = {
     "backend": ("name",),
     "stat": ("key", "phase"),
     "abandoned_prompt": ("comfy_prompt_id",),
+    "engine_file": ("backend", "kind", "subfolder", "name"),
     "audit": ("number",),
     "api_key": ("sha256",),
     "secret": ("name",),

@@ -467,6 +467,16 @@ class SimulatedClient(ComfyClient):
 
         return await self._comfy.call(stored)
 
+    async def empty(self, kind: str, subfolder: str, name: str) -> None:
+        path = f"{subfolder}/{name}"
+
+        def emptied() -> None:
+            for files in (self._comfy.inputs, self._comfy.files):
+                if path in files:
+                    files[path] = ""
+
+        await self._comfy.call(emptied)
+
     async def submit(
         self,
         graph: Mapping[str, Any],

@@ -42,6 +42,15 @@ CREATE TABLE delivery (
     last_error   TEXT,
     holder       TEXT
 ) STRICT;
+CREATE TABLE engine_file (
+    backend   TEXT NOT NULL,
+    kind      TEXT NOT NULL,
+    subfolder TEXT NOT NULL,
+    name      TEXT NOT NULL,
+    prompt_id TEXT NOT NULL,
+    added_at  INTEGER NOT NULL,
+    PRIMARY KEY (backend, kind, subfolder, name)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE event (
     prompt_id TEXT NOT NULL REFERENCES job ON DELETE CASCADE,
     seq       INTEGER NOT NULL,
