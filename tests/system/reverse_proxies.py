@@ -38,6 +38,17 @@ class Behind(Api):
         url = URL(self.url)
         return await asyncio.open_connection(url.host, url.port, ssl=self.tls)
 
+    @asynccontextmanager
+    async def from_address(self, address: str) -> AsyncIterator[Behind]:
+        """Yield a user on another address of this machine."""
+        async with new_session(self.tls, (address, 0)) as session:
+            yield Behind(self.url, session, self.media)
+
+
+def new_session(tls: ssl.SSLContext | None, address: tuple[str, int] | None = None) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=0, ssl=tls or True, local_addr=address)
+    return aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=WAIT_S))
+
 
 @asynccontextmanager
 async def caddy(folder: Path, program: str | Path, *nodes: str) -> AsyncIterator[str]:
@@ -99,9 +110,7 @@ async def proxied(kind: str, node: str, folder: Path, certificate: Path, media: 
     else:
         tls = None
         proxy = caddy(folder, CADDY if kind == "caddy" else program("caddy", "caddy"), node)
-    connector = aiohttp.TCPConnector(limit=0, ssl=tls or True)
-    timeout = aiohttp.ClientTimeout(total=WAIT_S)
-    async with proxy as url, aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+    async with proxy as url, new_session(tls) as session:
         behind = Behind(url, session, media)
         behind.tls = tls
         await eventually(lambda: answers(behind))

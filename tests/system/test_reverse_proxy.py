@@ -90,6 +90,22 @@ async def test_the_public_address_is_ours_behind_a_proxy(
             assert_problem(await behind.get("/jobs", headers={**ours, "Origin": origin}), 403, "foreign_origin")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_clients_behind_a_proxy_are_told_apart_by_their_addresses_and_not_by_what_they_say(
+    kind: str, folder_service: Callable[..., Service], tmp_path: Path, certificate: Path, media: Media
+) -> None:
+    settings = {"rate_limit": 1, "trusted_proxies": "127.0.0.1/32"}
+    async with (
+        folder_service(**settings) as service,
+        proxied(kind, service.url, tmp_path, certificate, media) as behind,
+    ):
+        assert (await behind.swap(headers={"X-Forwarded-For": "198.51.100.1"})).status == 202
+        answer = await behind.swap(headers={"X-Forwarded-For": "198.51.100.2"})
+        assert_problem(answer, 429, answer.json["code"])
+        async with behind.from_address("127.0.0.2") as another:
+            assert (await another.swap()).status == 202
+
+
 async def test_it_is_the_service_that_says_what_is_too_large(behind: Api) -> None:
     answer = await behind.swap(video=bytes(2**20 + 1))
     assert_problem(answer, 413, "too_large")

@@ -7,9 +7,12 @@ import re
 import resource
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator
+from hashlib import sha256
 from pathlib import Path
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from clips import make_clip
@@ -34,6 +37,11 @@ StandardError=append:/var/lib/faceswap.log
 ProtectHome=tmpfs
 BindReadOnlyPaths={sys.base_prefix} {sys.prefix} {ROOT}
 """
+KEY = "a key of nobody"
+SECRETS = {
+    "api_keys_file": f"tester:{sha256(KEY.encode()).hexdigest()}\n",
+    "webhook_secret": f"whsec_{b64encode(bytes(32)).decode()}",
+}
 CONFINED = {"NoNewPrivs": "1", "Seccomp": "2", "CapBnd": "0" * 16, "CapEff": "0" * 16}
 
 
@@ -41,7 +49,7 @@ CONFINED = {"NoNewPrivs": "1", "Seccomp": "2", "CapBnd": "0" * 16, "CapEff": "0"
 async def unit(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Manager]:
     """Yield a systemd in which the unit runs."""
     need(missing())
-    async with systemd(tmp_path_factory.mktemp("unit"), DROP_IN, webhook_secret="secret") as manager:
+    async with systemd(tmp_path_factory.mktemp("unit"), DROP_IN, **SECRETS) as manager:
         await manager.run("systemctl", "start", manager.UNIT)
         yield manager
 
@@ -63,7 +71,7 @@ async def test_a_whole_job_runs_inside_the_units_restrictions(unit: Manager, tmp
     pictures = [picture[..., ::-1] for picture in astronaut_frames(FRAMES, SIZE)]
     clip = make_clip(tmp_path / "clip.mp4", FRAMES, size=SIZE, draw=lambda i, *_: pictures[i], sounds=["aac"])
     listening = await until(lambda: LISTENING.search(unit.log().encode()))
-    async with FaceSwapClient(listening[1].decode()) as client:
+    async with FaceSwapClient(listening[1].decode(), api_key=KEY) as client:
         prompt_id = await client.submit(clip, FACE, output_name="inside")
         events = [event async for event in client.watch(prompt_id)]
         assert events[-1].type == "completed", (events[-1], unit.log())
@@ -90,7 +98,13 @@ async def test_secrets_come_from_systemds_credential_store(unit: Manager) -> Non
     service = (await unit.processes())[0]
     folder = service.environ()["CREDENTIALS_DIRECTORY"]
     seen = {path.name: path.read_text() for path in Path(f"/proc/{service.pid}/root{folder}").iterdir()}
-    assert seen == {"faceswap.webhook_secret": "secret"}
+    assert seen == {f"faceswap.{name}": text for name, text in SECRETS.items()}
+    listening = LISTENING.search(unit.log().encode())
+    assert listening
+    async with aiohttp.ClientSession(listening[1].decode()) as session:
+        for key, status in (("another", 401), (KEY, 200)):
+            async with session.get("/jobs", headers={"X-API-Key": key}) as answer:
+                assert answer.status == status
 
 
 @pytest.mark.asyncio(loop_scope="module")
