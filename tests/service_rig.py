@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -198,13 +198,20 @@ class ServiceRig:
 
 @asynccontextmanager
 async def running_service(
-    folder: Path, *engines: EngineRig | str, timeouts: Timeouts = QUICK, **settings: Any
+    folder: Path,
+    *engines: EngineRig | str,
+    timeouts: Timeouts = QUICK,
+    headers: Mapping[str, str] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[ServiceRig]:
-    """Yield a service in front of these engines, or addresses, ready for jobs. All its answers are to be described."""
+    """Yield a service in front of these engines, or addresses, ready for jobs. All its answers are to be described.
+
+    `headers` are sent with each call.
+    """
     urls = tuple(URL(engine if isinstance(engine, str) else engine.url) for engine in engines)
     app = create_app(Settings(folder, comfyui_urls=urls, min_free_mb=0, **settings), timeouts)
     described = Described(app)
-    async with TestClient(TestServer(app)) as client:
+    async with TestClient(TestServer(app), headers=headers) as client:
         rig = ServiceRig(client, folder, described)
         await rig.ready(sum(isinstance(engine, EngineRig) for engine in engines))
         yield rig

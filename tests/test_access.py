@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -17,6 +19,7 @@ from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from clips import make_clip
 from described import Described
 from processes import dead_url
+from service_rig import service_and_engines
 from stored_jobs import acquire, claim, create, opened
 from waiting import eventually
 from yarl import URL
@@ -25,6 +28,7 @@ from faceswap import samples
 from faceswap.api import keys
 from faceswap.api.address import client_address
 from faceswap.api.openapi import routes
+from faceswap.api.rate_limit import RateLimit
 from faceswap.app import create_app
 from faceswap.cli import main
 from faceswap.config import ConfigError, Settings
@@ -104,6 +108,18 @@ async def rig(tmp_path: Path, key_file: Path) -> AsyncIterator[Rig]:
         yield rig
 
 
+@pytest.fixture
+def one_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no minute end while submissions are counted."""
+    still = SimpleNamespace(time=lambda: 1_795_000_010.0)
+    for module in ("limits.aio.storage.memory", "limits.aio.strategies", "faceswap.api.rate_limit"):
+        monkeypatch.setattr(f"{module}.time", still)
+
+
+def digest_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def calls(app: web.Application, job: Job) -> list[tuple[str, str, str]]:
     """Return the method, the route and the path of every operation, about this job."""
     values = {"prompt_id": job.prompt_id, "filename": f"{job.result_file}", "name": "app.js"}
@@ -142,6 +158,42 @@ async def test_the_jobs_of_others_are_not_there_at_any_route(rig: Rig) -> None:
     async with rig.client.ws_connect("/face-swap-ws", headers={"X-API-Key": ANN}) as socket:
         await socket.send_json({"action": "subscribe", "prompt_id": job.prompt_id})
         assert (await socket.receive_json())["event"] == "queued"
+
+
+async def test_the_job_of_a_key_goes_its_whole_way(tmp_path: Path, key_file: Path) -> None:
+    settings = {"api_keys_file": key_file, "headers": {"Authorization": f"Bearer {ANN}"}}
+    async with service_and_engines(tmp_path, settings=settings, paint=True) as (service, _):
+        prompt_id = await service.post(make_clip(tmp_path / "clip.mp4", 3))
+        status = await service.ended(prompt_id)
+        name = status["result"].removeprefix("/download/")
+        result = await service.download(status, tmp_path / "result.mp4")
+        assert f"outputs/ann/{name}" in service.files()
+        assert digest_of(result) == status["sha256"]
+        events = await service.client.app[keys.STORE].events(prompt_id, 0)
+        assert (events[-1].data["filename"], events[-1].data["download_url"]) == (name, status["result"])
+        async with service.client.delete(f"/jobs/{prompt_id}") as response:
+            assert response.status == 204
+        assert not [path for path in service.files() if "ann" in path or prompt_id in path]
+
+
+async def test_a_start_keeps_the_results_of_owners_and_erases_what_was_never_committed(
+    tmp_path: Path, key_file: Path
+) -> None:
+    async with serving(tmp_path / "data", api_keys_file=key_file) as rig:
+        kept = await rig.finished("ann")
+        half = await create(rig.store, owner="bob")
+        left = rig.app[keys.FILES].result(half.stored_result)
+        left.parent.mkdir()
+        left.write_bytes(b"half")
+        stray = rig.app[keys.FILES].result("carl/of another database.mp4")
+        stray.parent.mkdir()
+        stray.write_bytes(b"stray")
+    async with serving(tmp_path / "data", api_keys_file=key_file) as rig:
+        assert await rig.call("GET", f"/download/{kept.result_file}", ANN) == (200, b"a result")
+        assert not left.exists()
+        assert not stray.exists()
+        [found] = (tmp_path / "data" / "lost+found").rglob("*.mp4")
+        assert found.read_bytes() == b"stray"
 
 
 async def test_each_owner_has_names_of_their_own(rig: Rig) -> None:
@@ -266,6 +318,7 @@ def form(video: bytes) -> aiohttp.FormData:
     return form
 
 
+@pytest.mark.usefixtures("one_minute")
 async def test_submissions_and_waiting_jobs_of_a_key_are_limited(tmp_path: Path, key_file: Path) -> None:
     video = make_clip(tmp_path / "clip.mp4", 3).read_bytes()
     limits = {"rate_limit": 4, "queue_limit_per_key": 2}
@@ -285,6 +338,7 @@ async def test_submissions_and_waiting_jobs_of_a_key_are_limited(tmp_path: Path,
         assert (await rig.call("POST", "/face-swap", BOB, data=form(video)))[0] == 200
 
 
+@pytest.mark.usefixtures("one_minute")
 async def test_without_keys_each_address_behind_a_trusted_proxy_has_a_limit(tmp_path: Path) -> None:
     proxies = Settings.load({"FACESWAP_TRUSTED_PROXIES": "127.0.0.0/8"}).trusted_proxies
     async with serving(tmp_path, rate_limit=1, trusted_proxies=proxies, allow_anonymous=True) as rig:
@@ -297,6 +351,21 @@ async def test_without_keys_each_address_behind_a_trusted_proxy_has_a_limit(tmp_
         assert await submit(**{"X-Forwarded-For": "2001:db8::ffff:1"}) == 429  # of the same network
         assert await submit(**{"X-Forwarded-For": "6.6.6.6, 192.0.2.1"}) == 429  # what a client writes itself
         assert [await submit() for _ in range(3)] == [400, 400, 400]  # a user of this machine
+
+
+@pytest.mark.usefixtures("one_minute")
+async def test_a_flood_of_addresses_is_counted_as_one_and_takes_nothing_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("faceswap.api.rate_limit.MOST_COUNTERS", 2)
+    limit = RateLimit(1)
+    assert [(await limit.take(who))[0] for who in ("a", "b", "c", "d", "key x", "key y", "e", "a")] == [
+        *(True, True, True, False, True, True, False, False)
+    ]
+    generous = RateLimit(9)
+    for who in ("a", "b", "c"):
+        await generous.take(who)
+    assert (await generous.take("a"))[1].left == 7
 
 
 @pytest.mark.parametrize(

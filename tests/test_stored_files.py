@@ -65,7 +65,7 @@ def a_record(kind: type[Any], **values: Any) -> Any:
 
 
 def the_job(prompt_id: str, sha256: str) -> Job:
-    job: Job = a_record(Job, prompt_id=prompt_id, result_file="clip.mp4", result_sha256=sha256)
+    job: Job = a_record(Job, prompt_id=prompt_id, owner=None, result_file="clip.mp4", result_sha256=sha256)
     return job
 
 
@@ -91,6 +91,23 @@ async def test_inputs_that_one_node_received_are_there_for_another(place: Place)
         assert (await files.local_video("job", inputs_of())).read_bytes() == VIDEO
         assert files.image("job", inputs_of()).read_bytes() == FACE
     assert not await other.fetch_inputs("another job", inputs_of())
+
+
+async def test_an_input_is_found_where_it_lies(place: Place) -> None:
+    one, other = await place.started(), await place.started("other")
+    await receive(one, "job")
+    name = inputs_of().video_file
+    for files in (one, other):
+        found = await files.find_input("job", name, "a digest")
+        if isinstance(found, Path):
+            assert found.read_bytes() == VIDEO
+        else:
+            assert found is not None
+            assert (found.size, found.etag) == (len(VIDEO), "a digest")
+            assert b"".join([bytes(piece) async for piece in found.read(5, 1000)]) == VIDEO[5:1000]
+        assert await files.find_input("another job", name, "") is None
+    await one.delete_inputs("job")
+    assert await one.find_input("job", name, "") is None
 
 
 async def test_many_that_ask_for_an_input_fetch_it_once(shared: Place) -> None:

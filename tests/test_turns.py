@@ -91,6 +91,14 @@ async def test_where_one_owner_is_alone_no_turn_is_written_after_the_first(store
     assert sql(path, "SELECT owner, number FROM turn") == [("", 1)]
 
 
+async def test_owners_alternate_also_from_the_same_place(store: Store, path: Path | str) -> None:
+    for owner in ("ann", "bob"):
+        await create(store, owner=owner, segments=4)
+    sql(path, "UPDATE turn SET number = 5")  # as two nodes leave them that claim at the same time
+    claimed = await owners_of_claims(store, 8)
+    assert claimed == ["ann", "bob"] * 4
+
+
 @pytest.mark.parametrize("path", ["postgresql"], indirect=True)
 async def test_a_claim_does_not_wait_for_a_node_that_holds_the_owners_turn(store: Store) -> None:
     await create(store, owner="ann")

@@ -18,11 +18,14 @@ from .keys import OWNER, SETTINGS
 
 WINDOW_S = 60
 MOST_COUNTERS = 10_000
-"""Counters of the last two minutes, beyond which all count as one: they are gone through at each submission."""
+"""Counters of the last two minutes, beyond which new addresses count as one: they are gone through at each
+submission."""
 IPV6_PREFIX = 56
 """The bits of an address of IPv6 that count: who has one network has all addresses of it."""
 PROXY_HEADERS = ("X-Forwarded-For", hdrs.FORWARDED)
 """The headers by which a proxy on this machine is told from a user of it."""
+KEY = "key "
+"""The beginning of what a key is counted under."""
 POLICY = "submissions"
 """The name of the limit in the `RateLimit` headers."""
 
@@ -50,12 +53,19 @@ class RateLimit:
     async def take(self, who: str) -> tuple[bool, Allowance]:
         """Count a submission of somebody, unless they had all that they may; returns whether it was counted."""
         item = RateLimitItemPerMinute(self.per_minute)
-        if len(self._counters.storage) >= MOST_COUNTERS:
+        if self._is_surplus(item, who):
             who = "all others"
         counted = await self._limiter.hit(item, who)
         stats = await self._limiter.get_window_stats(item, who)
         more_in_s = max(1, math.floor(stats.reset_time - time.time()) + 1)
         return counted, Allowance(self.per_minute, stats.remaining, more_in_s)
+
+    def _is_surplus(self, item: RateLimitItemPerMinute, who: str) -> bool:
+        """Return whether an address has no counter yet and there is room for none."""
+        if who.startswith(KEY) or len(self._counters.storage) < MOST_COUNTERS:
+            return False
+        counters = self._counters.sliding_window_keys(item.key_for(who), WINDOW_S, time.time())
+        return not any(counter in self._counters.storage for counter in counters)
 
 
 RATE_LIMIT = web.AppKey("rate_limit", RateLimit)
@@ -79,7 +89,7 @@ async def count_submission(request: web.Request) -> None:
 def _who(request: web.Request) -> str | None:
     """Return whose submissions a request counts among; None for a user of this machine where there are no keys."""
     if OWNER in request:
-        return f"key {request[OWNER]}"
+        return f"{KEY}{request[OWNER]}"
     address = client_address(request, request.app[SETTINGS])
     if address is None:
         return "unknown"

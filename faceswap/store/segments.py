@@ -113,7 +113,8 @@ class Segments(Jobs):
         job = await self._job(tx, prompt_id)
         if job.state == JobState.QUEUED:
             await record_started(tx, job, lease.backend)
-        await tx.run(TAKE_TURN.format(lock=self._dialect.skip_locked), waiting["owner"])
+        owner = waiting["owner"]
+        await tx.run(TAKE_TURN.format(lock=self._dialect.skip_locked), owner, owner)
         now = await tx.now_ms()
         await tx.run(
             "UPDATE job SET attempts = attempts + 1, updated_at = ?, state = 'PROCESSING',"

@@ -28,10 +28,13 @@ ADD_OWNER = "INSERT INTO turn (owner, number) VALUES (?, 0) ON CONFLICT (owner) 
 """A statement that lets an owner, who has the first turn then, have turns."""
 TAKE_TURN = (
     "UPDATE turn SET number = (SELECT max(number) + 1 FROM turn) WHERE owner = (SELECT owner FROM turn WHERE owner = ?"
-    " AND (number = 0 OR number < (SELECT max(number) FROM turn)){lock})"
+    " AND (number = 0 OR number <= (SELECT max(number) FROM turn WHERE owner <> ?)){lock})"
 )
-"""A statement that puts an owner behind all others, unless they are, or another transaction does so now: no claim waits
-for another, and where there is one owner nothing is written."""
+"""A statement, its parameter given twice, that puts an owner behind all others, unless it is there, or another
+transaction puts it there now: no claim waits for another, and where there is one owner nothing is written.
+
+Two transactions at a time may put two owners at the same place, from which the next turn of either moves it on.
+"""
 
 _OWN_PLACE = (
     "SELECT count(*) FROM job WHERE state = 'QUEUED' AND coalesce(owner, '') = ?"
