@@ -103,6 +103,8 @@ async def test_the_status_of_a_finished_job_tells_everything(api: Api) -> None:
         "attempts": 1,
         "warnings": [],
         "bytes": len(answer.body),
+        "consent": None,
+        "trace_id": None,
     }
 
 
