@@ -19,11 +19,13 @@ NEXT_OWNER = (
     " SELECT (SELECT segment.owner FROM segment WHERE state = 'waiting' AND segment.owner > waiting.owner"
     " ORDER BY segment.owner LIMIT 1) FROM waiting WHERE waiting.owner IS NOT NULL)"
     " SELECT waiting.owner FROM waiting LEFT JOIN turn ON turn.owner = waiting.owner"
-    " WHERE EXISTS (SELECT 1 FROM segment WHERE segment.owner = waiting.owner AND {condition})"
+    " WHERE (SELECT 1 FROM segment WHERE segment.owner = waiting.owner AND {condition}"
+    " ORDER BY segment.priority DESC, segment.created_at, segment.prompt_id, segment.number LIMIT 1) = 1"
     " ORDER BY coalesce(turn.number, 0), waiting.owner LIMIT 1)"
 )
 """A query for the owner whose turn it is: of those with a segment for which a condition holds, the one who had theirs
-the longest ago. It goes from owner to owner, not from segment to segment."""
+the longest ago. It goes from owner to owner, not from segment to segment: no `EXISTS`, of which PostgreSQL makes a join
+with all segments."""
 ADD_OWNER = "INSERT INTO turn (owner, number) VALUES (?, 0) ON CONFLICT (owner) DO NOTHING"
 """A statement that lets an owner, who has the first turn then, have turns."""
 TAKE_TURN = (
