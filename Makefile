@@ -71,6 +71,10 @@ deliveries: $(VENV)/.installed-dev ## the service killed between the end of a jo
 fuzz-media: $(VENV)/.installed-dev ## 2,000 damaged media files through upload and job; SEED=… repeats, ONLY="7 9" some of them
 	cd tests && ../$(BIN)/python -m system.fuzz_media $(if $(SEED),--seed $(SEED)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
+.PHONY: watermark
+watermark: $(VENV)/.installed-dev ## the watermark of 200 clips, read after crf 28, half size and encoding again; CLIPS=…, FIRST=…
+	cd tests && ../$(BIN)/python -m marked_clips $(if $(CLIPS),--clips $(CLIPS)) $(if $(FIRST),--first $(FIRST)) $(ARGS)
+
 .PHONY: compat
 compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI client packages from the package index
 	$(BIN)/python tests/compat/run.py

@@ -19,6 +19,7 @@ from .comfy.backend import EMBEDDED, Backend, BackendPool
 from .comfy.client import ComfyClient
 from .comfy.embedded import EmbeddedEngine
 from .config import ConfigError, Settings, Timeouts, is_loopback, resource_dir
+from .errors import JobFailure
 from .feed import Feed
 from .files import Files, FilesUnavailable, open_files
 from .hub import Hub
@@ -26,7 +27,7 @@ from .intake import Fetcher, Submitter
 from .janitor import Janitor
 from .keyring import Keyring
 from .links import SECRET_NAME
-from .media import MediaWorker
+from .media import Marking, MediaWorker, Signing
 from .node import Node, node_name
 from .outbox import Outbox
 from .progress_reporter import ProgressReporter
@@ -75,7 +76,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     app[keys.FEED] = Feed(app[keys.HUB])
     app[keys.FILES] = open_files(settings, name)
     app[FAILED] = asyncio.Event()
-    workflows = load_workflow(settings)
+    workflows, marking = load_workflow(settings), marking_of(settings)
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
         """Make the parts, lowest layer first; close them in the reverse order."""
@@ -84,7 +85,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
         store = app[keys.STORE] = await _open_store(settings, files, feed)
         feed.attach(store)
         guard = UrlGuard(settings.url_allow)
-        media, fetcher = MediaWorker(), Fetcher(guard)
+        media, fetcher = MediaWorker(marking), Fetcher(guard)
         # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.
         session = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
         try:
@@ -92,6 +93,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
             await _when_possible(keyring.load, is_shared=store.is_shared)
             _check_openness(settings, keyring)
             app[keys.LINK_SECRET] = await _when_possible(partial(store.secret, SECRET_NAME), is_shared=store.is_shared)
+            await _check_signing(settings, media)
             engine = None if settings.comfyui_urls else _embedded_engine(settings, files)
             app[keys.ENGINE] = engine
             graph = workflows[settings.workflow].graph
@@ -127,6 +129,24 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     app.on_response_prepare.append(rate_limit.add_allowance)
     add_routes(app)
     return app
+
+
+def marking_of(settings: Settings) -> Marking:
+    """Return the way in which results are marked. Raises `ConfigError` for a certificate without a key."""
+    cert, key = settings.c2pa_cert, settings.c2pa_key
+    if bool(cert) != bool(key):
+        raise ConfigError("FACESWAP_C2PA_CERT and FACESWAP_C2PA_KEY are set together, or neither")
+    return Marking(settings.label, settings.watermark, Signing(cert, key) if cert and key else None)
+
+
+async def _check_signing(settings: Settings, media: MediaWorker) -> None:
+    """Raise `ConfigError` if results cannot be signed with the certificate and key of the settings."""
+    try:
+        problem = await media.signing_problem()
+    except JobFailure as failure:
+        problem = failure.message
+    if problem is not None:
+        raise ConfigError(f"FACESWAP_C2PA_CERT={str(settings.c2pa_cert)!r}: {problem}")
 
 
 async def _start_files(files: Files) -> None:

@@ -78,6 +78,7 @@ class Assembly:
             await self._files.local_video(job.prompt_id, job.inputs),
             joined,
             job.options.rate,
+            job.prompt_id,
         )
         if facts.frames != job.total_frames:
             raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")

@@ -1,4 +1,4 @@
-"""The command line: serve | swap | migrate | doctor | key | backup | audit | engine."""
+"""The command line: serve | swap | verify | migrate | doctor | key | backup | audit | engine."""
 
 from __future__ import annotations
 
@@ -79,6 +79,11 @@ Everything else is set by FACESWAP_... variables; README.md lists them.
 """
 
 
+_VERIFY_EPILOG = """\
+Shows the metadata tag, the content credentials (C2PA) and the watermark. Exit status: 0 the file says that a model made
+or changed it, 1 it does not or its credentials are invalid, 2 it cannot be read.
+"""
+
 _MIGRATE_EPILOG = """\
 Stop the service first. The copy is made whole and compared with the original, or nothing is kept; the original stays
 as it is. Give the URL of PostgreSQL in FACESWAP_DATABASE_URL if it has a password: others can read a command line.
@@ -147,6 +152,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     swap.add_argument("--key", metavar="KEY", help=f"API key of the service; better in {API_KEY_VARIABLE}")
     swap.set_defaults(run=_swap)
+
+    verify = commands.add_parser(
+        "verify", help="show what a video says of its making", epilog=_VERIFY_EPILOG, formatter_class=raw
+    )
+    verify.add_argument("file", type=Path, metavar="FILE", help="a result, or any other video")
+    verify.add_argument("--json", action="store_true", help="print a JSON object")
+    verify.set_defaults(run=_verify)
 
     migrate = commands.add_parser(
         "migrate", help="copy all jobs into another database", epilog=_MIGRATE_EPILOG, formatter_class=raw
@@ -231,6 +243,12 @@ def _serve(arguments: argparse.Namespace) -> int:
     from .serve import serve  # here, because the other commands need none of the service
 
     return serve(settings)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from .provenance import verify  # here, because the other commands need none of it
+
+    return verify(arguments.file, as_json=arguments.json)
 
 
 def _migrate(arguments: argparse.Namespace) -> int:

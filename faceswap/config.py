@@ -14,6 +14,8 @@ from typing import Any
 
 from yarl import URL
 
+from .marks import MAX_LABEL
+
 HOST_PATTERN = re.compile(r"[A-Za-z0-9._:%-]+")
 """A host name or address as it stands in a URL, without brackets."""
 
@@ -24,7 +26,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 SECRETS = frozenset({"comfyui_headers", "database_url", "webhook_secret"})
 """Settings whose value is shown nowhere. It may be the content of a credential of systemd."""
-SECRET_FILES = frozenset({"api_keys_file"})
+SECRET_FILES = frozenset({"api_keys_file", "c2pa_cert", "c2pa_key"})
 """Settings that are the path of a file to keep secret. It may be that of a credential of systemd."""
 CREDENTIAL_PREFIX = "faceswap."
 """The beginning of the names of credentials, before that of the setting."""
@@ -116,6 +118,10 @@ class Settings:
     output_ttl_s: int = 604800
     record_ttl_s: int = 2_592_000
     min_free_mb: int = 1024
+    label: str = ""
+    watermark: bool = False
+    c2pa_cert: Path | None = None
+    c2pa_key: Path | None = None
     log_format: str = "text"
     log_level: str = "info"
     access_log: bool = False
@@ -175,6 +181,12 @@ def _flag(text: str) -> bool:
 def _text(text: str) -> str:
     if not text.strip():
         raise ValueError("allowed is any text but the empty one")
+    return text.strip()
+
+
+def _label(text: str) -> str:
+    if not text.strip().isprintable() or len(text.strip()) > MAX_LABEL:
+        raise ValueError(f"allowed is one line of up to {MAX_LABEL} characters")
     return text.strip()
 
 
@@ -292,6 +304,10 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "output_ttl_s": _whole(1, 315_360_000),
     "record_ttl_s": _whole(1, 315_360_000),
     "min_free_mb": _whole(0, 1_073_741_824),
+    "label": _label,
+    "watermark": _flag,
+    "c2pa_cert": _path,
+    "c2pa_key": _path,
     "log_format": _choice("text", "json"),
     "log_level": _choice("debug", "info", "warning", "error"),
     "access_log": _flag,

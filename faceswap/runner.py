@@ -21,6 +21,7 @@ from .comfy.messages import Executing, OutputFile, Preview, Progress
 from .errors import JobFailure
 from .files import Files
 from .jobs import TERMINAL, Job, Segment
+from .marks import EXTRA_DATA
 from .media import MediaWorker, Verdict
 from .metrics import STAGE_S
 from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED, SegmentProgress
@@ -188,7 +189,9 @@ class Runner:
         async with prompt.stoppable():
             with attempt.stage("upload"):
                 graph = await self._upload(attempt)
-        await attempt.backend.submit(prompt, graph, extra_data(), output_node=attempt.workflow.output)
+        marks = self._media.marks(attempt.job.prompt_id, attempt.segment.first_frame)
+        extra = extra_data(**{EXTRA_DATA: marks.to_json()})
+        await attempt.backend.submit(prompt, graph, extra, output_node=attempt.workflow.output)
         if prompt.prompt_id != prompt.segment.comfy_prompt_id:
             set_id = partial(self._store.set_prompt_id, prompt.segment, prompt.prompt_id)
             prompt.segment = await retry_writes(set_id)
@@ -273,6 +276,8 @@ class Runner:
                 frame_rate=original.frame_rate,
                 crf=job.options.crf if share is None else None,
             )
+            marks = self._media.marks(job.prompt_id, segment.first_frame)
+            await self._media.mark(path, marks, frame_count=segment.frame_count, crf=job.options.crf)
             await self._files.keep_segment(segment)
         except BaseException:
             await self._files.delete(path)

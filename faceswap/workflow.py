@@ -192,9 +192,10 @@ def load_workflows(directory: Path) -> dict[str, Workflow]:
     return workflows
 
 
-def extra_data() -> dict[str, Any]:
-    """Return the extra data of every prompt, which makes VideoHelperSuite keep only the finished video."""
-    return {"extra_pnginfo": {"workflow": {"extra": {"VHS_KeepIntermediate": False, "VHS_MetadataImage": False}}}}
+def extra_data(**more: Any) -> dict[str, Any]:
+    """Return the extra data of a prompt, which makes VideoHelperSuite keep only the finished video, and `more`."""
+    keep_video = {"VHS_KeepIntermediate": False, "VHS_MetadataImage": False}
+    return {"extra_pnginfo": {"workflow": {"extra": keep_video}}, **more}
 
 
 def _checked(name: str, graph: object) -> Graph:

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 Picture = NDArray[np.uint8]
 BITS = 12
 
+JOB = "5fb4bde0-1d0c-4c1a-9d9d-0a3cf2d3b9c7"
+"""The id of a job, for what carries one."""
+
 
 def numbered(number: int, width: int = 128, height: int = 96) -> Picture:
     """Draw an RGB picture with `number` as a row of black and white cells over a gradient."""

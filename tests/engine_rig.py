@@ -90,9 +90,9 @@ class Rig:
         entry: Message = history[prompt_id]
         return entry
 
-    async def swap(self, graph: dict[str, Any], prompt_id: str = "p") -> Path:
-        """Run a prompt to success and return the file it made."""
-        await self.submit(graph, prompt_id)
+    async def swap(self, graph: dict[str, Any], prompt_id: str = "p", **more: Any) -> Path:
+        """Run a prompt to success and return the file it made; `more` goes into its body."""
+        await self.submit(graph, prompt_id, **more)
         entry = await self.ended(prompt_id)
         assert entry["status"]["completed"], entry["status"]["messages"]
         return Path(entry["outputs"]["9"]["gifs"][0]["fullpath"])

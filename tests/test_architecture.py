@@ -14,7 +14,9 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("the command line", frozenset({"__main__", "cli", "demo"})),
     (
         "the process",
-        frozenset({"serve", "migrate", "doctor", "key_command", "backup", "audit", "log_setup", "systemd"}),
+        frozenset(
+            {"serve", "migrate", "provenance", "doctor", "key_command", "backup", "audit", "log_setup", "systemd"}
+        ),
     ),
     ("every part wired", frozenset({"app"})),
     ("handlers", frozenset({"api"})),
@@ -29,14 +31,32 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
         "what a job is, and how it is counted",
         frozenset({"deliveries", "events", "jobs", "links", "metrics", "tracing"}),
     ),
-    ("ground", frozenset({"child_process", "clock", "durable", "errors", "limits", "progress", "samples", ""})),
+    (
+        "ground",
+        frozenset(
+            {
+                "child_process",
+                "clock",
+                "durable",
+                "errors",
+                "label",
+                "limits",
+                "marker",
+                "marks",
+                "progress",
+                "samples",
+                "watermark",
+                "",
+            }
+        ),
+    ),
 )
 """The layers from top to bottom. Each module or subpackage stands in one; `""` is the package itself."""
 
 ALONE = frozenset({"engine"})
 """Parts that no other part imports and that import no other part: processes of their own."""
 
-SHARED = frozenset({"durable", "limits"})
+SHARED = frozenset({"durable", "limits", "marker", "marks"})
 """Modules that the parts that stand alone share with the others."""
 
 

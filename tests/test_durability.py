@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import web
-from clips import make_clip
+from clips import JOB, make_clip
 from service_rig import EngineRig, Handler, service_and_engines
 from stored_jobs import opened, sql
 from yarl import URL
@@ -73,7 +73,7 @@ async def test_an_output_that_was_fetched_is_synced_and_so_is_its_name(synced: S
 
 def test_a_joined_video_is_synced_and_so_is_its_name(synced: Synced, tmp_path: Path) -> None:
     clip = make_clip(tmp_path / "clip.mp4")
-    join([clip], clip, tmp_path / "joined.mp4", None)
+    join([clip], clip, tmp_path / "joined.mp4", None, JOB)
     assert synced[0].name.startswith((".joined", "joined")) and synced[0].parent == tmp_path
     assert synced.holding(tmp_path, "joined.mp4")
 

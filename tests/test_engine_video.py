@@ -267,7 +267,9 @@ def test_the_facts_of_a_video_are_those_of_videohelpersuite(tmp_path: Path) -> N
     folders = Folders(tmp_path)
     make_clip(tmp_path / "input" / "made.mp4", 60, rate=Fraction(30))
     bars: list[int] = []
-    context = NodeContext(folders, Faults(), "veryfast", threading.Event(), None, lambda value, *_: bars.append(value))
+    context = NodeContext(
+        folders, Faults(), "veryfast", None, threading.Event(), None, lambda value, *_: bars.append(value)
+    )
     inputs = {
         "video": "made.mp4",
         "force_rate": 20.0,

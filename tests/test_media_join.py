@@ -63,7 +63,7 @@ def test_a_joined_video_has_the_frames_times_and_sound_of_its_source(tmp_path: P
     source = clips.make_clip(tmp_path / name, 40, **SOURCES[name])
     segments = make_segments(tmp_path, [13, 14, 13], sounds=["aac"])
     out = tmp_path / "out.mp4"
-    facts = join(segments, source, out, None)
+    facts = join(segments, source, out, None, clips.JOB)
 
     assert clips.read_numbers(out) == list(range(40))
     assert facts.frames == 40
@@ -84,7 +84,7 @@ def test_an_edit_list_of_the_source_is_kept(tmp_path: Path) -> None:
     source = clips.with_edit_list(clip, tmp_path / "cut.mp4", skipped=5 * 512, shown=800)
     count = probe_video(source, 1000).frames
     out = tmp_path / "out.mp4"
-    join(make_segments(tmp_path, [count - 9, 9]), source, out, None)
+    join(make_segments(tmp_path, [count - 9, 9]), source, out, None, clips.JOB)
     assert clips.read_numbers(out) == list(range(count))
     assert clips.frame_times(out) == pytest.approx(clips.frame_times(source))
     assert clips.sound_packets(out) == clips.sound_packets(source)
@@ -97,7 +97,7 @@ def test_segments_may_differ_in_their_b_frames(tmp_path: Path, b_frames: tuple[i
         clips.make_clip(tmp_path / f"{i}.mp4", 10, first_number=10 * i, b_frames=count)
         for i, count in enumerate(b_frames)
     ]
-    join(segments, source, tmp_path / "out.mp4", None)
+    join(segments, source, tmp_path / "out.mp4", None, clips.JOB)
     assert clips.read_numbers(tmp_path / "out.mp4") == list(range(30))
     assert clips.frame_times(tmp_path / "out.mp4") == pytest.approx(clips.frame_times(source))
 
@@ -112,13 +112,13 @@ def test_segments_may_differ_in_their_h264_parameters(tmp_path: Path) -> None:
         with av.open(str(segment)) as container:
             headers.add(bytes(container.streams.video[0].codec_context.extradata))
     assert len(headers) == 3
-    join(segments, source, tmp_path / "out.mp4", None)
+    join(segments, source, tmp_path / "out.mp4", None, clips.JOB)
     assert clips.read_numbers(tmp_path / "out.mp4") == list(range(30))
 
 
 def test_a_forced_rate_is_constant(tmp_path: Path) -> None:
     source = clips.make_clip(tmp_path / "source.mp4", 40, sounds=["aac"])
-    facts = join(make_segments(tmp_path, [25, 25]), source, tmp_path / "out.mp4", Fraction(30))
+    facts = join(make_segments(tmp_path, [25, 25]), source, tmp_path / "out.mp4", Fraction(30), clips.JOB)
     times = clips.frame_times(tmp_path / "out.mp4")
     assert times == pytest.approx([i / 30 for i in range(50)], abs=1e-4)
     assert facts.duration_s == pytest.approx(50 / 30, abs=1e-3)
@@ -127,7 +127,7 @@ def test_a_forced_rate_is_constant(tmp_path: Path) -> None:
 
 def test_one_segment_is_joined_with_the_sound_too(tmp_path: Path) -> None:
     source = clips.make_clip(tmp_path / "source.mp4", 20, sounds=["aac"])
-    join(make_segments(tmp_path, [20]), source, tmp_path / "out.mp4", None)
+    join(make_segments(tmp_path, [20]), source, tmp_path / "out.mp4", None, clips.JOB)
     assert clips.read_numbers(tmp_path / "out.mp4") == list(range(20))
     assert clips.sound_packets(tmp_path / "out.mp4") == clips.sound_packets(source)
 
@@ -135,7 +135,7 @@ def test_one_segment_is_joined_with_the_sound_too(tmp_path: Path) -> None:
 def test_the_result_is_upright_and_can_be_played_while_it_loads(tmp_path: Path) -> None:
     source = clips.make_clip(tmp_path / "source.mp4", 10, rotation=90)
     segment = clips.make_clip(tmp_path / "segment.mp4", 10, rotation=90)
-    join([segment], source, tmp_path / "out.mp4", None)
+    join([segment], source, tmp_path / "out.mp4", None, clips.JOB)
     assert probe_video(tmp_path / "out.mp4", 1000).rotation == 0
     data = (tmp_path / "out.mp4").read_bytes()
     assert data.index(b"moov") < data.index(b"mdat")
@@ -155,7 +155,7 @@ ENCODED = {
 def test_sound_that_does_not_fit_into_mp4_is_encoded_and_said_so(tmp_path: Path, name: str) -> None:
     source = clips.make_clip(tmp_path / name, 40, **ENCODED[name])
     out = tmp_path / "out.mp4"
-    facts = join(make_segments(tmp_path, [40]), source, out, None)
+    facts = join(make_segments(tmp_path, [40]), source, out, None, clips.JOB)
     codec = ENCODED[name]["sounds"][0]
     assert facts.warnings == (f"Sound track 1 ({codec}) does not fit into mp4 and was encoded to AAC.",)
     assert_same_sound(source, out)
@@ -198,7 +198,7 @@ def test_damaged_sound_is_encoded_as_far_as_it_decodes_and_keeps_its_time(tmp_pa
     clip = clips.make_clip(tmp_path / name, 40, sounds=[codec])
     source, out = spoilt(clip, tmp_path / f"spoilt-{name}", 0.3), tmp_path / "out.mp4"
     assert next(iter(decode_tracks(source).values())).damaged > 5
-    facts = join(make_segments(tmp_path, [40]), source, out, None)
+    facts = join(make_segments(tmp_path, [40]), source, out, None, clips.JOB)
     assert facts.warnings == ("Sound track 1 of the video is damaged; what can be decoded of it was encoded to AAC.",)
     assert_same_sound(source, out)
     assert correlation(source, out) > 0.8
@@ -227,7 +227,7 @@ def test_sound_that_cannot_be_decoded_is_left_out_and_never_said_to_be_encoded(t
     unknown.write_bytes(clip.read_bytes().replace(b"sowt", b"abcd"))
     noise = spoilt(clips.make_clip(tmp_path / "clip.mkv", 40, sounds=["flac"]), tmp_path / "noise.mkv", 1)
     for source, tracks in ((unknown, 1), (noise, 0)):
-        facts = join(make_segments(tmp_path, [40]), source, tmp_path / "out.mp4", None)
+        facts = join(make_segments(tmp_path, [40]), source, tmp_path / "out.mp4", None, clips.JOB)
         assert facts.warnings == ("Sound track 1 of the video cannot be decoded and was left out.",)
         assert len(clips.sound_packets(tmp_path / "out.mp4")) == tracks
 
@@ -256,7 +256,7 @@ def test_sound_that_does_not_arrive_in_the_result_is_a_failure(
     folder = tmp_path / "results"
     folder.mkdir()
     with pytest.raises(JobFailure) as caught:
-        join(make_segments(tmp_path, [40]), source, folder / "out.mp4", None)
+        join(make_segments(tmp_path, [40]), source, folder / "out.mp4", None, clips.JOB)
     assert (caught.value.code, caught.value.transient) == ("sound_missing", True)
     assert not list(folder.iterdir())
 
@@ -280,7 +280,7 @@ def test_what_videohelpersuite_makes_of_each_format_is_joined_into_mp4(tmp_path:
         for i in (0, 1)
     ]
     out = tmp_path / "out.mp4"
-    join(segments, source, out, None)
+    join(segments, source, out, None, clips.JOB)
     assert clips.read_numbers(out) == list(range(21))
     with av.open(str(out)) as container:
         assert container.streams.video[0].codec_context.codec.canonical_name == name
@@ -293,7 +293,7 @@ def test_segments_of_different_sizes_are_refused(tmp_path: Path) -> None:
         clips.make_clip(tmp_path / "b.mp4", 10, size=(64, 64)),
     ]
     with pytest.raises(JobFailure) as caught:
-        join(segments, source, tmp_path / "out.mp4", None)
+        join(segments, source, tmp_path / "out.mp4", None, clips.JOB)
     assert caught.value.code == "segments_differ"
 
 
@@ -304,7 +304,7 @@ def test_a_damaged_segment_leaves_nothing_behind(tmp_path: Path) -> None:
     folder = tmp_path / "results"
     folder.mkdir()
     with pytest.raises(JobFailure) as caught:
-        join([segment, cut], source, folder / "out.mp4", None)
+        join([segment, cut], source, folder / "out.mp4", None, clips.JOB)
     assert caught.value.code == "output_damaged"
     assert not list(folder.iterdir())
 
@@ -317,7 +317,7 @@ from faceswap.media import join as join_module
 from faceswap.media.join import join
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), int(sys.argv[4])))
 try:
-    join([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]), None)
+    join([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]), None, "job")
 except JobFailure as failure:
     print(failure.code, failure.transient)
 """
@@ -339,9 +339,9 @@ def test_a_full_disk_is_told_and_leaves_the_old_result(tmp_path: Path, room: int
 def test_memory_does_not_grow_with_the_number_of_segments(tmp_path: Path) -> None:
     source = clips.make_clip(tmp_path / "source.mp4", 48, size=(320, 240), sounds=["flac"])
     segment = clips.make_clip(tmp_path / "segment.mp4", 48, size=(320, 240), crf=0)
-    join([segment] * 5, source, tmp_path / "out.mp4", Fraction(24))
+    join([segment] * 5, source, tmp_path / "out.mp4", Fraction(24), clips.JOB)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    facts = join([segment] * 200, source, tmp_path / "out.mp4", Fraction(24))
+    facts = join([segment] * 200, source, tmp_path / "out.mp4", Fraction(24), clips.JOB)
     assert facts.frames == 9600
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown * 1024 < min(16 << 20, facts.bytes)
@@ -354,6 +354,6 @@ def test_a_frame_that_does_not_get_into_the_joined_file_is_missed(
     monkeypatch.setattr(join_module, "_retimed", lambda *arguments: itertools.islice(retimed(*arguments), 23))
     clip = clips.make_clip(tmp_path / "clip.mp4", 24)
     with pytest.raises(JobFailure) as failed:
-        join([clip], clip, tmp_path / "out.mp4", None)
+        join([clip], clip, tmp_path / "out.mp4", None, clips.JOB)
     assert (failed.value.code, failed.value.transient) == ("output_damaged", True)
     assert not (tmp_path / "out.mp4").exists()

@@ -58,7 +58,7 @@ async def test_facts_come_through_the_worker_as_they_are(tmp_path: Path, media: 
 async def test_segments_are_joined_and_verified_in_the_worker(tmp_path: Path, media: MediaWorker) -> None:
     source = clips.make_clip(tmp_path / "source.mp4", 20, sounds=["aac"])
     parts = [clips.make_clip(tmp_path / f"{i}.mp4", 10, first_number=10 * i) for i in range(2)]
-    joined = await media.join(parts, source, tmp_path / "out.mp4", None)
+    joined = await media.join(parts, source, tmp_path / "out.mp4", None, clips.JOB)
     assert joined.bytes == (tmp_path / "out.mp4").stat().st_size
     verdict = await media.verify(tmp_path / "out.mp4", source, first_frame=0, frame_count=20, frame_rate=None, crf=20)
     assert (verdict.frames, verdict.changed_share) == (20, 0.0)
@@ -191,7 +191,7 @@ async def test_a_join_that_is_killed_leaves_no_partial_file(tmp_path: Path, medi
     source = clips.make_clip(tmp_path / "source.mp4", 48, size=(640, 480), crf=1)
     folder = tmp_path / "results"
     folder.mkdir()
-    join = asyncio.create_task(media.join([source] * 100, source, folder / "out.mp4", Fraction(24)))
+    join = asyncio.create_task(media.join([source] * 100, source, folder / "out.mp4", Fraction(24), clips.JOB))
     await until(lambda: any(folder.iterdir()))
     children()[0].kill()
     with pytest.raises(JobFailure):

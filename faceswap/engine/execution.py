@@ -17,6 +17,7 @@ import av
 import cv2
 
 from ..durable import DISK_FULL
+from ..marks import EXTRA_DATA, Marks
 from .catalog import describe
 from .faults import Faults, InjectedError
 from .folders import DISK_FULL_MESSAGE, Folders
@@ -53,6 +54,12 @@ class Prompt:
     def client_id(self) -> str | None:
         """The client that posted the prompt and gets its frames, None if it did not name itself."""
         return self.extra.get("client_id")
+
+    @property
+    def marks(self) -> Marks | None:
+        """The marks that its frames get. Raises ValueError for such as are none."""
+        wanted = self.extra.get(EXTRA_DATA)
+        return None if wanted is None or not self.faults.streams else Marks.from_json(wanted)
 
     def listed(self) -> list[Any]:
         """Return the prompt as `/queue` and `/history` show it."""
@@ -149,8 +156,8 @@ class _Execution:
     def _run_nodes(self) -> None:
         graph, folders = self._prompt.graph, self._executor.folders
         order = execution_order(graph, self._prompt.outputs, describe(folders))
-        faults = repr(self._prompt.faults)
-        digests = signatures(graph, order, lambda node_id: [depends_on(folders, graph, node_id), faults])
+        faults, marks = repr(self._prompt.faults), self._prompt.marks
+        digests = signatures(graph, order, lambda node_id: [depends_on(folders, graph, node_id, marks), faults])
         cached = {node: found for node in order if (found := self._executor.cache.get(digests[node]))}
         self._executor.cache.keep({digests[node] for node in cached})
         self._results.update(cached)
@@ -189,11 +196,11 @@ class _Execution:
             self._progress.progress(value, maximum, frame)
             self._prompt.faults.on_node(class_type, value)
 
-        preset = self._executor.preset
+        preset, marks = self._executor.preset, self._prompt.marks
         combine = next(video_combines(self._prompt.graph, node_id), None)
-        encoding = encoding_of(combine["inputs"], preset) if combine else None
+        encoding = encoding_of(combine["inputs"], preset, marks) if combine else None
         faults, interrupted = self._prompt.faults, self._prompt.interrupted
-        return NodeContext(self._executor.folders, faults, preset, interrupted, encoding, progress)
+        return NodeContext(self._executor.folders, faults, preset, marks, interrupted, encoding, progress)
 
     def _linked(self, inputs: Inputs) -> Inputs:
         """Return the inputs with the outputs of linked nodes, without links of inputs that the class does not have."""

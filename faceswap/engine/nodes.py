@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..limits import too_large
+from ..marks import Marks
 from .catalog import FILE_INPUTS, existing_file, load_formats
 from .clip import Clip, Selection, probe
 from .faults import Faults
@@ -48,6 +49,7 @@ class NodeContext:
     folders: Folders
     faults: Faults
     preset: str
+    marks: Marks | None
     interrupted: threading.Event
     encoding: Encoding | None
     """The encoding of the frames that this node gives, when that is known."""
@@ -80,16 +82,16 @@ class Result:
                 path.unlink(missing_ok=True)
 
 
-def depends_on(folders: Folders, graph: Graph, node_id: str) -> Any:
-    """Return what a node's outputs depend on beside its inputs: its file, or the encoding of its frames."""
+def depends_on(folders: Folders, graph: Graph, node_id: str, marks: Marks | None) -> Any:
+    """Return what a node's outputs depend on beside its inputs: its file, or the encoding and marks of its frames."""
     node = graph[node_id]
     for class_type, name in FILE_INPUTS:
         if node["class_type"] == class_type and (path := existing_file(folders, node["inputs"][name])):
             stat = path.stat()
             return stat.st_size, stat.st_mtime_ns
     if node["class_type"] == "ReActorFaceSwap":
-        return [_encoding_inputs(combine["inputs"]) for combine in video_combines(graph, node_id)]
-    return None
+        return [repr(marks), *(_encoding_inputs(combine["inputs"]) for combine in video_combines(graph, node_id))]
+    return repr(marks) if node["class_type"] == "VHS_VideoCombine" else None
 
 
 def video_combines(graph: Graph, node_id: str) -> Iterator[dict[str, Any]]:
@@ -103,7 +105,7 @@ def _encoding_inputs(inputs: Inputs) -> Any:
     return inputs.get("crf", _DEFAULT_CRF)
 
 
-def encoding_of(inputs: Inputs, preset: str) -> Encoding:
+def encoding_of(inputs: Inputs, preset: str, marks: Marks | None) -> Encoding:
     """Return the encoding that a VHS_VideoCombine asks for. Raises ValueError for one this engine does not have."""
     for name, possible in _UNSUPPORTED.items():
         if inputs.get(name, possible[0]) not in possible:
@@ -111,7 +113,7 @@ def encoding_of(inputs: Inputs, preset: str) -> Encoding:
     crf = _encoding_inputs(inputs)
     if not isinstance(crf, int) or not 0 <= crf <= 100:
         raise ValueError(f"crf must be a whole number from 0 to 100, not {crf!r}")
-    return Encoding(crf, preset)
+    return Encoding(crf, preset, marks)
 
 
 def load_image(context: NodeContext, inputs: Inputs) -> Result:
@@ -263,7 +265,7 @@ def video_combine(context: NodeContext, inputs: Inputs) -> Result:
     kind = "output" if inputs["save_output"] else "temp"
     prefix = PurePosixPath(inputs["filename_prefix"])
     folder = context.folders.file(kind, str(prefix.parent), prefix.name).parent
-    encoding, rate = encoding_of(inputs, context.preset), as_rate(inputs["frame_rate"])
+    encoding, rate = encoding_of(inputs, context.preset, context.marks), as_rate(inputs["frame_rate"])
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{prefix.name}_{next_number(folder, prefix.name):05}"
     sound: Sound | None = inputs.get("audio")
@@ -289,10 +291,12 @@ def _write(
     part = silent.with_suffix(".part.mp4")
     try:
         if isinstance(images, EncodedClip) and images.encoding == encoding:
-            mux(images.video.path, sound, part, rate, lambda done: context.progress(done, images.count, None))
+            count = images.count
+            mux(images.video.path, sound, part, rate, encoding.marks, lambda done: context.progress(done, count, None))
         else:
-            _encode(context, images, silent, rate, encoding)
-            mux(silent, sound, part, rate, lambda number: None)
+            has_marks = isinstance(images, EncodedClip) and images.encoding.marks is not None
+            _encode(context, images, silent, rate, dataclasses.replace(encoding, marks=None) if has_marks else encoding)
+            mux(silent, sound, part, rate, encoding.marks, lambda number: None)
         part.replace(path)
     finally:
         silent.unlink(missing_ok=True)

@@ -18,6 +18,8 @@ from typing import Any, Protocol, TypeVar
 
 import av
 
+from ..marker import Marker
+from ..marks import Marks
 from .frames import LARGE_PIXELS, Colour, Frame, Image
 from .sound import Sound, SoundTrack
 
@@ -75,10 +77,11 @@ class Frames(Protocol):
 
 @dataclass(frozen=True)
 class Encoding:
-    """The encoding of H.264. `crf` is x264's, 0 (lossless) to 51."""
+    """The encoding of H.264. `crf` is x264's, 0 (lossless) to 51; `marks` are drawn into the frames before."""
 
     crf: int = 19
     preset: str = "medium"
+    marks: Marks | None = None
 
 
 def as_rate(value: float | Fraction) -> Fraction:
@@ -169,9 +172,14 @@ def encode(
     """
     number = 0
     stream: av.VideoStream | None = None
+    marker: Marker | None = None
     with closing(iter(frames)) as decoded, _new_file(path) as output:
         for number, frame in enumerate(decoded, 1):
-            stream = stream or _add_video(output, frame, rate, encoding)
+            if stream is None:
+                stream = _add_video(output, frame, rate, encoding)
+                marker = Marker(encoding.marks, frame.size) if encoding.marks else None
+            if marker is not None:
+                marker.apply(frame.planes)
             picture = av.VideoFrame.from_ndarray(frame.planes, "yuv420p")
             picture.pts, picture.time_base = number - 1, 1 / rate
             _tag(picture, frame.colour)
@@ -217,8 +225,13 @@ def _tag(target: av.VideoFrame | av.VideoCodecContext, colour: Colour) -> None:
     target.color_trc = colour.transfer
 
 
-def mux(video: Path, sound: Sound | None, path: Path, rate: Fraction, on_frame: Callable[[int], None]) -> None:
-    """Put an encoded video, at `rate`, and a sound into an MP4 file that can be played while it loads."""
+def mux(
+    video: Path, sound: Sound | None, path: Path, rate: Fraction, marks: Marks | None, on_frame: Callable[[int], None]
+) -> None:
+    """Put an encoded video, at `rate`, and a sound into an MP4 file that can be played while it loads.
+
+    Its comment tells the marks that its frames have.
+    """
     with (
         av.open(video) as source,
         _new_file(path, movflags="+faststart") as output,
@@ -226,6 +239,8 @@ def mux(video: Path, sound: Sound | None, path: Path, rate: Fraction, on_frame: 
         picture = source.streams.video[0]
         stream = output.add_stream_from_template(picture)
         stream.time_base = 1 / rate
+        if marks is not None:
+            output.metadata["comment"] = marks.text
         track = SoundTrack(sound, output) if sound else None
         pictures = _retimed(source, picture, stream, rate)
         number = 0

@@ -3,25 +3,33 @@
 from ..jobs import SegmentPlan
 from .facts import (
     AudioFacts,
+    Credentials,
     CuttingFacts,
     ImageFacts,
     JoinFacts,
     PieceFacts,
+    Provenance,
+    Tag,
     Verdict,
     VideoFacts,
     output_frames,
     plan_segments,
 )
-from .worker import MediaWorker, partial_path
+from .worker import Marking, MediaWorker, Signing, partial_path
 
 __all__ = [
     "AudioFacts",
+    "Credentials",
     "CuttingFacts",
     "ImageFacts",
     "JoinFacts",
+    "Marking",
     "MediaWorker",
     "PieceFacts",
+    "Provenance",
     "SegmentPlan",
+    "Signing",
+    "Tag",
     "Verdict",
     "VideoFacts",
     "output_frames",

@@ -75,6 +75,19 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
         from .cut import check_cuttable
 
         return check_cuttable(Path(arguments["source"]))
+    if name == "mark":
+        from ..marks import Marks
+        from .mark import mark
+
+        return mark(Path(arguments["path"]), Marks.from_json(arguments["marks"]), arguments["crf"])
+    if name == "examine":
+        from .examine import examine
+
+        return examine(Path(arguments["path"]))
+    if name == "check_signing":
+        from .credentials import check_signing
+
+        return check_signing(Path(arguments["cert"]), Path(arguments["key"]))
     rate = arguments.pop("frame_rate")
     frame_rate = None if rate is None else Fraction(rate)
     if name in ("prepare", "cut"):
@@ -87,7 +100,9 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
         from .join import join
 
         segments = [Path(segment) for segment in arguments["segments"]]
-        return join(segments, Path(arguments["source"]), Path(arguments["out"]), frame_rate)
+        source, out, signing = Path(arguments["source"]), Path(arguments["out"]), arguments["signing"]
+        cert_and_key = (Path(signing["cert"]), Path(signing["key"])) if signing else None
+        return join(segments, source, out, frame_rate, arguments["prompt_id"], cert_and_key)
     from .verify import verify
 
     result, source = Path(arguments.pop("result")), Path(arguments.pop("source"))

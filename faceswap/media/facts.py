@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from ..jobs import SegmentPlan
 
@@ -106,6 +106,65 @@ class JoinFacts:
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Return the facts that a worker wrote as JSON."""
         return cls(**{**data, "warnings": tuple(data["warnings"])})
+
+
+@dataclass(frozen=True, slots=True)
+class MarkFacts:
+    """A segment with its marks: the number of frames that were encoded for them, 0 if it had them already."""
+
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class SigningFacts:
+    """The result of a signature made to see if it can be: the problem in words, None if there is none."""
+
+    problem: str | None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the facts that a worker wrote as JSON."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """The metadata tag of a file: IPTC's type of its source, the software, and the id of the job that made it."""
+
+    source_type: str
+    software: str | None
+    prompt_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """The content credentials (C2PA) of a file.
+
+    state         `unknown` where the package that reads them is missing
+    signer        name in the certificate, which is not held against a list of trusted ones
+    source_types  IPTC's types that they tell, and `ingredients` the number of files it was made of
+    """
+
+    state: Literal["none", "valid", "invalid", "unknown"]
+    signer: str | None = None
+    source_types: tuple[str, ...] = ()
+    ingredients: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """The words of a file on its making; the watermark's payload is hexadecimal."""
+
+    tag: Tag | None
+    credentials: Credentials
+    watermark: str | None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return what a worker wrote as JSON."""
+        credentials = {**data["credentials"], "source_types": tuple(data["credentials"]["source_types"])}
+        tag = Tag(**data["tag"]) if data["tag"] else None
+        return cls(tag, Credentials(**credentials), data["watermark"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from .. import durable
 from ..errors import JobFailure
 from .facts import JoinFacts
 from .sound import AacEncoder, DecodedTrack, add_aac_track, decode_tracks
+from .tag import write_tag
 from .timeline import (
     Timeline,
     open_media,
@@ -33,7 +34,7 @@ from .timeline import (
     read_source,
     read_timeline,
 )
-from .worker import partial_path
+from .worker import partial_path, unsigned_path
 
 MP4_SOUND = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
 """Sound that is copied as it is; any other that decodes is encoded to AAC."""
@@ -55,15 +56,23 @@ Timed: TypeAlias = "tuple[float, av.Packet[Any]]"
 """A time in seconds, and the packet to write then."""
 
 
-def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None) -> JoinFacts:
+def join(
+    segments: Sequence[Path],
+    source: Path,
+    out: Path,
+    frame_rate: Fraction | None,
+    prompt_id: str,
+    signing: tuple[Path, Path] | None = None,
+) -> JoinFacts:
     """Write the frames of `segments`, in order, and all sound of `source` to `out`, an mp4.
 
     With `frame_rate` None frame i of the result is shown when frame i of the source is; otherwise the rate is
-    constant. The offset between sound and picture is the source's. `out` appears complete or not at all.
+    constant. The offset between sound and picture is the source's. The file says that job `prompt_id` made it, and is
+    signed with the certificate and key in `signing`. `out` appears complete or not at all.
     Raises JobFailure (`disk_full`, `output_damaged`, `segments_differ`, `sound_missing`,
-    `input_damaged`).
+    `input_damaged`, `not_signed`).
     """
-    partial = partial_path(out)
+    partial, unsigned = partial_path(out), unsigned_path(out)
     try:
         with disk_full_fails_the_job():
             runs = [_read_segment(path) for path in segments]
@@ -76,6 +85,11 @@ def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction
                 sound = _sound_tracks(sounds, decoded_tracks, output)
                 for _, packet in heapq.merge(pictures, _sound(sounds, sound, origin), key=lambda timed: timed[0]):
                     output.mux(packet)
+            write_tag(partial, prompt_id)
+            if signing is not None:
+                partial.replace(unsigned)
+                _sign(unsigned, partial, source, prompt_id, signing)
+                unsigned.unlink()
             facts = _sync_and_check(partial, timeline, clock, sound)
             durable.rename(partial, out)
             return facts
@@ -84,6 +98,13 @@ def join(segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction
         raise JobFailure("output_damaged", message, transient=True) from error
     finally:
         partial.unlink(missing_ok=True)
+        unsigned.unlink(missing_ok=True)
+
+
+def _sign(unsigned: Path, signed: Path, source: Path, prompt_id: str, signing: tuple[Path, Path]) -> None:
+    from .credentials import sign  # here, because a service without a certificate needs none of it
+
+    sign(unsigned, signed, source, prompt_id, *signing)
 
 
 @contextmanager

@@ -8,13 +8,24 @@ import json
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Self
 
 from .. import errors
 from ..child_process import kill_group, wait_within
-from .facts import CuttingFacts, ImageFacts, JoinFacts, PieceFacts, Verdict, VideoFacts
+from ..marks import Marks, payload_of
+from .facts import (
+    CuttingFacts,
+    ImageFacts,
+    JoinFacts,
+    PieceFacts,
+    Provenance,
+    SigningFacts,
+    Verdict,
+    VideoFacts,
+)
 
 PROBES_AT_ONCE = 2
 CHECKS_AT_ONCE = 2
@@ -31,17 +42,44 @@ VERIFY_TIMEOUT_S = 60.0
 VERIFY_FRAMES_A_SECOND = 2.0
 PREPARE_TIMEOUT_S = 60.0
 PREPARE_FRAMES_A_SECOND = 5.0
+MARK_FRAMES_A_SECOND = 1.0
+EXAMINE_TIMEOUT_S = 600.0
+SIGN_TIMEOUT_S = 60.0
 
 WORK = {
     "check_cuttable": "Reading the video",
     "prepare": "Preparing the video",
     "cut": "Cutting the video",
     "join": "Joining the result",
+    "mark": "Marking the result",
+    "check_signing": "Signing a sample",
     "verify": "Checking the result",
 }
 """Names of the calls in messages for users."""
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Signing:
+    """The files that results are signed with: a chain of certificates and its private key, both PEM."""
+
+    cert: Path
+    key: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Marking:
+    """The way in which results are made known as such, beside their metadata.
+
+    label    text in the picture, empty for none
+    always   encode ComfyUI's pictures once more for the watermark, which the embedded engine draws itself
+    signing  certificate and key of their content credentials
+    """
+
+    label: str = ""
+    always: bool = False
+    signing: Signing | None = None
 
 
 class ChildError(Exception):
@@ -130,10 +168,11 @@ class MediaWorker:
     """A pool of child processes that probe, join and verify media, a few at once.
 
     Children are started when needed, kept warm for `IDLE_S` seconds and replaced after a crash. Use it as
-    `async with MediaWorker() as media`.
+    `async with MediaWorker() as media`. Results are marked and signed as `marking` says.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, marking: Marking | None = None) -> None:
+        self._marking = marking or Marking()
         self._children: list[Child] = []
         self._idle: list[Child] = []
         # Apart, so that an upload is never kept waiting by the check of a long result, nor that by a long video.
@@ -223,18 +262,57 @@ class MediaWorker:
         timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + await _size(source) / PROBE_BYTES_A_SECOND
         return PieceFacts.from_json(await self._check("cut", arguments, timeout))
 
-    async def join(self, segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None) -> JoinFacts:
-        """Join segment results to `out` with the source's sound; see `join.join`.
+    async def join(
+        self, segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None, prompt_id: str
+    ) -> JoinFacts:
+        """Join segment results to `out` with the source's sound, tagged and signed; see `join.join`.
 
         Raises JobFailure; `out` is then as it was before.
         """
         size = await _size(*segments, source)
         timeout = JOIN_TIMEOUT_S + size / JOIN_BYTES_A_SECOND
-        arguments = {"segments": list(segments), "source": source, "out": out, "frame_rate": frame_rate}
+        arguments = {
+            "segments": list(segments),
+            "source": source,
+            "out": out,
+            "frame_rate": frame_rate,
+            "prompt_id": prompt_id,
+            "signing": asdict(self._marking.signing) if self._marking.signing else None,
+        }
         try:
             return JoinFacts.from_json(await self._check("join", arguments, timeout))
         finally:
-            await asyncio.to_thread(partial_path(out).unlink, missing_ok=True)
+            for path in (partial_path(out), unsigned_path(out)):
+                await asyncio.to_thread(path.unlink, missing_ok=True)
+
+    def marks(self, prompt_id: str, first_frame: int) -> Marks:
+        """Return the marks for the frames of a job's result from `first_frame` on."""
+        return Marks(payload_of(prompt_id), first_frame, self._marking.label)
+
+    async def mark(self, path: Path, marks: Marks, *, frame_count: int, crf: int) -> None:
+        """Draw marks into a segment that ComfyUI made, where that is wanted; see `mark.mark`.
+
+        Raises JobFailure; the segment is then as it was before.
+        """
+        if not self._marking.always and not self._marking.label:
+            return
+        arguments = {"path": path, "marks": marks.to_json(), "crf": crf}
+        timeout = VERIFY_TIMEOUT_S + frame_count / MARK_FRAMES_A_SECOND
+        try:
+            await self._check("mark", arguments, timeout)
+        finally:
+            await asyncio.to_thread(partial_path(path).unlink, missing_ok=True)
+
+    async def examine(self, path: Path) -> Provenance:
+        """Return what a video says of its making. Raises Problem."""
+        return Provenance.from_json(await self._probe("examine", path, EXAMINE_TIMEOUT_S))
+
+    async def signing_problem(self) -> str | None:
+        """Return why results cannot be signed as they are to be; None if nothing is wrong. Raises JobFailure."""
+        signing = self._marking.signing
+        if signing is None:
+            return None
+        return SigningFacts.from_json(await self._check("check_signing", asdict(signing), SIGN_TIMEOUT_S)).problem
 
     async def verify(
         self,
@@ -262,8 +340,8 @@ class MediaWorker:
         timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + size / PROBE_BYTES_A_SECOND
         return Verdict.from_json(await self._check("verify", arguments, timeout))
 
-    async def _probe(self, call: str, path: Path, **arguments: Any) -> dict[str, Any]:
-        timeout = PROBE_TIMEOUT_S + await _size(path) / PROBE_BYTES_A_SECOND
+    async def _probe(self, call: str, path: Path, least_s: float = PROBE_TIMEOUT_S, **arguments: Any) -> dict[str, Any]:
+        timeout = least_s + await _size(path) / PROBE_BYTES_A_SECOND
         async with self._probes:
             try:
                 return await self._ask(call, {"path": path, **arguments}, timeout)
@@ -337,6 +415,11 @@ async def _size(*paths: Path) -> int:
 def partial_path(out: Path) -> Path:
     """Return the path to write to until the file is complete: in the same folder, so that a rename is atomic."""
     return out.with_name(f".{out.name}.part")
+
+
+def unsigned_path(out: Path) -> Path:
+    """Return the path of the complete file before it is signed."""
+    return out.with_name(f".{out.name}.unsigned")
 
 
 def _unwrap(call: str, answer: dict[str, Any]) -> dict[str, Any]:

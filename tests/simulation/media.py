@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from faceswap.errors import JobFailure
+from faceswap.marks import Marks
 from faceswap.media import JoinFacts, PieceFacts, Verdict
 
 if TYPE_CHECKING:
@@ -48,13 +49,21 @@ class SimulatedMedia:
         out.write_text(json.dumps(piece), encoding="utf-8")
         return PieceFacts(0, ".mp4")
 
-    async def join(self, segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None) -> JoinFacts:
+    async def join(
+        self, segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None, prompt_id: str
+    ) -> JoinFacts:
         await self._work()
         parts = [json.loads(path.read_text(encoding="utf-8")) for path in segments]
         text = json.dumps(parts)
         out.write_text(text, encoding="utf-8")
         digest = hashlib.sha256(text.encode()).hexdigest()
         return JoinFacts(len(text), digest, sum(part["count"] for part in parts), 1.0, ())
+
+    def marks(self, prompt_id: str, first_frame: int) -> Marks:
+        return Marks(bytes(8), first_frame)
+
+    async def mark(self, path: Path, marks: Marks, *, frame_count: int, crf: int) -> None:
+        await self._work()
 
     async def verify(
         self,
