@@ -460,6 +460,7 @@ class SimulatedClient(ComfyClient):
 
     async def upload(self, path: Path, filename: str, subfolder: str) -> str:
         text, name = path.read_text(encoding="utf-8"), f"{subfolder}/{filename}"
+        self._comfy.world.invariants.uploaded(self._comfy, name)
 
         def stored() -> str:
             self._comfy.inputs[name] = text

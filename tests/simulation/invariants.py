@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from faceswap.comfy.backend import EMBEDDED
 from faceswap.deliveries import DeliveryState
 from faceswap.jobs import SUPERSEDED_EVENTS, TERMINAL, TRANSITIONS, Event, JobState, SegmentState
 from faceswap.store import JANITOR_LEASE
@@ -70,6 +71,9 @@ CREATE TRIGGER delivery_moved AFTER UPDATE OF state ON delivery WHEN OLD.state <
   INSERT INTO move (kind, name, was, now) VALUES ('delivery', NEW.id, OLD.state, NEW.state); END;
 CREATE TRIGGER delivery_gone AFTER DELETE ON delivery BEGIN
   INSERT INTO move (kind, name, was) VALUES ('delivery', OLD.id, OLD.state); END;
+CREATE TRIGGER engine_file_noted AFTER INSERT ON engine_file BEGIN
+  INSERT INTO move (kind, name, more) VALUES ('file', NEW.backend,
+    json_object('path', NEW.subfolder || '/' || NEW.name)); END;
 CREATE TRIGGER abandoned AFTER INSERT ON abandoned_prompt BEGIN
   INSERT INTO move (kind, name) VALUES ('abandoned', NEW.comfy_prompt_id); END;
 """
@@ -146,6 +150,8 @@ class Invariants:
         """Jobs that the commit which is judged has ended, and of which it has stored no delivery so far."""
         self._retries: defaultdict[str, int] = defaultdict(int)
         self._abandoned: set[str] = set()
+        self._engine_files: set[tuple[str, str]] = set()
+        """Files that were written down, with their ComfyUI, to be emptied when their job is erased."""
         self._numbers: defaultdict[str, int] = defaultdict(int)
         """The highest number that a stored event of a job has."""
         self._events: defaultdict[str, dict[int, tuple[str, float]]] = defaultdict(dict)
@@ -198,6 +204,8 @@ class Invariants:
                     self._check(int(now) > int(was), f"last_seq of {name} goes from {was} to {now}")
                 case "abandoned":
                     self._abandoned.add(name)
+                case "file":
+                    self._engine_files.add((name, details["path"]))
         silent = self._ended_untold
         self._check(not silent, f"{node.name} ends {sorted(silent)} without the delivery that tells of it")
 
@@ -380,7 +388,13 @@ class Invariants:
                 excused or not goes_on, f"{comfy.name} goes on with {prompt.prompt_id}, whose job was cancelled"
             )
 
-    # At every request to a ComfyUI that queues a prompt.
+    # At every request to a ComfyUI that sends it a file, or queues a prompt.
+
+    def uploaded(self, comfy: ComfyUI, path: str) -> None:
+        """Judge a file that a node is about to send."""
+        is_ours = comfy.name.startswith(EMBEDDED)  # whose folders are deleted themselves
+        is_noted = is_ours or (comfy.name, path) in self._engine_files
+        self._check(is_noted, f"{path} is sent to {comfy.name} before it is written down")
 
     def sent(self, comfy: ComfyUI, prompt_id: str) -> None:
         """Judge a prompt that a node is about to send."""
