@@ -228,13 +228,17 @@ async def test_every_status_is_the_same_after_a_restart(
         queued = await api.submit()
         cancelled = await api.submit()
         await api.post(f"/jobs/{cancelled}/cancel")
-        paths = [f"/status/{name}" for name in (prompt_id, failed, queued, cancelled)]
+        paths = [f"/status/{name}" for name in (prompt_id, failed, cancelled)]
         before = [(answer.body, answer.headers["ETag"]) for answer in [await api.get(path) for path in paths]]
         events = [await api.events(name) for name in (prompt_id, failed, cancelled)]
+        waiting = await api.status(queued)
         await service.kill()
         api = api_of(await service.start())
         assert [(a.body, a.headers["ETag"]) for a in [await api.get(path) for path in paths]] == before
         assert [await api.events(name) for name in (prompt_id, failed, cancelled)] == events
+        for document in (waiting, still_waiting := await api.status(queued)):
+            document["progress"].pop("step")  # since when no ComfyUI answers
+        assert still_waiting == waiting
         assert [(await api.status(name))["status"] for name in (prompt_id, failed, queued, cancelled)] == [
             *("SUCCESS", "FAILED", "QUEUED", "CANCELLED")
         ]
