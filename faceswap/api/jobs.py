@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 from contextlib import nullcontext
 
 from aiohttp import web
@@ -20,6 +21,9 @@ MAX_WAIT_S = 60.0
 LOOK_S = 1.0
 """The time between two looks at a job for `?wait=`: some changes, such as the place in the queue, raise no event."""
 DEFAULT_PAGE, LARGEST_PAGE = 50, 200
+NUMBER_PATTERN = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+"""A number as JSON writes it: Python reads more than that as one."""
+EVENT_ID_PATTERN = re.compile("[0-9]{1,15}")
 
 
 async def get_status(request: web.Request) -> web.Response:
@@ -57,10 +61,7 @@ async def _status(app: web.Application, job: Job) -> tuple[bytes, str]:
 
 def _parse_wait(request: web.Request) -> float:
     text = request.query.get("wait", "0")
-    try:
-        wait_s = float(text)
-    except ValueError:
-        wait_s = -1.0
+    wait_s = float(text) if NUMBER_PATTERN.fullmatch(text) else -1.0
     if not 0 <= wait_s <= MAX_WAIT_S:
         raise BadRequest(f"'wait' must be a number of seconds from 0 to {MAX_WAIT_S:.0f}.", code="invalid_wait")
     return wait_s
@@ -69,15 +70,16 @@ def _parse_wait(request: web.Request) -> float:
 async def get_events(request: web.Request) -> web.StreamResponse:
     """Stream a job's events from the beginning, or from `Last-Event-ID` on."""
     job = await request.app[STORE].owned_job(request.match_info["prompt_id"], owner_of(request))
-    last = request.headers.get("Last-Event-ID", request.query.get("last_event_id"))
-    return await stream_events(request, job, parse_event_id(last))
+    query, header = request.query.get("last_event_id"), request.headers.get("Last-Event-ID")
+    after = parse_event_id(query)
+    return await stream_events(request, job, after if header is None else parse_event_id(header))
 
 
 def parse_event_id(value: object) -> int:
     """Parse the number of the last event a client has seen; 0 for none."""
     if value is None or value == "":
         return 0
-    if isinstance(value, int | str) and str(value).isdecimal() and len(str(value)) < 16:
+    if isinstance(value, int | str) and EVENT_ID_PATTERN.fullmatch(str(value)):
         return int(value)
     raise BadRequest("'Last-Event-ID' must be the id of an event.", code="invalid_last_event_id")
 
@@ -118,7 +120,7 @@ def _parse_state(text: str | None) -> JobState | None:
 def _parse_limit(text: str | None) -> int:
     if text is None:
         return DEFAULT_PAGE
-    if not text.isdecimal() or len(text) > 3 or not 1 <= int(text) <= LARGEST_PAGE:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 3 or not 1 <= int(text) <= LARGEST_PAGE:
         raise BadRequest(f"'limit' must be a whole number from 1 to {LARGEST_PAGE}.", code="invalid_limit")
     return int(text)
 

@@ -150,7 +150,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
     return {str(status): responses[status] for status in sorted(responses)}
 
 
-_JOB_AT: Mapping[str, str] = {"Accepted": "/prompt_id", "Status": "/prompt_id", "Jobs": "/jobs/0/prompt_id"}
+_JOB_AT: Mapping[str, str] = {"Accepted": "/prompt_id", "Status": "/prompt_id"}
 """The place of a job's id in the answers that have one, by the name of their schema."""
 
 

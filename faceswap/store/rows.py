@@ -102,6 +102,6 @@ def found(rows: Sequence[Row]) -> Job:
 def parse_cursor(cursor: str) -> tuple[int, str]:
     """Return the time and the id at which a page of jobs begins. Raises `BadRequest`."""
     created_at, _, prompt_id = cursor.partition("-")
-    if not created_at.isdecimal() or len(created_at) > 15 or not prompt_id:
+    if not (created_at.isascii() and created_at.isdecimal()) or len(created_at) > 15 or not prompt_id:
         raise BadRequest("'cursor' is not one that this service gave.", code="invalid_cursor")
     return int(created_at), prompt_id
