@@ -236,13 +236,16 @@ async def raw_get(api: Api, path: str, *headers: str) -> bytes:
         ("invalid_wait", f"/status/{UNKNOWN}?wait=-1"),
         ("invalid_wait", f"/status/{UNKNOWN}?wait=nan"),
         ("invalid_wait", f"/status/{UNKNOWN}?wait=soon"),
+        ("invalid_wait", f"/status/{UNKNOWN}?wait=1_0"),
+        ("invalid_wait", f"/status/{UNKNOWN}?wait=%D9%A3"),
+        ("invalid_limit", "/jobs?limit=%D9%A3"),
     ],
 )
 async def test_a_wrong_query_is_refused(api: Api, code: str, path: str) -> None:
     assert_problem(await api.get(path), 400, code)
 
 
-@pytest.mark.parametrize("value", ["x", "-1", "1.5", "9" * 40])
+@pytest.mark.parametrize("value", ["x", "-1", "1.5", "9" * 40, "\N{ARABIC-INDIC DIGIT THREE}"])
 async def test_a_last_event_id_that_no_event_has_is_refused(api: Api, service: Service, value: str) -> None:
     prompt_id = (await api.finished())["prompt_id"]
     for request in ({"headers": {"Last-Event-ID": value}}, {"params": {"last_event_id": value}}):
