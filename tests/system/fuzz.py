@@ -34,7 +34,7 @@ SOCKET = "/face-swap-ws"
 """No request of HTTP: it has tests of its own."""
 
 LINES, LINE_CHARACTERS = 200, 500
-"""What is shown of a failure, at most."""
+"""The most that is shown of a failure, and of each line."""
 
 MEDIA_REFUSED = ["2xx", "400", "401", "403", "404", "409", "410", "413", "415", "422", "429"]
 """Answers to a request for a swap that is as described: its media may be none, and its addresses lead nowhere."""
