@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 
 from aiohttp import web
@@ -14,7 +15,9 @@ from ..store import Store
 from .keys import FEED, STORE
 
 KEEPALIVE_S = 15.0
-"""The silence after which a comment line keeps proxies from closing the connection."""
+"""The longest silence before a comment line keeps proxies from closing the connection."""
+KEEPALIVE_SPREAD = 0.5
+"""The share of `KEEPALIVE_S` by which some are earlier: a thousand watchers of one job are not all woken at once."""
 WRITE_TIMEOUT_S = 60.0
 """The time after which a watcher that reads nothing is dropped; it resumes by `Last-Event-ID`."""
 
@@ -22,7 +25,7 @@ WRITE_TIMEOUT_S = 60.0
 async def follow(store: Store, feed: Feed, prompt_id: str, after: int) -> AsyncIterator[Event | None]:
     """Yield the events of a job after number `after`: the stored ones, then the live ones, until it has ended.
 
-    None stands for `KEEPALIVE_S` of silence. Raises `Lagging` and `Closing` as the subscription does.
+    None stands for at most `KEEPALIVE_S` of silence. Raises `Lagging` and `Closing` as the subscription does.
     """
     async with feed.watch(prompt_id) as subscription:
         stored = await store.events(prompt_id, after)
@@ -33,7 +36,7 @@ async def follow(store: Store, feed: Feed, prompt_id: str, after: int) -> AsyncI
         if stored[-1].terminal if stored else (await store.job(prompt_id)).state in TERMINAL:
             return
         while True:
-            live = await subscription.next(KEEPALIVE_S)
+            live = await subscription.next(KEEPALIVE_S * (1 - random.uniform(0, KEEPALIVE_SPREAD)))
             if live is None:
                 yield None
             elif live.seq > after:

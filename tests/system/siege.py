@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
@@ -85,7 +86,7 @@ class Sockets:
             for writer in writers:
                 if not writer.is_closing():
                     writer.write(b"x")
-            await asyncio.sleep(BYTE_EVERY_S)
+                await asyncio.sleep(BYTE_EVERY_S / len(writers))
 
     async def close(self) -> None:
         for task in self._tasks:
@@ -105,11 +106,16 @@ async def sockets(url: str, ahead_bytes: int = 1 << 20) -> AsyncIterator[Sockets
         await opened.close()
 
 
-async def health_ms(api: Api, seconds: float) -> list[float]:
-    """Ask for `/health` again and again; returns the milliseconds of each answer."""
+async def begun(stream: asyncio.StreamReader) -> None:
+    """Wait for the first event of a stream."""
+    await stream.readuntil(b"\nid: ")
+
+
+async def health_ms(api: Api, seconds: float, arriving: asyncio.Task[Any] | None = None) -> list[float]:
+    """Ask for `/health` for so long, or until all have come; returns the milliseconds of each answer."""
     taken = []
     ends = time.monotonic() + seconds
-    while time.monotonic() < ends or not taken:
+    while time.monotonic() < ends or not taken or (arriving is not None and not arriving.done()):
         started = time.perf_counter()
         answer = await api.get("/health")
         taken.append((time.perf_counter() - started) * 1000)
@@ -137,7 +143,7 @@ def slow(number: int) -> bytes:
 
 
 async def stand_a_crowd(folder: Path, crowd: Crowd, seconds: float) -> dict[str, list[float]]:
-    """Let a crowd come while a job is held; returns what `/health` took before and meanwhile.
+    """Let a crowd come while a job is held; returns what `/health` took before, while it came, and then.
 
     Everybody who watches must hear of the job's end, and nothing may be left of the crowd. Raises AssertionError.
     """
@@ -162,6 +168,8 @@ async def stand_a_crowd(folder: Path, crowd: Crowd, seconds: float) -> dict[str,
             bad.trickle()
             await unread.open_all(get(download) for _ in range(crowd.unread))
             streams = await idle.open_all(get(f"/events/{held}") for _ in range(crowd.idle))
+            arriving = asyncio.create_task(asyncio.wait([asyncio.create_task(begun(stream)) for stream in streams]))
+            arrival = await health_ms(api, 0, arriving)
             meanwhile = await health_ms(api, seconds)
             assert (await api.get("/health")).json["watchers"] == crowd.idle
             engine.release()
@@ -171,7 +179,7 @@ async def stand_a_crowd(folder: Path, crowd: Crowd, seconds: float) -> dict[str,
         await until(lambda: psutil.Process(service.pid).num_fds() <= at_rest + 5)
         await until(lambda: not [name for name in service.files() if name.endswith(".upload")])
         assert "Traceback" not in service.log(), service.log()
-    return {"alone": alone, "meanwhile": meanwhile}
+    return {"alone": alone, "while they come": arrival, "meanwhile": meanwhile}
 
 
 def uploads() -> list[bytes]:
