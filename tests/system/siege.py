@@ -82,7 +82,7 @@ class Sockets:
         self._tasks.append(asyncio.create_task(self._trickle(list(self._writers))))
 
     async def _trickle(self, writers: list[asyncio.StreamWriter]) -> None:
-        while True:
+        while writers:
             for writer in writers:
                 if not writer.is_closing():
                     writer.write(b"x")
