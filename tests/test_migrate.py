@@ -52,7 +52,7 @@ async def fill(where: Path | str) -> None:
     """Make jobs in every state."""
     async with opened(where) as store:
         await run_to_success(store, output_name="déjà vu", owner="ann")
-        failed = await create(store, segments=2)
+        failed = await create(store, segments=2, webhook_url="https://example.com/hook")
         await store.finish_segment(await claim(store), "0.mp4", 0.25, ["a warning"])
         await store.fail(failed.prompt_id, "out_of_memory", "Too large.\0")
         running = await create(store, segments=3, options={"priority": 2, "frame_rate": 12.5}, idempotency_key="k")
