@@ -68,6 +68,7 @@ class Delivery:
     last_status: int | None
     last_error: str | None
     holder: str | None
+    owner: str | None
     traceparent: str | None
     """The trace of the request that made the job (W3C Trace Context)."""
 

@@ -37,7 +37,10 @@ log = logging.getLogger(__name__)
 AT_ONCE: Mapping[DeliveryKind, int] = {DeliveryKind.WEBHOOK: 32, DeliveryKind.RESULT: 8}
 """Deliveries of each kind under way at a time."""
 AT_ONCE_EACH = 4
-"""Deliveries of a kind under way at a time to one origin: a bad receiver keeps no other waiting."""
+"""Deliveries of a kind under way at a time to one origin: a bad receiver keeps no other waiting.
+
+All those of one owner get half of the places at most: nor do many receivers of one user.
+"""
 LOOK_S = 1.0
 """Between two looks for what is due."""
 CLAIM_S, RENEW_S = 30.0, 5.0
@@ -46,8 +49,8 @@ WEBHOOK_S = 15.0
 """The time for a webhook to be connected, sent and answered."""
 STALL_S = 30.0
 """The time in which a receiver takes the next piece of a result, or answers after the last."""
-RESULT_S = 4 * 3600.0
-"""The time for a whole result to be sent."""
+RESULT_S, SLOWEST_BYTES_PER_S = 600.0, 256 * 1024
+"""The time for a whole result to be sent, or that of the slowest average rate where that is longer."""
 DELIVERED, GONE = range(200, 300), 410
 
 Pieces = AsyncGenerator[bytes] | AsyncGenerator[memoryview]
@@ -86,25 +89,27 @@ class Outbox:
 
     async def _run(self, kind: DeliveryKind, at_once: int, session: aiohttp.ClientSession) -> None:
         """Send what is due of a kind, so many at a time."""
-        busy = Counter[str]()
+        busy, owners = Counter[str](), Counter[str]()
         ended = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             while True:
                 ended.clear()
-                delivery = await self._claim(kind, busy) if busy.total() < at_once else None
+                delivery = await self._claim(kind, busy, owners) if busy.total() < at_once else None
                 if delivery is None:
                     with suppress(TimeoutError):
                         async with asyncio.timeout(LOOK_S):
                             await ended.wait()
                     continue
                 busy[delivery.origin] += 1
+                owners[delivery.owner or ""] += 1
                 task = tasks.create_task(self._deliver(delivery, session), name=f"delivery {delivery.id}")
-                task.add_done_callback(partial(_count_down, busy, delivery.origin, ended))
+                task.add_done_callback(partial(_count_down, delivery, busy, owners, ended))
 
-    async def _claim(self, kind: DeliveryKind, busy: Counter[str]) -> Delivery | None:
+    async def _claim(self, kind: DeliveryKind, busy: Counter[str], owners: Counter[str]) -> Delivery | None:
         full = [origin for origin, count in busy.items() if count >= AT_ONCE_EACH]
+        greedy = [owner for owner, count in owners.items() if owner and count >= AT_ONCE[kind] // 2]
         try:
-            return await self._store.claim_delivery(kind, self._holder, CLAIM_S, full)
+            return await self._store.claim_delivery(kind, self._holder, CLAIM_S, full, greedy)
         except StoreError as error:
             if not error.transient:
                 raise
@@ -215,9 +220,10 @@ class Outbox:
         pieces, size = await self._open_result(delivery.prompt_id)
         url = _url(delivery)
         headers = {}
+        longest_s = max(RESULT_S, size / SLOWEST_BYTES_PER_S)
         if {"sv", "sig"} <= url.query.keys():  # Azure's signed addresses want to know the kind of blob
             headers["x-ms-blob-type"] = "BlockBlob"
-        async with asyncio.timeout(RESULT_S), asyncio.timeout(STALL_S) as stall:
+        async with asyncio.timeout(longest_s), asyncio.timeout(STALL_S) as stall:
             body = _ResultBody(pieces, size, stall)
             async with session.put(url, data=body, headers=headers, allow_redirects=False) as response:
                 return response.status
@@ -263,10 +269,13 @@ async def _read_file(path: Path) -> Pieces:
             yield piece
 
 
-def _count_down(busy: Counter[str], origin: str, ended: asyncio.Event, _: asyncio.Task[None]) -> None:
-    busy[origin] -= 1
-    if not busy[origin]:
-        del busy[origin]
+def _count_down(
+    delivery: Delivery, busy: Counter[str], owners: Counter[str], ended: asyncio.Event, _: asyncio.Task[None]
+) -> None:
+    for counter, name in ((busy, delivery.origin), (owners, delivery.owner or "")):
+        counter[name] -= 1
+        if not counter[name]:
+            del counter[name]
     ended.set()
 
 

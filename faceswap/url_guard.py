@@ -6,11 +6,15 @@ a name that resolves differently the second time leads to a private one.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import re
 import socket
+import threading
+from contextlib import suppress
 
 import aiohttp
-from aiohttp.abc import AbstractResolver
+from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from . import __version__
@@ -20,6 +24,9 @@ from .errors import BadRequest, Unprocessable
 MAX_URL_LENGTH = 4096
 CONNECT_S = 15.0
 """The longest wait for a name and a connection, in seconds."""
+
+LOOK_UPS = 64
+"""Names that are looked up at a time for each session."""
 
 _GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NOT_PUBLIC = (
@@ -32,6 +39,9 @@ _NOT_PUBLIC = (
 """Networks that Python takes to be global, or does in some of its versions."""
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _HEADERS = {"User-Agent": f"faceswap/{__version__}", "Accept": "*/*", "Accept-Encoding": "identity"}
+
+_QUOTED = re.compile(r"[A-Za-z0-9._~:/?\[\]@!$&'()*+,;=%-]+")
+"""The characters that a URL may have (RFC 3986)."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -60,7 +70,15 @@ def check_url(field: str, text: object) -> URL:
         raise BadRequest(f"'{field}' must be {allowed}.", code="invalid_url")
     if port not in (80, 443) and port < 1024:
         raise BadRequest(f"'{field}' must use port 80, 443 or one from 1024 on.", code="invalid_url")
-    return url.with_fragment(None)
+    return _as_given(text.strip().partition("#")[0], url.with_fragment(None))
+
+
+def _as_given(text: str, url: URL) -> URL:
+    """Return a URL as it was given, letter by letter, where nothing of it must be quoted: it may be signed."""
+    if not _QUOTED.fullmatch(text):
+        return url
+    given = URL(text, encoded=True)
+    return given if given.origin() == url.origin() else url
 
 
 def effective_address(address: Address) -> Address:
@@ -85,6 +103,65 @@ def is_public(address: Address) -> bool:
 def not_allowed(field: str) -> Unprocessable:
     """Return the refusal of a URL that leads to an address which is not public."""
     return Unprocessable(f"'{field}' leads to a non-public address.", code="url_not_allowed")
+
+
+class _SystemResolver(AbstractResolver):
+    """Asks the system for addresses, in threads that nothing else waits for: a name server may never answer.
+
+    Those threads end with the process, and are not the ones in which files are read and written.
+    """
+
+    def __init__(self) -> None:
+        self._free = asyncio.Semaphore(LOOK_UPS)
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        """Return the addresses of a host. Raises `OSError`."""
+        await self._free.acquire()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[ResolveResult]] = loop.create_future()
+
+        def tell(found: list[ResolveResult] | OSError) -> None:
+            self._free.release()
+            if answer.done():
+                return
+            if isinstance(found, OSError):
+                answer.set_exception(found)
+            else:
+                answer.set_result(found)
+
+        def look_up() -> None:
+            found = _addresses(host, port, family)
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(tell, found)
+
+        threading.Thread(target=look_up, name=f"look-up of {host}", daemon=True).start()
+        return await answer
+
+    async def close(self) -> None:
+        """Leave the threads to themselves."""
+
+
+def _addresses(host: str, port: int, family: socket.AddressFamily) -> list[ResolveResult] | OSError:
+    """Ask the system for the addresses of a host, however long it takes; returns the error where there are none."""
+    try:
+        found = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    except UnicodeError:
+        return OSError("no name that can be looked up")
+    except OSError as error:
+        return error
+    return [
+        ResolveResult(
+            hostname=host,
+            host=str(where[0]),
+            port=int(where[1]),
+            family=found_family,
+            proto=protocol,
+            flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
+        )
+        for found_family, _, protocol, _, where in found
+    ]
 
 
 class UrlGuard:
@@ -113,7 +190,9 @@ class UrlGuard:
         No cookies, no credentials, no proxy from the environment, one connection for each request.
         """
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(socket_factory=self._open_socket, force_close=True, resolver=self._resolver),
+            connector=aiohttp.TCPConnector(
+                socket_factory=self._open_socket, force_close=True, resolver=self._resolver or _SystemResolver()
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_connect=CONNECT_S, sock_read=stall_s),
             auto_decompress=False,

@@ -57,7 +57,7 @@ class Receiver:
             return await answer(request)
         body = await request.read()
         headers = {name.lower(): value for name, value in request.headers.items()}
-        self.received.append(Received(request.method, request.path_qs, headers, body))
+        self.received.append(Received(request.method, request.raw_path, headers, body))
         return web.Response(status=204) if answer is None else await answer(request)
 
     def to(self, name: str) -> list[Received]:

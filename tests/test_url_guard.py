@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import random
+import socket
+import threading
 from collections.abc import Iterator
 
+import aiohttp
 import pytest
 from ssrfguard import DEFAULT_DENIED
 from ssrfguard._registry import TABLE
+from waiting import WAIT_S, until
 from yarl import URL
 
 from faceswap.errors import BadRequest, Unprocessable
@@ -62,6 +67,38 @@ def test_a_usable_url_is_taken(text: str) -> None:
 def test_a_signed_url_is_left_as_it_is() -> None:
     signed = "https://bucket.example.com/a%2Fb.mp4?X-Sig=ab%2Bcd%3D&e=1"
     assert str(check_url("video_url", signed)) == signed
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("https://a.example/%7Eme/%41?sig=a%2Fb&X=%7E+%20a", "https://a.example/%7Eme/%41?sig=a%2Fb&X=%7E+%20a"),
+        ("https://a.example/a%2fb;x=1?y='(z)'#part", "https://a.example/a%2fb;x=1?y='(z)'"),
+        ("https://a.example/ü b?x={1}", "https://a.example/%C3%BC%20b?x=%7B1%7D"),
+        ("HTTPS://A.Example:443/%7E", "https://a.example/~"),
+    ],
+)
+def test_a_url_is_kept_letter_by_letter_where_it_can_be(text: str, kept: str) -> None:
+    assert str(check_url("result_put_url", text)) == kept
+
+
+async def test_a_name_server_that_never_answers_keeps_no_file_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, asked = threading.Event(), list[str]()
+
+    def look_up(host: str, *_: object, **__: object) -> list[object]:
+        asked.append(host)
+        answered.wait(WAIT_S)
+        raise socket.gaierror("there is no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    async with UrlGuard().session(WAIT_S) as session:
+        calls = [asyncio.create_task(session.get(f"http://h{number}.slow.test/")) for number in range(40)]
+        await until(lambda: len(asked) == len(calls))
+        assert await asyncio.to_thread(int, "7") == 7
+        calls[0].cancel()
+        answered.set()
+        ended = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(one) for one in ended} == {asyncio.CancelledError, aiohttp.ClientConnectorDNSError}
 
 
 # Held against ssrfguard

@@ -19,9 +19,9 @@ async def post_redeliver(request: web.Request) -> web.Response:
     """Have all of a job's deliveries sent again, those that arrived too."""
     store = request.app[STORE]
     job = await store.owned_job(request.match_info["prompt_id"], owner_of(request))
-    if not await store.deliveries(job.prompt_id):
-        raise Conflict("This job has nothing to deliver.", code="nothing_to_deliver", prompt_id=job.prompt_id)
-    await store.redeliver(job.prompt_id)
+    if not await store.redeliver(job.prompt_id):
+        detail = "This job has nothing to deliver that was not sent within the last minute."
+        raise Conflict(detail, code="nothing_to_deliver", prompt_id=job.prompt_id)
     return await _listed(request, job.prompt_id, 202)
 
 

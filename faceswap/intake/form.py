@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from yarl import URL
+
 from ..errors import BadRequest, TooLarge
 from ..jobs import Options, check_consent, check_output_name
 from ..url_guard import check_url
@@ -54,6 +56,7 @@ class Form:
         inputs: InputFolder,
         max_bytes: Mapping[str, int],
         check_options: Callable[[Options], object],
+        check_destination: Callable[[str, URL], object],
         *,
         require_consent: bool = False,
     ) -> None:
@@ -62,6 +65,7 @@ class Form:
         self._files: dict[str, StoredFile] = {}
         self._max_bytes = max_bytes
         self._check_options = check_options
+        self._check_destination = check_destination
         self._require_consent = require_consent
         self._given: set[str] = set()
 
@@ -74,6 +78,8 @@ class Form:
         self.values[name] = value = _CHECKS[name](name, raw)
         if isinstance(value, Options):
             self._check_options(value)
+        if name in DESTINATIONS:
+            self._check_destination(name, value)
 
     def open_upload(self, kind: str) -> FileSink:
         """Open an input whose bytes are in the request."""

@@ -22,7 +22,7 @@ from ..files import Files
 from ..jobs import Options
 from .fetch import Fetcher
 from .files import FileSink, Room, check_size, new_input_folder
-from .form import DESTINATIONS, INPUTS, MAX_TEXT_BYTES, Form, Submission, as_object, check_known, parse_object
+from .form import INPUTS, MAX_TEXT_BYTES, Form, Submission, as_object, check_known, parse_object
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_OVERHEAD_BYTES = 1024 * 1024
@@ -92,14 +92,17 @@ class RequestReader:
     async def _form(self, prompt_id: str, announced: int) -> AsyncIterator[Form]:
         async with new_input_folder(self._files, prompt_id, self._room) as inputs:
             await inputs.expect(announced)
-            yield Form(inputs, self._max_bytes, self._check_options, require_consent=self._require_consent)
+            yield Form(
+                inputs,
+                self._max_bytes,
+                self._check_options,
+                self._fetcher.guard.check_literal,
+                require_consent=self._require_consent,
+            )
 
     async def _complete(self, form: Form, *, respond_async: bool) -> Submission:
         """Fetch the inputs that were given as URLs, the smaller one first."""
         form.check_complete()
-        for field in DESTINATIONS:
-            if field in form.values:
-                self._fetcher.guard.check_literal(field, form.values[field])
         digest = form.digest()
         for kind in reversed(INPUTS):
             field = f"{kind}_url"

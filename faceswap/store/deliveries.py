@@ -9,18 +9,22 @@ from typing import Any
 
 from yarl import URL
 
-from ..deliveries import GIVE_UP_S, Delivery, DeliveryKind, DeliveryState, webhook_body
+from ..deliveries import GIVE_UP_S, JITTER, LONGEST_PAUSE_S, Delivery, DeliveryKind, DeliveryState, webhook_body
 from ..jobs import Job, JobState
 from .connection import Row
 from .database import Database
 from .transaction import Transaction
 
+LATEST_MS = int(LONGEST_PAUSE_S * (1 + JITTER) * 1000)
+REDELIVERY_MS = 60_000
+"""The time after an attempt before the next may be asked for."""
 LISTED = 100
 """Deliveries of a job that are listed, the newest ones."""
 
 _COLUMNS = (
     "id, prompt_id, kind, url, origin, body, state, created_at, due_at, give_up_at, attempts, attempted_at,"
     " delivered_at, last_status, last_error, holder,"
+    " (SELECT owner FROM job WHERE job.prompt_id = delivery.prompt_id) AS owner,"
     " (SELECT traceparent FROM job WHERE job.prompt_id = delivery.prompt_id) AS traceparent"
 )
 _HELD = "id = ? AND state = 'waiting' AND holder = ? AND attempts = ?"
@@ -55,18 +59,28 @@ class Deliveries(Database):
         )
 
     async def claim_delivery(
-        self, kind: DeliveryKind, holder: str, ttl_s: float, busy: Collection[str] = ()
+        self,
+        kind: DeliveryKind,
+        holder: str,
+        ttl_s: float,
+        busy: Collection[str] = (),
+        busy_owners: Collection[str] = (),
     ) -> Delivery | None:
         """Take the next delivery that is due for `ttl_s` seconds, counted as an attempt; None when there is none.
 
-        Those to the origins that are `busy` are left out. Who was sending it and has not told of an end may have died.
+        Those to the origins that are `busy`, and of owners that are, are left out. Who was sending it and has not told
+        of an end may have died. What is due later than the longest pause from now waits for a clock that was wrong: it
+        is due now.
         """
         due = (
-            f"SELECT id FROM delivery WHERE state = 'waiting' AND kind = ? AND due_at <= ?"
-            f" AND origin NOT IN ({self._dialect.values}) ORDER BY due_at, id LIMIT 1"
+            "SELECT id FROM delivery WHERE state = 'waiting' AND kind = ? AND (due_at <= ? OR due_at > ?)"
+            f" AND origin NOT IN ({self._dialect.values}) AND NOT EXISTS (SELECT 1 FROM job"
+            f" WHERE job.prompt_id = delivery.prompt_id AND job.owner IN ({self._dialect.values}))"
+            " ORDER BY due_at, id LIMIT 1"
         )
-        origins = json.dumps(list(busy))
-        if not await self._read(due, kind, await self._engine.monotonic_ms(), origins):
+        left_out = json.dumps(list(busy)), json.dumps(list(busy_owners))
+        now = await self._engine.monotonic_ms()
+        if not await self._read(due, kind, now, now + LATEST_MS, *left_out):
             return None
         async with self._transaction() as tx:
             now = await tx.monotonic_ms()
@@ -78,7 +92,8 @@ class Deliveries(Database):
                 now + int(ttl_s * 1000),
                 kind,
                 now,
-                origins,
+                now + LATEST_MS,
+                *left_out,
             )
         return None if row is None else _delivery_of(row)
 
@@ -135,18 +150,23 @@ class Deliveries(Database):
             sql = "UPDATE delivery SET holder = NULL, due_at = ? WHERE state = 'waiting' AND holder = ?"
             await tx.run(sql, await tx.monotonic_ms(), holder)
 
-    async def redeliver(self, prompt_id: str) -> None:
-        """Have all that a job has sent, or failed to send, sent again, unless it is being sent now."""
+    async def redeliver(self, prompt_id: str) -> bool:
+        """Have all that a job has sent, or failed to send, sent again; False when there is nothing.
+
+        What is being sent, or was within `REDELIVERY_MS`, is left as it is.
+        """
         async with self._transaction() as tx:
             await tx.lock_job(prompt_id)
             now = await tx.monotonic_ms()
-            await tx.run(
+            row = await tx.one(
                 "UPDATE delivery SET state = 'waiting', attempts = 0, delivered_at = NULL, due_at = ?, give_up_at = ?"
-                " WHERE prompt_id = ? AND holder IS NULL",
+                " WHERE prompt_id = ? AND holder IS NULL AND coalesce(attempted_at, 0) <= ? RETURNING 1",
                 now,
                 now + int(GIVE_UP_S * 1000),
                 prompt_id,
+                await tx.now_ms() - REDELIVERY_MS,
             )
+        return row is not None
 
     async def deliveries(self, prompt_id: str) -> list[Delivery]:
         """Return the deliveries of a job, the newest first."""

@@ -1,8 +1,8 @@
 """The service killed between the end of a job and its deliveries, again and again: `python -m system.deliveries`.
 
 Run from `tests`. Each job calls a webhook and sends its result; the service is killed once the job has ended and before
-either has been taken, at one of three moments. After its restart each must arrive, the webhook with a signature that
-the `standardwebhooks` package verifies.
+either has been taken, or as they are, before it may know. Each must arrive, the webhook with a signature that the
+`standardwebhooks` package verifies, and count as delivered after the restart.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from receivers import SECRET, Received, Receiver, receiving
 from faceswap.client import FaceSwapClient
 from faceswap.samples import FACE
 
-MOMENTS = ("at once", "while the receivers hold it", "a little later")
+TAKEN = "as they are taken"
+MOMENTS = ("at once", "while the receivers hold it", "a little later", TAKEN)
 """The moments at which the service is killed after a job's end has been told."""
 DATABASES = ("sqlite", "postgresql")
 
@@ -50,7 +51,8 @@ class Killing:
 
     async def _round(self, service: Service, receiver: Receiver, number: int, moment: str, rng: random.Random) -> None:
         hook, put = f"hook{number}", f"put{number}"
-        receiver.answers |= {hook: receiver.hang, put: receiver.hang}
+        if moment != TAKEN:
+            receiver.answers |= {hook: receiver.hang, put: receiver.hang}
         begun = receiver.begun
         prompt_id = await self._submit(service, receiver, hook, put)
         async with FaceSwapClient(service.url) as client:
@@ -60,10 +62,12 @@ class Killing:
             async with asyncio.timeout(120):
                 while receiver.begun < begun + 2:
                     await asyncio.sleep(0.01)
+        elif moment == TAKEN:
+            await asyncio.gather(receiver.came(hook), receiver.came(put))
         elif moment == "a little later":
             await asyncio.sleep(rng.random() * 1.5)
         await service.kill()
-        del receiver.answers[hook], receiver.answers[put]
+        receiver.answers.clear()
         await service.start()
         [webhook, *_], [result, *_] = await receiver.came(hook), await receiver.came(put)
         await self._check(service, prompt_id, webhook, result)
