@@ -36,26 +36,32 @@ class Deliveries(Database):
 
     async def _add_deliveries(self, tx: Transaction, job: Job) -> None:
         """Store what is to be sent because a job has ended, in the transaction that ends it."""
+        owed = []
         if job.webhook_url is not None:
             body = json.dumps(webhook_body(job), ensure_ascii=False)
-            await self._add_delivery(tx, job.prompt_id, DeliveryKind.WEBHOOK, job.webhook_url, body)
+            owed.append((DeliveryKind.WEBHOOK, job.webhook_url, body))
         if job.result_put_url is not None and job.state is JobState.SUCCESS:
-            await self._add_delivery(tx, job.prompt_id, DeliveryKind.RESULT, job.result_put_url, "")
-
-    async def _add_delivery(self, tx: Transaction, prompt_id: str, kind: DeliveryKind, url: str, body: str) -> None:
-        due_at = await tx.monotonic_ms()
-        await tx.run(
+            owed.append((DeliveryKind.RESULT, job.result_put_url, ""))
+        if not owed:
+            return
+        created_at, due_at = await tx.now_ms(), await tx.monotonic_ms()
+        await tx.execute_many(
             "INSERT INTO delivery (id, prompt_id, kind, url, origin, body, created_at, due_at, give_up_at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            f"msg_{uuid.uuid4().hex}",
-            prompt_id,
-            kind,
-            url,
-            str(URL(url, encoded=True).origin()),
-            body,
-            await tx.now_ms(),
-            due_at,
-            due_at + int(GIVE_UP_S * 1000),
+            [
+                (
+                    f"msg_{uuid.uuid4().hex}",
+                    job.prompt_id,
+                    kind,
+                    url,
+                    str(URL(url, encoded=True).origin()),
+                    body,
+                    created_at,
+                    due_at,
+                    due_at + int(GIVE_UP_S * 1000),
+                )
+                for kind, url, body in owed
+            ],
         )
 
     async def claim_delivery(
