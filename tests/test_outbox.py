@@ -618,6 +618,7 @@ async def test_a_job_calls_back_and_sends_its_result(tmp_path: Path, clip: Path,
             hooks, puts = await receiver.came("hook", 2), await receiver.came("put", 2)
             assert hooks[1].id == hooks[0].id and hooks[1].verified() == hooks[0].verified()
             assert puts[1].body == puts[0].body
+            await eventually(arrived)
 
 
 async def test_deliveries_are_their_owners(tmp_path: Path) -> None:
