@@ -398,9 +398,10 @@ def test_only_trusted_proxies_tell_another_address(peer: str, forwarded: list[st
 async def test_a_service_that_others_reach_does_not_start_without_keys(
     settings: dict[str, Any], tmp_path: Path, key_file: Path
 ) -> None:
+    refused = web.AppRunner(create_app(Settings(tmp_path / "data", comfyui_urls=(URL(dead_url()),), **settings)))
     with pytest.raises(ConfigError, match="there are no API keys"):
-        async with serving(tmp_path / "data", **settings):
-            pass
+        await refused.setup()
+    await refused.cleanup()
     async with serving(tmp_path / "data", allow_anonymous=True, **settings) as rig:
         await rig.store.add_key(digest(ANN), "ann")
     for more in ({}, {"api_keys_file": key_file}):
