@@ -91,7 +91,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
         try:
             keyring = app[keys.KEYRING] = Keyring(settings.api_keys_file, store)
             await _when_possible(keyring.load, is_shared=store.is_shared)
-            _check_openness(settings, keyring)
+            check_openness(settings, has_keys=keyring.is_required)
             app[keys.LINK_SECRET] = await _when_possible(partial(store.secret, SECRET_NAME), is_shared=store.is_shared)
             await _check_signing(settings, media)
             engine = None if settings.comfyui_urls else _embedded_engine(settings, files)
@@ -191,9 +191,9 @@ async def _when_possible(action: Callable[[], Awaitable[T]], *, is_shared: bool)
         await asyncio.sleep(FILES_RETRY_S)
 
 
-def _check_openness(settings: Settings, keyring: Keyring) -> None:
+def check_openness(settings: Settings, *, has_keys: bool) -> None:
     """Raise `ConfigError` where everybody would be let in over the network and nobody said that this is wanted."""
-    if keyring.is_required or settings.allow_anonymous:
+    if has_keys or settings.allow_anonymous:
         return
     public = settings.public_url
     if not is_loopback(settings.host):

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import aiohttp
 
-from .app import FORM_ALLOWANCE_BYTES, load_workflow
+from .app import FORM_ALLOWANCE_BYTES, check_openness, load_workflow
 from .comfy.client import ComfyClient, ComfyError
 from .comfy.embedded import EmbeddedEngine, EngineStartError
 from .comfy.inspection import node_classes, problems
-from .config import ConfigError, Settings, is_loopback, resource_dir
+from .config import ConfigError, Settings, resource_dir
 from .files import Files, FilesUnavailable, open_files
 from .keyring import read_keys
 from .store import ApiKey, NewerDatabase, Store, StoreError, find_version
@@ -188,12 +188,13 @@ async def _access(settings: Settings) -> Finding:
     if settings.api_keys_file or stored:
         advice = "nobody has a key that counts, and nobody is let in; make one with `faceswap key add NAME`"
         return Finding(Verdict.NOTE, "access", advice)
-    if is_loopback(settings.host):
-        return Finding(Verdict.FINE, "access", f"without keys, from this machine only ({settings.host})")
+    try:
+        check_openness(settings, has_keys=False)
+    except ConfigError as error:
+        return Finding(Verdict.MISSING, "access", str(error))
     if settings.allow_anonymous:
         return Finding(Verdict.NOTE, "access", f"without keys, for everybody who reaches {settings.host}")
-    advice = "the service does not start without keys then; make one with `faceswap key add NAME`"
-    return Finding(Verdict.MISSING, "access", f"{settings.host} is open to others: {advice}")
+    return Finding(Verdict.FINE, "access", f"without keys, from this machine only ({settings.host})")
 
 
 async def _stored_keys(settings: Settings) -> Sequence[ApiKey]:

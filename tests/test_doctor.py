@@ -119,7 +119,10 @@ async def test_what_is_missing_is_named(
 
 async def test_who_is_let_in_is_told(tmp_path: Path, engine: EngineRig) -> None:
     open_to_all = {"host": "0.0.0.0"}
-    assert "faceswap key add" in (await found(tmp_path, engine.url, **open_to_all))["access"][0]
+    for settings in (open_to_all, {"public_url": "https://faces.example.org"}):
+        [line] = (await found(tmp_path, engine.url, **settings))["access"]
+        assert line.startswith("FAIL")
+        assert "faceswap key add" in line
     assert (await found(tmp_path, engine.url, **open_to_all, allow_anonymous=1))["access"][0].startswith("note")
     keys = tmp_path / "keys"
     keys.write_text("no key\n")
