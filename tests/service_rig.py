@@ -111,6 +111,11 @@ class EngineRig:
         graphs = (entry["prompt"][2] for entry in self._app[ENGINE].prompts.history.values())
         return [node["inputs"] for graph in graphs for node in graph.values() if node["class_type"] == "VHS_LoadVideo"]
 
+    @property
+    def extra_data(self) -> list[dict[str, Any]]:
+        """The extra data of each of these prompts."""
+        return [entry["prompt"][3] for entry in self._app[ENGINE].prompts.history.values()]
+
     def interrupt(self) -> None:
         """Interrupt as a user of ComfyUI's own page would."""
         self._app[ENGINE].prompts.interrupt(None)
