@@ -147,7 +147,10 @@ def noise(number: int, width: int, height: int) -> Picture:
     return np.random.default_rng(number).integers(0, 256, (height, width, 3), np.uint8)
 
 
-async def test_what_comfyui_does_not_tell_is_seen_in_the_pictures(clip: Path, tmp_path: Path) -> None:
+async def test_what_comfyui_does_not_tell_is_seen_in_the_pictures(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faceswap.runner.EXTRA_DATA", "unknown")  # ReActor draws no watermark
     async with service_and_engines(tmp_path, lie=untold, unswapped=True) as (service, (engine,)):
         status = await service.ended(await service.post(clip))
         assert (status["status"], status["code"]) == ("FAILED", "no_face_detected")
