@@ -186,7 +186,7 @@ class Outbox:
         except (aiohttp.InvalidURL, aiohttp.ClientError):
             raise _Failure("The connection broke, or what the receiver answered is no HTTP.") from None
         except OSError as error:
-            log.warning("job %s: its result cannot be read: %s", delivery.prompt_id, error)
+            log.warning("job %s: its result cannot be read: %s", delivery.prompt_id, error.strerror or error)
             raise _Failure("The result could not be read.") from None
         if status not in DELIVERED:
             raise _Failure(f"The receiver answered with HTTP status {status}.", status, final=status == GONE)

@@ -52,7 +52,8 @@ def known_failures() -> Iterator[None]:
         problem = _unavailable(error)
         if problem is None:
             raise
-        log.error("%s (%s)", problem.detail, error)
+        # Not the whole text of an `OSError`, which names the file.
+        log.error("%s (%s)", problem.detail, (isinstance(error, OSError) and error.strerror) or error)
         raise problem from error
 
 
