@@ -27,6 +27,8 @@ PAGE_POLICY = (
 )
 CHECK_TIMEOUT_S = 0.8
 """The bound that lets `/health` always answer within a second."""
+WRITABLE_FOR_S = 1.0
+"""The time for which a database that could be written counts as writable: to try is to wait behind others' commits."""
 
 
 async def get_livez(request: web.Request) -> web.Response:
@@ -96,25 +98,37 @@ def _workflow_status(app: web.Application) -> str:
 
 
 class Question(Generic[T]):
-    """A question to the database or a disk, which may be slow; one try serves all requests that ask meanwhile."""
+    """A question to the database or a disk, which may be slow; one try serves all requests that ask meanwhile.
 
-    def __init__(self, ask: Callable[[], Awaitable[T]], otherwise: T) -> None:
+    An answer that is no older than `good_for_s` is given while the next try is under way.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[T]], otherwise: T, good_for_s: float = 0.0) -> None:
         self._ask = ask
         self._otherwise = otherwise
+        self._good_for_s = good_for_s
+        self._answered: tuple[float, T] | None = None
         self._trying: asyncio.Task[T] | None = None
 
     async def answer(self) -> T:
         """Return the answer, or `otherwise` where there is none in time; the next request waits for the same try."""
         if self._trying is None or self._trying.done():
             self._trying = asyncio.create_task(self._try(), name="question of health")
+        if self._answered is not None:
+            answered_at, answer = self._answered
+            if asyncio.get_running_loop().time() - answered_at <= self._good_for_s:
+                return answer
         await asyncio.wait({self._trying}, timeout=CHECK_TIMEOUT_S)
         return self._trying.result() if self._trying.done() else self._otherwise
 
     async def _try(self) -> T:
         try:
-            return await self._ask()
+            answer = await self._ask()
         except (StoreError, OSError):
+            self._answered = None
             return self._otherwise
+        self._answered = asyncio.get_running_loop().time(), answer
+        return answer
 
 
 NO_COUNTS: Mapping[str, int] = {}
@@ -131,7 +145,7 @@ def add_questions(app: web.Application) -> None:
         await app[STORE].check_writable()
         return True
 
-    app[WRITABLE] = Question(is_writable, otherwise=False)
+    app[WRITABLE] = Question(is_writable, otherwise=False, good_for_s=WRITABLE_FOR_S)
     app[COUNTS] = Question(lambda: app[STORE].counts(), otherwise=NO_COUNTS)
     app[AVAILABLE] = Question(lambda: app[FILES].is_available(), otherwise=False)
     app[FREE_BYTES] = Question(lambda: app[FILES].free_bytes(), otherwise=None)

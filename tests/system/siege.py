@@ -11,14 +11,13 @@ import asyncio
 import contextlib
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import psutil
@@ -40,6 +39,20 @@ FORM = b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 900000
 PART = b'--b\r\nContent-Disposition: form-data; name="video"; filename="v"\r\n\r\n'
 LARGE_BYTES = 64 << 20
 """More than the buffers of a connection hold."""
+
+
+ASK = """
+import http.client, select, sys, time
+connection = http.client.HTTPConnection(sys.argv[1])
+while not select.select([sys.stdin], [], [], 0.02)[0]:
+    started = time.perf_counter()
+    connection.request("GET", "/health")
+    answer = connection.getresponse()
+    answer.read()
+    assert answer.status == 200
+    print((time.perf_counter() - started) * 1000, flush=True)
+"""
+"""A program that asks for `/health` until its input ends."""
 
 
 @dataclass(frozen=True)
@@ -111,17 +124,20 @@ async def begun(stream: asyncio.StreamReader) -> None:
     await stream.readuntil(b"\nid: ")
 
 
-async def health_ms(api: Api, seconds: float, arriving: asyncio.Task[Any] | None = None) -> list[float]:
-    """Ask for `/health` for so long, or until all have come; returns the milliseconds of each answer."""
-    taken = []
-    ends = time.monotonic() + seconds
-    while time.monotonic() < ends or not taken or (arriving is not None and not arriving.done()):
-        started = time.perf_counter()
-        answer = await api.get("/health")
-        taken.append((time.perf_counter() - started) * 1000)
-        assert answer.status == 200
-        await asyncio.sleep(0.02)
-    return taken
+@asynccontextmanager
+async def health_asked(url: str) -> AsyncIterator[list[float]]:
+    """Ask for `/health` all the time, in a process of its own; yields the milliseconds, which are there at the end."""
+    asking = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", ASK, str(URL(url).authority), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert asking.stdout is not None
+    taken = [float(await asking.stdout.readline())]
+    try:
+        yield taken
+    finally:
+        told, _ = await asking.communicate(b"")
+        taken += map(float, told.split())
+    assert asking.returncode == 0
 
 
 def get(path: str) -> bytes:
@@ -162,15 +178,17 @@ async def stand_a_crowd(folder: Path, crowd: Crowd, seconds: float) -> dict[str,
         held = await api.submit()
         await api.until(held, "PROCESSING")
         at_rest = psutil.Process(service.pid).num_fds()
-        alone = await health_ms(api, seconds / 4)
+        async with health_asked(service.url) as alone:
+            await asyncio.sleep(seconds / 4)
         async with sockets(service.url) as bad, sockets(service.url, 4096) as unread, sockets(service.url) as idle:
             await bad.open_all(slow(number) for number in range(crowd.slow))
             bad.trickle()
             await unread.open_all(get(download) for _ in range(crowd.unread))
-            streams = await idle.open_all(get(f"/events/{held}") for _ in range(crowd.idle))
-            arriving = asyncio.create_task(asyncio.wait([asyncio.create_task(begun(stream)) for stream in streams]))
-            arrival = await health_ms(api, 0, arriving)
-            meanwhile = await health_ms(api, seconds)
+            async with health_asked(service.url) as arrival:
+                streams = await idle.open_all(get(f"/events/{held}") for _ in range(crowd.idle))
+                await asyncio.gather(*map(begun, streams))
+            async with health_asked(service.url) as meanwhile:
+                await asyncio.sleep(seconds)
             assert (await api.get("/health")).json["watchers"] == crowd.idle
             engine.release()
             ends = await asyncio.gather(*(stream.readuntil(b"event: completed") for stream in streams))

@@ -129,9 +129,13 @@ async def test_a_locked_database_is_told_without_waiting_for_it_and_recovers(
         path = service.data_dir / "faceswap.db"
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")
-            for _ in range(2):
+
+            async def unwritable() -> bool:
                 document = await health(api)
-                assert (document["status"], document["database"]) == ("degraded", "unwritable")
+                return (document["status"], document["database"]) == ("degraded", "unwritable")
+
+            await eventually(unwritable)
+            assert await unwritable()
             assert (await in_time(api, "/readyz")).json["checks"]["database"] is False
             assert (await in_time(api, "/livez")).status == 200
             database.execute("ROLLBACK")
