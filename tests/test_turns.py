@@ -52,6 +52,14 @@ async def test_owners_alternate_and_nobody_waits_for_more_than_one_turn_of_each(
         assert set(claimed[turn : turn + 3]) == {"ann", "bob", None}
 
 
+async def test_a_job_that_has_left_the_queue_since_it_was_read_has_no_place(store: Store) -> None:
+    job = await create(store, owner="ann")
+    await create(store, owner="bob")
+    await owners_of_claims(store, 1)
+    assert job.state is JobState.QUEUED
+    assert await store.queue_position(job) is None
+
+
 async def test_a_priority_counts_within_an_owners_jobs_only(store: Store) -> None:
     late = await create(store, owner="ann", options={"priority": -10})
     first = await create(store, owner="ann")

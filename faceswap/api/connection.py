@@ -30,8 +30,8 @@ UNREAD_S = 120.0
 BACKLOG = 128
 WANTED_DESCRIPTORS = 65536
 DESCRIPTORS_A_CONNECTION = 4
-"""Those kept for each connection: its own, two for files or a socket to another server, and a share for database,
-engines and media processes, which connections must never starve."""
+"""The descriptors kept for each connection: its own, two for files or a socket to another server, and a share for
+database, engines and media processes, which connections must never starve."""
 PAUSE_S = 1.0
 """The pause after a connection could not be accepted."""
 WARN_S = 60.0

@@ -69,7 +69,9 @@ class Jobs(Leases, Audit, Deliveries):
                 raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
             await self._check_owners_queue(tx, new.owner, owner_limit)
             job = await self._insert_job(tx, new, await self._free_name(tx, stored_name(new.owner, new.output_name)))
-            await tx.add_event(job.prompt_id, payloads.queued(job.prompt_id, await queue_place(tx.all, job)))
+            place = await queue_place(tx.all, job)
+            assert place is not None
+            await tx.add_event(job.prompt_id, payloads.queued(job.prompt_id, place))
             await record_accepted(tx, job)
         return job, True
 

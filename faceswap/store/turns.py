@@ -56,11 +56,15 @@ def check_queue_of_key(queued: int, limit: int) -> None:
         raise TooManyRequests(detail, code="key_queue_full", retry_after=RETRY_AFTER_S)
 
 
-async def queue_place(fetch: Fetch, job: Job) -> int:
-    """Return the place of a queued job, 1 for the next to start, if each job took one turn of its owner."""
+async def queue_place(fetch: Fetch, job: Job) -> int | None:
+    """Return the place of a queued job, 1 for the next to start, if each job took one turn of its owner.
+
+    None when it has left the queue since it was read, and was the first of its owner.
+    """
     priority = job.options.priority
     rows = await fetch(_OWN_PLACE, job.owner or "", priority, priority, job.created_at, job.prompt_id)
-    return (await _places(fetch, job.owner, [rows[0][0]]))[0]
+    own_place = rows[0][0]
+    return (await _places(fetch, job.owner, [own_place]))[0] if own_place else None
 
 
 async def queue_places(fetch: Fetch, owner: str | None, own_places: Mapping[str, int]) -> dict[str, int]:
