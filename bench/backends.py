@@ -16,7 +16,7 @@ from clips import make_clip
 from common import print_table
 from processes import Engine, Service, eventually
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
 FRAMES = 1200
@@ -35,10 +35,10 @@ async def seconds_on(count: int, clip: Path, folder: Path) -> float:
         urls = [engine.url for engine in engines]
         service = await stack.enter_async_context(Service(folder, *urls, segment_frames=SEGMENT_FRAMES))
         await all_connected(service, count)
-        client = await stack.enter_async_context(FaceSwapClient(service.url))
+        client = await stack.enter_async_context(FaceSwap(service.url))
         started = time.perf_counter()
         prompt_id = await client.submit(clip, FACE)
-        async for event in client.watch(prompt_id):
+        async for event in client.events(prompt_id):
             assert event.type != "error", event.data
         return time.perf_counter() - started
 

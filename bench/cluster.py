@@ -28,7 +28,7 @@ from stored_jobs import MIGRATIONS, new_job
 from waiting import until
 from yarl import URL
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.events import status
 from faceswap.feed import Feed
 from faceswap.hub import Hub
@@ -216,7 +216,7 @@ async def statuses(folder: Path, url: str) -> None:
         subjects = []
         for name, settings in (("sqlite", {}), ("postgres", {"database_url": url})):
             service = await stack.enter_async_context(Service(folder / name, engine.url, **settings))
-            async with FaceSwapClient(service.url) as client:
+            async with FaceSwap(service.url) as client:
                 prompt_id = await submit_and_watch(client, clip)
             subjects.append((URL(f"{service.url}/status/{prompt_id}"), service.pid))
         rounds = [[await measure(*subject) for subject in subjects] for _ in range(ROUNDS + 1)][1:]

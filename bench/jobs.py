@@ -11,16 +11,16 @@ from clips import make_clip
 from common import cpu_s, print_table
 from processes import Engine, Service
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
 CLIENTS, JOBS = 32, 160
 
 
-async def submit_and_watch(client: FaceSwapClient, clip: Path) -> str:
+async def submit_and_watch(client: FaceSwap, clip: Path) -> str:
     """Submit a job and watch it to its success; returns its id."""
     prompt_id = await client.submit(clip, FACE)
-    async for event in client.watch(prompt_id):
+    async for event in client.events(prompt_id):
         assert event.type != "error", event.data
     return prompt_id
 
@@ -31,7 +31,7 @@ async def main() -> None:
     async with (
         Engine(folder, paint=True) as engine,
         Service(folder, engine.url) as service,
-        FaceSwapClient(service.url) as client,
+        FaceSwap(service.url) as client,
     ):
 
         async def work(jobs: int) -> None:

@@ -17,7 +17,7 @@ from clips import make_clip
 from common import cpu_s, print_table
 from processes import Engine, Service
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
 MINUTES = (1, 4, 16)
@@ -38,10 +38,10 @@ async def engine(folder: Path) -> AsyncIterator[tuple[str, int]]:
 
 async def cost(clip: Path, folder: Path) -> tuple[float, float]:
     """Measure the CPU seconds of the engine and of the service for one job."""
-    async with engine(folder) as (url, pid), Service(folder, url) as service, FaceSwapClient(service.url) as client:
+    async with engine(folder) as (url, pid), Service(folder, url) as service, FaceSwap(service.url) as client:
         before = cpu_s(pid), cpu_s(service.pid)
         prompt_id = await client.submit(clip, FACE)
-        async for event in client.watch(prompt_id):
+        async for event in client.events(prompt_id):
             assert event.type != "error", event.data
         return cpu_s(pid) - before[0], cpu_s(service.pid) - before[1]
 

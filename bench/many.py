@@ -17,7 +17,7 @@ from processes import Service, dead_url
 from service_rig import EngineRig
 from stored_jobs import new_job
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.config import resource_dir
 from faceswap.samples import FACE
 from faceswap.store import Store
@@ -36,7 +36,7 @@ async def many_engines(folder: Path) -> None:
         engines = [await stack.enter_async_context(rig) for rig in rigs]
         service = await stack.enter_async_context(Service(folder, *(engine.url for engine in engines)))
         await all_connected(service, ENGINES)
-        client = await stack.enter_async_context(FaceSwapClient(service.url))
+        client = await stack.enter_async_context(FaceSwap(service.url))
         started = time.perf_counter()
         jobs = [await client.submit(clip, FACE) for _ in engines]
         states = await asyncio.gather(*(_end(client, prompt_id) for prompt_id in jobs))
@@ -50,9 +50,9 @@ async def many_engines(folder: Path) -> None:
     )
 
 
-async def _end(client: FaceSwapClient, prompt_id: str) -> str:
+async def _end(client: FaceSwap, prompt_id: str) -> str:
     last = ""
-    async for event in client.watch(prompt_id):
+    async for event in client.events(prompt_id):
         last = event.type
     return last
 

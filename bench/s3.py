@@ -25,7 +25,7 @@ from obstore.store import S3Store
 from processes import Engine, Service
 from s3_servers import S3Server
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
 SIZE_MB = 256
@@ -62,7 +62,7 @@ async def bare_download(bucket: str, key: str) -> None:
 
 async def upload(url: str, video: str) -> None:
     """Send a video to the service until it is accepted."""
-    async with FaceSwapClient(url) as client:
+    async with FaceSwap(url) as client:
         await client.submit(Path(video), FACE)
 
 
@@ -107,10 +107,10 @@ async def measure(folder: Path, server: S3Server) -> None:
     async with (
         Engine(folder, paint=True) as engine,
         Service(folder, engine.url, env=env, files_url=f"s3://{bucket}/prefix") as service,
-        FaceSwapClient(service.url) as client,
+        FaceSwap(service.url) as client,
     ):
         prompt_id = await client.submit(make_clip(folder / "small.mp4", 24), FACE, output_name="result")
-        async for _ in client.watch(prompt_id):
+        async for _ in client.events(prompt_id):
             pass
         found = server.client.list_objects_v2(Bucket=bucket, Prefix=f"prefix/results/{prompt_id}/")
         key = found["Contents"][0]["Key"]

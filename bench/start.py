@@ -15,7 +15,7 @@ from clips import make_clip
 from common import print_table
 from processes import Engine, Service
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
 ENDED, WAITING = 100_000, 1_000
@@ -82,9 +82,9 @@ async def measure(folder: Path, fill_it: bool) -> list[object]:
     folder.mkdir()
     async with Engine(folder, paint=True) as engine:
         service = Service(folder, engine.url, queue_limit=100_000)
-        async with service, FaceSwapClient(service.url) as client:
+        async with service, FaceSwap(service.url) as client:
             prompt_id = await client.submit(make_clip(folder / "clip.mp4", 24), FACE)
-            async for _ in client.watch(prompt_id):
+            async for _ in client.events(prompt_id):
                 pass
             await service.stop()
             if fill_it:

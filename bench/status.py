@@ -17,7 +17,7 @@ from processes import Child, Engine, Service
 from start import fill
 from yarl import URL
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
 ENDED, WAITING = 9_000, 1_000
@@ -57,9 +57,9 @@ def medians(rounds: Sequence[tuple[float, ...]]) -> list[float]:
 async def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="faceswap-bench-"))
     async with Engine(folder, paint=True) as engine, Service(folder, engine.url, queue_limit=100_000) as service:
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             prompt_id = await client.submit(make_clip(folder / "clip.mp4", 24), FACE)
-            async for _ in client.watch(prompt_id):
+            async for _ in client.events(prompt_id):
                 pass
         await service.stop()
         fill(service.data_dir / "faceswap.db", prompt_id, ENDED, WAITING)

@@ -18,7 +18,7 @@ from clips import make_clip, padded
 from common import peak_memory_mb, print_table, reset_peak_memory
 from processes import Engine, Service
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
 SIZE_MB = 1024
@@ -100,7 +100,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
-async def upload_s(client: FaceSwapClient, video: Path) -> float:
+async def upload_s(client: FaceSwap, video: Path) -> float:
     """Return the seconds until an upload is accepted; its job is cancelled then."""
     started = time.perf_counter()
     prompt_id = await client.submit(video, FACE)
@@ -122,10 +122,10 @@ async def measure(folder: Path) -> None:
     async with (
         Engine(folder, paint=True) as engine,
         Service(folder, engine.url) as service,
-        FaceSwapClient(service.url) as client,
+        FaceSwap(service.url) as client,
     ):
         small = await client.submit(make_clip(folder / "small.mp4", 24), FACE)
-        async for _ in client.watch(small):
+        async for _ in client.events(small):
             pass
         before = reset_peak_memory(service.pid)
         alone_s = await upload_s(client, video)

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 from . import __version__
 from .child_process import kill_group, terminate, wait_within
-from .client import ClientError, FaceSwapClient, JobEvent, is_url
+from .client import FaceSwap, FaceSwapError, JobEvent, is_url
 from .config import ConfigError, Settings, default_data_dir
 from .errors import BadRequest
 from .jobs import Options
@@ -342,7 +342,7 @@ async def _swap_job(arguments: argparse.Namespace, options: dict[str, Any]) -> i
     try:
         async with contextlib.AsyncExitStack() as stack:
             if arguments.url:
-                client = FaceSwapClient(arguments.url, api_key=arguments.key or os.environ.get(API_KEY_VARIABLE))
+                client = FaceSwap(arguments.url, key=arguments.key or os.environ.get(API_KEY_VARIABLE))
                 await stack.enter_async_context(client)
             else:
                 client = await stack.enter_async_context(private_service())
@@ -351,9 +351,9 @@ async def _swap_job(arguments: argparse.Namespace, options: dict[str, Any]) -> i
                 await run_job(client, *files, options, bar, arguments.consent)
     except JobCancelled:
         return INTERRUPTED
-    except (ClientError, JobFailed, OSError) as error:
+    except (FaceSwapError, JobFailed, OSError) as error:
         say(str(error))
-        return USAGE if isinstance(error, ClientError) and error.status == 400 else FAILED
+        return USAGE if isinstance(error, FaceSwapError) and error.status == 400 else FAILED
     return DONE
 
 
@@ -374,7 +374,7 @@ class JobCancelled(Exception):
 
 
 async def run_job(
-    client: FaceSwapClient,
+    client: FaceSwap,
     video: str,
     image: str,
     output: Path,
@@ -384,7 +384,7 @@ async def run_job(
 ) -> JobEvent:
     """Submit a job, show it in `bar` and save its result to `output`; returns the `completed` event.
 
-    Cancelling this task cancels the job and raises `JobCancelled`. Raises `JobFailed`, `ClientError`.
+    Cancelling this task cancels the job and raises `JobCancelled`. Raises `JobFailed`, `FaceSwapError`.
     """
     started = time.monotonic()
     prompt_id = await client.submit(video, image, options=options, consent=consent)
@@ -395,7 +395,7 @@ async def run_job(
         await client.download(str(end.data["filename"]), output, sha256=end.data.get("sha256"))
     except asyncio.CancelledError:
         bar.line("Cancelling the job; press Ctrl-C again to quit at once.")
-        with contextlib.suppress(ClientError, TimeoutError):
+        with contextlib.suppress(FaceSwapError, TimeoutError):
             async with asyncio.timeout(CANCEL_TIMEOUT_S):
                 await client.cancel(prompt_id)
         raise JobCancelled from None
@@ -405,9 +405,9 @@ async def run_job(
     return end
 
 
-async def _follow(client: FaceSwapClient, prompt_id: str, bar: ProgressBar) -> JobEvent:
+async def _follow(client: FaceSwap, prompt_id: str, bar: ProgressBar) -> JobEvent:
     """Show the job until it ends; returns the event that ended it."""
-    async for event in client.watch(prompt_id):
+    async for event in client.events(prompt_id):
         if event.type == "progress":
             bar.update(event.data)
         elif not event.terminal and "message" in event.data:
@@ -489,10 +489,10 @@ def _clock(seconds: float) -> str:
 
 
 @contextlib.asynccontextmanager
-async def private_service() -> AsyncIterator[FaceSwapClient]:
+async def private_service() -> AsyncIterator[FaceSwap]:
     """Start a private service with the embedded engine on a free port; it and its files are removed afterwards.
 
-    Yields a client of it. Raises `ClientError` with the end of its log when it does not start, or ends too early.
+    Yields a client of it. Raises `FaceSwapError` with the end of its log when it does not start, or ends too early.
     """
     folder = tempfile.TemporaryDirectory(prefix="faceswap-", ignore_cleanup_errors=True)
     with folder as data_dir, tempfile.TemporaryFile() as log:
@@ -507,14 +507,14 @@ async def private_service() -> AsyncIterator[FaceSwapClient]:
         )
         grace_s = STOP_TIMEOUT_S
         try:
-            async with FaceSwapClient(await _listening(process), resumes=PRIVATE_RESUMES) as client:
+            async with FaceSwap(await _listening(process), resumes=PRIVATE_RESUMES) as client:
                 yield client
-        except ClientError as error:
+        except FaceSwapError as error:
             if error.status:
                 raise
             log.seek(0)
             tail = log.read()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
-            raise ClientError(0, error.code, f"{error.detail}\n{tail}") from error
+            raise FaceSwapError(0, error.code, f"{error.detail}\n{tail}") from error
         except asyncio.CancelledError:  # asked to quit at once
             grace_s = QUIT_TIMEOUT_S
             raise
@@ -530,7 +530,7 @@ async def _listening(process: asyncio.subprocess.Process) -> str:
             async for line in process.stdout:
                 if found := _LISTENING.search(line.decode(errors="replace")):
                     return found[1]
-    raise ClientError(0, "not_started", "The service did not start.")
+    raise FaceSwapError(0, "not_started", "The service did not start.")
 
 
 async def _stop(process: asyncio.subprocess.Process, grace_s: float) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from . import samples
 from .cli import FAILED, INTERRUPTED, JobCancelled, JobFailed, ProgressBar, private_service, run_job, say
-from .client import ClientError
+from .client import FaceSwapError
 
 MOMENTS = (0.1, 0.45, 0.8)
 """The frames that the picture shows, as shares of the clip."""
@@ -32,7 +32,7 @@ def main() -> int:
     samples.make_clip(source)
     try:
         asyncio.run(_swap(source, result))
-    except (ClientError, JobFailed) as error:
+    except (FaceSwapError, JobFailed) as error:
         say(str(error))
         return FAILED
     except (KeyboardInterrupt, JobCancelled):

@@ -25,7 +25,10 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("the engines together", frozenset({"engine_watch", "leaseholder", "node", "orphans", "recovery"})),
     ("ComfyUI", frozenset({"comfy"})),
     ("what is told", frozenset({"feed", "keyring", "progress_reporter"})),
-    ("parts of one thing each", frozenset({"media", "store", "hub", "url_guard", "workflow", "client"})),
+    (
+        "parts of one thing each",
+        frozenset({"media", "store", "hub", "url_guard", "workflow", "client", "blocking", ""}),
+    ),
     ("where things lie", frozenset({"files", "config"})),
     (
         "what a job is, and how it is counted",
@@ -46,7 +49,6 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "progress",
                 "samples",
                 "watermark",
-                "",
             }
         ),
     ),

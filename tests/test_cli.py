@@ -22,7 +22,7 @@ from waiting import WAIT_S
 
 from faceswap import __version__, samples
 from faceswap.cli import ProgressBar, main
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 
 COMMAND = [sys.executable, "-m", "faceswap"]
 FACE = str(samples.FACE)
@@ -216,8 +216,8 @@ async def test_an_interrupt_cancels_the_job(service: str, clip: str, tmp_path: P
     assert not output.exists()
     async with aiohttp.ClientSession() as session, session.get(f"{service}/jobs?limit=1") as response:
         (newest,) = (await response.json())["jobs"]
-        async with FaceSwapClient(service, session) as client:
-            events = [event.type async for event in client.watch(newest["prompt_id"])]
+        async with FaceSwap(service, session=session) as client:
+            events = [event.type async for event in client.events(newest["prompt_id"])]
             assert events[-1] == "cancelled"
             assert (await client.status(newest["prompt_id"]))["status"] == "CANCELLED"
 

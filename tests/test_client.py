@@ -14,7 +14,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faceswap.client import MAX_EVENT_CHARS, ClientError, EventStreamParser, FaceSwapClient, ServerSentEvent
+from faceswap.client import MAX_EVENT_CHARS, EventStreamParser, FaceSwap, FaceSwapError, ServerSentEvent
 
 Serve = Callable[..., Awaitable[str]]
 RESULT = bytes(range(256)) * 4096
@@ -72,7 +72,7 @@ def test_an_id_with_a_null_and_a_retry_that_is_no_number_are_ignored() -> None:
 
 def test_an_endless_event_is_refused() -> None:
     parser = EventStreamParser()
-    with pytest.raises(ClientError, match="too long"):
+    with pytest.raises(FaceSwapError, match="too long"):
         for _ in range(MAX_EVENT_CHARS // 65536 + 1):
             list(parser.feed(b"x" * 65536))
 
@@ -104,8 +104,8 @@ async def test_a_cut_event_stream_is_resumed_after_the_last_event_that_arrived_w
             case _:
                 return await stream(request, sse(3, "progress", percentage=100), sse(4, "completed"))
 
-    async with FaceSwapClient(await serve(web.get("/events/job", events))) as client:
-        events_seen = [(event.id, event.type) async for event in client.watch("job")]
+    async with FaceSwap(await serve(web.get("/events/job", events))) as client:
+        events_seen = [(event.id, event.type) async for event in client.events("job")]
     assert events_seen == [("1", "queued"), ("2", "executing"), ("3", "progress"), ("4", "completed")]
     assert asked == [None, "2", "2"]
 
@@ -114,25 +114,25 @@ async def test_watching_starts_after_the_event_that_is_named(serve: Serve) -> No
     async def events(request: web.Request) -> web.StreamResponse:
         return await stream(request, sse(int(request.headers["Last-Event-ID"]) + 1, "cancelled"))
 
-    async with FaceSwapClient(await serve(web.get("/events/job", events))) as client:
-        assert [event.id async for event in client.watch("job", last_event_id="41")] == ["42"]
+    async with FaceSwap(await serve(web.get("/events/job", events))) as client:
+        assert [event.id async for event in client.events("job", last_event_id="41")] == ["42"]
 
 
 async def test_a_job_that_was_retried_is_watched_past_its_first_end(serve: Serve) -> None:
     async def events(request: web.Request) -> web.StreamResponse:
         return await stream(request, sse(1, "error"), sse(2, "queued"), sse(3, "completed"))
 
-    async with FaceSwapClient(await serve(web.get("/events/job", events))) as client:
-        assert [event.type async for event in client.watch("job")] == ["error", "queued", "completed"]
+    async with FaceSwap(await serve(web.get("/events/job", events))) as client:
+        assert [event.type async for event in client.events("job")] == ["error", "queued", "completed"]
 
 
 async def test_a_stream_that_never_gets_anywhere_is_given_up(serve: Serve) -> None:
     async def events(request: web.Request) -> web.StreamResponse:
         return await stream(request, b"retry: 1\n\n")
 
-    async with FaceSwapClient(await serve(web.get("/events/job", events))) as client:
-        with pytest.raises(ClientError, match="ended before the job did"):
-            _ = [event async for event in client.watch("job")]
+    async with FaceSwap(await serve(web.get("/events/job", events))) as client:
+        with pytest.raises(FaceSwapError, match="ended before the job did"):
+            _ = [event async for event in client.events("job")]
 
 
 async def test_an_unknown_job_is_told_at_once_with_the_services_own_sentence(serve: Serve) -> None:
@@ -144,10 +144,10 @@ async def test_an_unknown_job_is_told_at_once_with_the_services_own_sentence(ser
         body = {"status": 404, "title": "Not found", "code": "unknown_job", "detail": "There is no such job."}
         return web.json_response(body, status=404, content_type="application/problem+json")
 
-    async with FaceSwapClient(await serve(web.get("/events/job", refuse), web.get("/status/job", refuse))) as client:
-        with pytest.raises(ClientError) as watching:
-            _ = [event async for event in client.watch("job")]
-        with pytest.raises(ClientError) as asking:
+    async with FaceSwap(await serve(web.get("/events/job", refuse), web.get("/status/job", refuse))) as client:
+        with pytest.raises(FaceSwapError) as watching:
+            _ = [event async for event in client.events("job")]
+        with pytest.raises(FaceSwapError) as asking:
             await client.status("job")
     for error in (watching.value, asking.value):
         assert (error.status, error.code, error.detail) == (404, "unknown_job", "There is no such job.")
@@ -158,15 +158,15 @@ async def test_an_error_page_of_a_proxy_still_makes_a_sentence(serve: Serve) -> 
     async def refuse(_: web.Request) -> web.Response:
         return web.Response(status=502, text="<html>Bad gateway</html>", content_type="text/html")
 
-    async with FaceSwapClient(await serve(web.post("/jobs/job/cancel", refuse))) as client:
-        with pytest.raises(ClientError, match=r"The server answered 502\.") as caught:
+    async with FaceSwap(await serve(web.post("/jobs/job/cancel", refuse))) as client:
+        with pytest.raises(FaceSwapError, match=r"The server answered 502\.") as caught:
             await client.cancel("job")
     assert (caught.value.status, caught.value.code) == (502, "http_error")
 
 
 async def test_no_server_at_all_is_an_error_without_status(unused_tcp_port: int) -> None:
-    async with FaceSwapClient(f"http://127.0.0.1:{unused_tcp_port}") as client:
-        with pytest.raises(ClientError, match="No answer from") as caught:
+    async with FaceSwap(f"http://127.0.0.1:{unused_tcp_port}") as client:
+        with pytest.raises(FaceSwapError, match="No answer from") as caught:
             await client.status("job")
     assert (caught.value.status, caught.value.code) == (0, "unreachable")
 
@@ -181,13 +181,10 @@ def accept(submissions: list[dict[str, object]]) -> web.RouteDef:
     """Make a route `POST /face-swap` under a path prefix, which keeps its requests."""
 
     async def handler(request: web.Request) -> web.Response:
-        fields: dict[str, object] = {"headers": request.headers, "type": request.content_type}
-        if request.content_type == "application/json":
-            fields |= await request.json()
-        else:
-            async for part in await request.multipart():
-                content = bytes(await part.read())
-                fields[str(part.name)] = (part.filename, content) if part.filename else content.decode()
+        fields: dict[str, object] = {"headers": request.headers}
+        async for part in await request.multipart():
+            content = bytes(await part.read())
+            fields[str(part.name)] = (part.filename, content) if part.filename else content.decode()
         submissions.append(fields)
         return web.json_response({"prompt_id": "job"}, status=202)
 
@@ -200,7 +197,7 @@ async def test_files_are_sent_as_multipart(
     video, image = tmp_path / "clip ü.mp4", tmp_path / "face.jpg"
     video.write_bytes(RESULT)
     image.write_bytes(b"face")
-    async with FaceSwapClient(await serve(accept) + "prefix/", api_key="secret") as client:
+    async with FaceSwap(await serve(accept) + "prefix/", key="secret") as client:
         prompt_id = await client.submit(
             video,
             str(image),
@@ -226,22 +223,20 @@ async def test_a_file_and_an_address_may_be_mixed(
 ) -> None:
     image = tmp_path / "face.jpg"
     image.write_bytes(b"face")
-    async with FaceSwapClient(await serve(accept) + "prefix") as client:
+    async with FaceSwap(await serve(accept) + "prefix") as client:
         await client.submit("https://example.org/clip.mp4", image)
     (sent,) = submissions
     assert (sent["video_url"], sent["image"]) == ("https://example.org/clip.mp4", ("image", b"face"))
 
 
-async def test_two_addresses_are_sent_as_json(
+async def test_two_addresses_are_sent_as_fields(
     serve: Serve, accept: web.RouteDef, submissions: list[dict[str, object]]
 ) -> None:
-    async with FaceSwapClient(await serve(accept) + "prefix") as client:
+    async with FaceSwap(await serve(accept) + "prefix") as client:
         await client.submit("https://example.org/clip.mp4", "http://example.org/face.jpg", options={"crf": 30})
     (sent,) = submissions
-    assert sent["type"] == "application/json"
-    assert sent["video_url"] == "https://example.org/clip.mp4"
-    assert sent["image_url"] == "http://example.org/face.jpg"
-    assert sent["options"] == {"crf": 30}
+    assert (sent["video_url"], sent["image_url"]) == ("https://example.org/clip.mp4", "http://example.org/face.jpg")
+    assert sent["options"] == '{"crf": 30}'
 
 
 def names(folder: Path) -> list[str]:
@@ -283,7 +278,7 @@ SHA256 = hashlib.sha256(RESULT).hexdigest()
 
 async def test_a_cut_download_goes_on_where_it_broke_off(serve: Serve, tmp_path: Path) -> None:
     result, destination = Result(cuts=2), tmp_path / "out.mp4"
-    async with FaceSwapClient(await serve(result.route)) as client:
+    async with FaceSwap(await serve(result.route)) as client:
         await client.download("my result.mp4", destination, sha256=SHA256)
     assert destination.read_bytes() == RESULT
     assert result.starts[0] == 0 < result.starts[1] < result.starts[2]
@@ -292,7 +287,7 @@ async def test_a_cut_download_goes_on_where_it_broke_off(serve: Serve, tmp_path:
 
 async def test_a_download_starts_again_when_the_file_is_another_one_meanwhile(serve: Serve, tmp_path: Path) -> None:
     result, destination = Result(cuts=1, etags=('"a"', '"b"')), tmp_path / "out.mp4"
-    async with FaceSwapClient(await serve(result.route)) as client:
+    async with FaceSwap(await serve(result.route)) as client:
         await client.download("my result.mp4", destination, sha256=SHA256)
     assert destination.read_bytes() == RESULT
     assert result.starts == [0, 0]
@@ -301,8 +296,8 @@ async def test_a_download_starts_again_when_the_file_is_another_one_meanwhile(se
 async def test_a_damaged_download_leaves_what_was_there(serve: Serve, tmp_path: Path) -> None:
     destination = tmp_path / "out.mp4"
     destination.write_bytes(b"before")
-    async with FaceSwapClient(await serve(Result(cuts=0).route)) as client:
-        with pytest.raises(ClientError, match="damaged"):
+    async with FaceSwap(await serve(Result(cuts=0).route)) as client:
+        with pytest.raises(FaceSwapError, match="damaged"):
             await client.download("my result.mp4", destination, sha256="0" * 64)
     assert destination.read_bytes() == b"before"
     assert names(tmp_path) == [destination.name]
@@ -311,13 +306,13 @@ async def test_a_damaged_download_leaves_what_was_there(serve: Serve, tmp_path: 
 async def test_a_download_replaces_the_file_that_a_link_points_to(serve: Serve, tmp_path: Path) -> None:
     target, link = tmp_path / "target.mp4", tmp_path / "link.mp4"
     link.symlink_to(target)
-    async with FaceSwapClient(await serve(Result(cuts=0).route)) as client:
+    async with FaceSwap(await serve(Result(cuts=0).route)) as client:
         await client.download("my result.mp4", link)
     assert link.is_symlink()
     assert target.read_bytes() == RESULT
 
 
 async def test_a_download_never_replaces_what_is_no_file(serve: Serve, tmp_path: Path) -> None:
-    async with FaceSwapClient(await serve(Result(cuts=0).route)) as client:
-        with pytest.raises(ClientError, match="not a file"):
+    async with FaceSwap(await serve(Result(cuts=0).route)) as client:
+        with pytest.raises(FaceSwapError, match="not a file"):
             await client.download("my result.mp4", tmp_path)

@@ -12,7 +12,7 @@ import aiohttp
 from system.book import server_error
 from system.users import AGAIN_S, CALL, Users
 
-from faceswap.client import ClientError, FaceSwapClient, JobEvent
+from faceswap.client import FaceSwap, FaceSwapError, JobEvent
 
 WATCHERS = (1, 3)
 """The least and the most watchers of a watched job."""
@@ -33,7 +33,7 @@ class ClusterUsers(Users):
         self._watching.add(asyncio.create_task(self._poll(prompt_id), name=f"poller of {prompt_id}"))
 
     async def _events(self, prompt_id: str, after: str | None) -> AsyncIterator[JobEvent]:
-        """Yield events as they come, over a WebSocket at times, until the connection is cut. Raises `ClientError`."""
+        """Yield events as they come, over a WebSocket at times, until the connection is cut. Raises `FaceSwapError`."""
         if self._rng.random() >= SOCKETS:
             async for event in super()._events(prompt_id, after):
                 yield event
@@ -42,7 +42,7 @@ class ClusterUsers(Users):
             async for event in socket_events(await self._url(), prompt_id, after):
                 yield event
         except (aiohttp.ClientError, ConnectionError, TimeoutError) as error:
-            raise ClientError(0, "unreachable", str(error)) from error
+            raise FaceSwapError(0, "unreachable", str(error)) from error
 
     async def _hear(self, prompt_id: str) -> None:
         """Watch a job to its end, and download its result there and then."""
@@ -57,12 +57,12 @@ class ClusterUsers(Users):
         with TemporaryDirectory() as folder:
             while True:
                 try:
-                    async with FaceSwapClient(await self._url(), resumes=0) as client:
+                    async with FaceSwap(await self._url(), resumes=0) as client:
                         name, sha256 = completed.data["filename"], completed.data["sha256"]
                         await client.download(name, Path(folder, "result.mp4"), sha256=sha256)
                     self._book.done["download"] += 1
                     return
-                except ClientError as error:
+                except FaceSwapError as error:
                     if prompt_id in self._book.erasing and error.status in (404, 410):
                         return
                     if error.code == "damaged" or (error.status and error.status <= 500):
@@ -99,7 +99,7 @@ class ClusterUsers(Users):
 
 
 async def socket_events(url: str, prompt_id: str, after: str | None) -> AsyncIterator[JobEvent]:
-    """Yield the events of a job that come over a WebSocket. Raises `ClientError` and what aiohttp raises."""
+    """Yield the events of a job that come over a WebSocket. Raises `FaceSwapError` and what aiohttp raises."""
     async with aiohttp.ClientSession(timeout=CALL) as session, session.ws_connect(f"{url}/face-swap-ws") as socket:
         await socket.send_json({"action": "subscribe", "prompt_id": prompt_id, "last_event_id": after or "0"})
         async for message in socket:
@@ -107,5 +107,5 @@ async def socket_events(url: str, prompt_id: str, after: str | None) -> AsyncIte
                 return
             told = json.loads(message.data)
             if told["id"] == 0:
-                raise ClientError(told["data"]["status"], told["data"]["code"], told["data"]["detail"])
+                raise FaceSwapError(told["data"]["status"], told["data"]["code"], told["data"]["detail"])
             yield JobEvent(str(told["id"]), told["event"], told["data"])

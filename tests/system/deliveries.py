@@ -23,7 +23,7 @@ from clips import make_clip
 from processes import Engine, Service, eventually
 from receivers import SECRET, Received, Receiver, receiving
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
 TAKEN = "as they are taken"
@@ -55,8 +55,8 @@ class Killing:
             receiver.answers |= {hook: receiver.hang, put: receiver.hang}
         begun = receiver.begun
         prompt_id = await self._submit(service, receiver, hook, put)
-        async with FaceSwapClient(service.url) as client:
-            async for event in client.watch(prompt_id):
+        async with FaceSwap(service.url) as client:
+            async for event in client.events(prompt_id):
                 assert event.type != "error", event
         if moment == "while the receivers hold it":
             async with asyncio.timeout(120):

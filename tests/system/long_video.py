@@ -19,7 +19,7 @@ import numpy as np
 from clips import frame_times, make_clip, sound_packets
 from processes import Engine, Service
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
 FRAME_RATE = 24
@@ -66,16 +66,16 @@ async def run(folder: Path, minutes: float) -> list[str]:
     async with Engine(folder, paint=True) as engine, Service(folder, engine.url) as service:
         watching = asyncio.create_task(peaks.watch(service=service, engine=engine))
         started = time.monotonic()
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             prompt_id = await client.submit(clip, FACE)
             done = await segments_done(client, prompt_id, share=0.5)
         await service.kill()
         await engine.kill()
         await engine.start()
         await service.start()
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             await segments_done(client, prompt_id, share=1.0)
-            async for _ in client.watch(prompt_id):
+            async for _ in client.events(prompt_id):
                 pass
             status = await client.status(prompt_id)
             watching.cancel()
@@ -107,7 +107,7 @@ async def run(folder: Path, minutes: float) -> list[str]:
     return [check for check, holds in checks.items() if not holds]
 
 
-async def segments_done(client: FaceSwapClient, prompt_id: str, share: float) -> int:
+async def segments_done(client: FaceSwap, prompt_id: str, share: float) -> int:
     """Wait until so many segments are finished; returns how many."""
     while True:
         status = await client.status(prompt_id)

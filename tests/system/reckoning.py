@@ -17,7 +17,7 @@ from system.records import Row
 from system.stored_files import missing_and_left
 from system.world import World
 
-from faceswap.client import ClientError, FaceSwapClient, JobEvent
+from faceswap.client import FaceSwap, FaceSwapError, JobEvent
 
 POLL_S = 0.5
 LATER_S = 12 * 3600
@@ -43,7 +43,7 @@ async def check_jobs(book: Book, world: World, folder: Path) -> None:
     for prompt_id in sorted(book.erased & known.keys()):
         book.violated(f"{prompt_id} was erased and is still known")
     async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(FaceSwapClient(await node.url())) for node in world.nodes]
+        clients = [await stack.enter_async_context(FaceSwap(await node.url())) for node in world.nodes]
         for number, prompt_id in enumerate(sorted(known)):
             told = [await client.status(prompt_id) for client in clients]
             status, state = told[0], known[prompt_id]["state"]
@@ -60,10 +60,10 @@ async def check_jobs(book: Book, world: World, folder: Path) -> None:
                 book.violated(f"{prompt_id} ended {state}, {status['code']}: {status['error']}")
 
 
-async def _check_events(book: Book, world: World, client: FaceSwapClient, status: Row) -> None:
+async def _check_events(book: Book, world: World, client: FaceSwap, status: Row) -> None:
     """Check that stored, replayed and live events are the same, in order, and end as `/status` says."""
     prompt_id = status["prompt_id"]
-    whole: list[JobEvent] = [event async for event in client.watch(prompt_id)]
+    whole: list[JobEvent] = [event async for event in client.events(prompt_id)]
     for fault in story_faults(whole):
         book.violated(f"{prompt_id}, its events: {fault}")
     if whole[-1].type != ENDS[status["status"]]:
@@ -84,11 +84,11 @@ async def _check_events(book: Book, world: World, client: FaceSwapClient, status
         book.violated(f"{prompt_id}: {fault}")
 
 
-async def _check_result(book: Book, client: FaceSwapClient, status: Row, result: Path) -> None:
+async def _check_result(book: Book, client: FaceSwap, status: Row, result: Path) -> None:
     filename = unquote(status["result"].removeprefix("/download/"))
     try:
         await client.download(filename, result, sha256=status["sha256"])
-    except ClientError as error:
+    except FaceSwapError as error:
         book.violated(f"{filename} is not whole: {error.detail}")
         return
     frames = frames_of(status["output_prefix"])

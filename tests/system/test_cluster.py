@@ -25,7 +25,7 @@ from system.tcp_proxy import TcpProxy
 from system.world import Node
 from waiting import POLL_S, WAIT_S
 
-from faceswap.client import ClientError, FaceSwapClient, JobEvent
+from faceswap.client import FaceSwap, FaceSwapError, JobEvent
 from faceswap.samples import FACE
 
 FRAMES = 12
@@ -51,17 +51,17 @@ class Rig:
         self.heard: list[list[JobEvent]] = []
 
     async def submit(self, clip: Path, node: Node) -> str:
-        async with FaceSwapClient(await node.url()) as client:
+        async with FaceSwap(await node.url()) as client:
             return await client.submit(clip, FACE)
 
     async def status(self, prompt_id: str, node: Node) -> dict[str, Any]:
         """Return a job's status, as soon as the node can tell it."""
-        async with FaceSwapClient(await node.url()) as client:
+        async with FaceSwap(await node.url()) as client:
 
             async def told() -> dict[str, Any] | None:
                 try:
                     return await client.status(prompt_id)
-                except ClientError as error:
+                except FaceSwapError as error:
                     assert error.status in (0, 503), error
                     return None
 
@@ -109,10 +109,10 @@ class Rig:
             node = nodes[number % len(nodes)]
             if node.is_up:
                 after = heard[-1].id if heard else None
-                with contextlib.suppress(ClientError, aiohttp.ClientError, ConnectionError):
-                    async with FaceSwapClient(await node.url(), resumes=0) as client:
+                with contextlib.suppress(FaceSwapError, aiohttp.ClientError, ConnectionError):
+                    async with FaceSwap(await node.url(), resumes=0) as client:
                         watch = socket_events(await node.url(), prompt_id, after)
-                        async for event in watch if number % 2 else client.watch(prompt_id, after):
+                        async for event in watch if number % 2 else client.events(prompt_id, after):
                             heard.append(event)  # noqa: PERF401 - what came before a cut counts
             number += 1
             await asyncio.sleep(POLL_S)
@@ -204,7 +204,7 @@ async def test_a_holder_that_comes_back_after_its_lease_changes_nothing(
         assert status == await nodes.status(prompt_id, other)
         assert status["attempts"] == await prompts_run(nodes.engine) == 1
         result = tmp_path / "result.mp4"
-        async with FaceSwapClient(await holder.url()) as client:
+        async with FaceSwap(await holder.url()) as client:
             await client.download(status["result"].removeprefix("/download/"), result, sha256=status["sha256"])
         assert read_numbers(result) == list(range(FRAMES))
 

@@ -11,7 +11,7 @@ from clips import make_clip, read_numbers
 from processes import Engine, Service, eventually
 from talk import on_both_databases
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
 FRAMES = 30
@@ -32,7 +32,7 @@ async def prompts_run(engine: Engine) -> int:
 
 async def ends_well(service: Service, prompt_id: str, folder: Path) -> dict[str, Any]:
     """Check that the job reaches SUCCESS, and its one file holds every frame once."""
-    async with FaceSwapClient(service.url) as client:
+    async with FaceSwap(service.url) as client:
 
         async def ended() -> dict[str, Any] | None:
             status = await client.status(prompt_id)
@@ -48,9 +48,9 @@ async def ends_well(service: Service, prompt_id: str, folder: Path) -> dict[str,
     return status
 
 
-async def see(client: FaceSwapClient, prompt_id: str, event_type: str, text: str = "") -> None:
+async def see(client: FaceSwap, prompt_id: str, event_type: str, text: str = "") -> None:
     """Watch a job until it tells of something."""
-    async for event in client.watch(prompt_id):
+    async for event in client.events(prompt_id):
         if event.type == event_type and text in str(event.data):
             return
     pytest.fail(f"the job ended without {event_type} {text}")
@@ -60,7 +60,7 @@ async def test_a_service_killed_right_after_its_answer_does_the_job_after_its_re
     tmp_path: Path, clip: Path, own_database: Settings
 ) -> None:
     async with Engine(tmp_path, paint=True) as engine, Service(tmp_path, engine.url, **own_database) as service:
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             prompt_id = await client.submit(clip, FACE)
         await service.kill()
         await service.start()
@@ -73,7 +73,7 @@ async def test_a_service_killed_in_the_middle_takes_the_prompt_up_again_without_
 ) -> None:
     async with Engine(tmp_path) as engine, Service(tmp_path, engine.url, **own_database) as service:
         await engine.hold()
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             prompt_id = await client.submit(clip, FACE)
             await see(client, prompt_id, "progress")
         await service.kill()
@@ -91,7 +91,7 @@ async def test_a_service_killed_while_it_fetches_the_result_fetches_it_again(
         Engine(tmp_path, paint=True, http_delay_s=0.3) as engine,
         Service(tmp_path, engine.url, **own_database) as service,
     ):
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             prompt_id = await client.submit(clip, FACE)
             await see(client, prompt_id, "status", "Retrieving")
         await service.kill()
@@ -107,7 +107,7 @@ async def test_an_engine_killed_in_the_middle_costs_the_attempt_and_not_the_job(
     async with (
         Engine(tmp_path, paint=True) as engine,
         Service(tmp_path, engine.url, **own_database) as service,
-        FaceSwapClient(service.url) as client,
+        FaceSwap(service.url) as client,
     ):
         await engine.hold()
         prompt_id = await client.submit(clip, FACE)
@@ -126,7 +126,7 @@ async def test_finished_segments_are_kept_when_both_are_killed(
         Engine(tmp_path, wait_per_frame_s=0.05) as engine,
         Service(tmp_path, engine.url, **own_database, segment_frames=10) as service,
     ):
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             prompt_id = await client.submit(clip, FACE)
 
             async def one_is_done() -> bool:
@@ -146,12 +146,12 @@ async def test_a_killed_service_takes_its_embedded_engine_with_it_and_both_come_
     tmp_path: Path, clip: Path, own_database: Settings
 ) -> None:
     async with Service(tmp_path, **own_database) as service:
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             # No face is in this clip: the job fails, but it ends, and it is the embedded engine that says so.
             prompt_id = await client.submit(clip, FACE)
             await service.kill()
             await service.start()
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             await see(client, prompt_id, "error", "no_face_detected")
 
 
@@ -159,11 +159,11 @@ async def test_status_answers_for_ended_jobs_after_a_restart_as_before(
     tmp_path: Path, clip: Path, own_database: Settings
 ) -> None:
     async with Engine(tmp_path, paint=True) as engine, Service(tmp_path, engine.url, **own_database) as service:
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             prompt_id = await client.submit(clip, FACE)
             await see(client, prompt_id, "completed")
             before = await client.status(prompt_id)
         await service.kill()
         await service.start()
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             assert await client.status(prompt_id) == before

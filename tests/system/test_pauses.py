@@ -20,7 +20,7 @@ from processes import Engine, Service, dead_url, eventually, free_port
 from service_rig import QUICK, EngineRig, Handler, Middleware, running_service, service_and_engines
 
 from faceswap import recovery
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.comfy.client import ComfyClient
 from faceswap.engine.faults import Faults
 from faceswap.engine.server import ENGINE
@@ -88,7 +88,7 @@ async def test_a_service_whose_disk_is_full_while_it_works_goes_on_when_there_is
     async with (
         EngineRig(tmp_path / "engine", wait_per_frame_s=0.05) as engine,
         Service(tmp_path, engine.url) as service,
-        FaceSwapClient(service.url) as client,
+        FaceSwap(service.url) as client,
     ):
         prompt_id = await client.submit(clip, FACE)
         await eventually(lambda: asked(engine, "/prompt"))

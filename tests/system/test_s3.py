@@ -30,7 +30,7 @@ from test_files import (
 )
 from waiting import until
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.recovery import FILES_AWAY_MESSAGE
 from faceswap.samples import FACE, make_clip
 
@@ -207,10 +207,10 @@ async def test_with_the_embedded_engine_a_face_is_swapped(tmp_path: Path, server
     env = dict(server.environment())
     async with (
         Service(tmp_path, env=env, files_url=f"s3://{bucket}/prefix", segment_frames=24) as service,
-        FaceSwapClient(service.url) as client,
+        FaceSwap(service.url) as client,
     ):
         prompt_id = await client.submit(source, FACE, output_name="swapped")
-        events = [event async for event in client.watch(prompt_id)]
+        events = [event async for event in client.events(prompt_id)]
         assert events[-1].type == "completed", events[-1]
         await client.download("swapped.mp4", result_file, sha256=events[-1].data["sha256"])
         await until(lambda: kinds(stored(server, bucket)) == ["inputs", "inputs", "results"])

@@ -24,7 +24,7 @@ from clips import (
 from processes import Engine, Service, eventually
 from service_rig import ServiceRig, service_and_engines
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.comfy.backend import MAX_COLLECTING, MAX_PROMPTS
 from faceswap.media.timeline import read_timeline
 from faceswap.samples import FACE
@@ -146,7 +146,7 @@ async def test_a_video_above_the_engines_limit_comes_in_pieces(tmp_path: Path) -
         assert [name for name in service.files() if name.startswith("work/")] == []
 
 
-async def until(client: FaceSwapClient, prompt_id: str, reached: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+async def until(client: FaceSwap, prompt_id: str, reached: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
     """Wait until a job's status is as wanted."""
 
     async def look() -> dict[str, Any] | None:
@@ -164,14 +164,14 @@ async def attempts_when_killed(killed: str, folder: Path) -> tuple[list[int], li
         Engine(folder, wait_per_frame_s=0.05) as engine,
         Service(folder, engine.url, segment_frames=4) as service,
     ):
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             prompt_id = await client.submit(clip, FACE)
             await until(client, prompt_id, lambda status: status["segments"]["done"] >= 2)
             done = await column(service, "number", "WHERE state = 'done'")
         victim = service if killed == "service" else engine
         await victim.kill()
         await victim.start()
-        async with FaceSwapClient(service.url) as client:
+        async with FaceSwap(service.url) as client:
             status = await until(client, prompt_id, lambda status: status["finished_at"])
             assert status["status"] == "SUCCESS", status
             await client.download(status["result"].removeprefix("/download/"), folder / "result.mp4")

@@ -22,7 +22,7 @@ from private_systemd import ROOT, Manager, missing, systemd
 from processes import LISTENING
 from waiting import until
 
-from faceswap.client import FaceSwapClient
+from faceswap.client import FaceSwap
 from faceswap.media.child import MAX_DATA_BYTES, MAX_OPEN_FILES
 from faceswap.samples import FACE
 
@@ -71,9 +71,9 @@ async def test_a_whole_job_runs_inside_the_units_restrictions(unit: Manager, tmp
     pictures = [picture[..., ::-1] for picture in astronaut_frames(FRAMES, SIZE)]
     clip = make_clip(tmp_path / "clip.mp4", FRAMES, size=SIZE, draw=lambda i, *_: pictures[i], sounds=["aac"])
     listening = await until(lambda: LISTENING.search(unit.log().encode()))
-    async with FaceSwapClient(listening[1].decode(), api_key=KEY) as client:
+    async with FaceSwap(listening[1].decode(), key=KEY) as client:
         prompt_id = await client.submit(clip, FACE, output_name="inside")
-        events = [event async for event in client.watch(prompt_id)]
+        events = [event async for event in client.events(prompt_id)]
         assert events[-1].type == "completed", (events[-1], unit.log())
         result = tmp_path / "result.mp4"
         await client.download("inside.mp4", result, sha256=events[-1].data["sha256"])

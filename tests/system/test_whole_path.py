@@ -18,7 +18,7 @@ from identity import distance, embedding
 from processes import Service
 from waiting import WAIT_S
 
-from faceswap.client import FaceSwapClient, JobEvent
+from faceswap.client import FaceSwap, JobEvent
 from faceswap.samples import FACE, make_clip
 
 SAMPLED = 12
@@ -40,9 +40,9 @@ def swapped(tmp_path_factory: pytest.TempPathFactory) -> Swapped:
 async def swap(folder: Path) -> Swapped:
     source, result = folder / "source.mp4", folder / "result.mp4"
     make_clip(source)
-    async with Service(folder) as service, FaceSwapClient(service.url) as client:
+    async with Service(folder) as service, FaceSwap(service.url) as client:
         prompt_id = await client.submit(source, FACE, output_name="swapped")
-        events = [event async for event in client.watch(prompt_id)]
+        events = [event async for event in client.events(prompt_id)]
         assert events[-1].type == "completed", events[-1]
         await client.download("swapped.mp4", result, sha256=events[-1].data["sha256"])
         return Swapped(source, result, events, await client.status(prompt_id))

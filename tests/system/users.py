@@ -19,7 +19,7 @@ from clips import make_clip
 from system.book import Book, name_of, server_error
 from system.proxy import Ledger
 
-from faceswap.client import ClientError, FaceSwapClient, JobEvent
+from faceswap.client import FaceSwap, FaceSwapError, JobEvent
 
 CLIP_FRAMES = (4, 9, 16)
 AT_ONCE = 6
@@ -94,7 +94,7 @@ class Users:
         while True:
             try:
                 return await how(number, clip)
-            except ClientError as error:
+            except FaceSwapError as error:
                 if error.status and error.status <= 500:
                     self._book.violated(f"job {number} was answered with {error.status} {error.code}: {error.detail}")
                     if error.status < 500:
@@ -112,7 +112,7 @@ class Users:
         return await self._send(number, clip, f"{self._media_url}/{clip.name}", f"{self._media_url}/{self._face.name}")
 
     async def _send(self, number: int, clip: Path, video: Path | str, image: Path | str) -> str:
-        async with FaceSwapClient(await self._url(), resumes=0) as client:
+        async with FaceSwap(await self._url(), resumes=0) as client:
             name = name_of(number, int(clip.stem))
             return await client.submit(video, image, output_name=name, idempotency_key=name)
 
@@ -132,7 +132,7 @@ class Users:
                 raise ConnectionResetError
             event = json.loads(answer.data)
             if event["event"] == "error":
-                raise ClientError(event["data"]["status"], event["data"]["code"], event["data"]["detail"])
+                raise FaceSwapError(event["data"]["status"], event["data"]["code"], event["data"]["detail"])
             return str(event["data"]["prompt_id"])
 
     # What becomes of a job.
@@ -151,15 +151,15 @@ class Users:
                     heard.append(event)
                     if event.terminal:
                         break
-            except ClientError as error:
+            except FaceSwapError as error:
                 if error.status == 404:
                     return
             await asyncio.sleep(AGAIN_S)
 
     async def _events(self, prompt_id: str, after: str | None) -> AsyncIterator[JobEvent]:
-        """Yield the events of a job as they come, until it ends or the connection is cut. Raises `ClientError`."""
-        async with FaceSwapClient(await self._url(), resumes=0) as client:
-            async for event in client.watch(prompt_id, after):
+        """Yield the events of a job as they come, until it ends or the connection is cut. Raises `FaceSwapError`."""
+        async with FaceSwap(await self._url(), resumes=0) as client:
+            async for event in client.events(prompt_id, after):
                 yield event
 
     async def _call(self, method: str, path: str) -> int:
