@@ -7,10 +7,10 @@ import json
 import re
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from .errors import BadRequest
@@ -64,6 +64,16 @@ SUPERSEDED_EVENTS = frozenset({"progress", "preview"})
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_ -][A-Za-z0-9._ -]{0,99}")
 CONSENT_LIMIT = 1000
 """The most characters of a consent."""
+LABEL_LIMIT = 100
+"""The most characters of a label."""
+MAX_MAPPED_FACES = 16
+"""The most faces of a video that may be named."""
+MAX_IMAGES = 8
+"""The most pictures of faces that a job may have."""
+MAX_SECONDS = 1e6
+"""The latest moment of a video that may be named, in seconds."""
+VIDEO_FORMATS = ("mp4", "webm", "gif")
+PICTURE_FORMATS = ("png", "jpg", "webp")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, and halves of surrogate pairs, which no database can store."""
 FACE_INDEX_PATTERN = re.compile(r"[0-9]{1,2}(,[0-9]{1,2}){0,15}")
@@ -71,8 +81,20 @@ PROMPT_NAMESPACE = uuid.UUID("6f1d4f4e-52b1-4f0e-9d5c-1f2b7a3c9e10")
 
 
 @dataclass(frozen=True, slots=True)
+class FaceMapping:
+    """A face of the video and the face that takes its place: one of a picture, each counted from 0."""
+
+    face: int
+    image: int = 0
+    source_face: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
-    """The choices a user has about a swap. `None` leaves the workflow's own value."""
+    """The choices a user has about a swap. `None` leaves the workflow's own value.
+
+    `start`, `end` and `at` are seconds of the video: only that part of it, or only that frame, as a picture.
+    """
 
     face_index: str | None = None
     source_face_index: str | None = None
@@ -85,6 +107,12 @@ class Options:
     crf: int = 20
     workflow: str | None = None
     priority: int = 0
+    start: float | None = None
+    end: float | None = None
+    at: float | None = None
+    format: str | None = None
+    mapping: tuple[FaceMapping, ...] | None = None
+    one_person: bool | None = None
 
     @classmethod
     def parse(cls, raw: object) -> Options:
@@ -100,7 +128,37 @@ class Options:
                     f"Unknown option {str(name)[:40]!r}; allowed are {', '.join(allowed)}.",
                     code="unknown_option",
                 )
-        return cls(**{name: _OPTION_CHECKS[name](name, value) for name, value in raw.items() if value is not None})
+        options = cls(**{name: _OPTION_CHECKS[name](name, value) for name, value in raw.items() if value is not None})
+        options._check_together()
+        return options
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Options:
+        """Return the options that `to_dict` gave."""
+        mapping = values.get("mapping")
+        pairs = None if mapping is None else tuple(FaceMapping(**pair) for pair in mapping)
+        return cls(**{**values, "mapping": pairs})
+
+    def _check_together(self) -> None:
+        """Raise `BadRequest` for options that contradict each other."""
+        if self.at is not None and (self.start is not None or self.end is not None):
+            raise BadRequest("Option 'at' is one frame: leave 'start' and 'end' out.", code="invalid_option")
+        if self.end is not None and self.end <= (self.start or 0):
+            raise BadRequest("Option 'end' must be later than 'start'.", code="invalid_option")
+        if self.mapping is not None and (self.face_index is not None or self.source_face_index is not None):
+            raise BadRequest(
+                "Option 'mapping' takes the place of 'face_index' and 'source_face_index': leave them out.",
+                code="invalid_option",
+            )
+        if (
+            self.mapping is not None
+            and self.one_person
+            and any(pair.image or pair.source_face for pair in self.mapping)
+        ):
+            raise BadRequest(
+                "With 'one_person' all pictures show one face: leave 'image' and 'source_face' out of 'mapping'.",
+                code="invalid_option",
+            )
 
     @property
     def rate(self) -> Fraction | None:
@@ -110,6 +168,8 @@ class Options:
     def to_dict(self) -> dict[str, Any]:
         """Return the options that were chosen, as JSON values."""
         values = {option.name: getattr(self, option.name) for option in fields(self)}
+        if self.mapping is not None:
+            values["mapping"] = [asdict(pair) for pair in self.mapping]
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -153,6 +213,29 @@ def _gender(name: str, value: object) -> str:
     return str(value)
 
 
+def _format(name: str, value: object) -> str:
+    if value not in VIDEO_FORMATS + PICTURE_FORMATS:
+        raise _refuse(
+            name, value, f"one of {', '.join(VIDEO_FORMATS)} for videos, {', '.join(PICTURE_FORMATS)} for pictures"
+        )
+    return str(value)
+
+
+def _mapping(name: str, value: object) -> tuple[FaceMapping, ...]:
+    allowed = "a list of objects such as {'face': 1, 'image': 0, 'source_face': 0}, each face once"
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_MAPPED_FACES:
+        raise _refuse(name, value, allowed)
+    limits = {"face": 99, "image": MAX_IMAGES - 1, "source_face": 99}
+    pairs = []
+    for pair in value:
+        if not isinstance(pair, Mapping) or "face" not in pair or not pair.keys() <= limits.keys():
+            raise _refuse(name, pair, allowed)
+        pairs.append(FaceMapping(**{key: _number(0, limits[key], whole=True)(key, pair[key]) for key in pair}))
+    if len({pair.face for pair in pairs}) < len(pairs):
+        raise _refuse(name, value, allowed)
+    return tuple(pairs)
+
+
 _OPTION_CHECKS: Mapping[str, Any] = {
     "face_index": _face_index,
     "source_face_index": _face_index,
@@ -165,6 +248,12 @@ _OPTION_CHECKS: Mapping[str, Any] = {
     "crf": _number(0, 51, whole=True),
     "workflow": _name,
     "priority": _number(-10, 10, whole=True),
+    "start": _number(0, MAX_SECONDS),
+    "end": _number(0, MAX_SECONDS),
+    "at": _number(0, MAX_SECONDS),
+    "format": _format,
+    "mapping": _mapping,
+    "one_person": _flag,
 }
 
 
@@ -183,6 +272,15 @@ def check_consent(text: object) -> str:
     if not isinstance(text, str) or len(text) > CONSENT_LIMIT or not text.strip() or _CONTROL.search(text):
         raise BadRequest(
             f"'consent' must be one line of text, of at most {CONSENT_LIMIT} characters.", code="invalid_consent"
+        )
+    return text.strip()
+
+
+def check_label(text: object) -> str:
+    """Return the words that a user wants to find a job by; raises `BadRequest`."""
+    if not isinstance(text, str) or len(text) > LABEL_LIMIT or not text.strip() or _CONTROL.search(text):
+        raise BadRequest(
+            f"'label' must be one line of text, of at most {LABEL_LIMIT} characters.", code="invalid_label"
         )
     return text.strip()
 
@@ -221,13 +319,23 @@ def iso(milliseconds: int | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageFile:
+    """A picture of a face in a job's input folder, and its SHA-256, hexadecimal."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
-    """The input files of a job, in its input folder, and the facts found out about them before it was accepted."""
+    """The input files of a job, in its input folder, and the facts found out about them before it was accepted.
+
+    `is_still`: the video is a picture.
+    """
 
     video_file: str
-    image_file: str
+    images: tuple[ImageFile, ...]
     video_sha256: str
-    image_sha256: str
     video_bytes: int
     width: int
     height: int
@@ -235,6 +343,7 @@ class Inputs:
     frame_rate: Fraction
     duration_s: float
     has_audio: bool
+    is_still: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +372,7 @@ class NewJob:
     result_put_url: str | None = None
     traceparent: str | None = None
     consent: str | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +412,17 @@ class Job:
     consent: str | None = None
     traceparent: str | None = None
     """The trace that the job belongs to, as W3C Trace Context writes it."""
+    label: str | None = None
+
+    @property
+    def media(self) -> Literal["video", "image"]:
+        """The kind of its result."""
+        return "image" if self.inputs.is_still or self.options.at is not None else "video"
+
+    @property
+    def extension(self) -> str:
+        """The extension of its result, without a dot."""
+        return self.options.format or ("png" if self.media == "image" else "mp4")
 
     @property
     def trace_id(self) -> str | None:
@@ -311,7 +432,7 @@ class Job:
     @property
     def stored_result(self) -> str:
         """The name under which its result is kept, or is to be."""
-        return stored_name(self.owner, self.result_file or f"{self.output_name}.mp4")
+        return stored_name(self.owner, self.result_file or f"{self.output_name}.{self.extension}")
 
     @property
     def needs_engine(self) -> bool:
@@ -343,6 +464,8 @@ class Job:
             "queue_position": queue_position,
             "eta_seconds": self.eta_s,
             "output_prefix": self.output_name,
+            "media": self.media,
+            "label": self.label,
             "options": self.options.to_dict(),
             "consent": self.consent,
             "segments": {"done": self.segments_done, "total": self.segments_total},

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import postgres
 
 from faceswap.config import resource_dir
-from faceswap.jobs import Event, Inputs, Job, NewJob, Options, Segment, SegmentPlan
+from faceswap.jobs import Event, ImageFile, Inputs, Job, NewJob, Options, Segment, SegmentPlan
 from faceswap.store import LOCAL_HOLDER, Lease, Store, backend_lease, join_lease
 from faceswap.store.connection import Clock
 
@@ -43,9 +43,8 @@ def new_job(
         "workflow": "FaceSwap-Reactor-API",
         "inputs": Inputs(
             video_file="video.mp4",
-            image_file="image.png",
+            images=(ImageFile("image.png", "b" * 64),),
             video_sha256="a" * 64,
-            image_sha256="b" * 64,
             video_bytes=1234,
             width=640,
             height=480,

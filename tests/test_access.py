@@ -73,7 +73,7 @@ class Rig:
         files = self.app[keys.FILES]
         files.inputs(job.prompt_id).mkdir(parents=True)
         files.video(job.prompt_id, job.inputs).write_bytes(b"the video")
-        files.image(job.prompt_id, job.inputs).write_bytes(b"the image")
+        files.images(job.prompt_id, job.inputs)[0].write_bytes(b"the image")
         await self.store.finish_segment(await claim(self.store), "0.mp4", 1.0)
         lease = await acquire(self.store, join_lease(job.prompt_id))
         await files.make_scratch(job.prompt_id)

@@ -54,7 +54,7 @@ async def test_the_whole_life_of_a_job_stands_in_the_record_without_content(stor
             "accepted",
             {
                 "video_sha256": "a" * 64,
-                "image_sha256": "b" * 64,
+                "image_sha256": ["b" * 64],
                 "options": {"crf": 18, "priority": 0},
                 "workflow": "FaceSwap-Reactor-API",
                 "consent": "form 12",

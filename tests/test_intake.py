@@ -171,12 +171,12 @@ async def door(open_door: Callable[..., Any]) -> Door:
 
 
 def check_files(door: Door, submission: Submission) -> None:
-    video, image = door.folder / submission.video_file, door.folder / submission.image_file
+    video, image = door.folder / submission.video_file, door.folder / submission.images[0].file
     assert set(door.folder.iterdir()) == {video, image}
     assert video.read_bytes() == VIDEO
     assert image.read_bytes() == IMAGE
     assert submission.video_sha256 == hashlib.sha256(VIDEO).hexdigest()
-    assert submission.image_sha256 == hashlib.sha256(IMAGE).hexdigest()
+    assert submission.images[0].sha256 == hashlib.sha256(IMAGE).hexdigest()
     assert submission.video_bytes == len(VIDEO)
 
 
@@ -564,7 +564,7 @@ async def test_a_client_that_drips_is_given_up(door: Door, monkeypatch: pytest.M
 
 async def test_a_request_that_announces_too_much_is_refused_at_once(open_door: Callable[..., Any]) -> None:
     door = await open_door(max_upload_mb=1)
-    writer = await door.raw(10 * MIB)
+    writer = await door.raw(20 * MIB)
     problem = await door.refusal()
     assert (problem.status, problem.code) == (413, "too_large")
     writer.close()
@@ -657,8 +657,8 @@ async def test_an_upload_of_unknown_size_needs_room_for_the_largest(
     async def body() -> AsyncIterator[bytes]:
         yield BODY
 
-    door = await open_door(max_upload_mb=1)  # for each of the two files
-    for disk.free, code in ((3 * MIB, "disk_low"), (4 * MIB, None)):
+    door = await open_door(max_upload_mb=1)  # for the video and each of eight pictures
+    for disk.free, code in ((10 * MIB, "disk_low"), (11 * MIB, None)):
         await door.post(data=body(), headers={"Content-Type": FORM_TYPE})
         if code is None:
             check_files(door, await door.submission())
@@ -780,7 +780,7 @@ async def test_frames_of_any_size_are_taken(door: Door, size: int) -> None:
     await upload_frames(door, announced(len(video), len(image)) | {"options": {"crf": 3}}, frames)
     submission = await door.submission()
     assert (door.folder / submission.video_file).read_bytes() == video
-    assert (door.folder / submission.image_file).read_bytes() == image
+    assert (door.folder / submission.images[0].file).read_bytes() == image
     assert submission.options.crf == 3
 
 

@@ -40,7 +40,19 @@ ALL_OPTIONS = {
     "crf": 18,
     "workflow": "My workflow-2",
     "priority": -3,
+    "start": 1.5,
+    "end": 2,
+    "format": "webm",
 }
+OTHER_OPTIONS = {
+    "at": 0.25,
+    "format": "jpg",
+    "mapping": [{"face": 1, "image": 0, "source_face": 0}, {"face": 0, "image": 7, "source_face": 2}],
+    "one_person": False,
+    "crf": 20,
+    "priority": 0,
+}
+"""Those that cannot be had together with some of the first."""
 
 
 def test_no_options_are_the_defaults() -> None:
@@ -49,10 +61,52 @@ def test_no_options_are_the_defaults() -> None:
 
 
 def test_every_option_is_taken_and_given_back() -> None:
-    options = Options.parse(ALL_OPTIONS)
-    assert options.to_dict() == ALL_OPTIONS
-    assert set(ALL_OPTIONS) == set(Options.__dataclass_fields__)
-    assert Options.parse(json.loads(json.dumps(options.to_dict()))) == options
+    assert {*ALL_OPTIONS, *OTHER_OPTIONS} == set(Options.__dataclass_fields__)
+    for chosen in (ALL_OPTIONS, OTHER_OPTIONS):
+        options = Options.parse(chosen)
+        assert options.to_dict() == chosen
+        stored = json.loads(json.dumps(options.to_dict()))
+        assert Options.parse(stored) == Options.from_dict(stored) == options
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"at": 1, "start": 0},
+        {"at": 1, "end": 2},
+        {"start": 2, "end": 2},
+        {"mapping": [{"face": 0}], "face_index": 0},
+        {"mapping": [{"face": 0}], "source_face_index": 0},
+        {"mapping": [{"face": 0, "image": 1}], "one_person": True},
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        Options.parse(options)
+    assert refusal.value.code == "invalid_option"
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        [],
+        {},
+        "0",
+        [0],
+        [{}],
+        [{"image": 0}],
+        [{"face": -1}],
+        [{"face": 100}],
+        [{"face": 0, "image": 8}],
+        [{"face": True}],
+        [{"face": 0, "more": 1}],
+        [{"face": 0}, {"face": 0, "image": 1}],
+        [{"face": number} for number in range(17)],
+    ],
+)
+def test_a_mapping_that_makes_no_sense_is_refused(mapping: Any) -> None:
+    with pytest.raises(BadRequest):
+        Options.parse({"mapping": mapping})
 
 
 @pytest.mark.parametrize("name", ALL_OPTIONS)
@@ -255,6 +309,8 @@ async def test_the_status_document_has_the_fields_of_the_contract(tmp_path: Any)
         "output_prefix",
         "options",
         "consent",
+        "media",
+        "label",
         "segments",
         "attempts",
         "warnings",

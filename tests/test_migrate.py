@@ -20,7 +20,7 @@ from stored_jobs import acquire, adopt, claim, create, finish, new_job, opened, 
 from faceswap import events
 from faceswap.cli import main
 from faceswap.files import Files
-from faceswap.jobs import Job, JobState
+from faceswap.jobs import ImageFile, Job, JobState
 from faceswap.progress import Report
 from faceswap.store import Store, join_lease, transfer
 
@@ -188,13 +188,14 @@ async def put_files(store: Store, data_dir: Path) -> list[Job]:
     files = Files(data_dir)
     files.create()
     files.lock.touch()
-    digests: dict[str, Any] = {"video_sha256": sha256(VIDEO).hexdigest(), "image_sha256": sha256(FACE).hexdigest()}
-    inputs = replace(new_job().inputs, **digests)
+    images = tuple(ImageFile(name, sha256(FACE).hexdigest()) for name in ("image.png", "image-1.jpg"))
+    inputs = replace(new_job().inputs, video_sha256=sha256(VIDEO).hexdigest(), images=images)
     done, begun, bare = [await create(store, inputs=inputs, output_name=name) for name in ("done", "begun", "bare")]
     for job in (done, begun):
         files.inputs(job.prompt_id).mkdir()
         files.video(job.prompt_id, inputs).write_bytes(VIDEO)
-        files.image(job.prompt_id, inputs).write_bytes(FACE)
+        for image in files.images(job.prompt_id, inputs):
+            image.write_bytes(FACE)
         await files.make_scratch(job.prompt_id)
         segment = await claim(store)
         files.segment(segment).write_bytes(SEGMENT)
@@ -219,7 +220,8 @@ async def test_files_are_found_where_all_nodes_look_for_them(path: Path, url: st
         for job in (done, begun):
             assert await files.fetch_inputs(job.prompt_id, job.inputs)
             assert files.video(job.prompt_id, job.inputs).read_bytes() == VIDEO
-            assert files.image(job.prompt_id, job.inputs).read_bytes() == FACE
+            images = files.images(job.prompt_id, job.inputs)
+            assert [image.read_bytes() for image in images] == [FACE, FACE]
         assert not await files.fetch_inputs(bare.prompt_id, bare.inputs)
         [segment] = await files.fetch_segments(await store.segments(begun.prompt_id))
         assert segment.read_bytes() == SEGMENT

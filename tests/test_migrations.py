@@ -12,7 +12,7 @@ import pytest
 from stored_jobs import MIGRATIONS, adopt, claim, finish, opened, sql
 
 from faceswap.errors import Conflict
-from faceswap.jobs import Event, Job, JobState
+from faceswap.jobs import Event, ImageFile, Job, JobState
 from faceswap.store import NewerDatabase, Store, StoreError
 from faceswap.store.connection import scripts
 from faceswap.store.sqlite import SQLite, migrate
@@ -94,8 +94,8 @@ async def test_a_database_of_the_first_version_goes_on(tmp_path: Path) -> None:
         states = {job.state: job for job in await jobs_in(store)}
         for job in states.values():
             inputs, frames = job.inputs, job.inputs.frames
-            assert (inputs.video_file, inputs.image_file) == ("video.mp4", "image.png")
-            assert (inputs.video_sha256, inputs.image_sha256, inputs.video_bytes) == ("a" * 64, "b" * 64, 1234)
+            assert (inputs.video_file, inputs.images) == ("video.mp4", (ImageFile("image.png", "b" * 64),))
+            assert (inputs.video_sha256, inputs.video_bytes) == ("a" * 64, 1234)
             assert (inputs.width, inputs.height, inputs.frame_rate) == (640, 480, Fraction(30000, 1001))
             assert (inputs.duration_s, inputs.has_audio) == (pytest.approx(frames * 1001 / 30000), True)
 

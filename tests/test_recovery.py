@@ -225,7 +225,7 @@ async def test_an_upload_that_was_forgotten_fails_who_waits_for_it_and_may_be_tr
     async with opened(files.database) as store, MediaWorker() as media:
         job = await create(store)
         await files.begin_upload(job.prompt_id)
-        for path in (files.video(job.prompt_id, job.inputs), files.image(job.prompt_id, job.inputs)):
+        for path in (files.video(job.prompt_id, job.inputs), *files.images(job.prompt_id, job.inputs)):
             path.touch()
         backend = Backend(BackendPool(), "one", UploadHeldUp(), "client")  # type: ignore[arg-type]  # all it needs
         inputs = EngineInputs(files, media, ProgressReporter(store, files), store)

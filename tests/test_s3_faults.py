@@ -135,7 +135,7 @@ async def check_whole(files: Files, job: str, sha256: str) -> None:
     """Check that everything of a job has arrived."""
     assert await files.fetch_inputs(job, inputs_of())
     assert files.video(job, inputs_of()).read_bytes() == VIDEO
-    assert files.image(job, inputs_of()).read_bytes() == FACE
+    assert files.images(job, inputs_of())[0].read_bytes() == FACE
     assert await content_of(files, the_job(job, sha256)) == VIDEO
 
 

@@ -26,7 +26,7 @@ from faceswap.files import s3 as s3_module
 from faceswap.files import shared as shared_module
 from faceswap.intake.files import FileSink, Room, new_input_folder
 from faceswap.janitor import Janitor
-from faceswap.jobs import Inputs, Job, Segment
+from faceswap.jobs import ImageFile, Inputs, Job, Segment
 from faceswap.media import MediaWorker
 from faceswap.progress_reporter import ProgressReporter
 from faceswap.store import LOCAL_HOLDER, Store, join_lease
@@ -46,7 +46,7 @@ def shared(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def inputs_of() -> Inputs:
-    return replace(new_job().inputs, video_file="video.mp4", image_file="image.png")
+    return replace(new_job().inputs, video_file="video.mp4", images=(ImageFile("image.png", "b" * 64),))
 
 
 def a_segment(prompt_id: str, number: int = 0, epoch: int = 1) -> Segment:
@@ -89,7 +89,7 @@ async def test_inputs_that_one_node_received_are_there_for_another(place: Place)
     for files in (one, other):
         assert await files.fetch_inputs("job", inputs_of())
         assert (await files.local_video("job", inputs_of())).read_bytes() == VIDEO
-        assert files.image("job", inputs_of()).read_bytes() == FACE
+        assert files.images("job", inputs_of())[0].read_bytes() == FACE
     assert not await other.fetch_inputs("another job", inputs_of())
 
 

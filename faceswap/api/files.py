@@ -10,7 +10,7 @@ import aiofiles.os
 from aiohttp import ETag, hdrs, web
 from aiohttp.abc import AbstractStreamWriter
 
-from ..errors import Gone
+from ..errors import Gone, NotFound
 from ..files import RemoteFile
 from ..jobs import Job
 from ..metrics import SENT_BYTES
@@ -55,9 +55,15 @@ async def get_video(request: web.Request) -> web.StreamResponse:
 
 
 async def get_image(request: web.Request) -> web.StreamResponse:
-    """Send the picture of the face of a job, as it was received, until it is erased."""
+    """Send a picture of a face of a job, the first or the one of a `number`, until it is erased."""
     job = await _job(request)
-    return await _send_input(request, job, job.inputs.image_file, job.inputs.image_sha256)
+    text = request.query.get("number", "0")
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < 3 else len(job.inputs.images)
+    if number >= len(job.inputs.images):
+        message = f"'number' must be a whole number below {len(job.inputs.images)}."
+        raise NotFound(message, code="no_such_image", prompt_id=job.prompt_id)
+    image = job.inputs.images[number]
+    return await _send_input(request, job, image.file, image.sha256)
 
 
 async def _job(request: web.Request) -> Job:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from ..jobs import JobState
 from .files import MEDIA_TYPES
 from .jobs import DEFAULT_PAGE, LARGEST_PAGE, MAX_WAIT_S
-from .schemas import TEXT, Schema, ref
+from .schemas import COUNT, TEXT, Schema, ref
 from .signing import LIFETIME_S, LONGEST_LIFETIME_S
 
 JSON = "application/json"
@@ -35,6 +35,8 @@ PROBLEMS: Mapping[str, int] = {
     "invalid_output_name": 400,
     "invalid_flag": 400,
     "invalid_consent": 400,
+    "invalid_label": 400,
+    "too_many_images": 400,
     "consent_required": 400,
     "invalid_option": 400,
     "unknown_option": 400,
@@ -59,6 +61,7 @@ PROBLEMS: Mapping[str, int] = {
     "not_found": 404,
     "unknown_prompt_id": 404,
     "unknown_file": 404,
+    "no_such_image": 404,
     "no_preview": 404,
     "method_not_allowed": 405,
     # 408 to 415: the body
@@ -135,6 +138,7 @@ _INPUTS = (
     *("url_unreachable", "url_failed", "url_timeout", "video_damaged", "video_truncated", "video_without_frames"),
     *("video_too_large", "video_too_long", "video_too_many_tracks", "video_has_gaps", "image_too_large"),
     *("undecodable", "queue_full", "disk_low", "invalid_consent", "consent_required"),
+    *("invalid_label", "too_many_images"),
 )
 _QUEUES = ("rate_limited", "key_queue_full")
 """The problems of an operation that puts a job into the queue."""
@@ -337,9 +341,9 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", "/jobs/{prompt_id}/image"): Operation(
         "files",
-        _ranges("The picture of the face.", _INPUT_TYPES),
-        (*_JOB, "inputs_erased"),
-        query=_INLINE,
+        _ranges("A picture of a face.", _INPUT_TYPES),
+        (*_JOB, "inputs_erased", "no_such_image"),
+        query={**_INLINE, "number": {**COUNT, "description": "Its number, from 0."}},
         headers=_RANGE_HEADERS,
         takes_link=True,
     ),

@@ -7,7 +7,17 @@ from typing import Any
 
 from ..deliveries import WEBHOOK_TYPES, DeliveryKind, DeliveryState
 from ..intake import MAX_TEXT_BYTES
-from ..jobs import CONSENT_LIMIT, NAME_PATTERN, JobState
+from ..jobs import (
+    CONSENT_LIMIT,
+    LABEL_LIMIT,
+    MAX_IMAGES,
+    MAX_MAPPED_FACES,
+    MAX_SECONDS,
+    NAME_PATTERN,
+    PICTURE_FORMATS,
+    VIDEO_FORMATS,
+    JobState,
+)
 
 Schema = Mapping[str, Any]
 
@@ -77,13 +87,45 @@ OPTIONS: Mapping[str, Schema] = {
     "crf": {**_number(0, 51, whole=True), "description": "Quality of the result: lower is better; 20 by default."},
     "workflow": {**NAME, "description": "A workflow of the service, by name."},
     "priority": {**_number(-10, 10, whole=True), "description": "Higher goes first."},
+    "start": {**_number(0, MAX_SECONDS), "description": "Only what comes after this second of the video."},
+    "end": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": MAX_SECONDS,
+        "description": "Only what comes before this second of the video.",
+    },
+    "at": {**_number(0, MAX_SECONDS), "description": "Only the frame at this second, as a picture."},
+    "format": {"type": "string", "enum": [*VIDEO_FORMATS, *PICTURE_FORMATS], "description": "The kind of file."},
+    "mapping": {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_MAPPED_FACES,
+        "items": record(
+            {
+                "face": {**_number(0, 99, whole=True), "description": "A face of the video."},
+                "image": {**_number(0, MAX_IMAGES - 1, whole=True), "description": "A picture; the first by default."},
+                "source_face": {**_number(0, 99, whole=True), "description": "The face of the picture to take."},
+            },
+            optional=("image", "source_face"),
+        ),
+        "description": "Which face of the video gets which face of which picture; each face once.",
+    },
+    "one_person": {**FLAG, "description": "The pictures show the same person: one identity out of all."},
 }
+
+
+def _one_or_several(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {**array(schema), "minItems": 1, "maxItems": MAX_IMAGES}]}
+
 
 FIELDS: Mapping[str, Schema] = {
     "video": {"type": "string", "format": "binary", "description": "The clip to change."},
     "video_url": {**URL, "description": "Its address, in place of the file."},
-    "image": {"type": "string", "format": "binary", "description": "The face to put in: a picture."},
-    "image_url": {**URL, "description": "Its address, in place of the file."},
+    "image": {
+        **_one_or_several({"type": "string", "format": "binary"}),
+        "description": f"The face to put in: a picture, or up to {MAX_IMAGES}.",
+    },
+    "image_url": {**_one_or_several(URL), "description": "Its address, in place of the file."},
     "output_name": {**NAME, "description": "The name of the result, without extension."},
     "return_prompt_id_only": {
         "anyOf": [FLAG, {"enum": ["true", "false", "1", "0", "yes", "no", "on", "off", 1, 0]}],
@@ -103,6 +145,12 @@ FIELDS: Mapping[str, Schema] = {
         "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$",
         "maxLength": CONSENT_LIMIT,
         "description": "A text or reference, more than spaces, that says that the person shown has agreed.",
+    },
+    "label": {
+        "type": "string",
+        "pattern": r"^[^\x00-\x1f\x7f-\x9f]*$",
+        "maxLength": LABEL_LIMIT,
+        "description": "Words of your own, more than spaces, to find the job by.",
     },
 }
 """The fields of a request for a swap."""
@@ -130,6 +178,8 @@ STATUS = record(
         "queue_position": nullable({"type": "integer", "minimum": 1}),
         "eta_seconds": nullable({"type": "number"}),
         "output_prefix": TEXT,
+        "media": {"type": "string", "enum": ["video", "image"], "description": "The kind of the result."},
+        "label": nullable(TEXT),
         "options": ref("ChosenOptions"),
         "consent": nullable(TEXT),
         "segments": record({"done": COUNT, "total": COUNT}),

@@ -65,7 +65,7 @@ class EngineInputs:
         to the segment. Raises `JobFailure`, `ComfyError`, `OSError`.
         """
         video = self._files.video(job.prompt_id, job.inputs)
-        image = self._files.image(job.prompt_id, job.inputs)
+        image = self._files.images(job.prompt_id, job.inputs)[0]
         if not await self._files.fetch_inputs(job.prompt_id, job.inputs):
             message = "The video or the picture is no longer on the service's disk; post them again."
             raise JobFailure("inputs_missing", message)

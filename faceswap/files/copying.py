@@ -33,7 +33,8 @@ async def _copy_inputs(source: Files, target: Files, job: Job) -> None:
     if not await source.fetch_inputs(prompt_id, inputs):
         return
     await target.begin_upload(prompt_id)
-    for name, sha256 in ((inputs.video_file, inputs.video_sha256), (inputs.image_file, inputs.image_sha256)):
+    images = [(image.file, image.sha256) for image in inputs.images]
+    for name, sha256 in [(inputs.video_file, inputs.video_sha256), *images]:
         writer = target.new_input(prompt_id, f"{Path(name).stem}.part")
         try:
             await _fill(writer, source.input(prompt_id, name))

@@ -146,9 +146,9 @@ class Files:
         """Return the path of a job's video."""
         return self.input(prompt_id, inputs.video_file)
 
-    def image(self, prompt_id: str, inputs: Inputs) -> Path:
-        """Return the path of a job's face."""
-        return self.input(prompt_id, inputs.image_file)
+    def images(self, prompt_id: str, inputs: Inputs) -> list[Path]:
+        """Return the paths of a job's pictures of faces."""
+        return [self.input(prompt_id, image.file) for image in inputs.images]
 
     def segment(self, segment: Segment) -> Path:
         """Return the path of the output of an attempt at a segment, for one holder of its backend's lease only."""
@@ -243,7 +243,8 @@ class Files:
     @in_thread
     def fetch_inputs(self, prompt_id: str, inputs: Inputs) -> bool:
         """Make a job's inputs local; return False when they are gone."""
-        return self.video(prompt_id, inputs).is_file() and self.image(prompt_id, inputs).is_file()
+        paths = [self.video(prompt_id, inputs), *self.images(prompt_id, inputs)]
+        return all(path.is_file() for path in paths)
 
     @in_thread
     def find_input(self, prompt_id: str, file: str, sha256: str) -> Path | RemoteFile | None:

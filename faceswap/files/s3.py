@@ -211,7 +211,8 @@ class S3Files(SharedFiles):
         """Make a job's inputs local; return False when they are gone."""
         try:
             await self.local_video(prompt_id, inputs)
-            await self._fetch(_input(prompt_id, inputs.image_file), self.image(prompt_id, inputs))
+            for image in inputs.images:
+                await self._fetch(_input(prompt_id, image.file), self.input(prompt_id, image.file))
         except FileNotFoundError:
             return False
         return True

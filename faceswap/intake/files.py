@@ -158,13 +158,17 @@ async def _discard(creation: asyncio.Future[None], folder: InputFolder, files: F
 
 
 class FileSink:
-    """One input that is being received, a `video` or `image` (`kind`) of at most `max_bytes` bytes."""
+    """One input that is being received, a `video` or `image` (`kind`) of at most `max_bytes` bytes.
 
-    def __init__(self, folder: InputFolder, kind: str, max_bytes: int) -> None:
+    `number` counts the inputs of a kind.
+    """
+
+    def __init__(self, folder: InputFolder, kind: str, max_bytes: int, number: int = 0) -> None:
         self.kind = kind
+        self._stem = f"{kind}-{number}" if number else kind
         self._folder = folder
         self._max_bytes = max_bytes
-        self._writer = folder.new_writer(f"{kind}.part")
+        self._writer = folder.new_writer(f"{self._stem}.part")
         self._head = b""
         self._next_check = ROOM_CHECK_BYTES
 
@@ -187,6 +191,6 @@ class FileSink:
         writer = self._writer
         if not writer.size:
             raise BadRequest(f"'{self.kind}' is empty.", code=f"empty_{self.kind}")
-        name = self.kind + extension(self.kind, self._head)
+        name = self._stem + extension(self.kind, self._head)
         await writer.finish(name)
         return StoredFile(name, writer.size, writer.sha256)

@@ -11,7 +11,7 @@ from typing import Any
 from yarl import URL
 
 from ..errors import BadRequest, TooLarge
-from ..jobs import Options, check_consent, check_output_name
+from ..jobs import MAX_IMAGES, ImageFile, Options, check_consent, check_label, check_output_name
 from ..url_guard import check_url
 from .files import FileSink, InputFolder, StoredFile
 
@@ -34,9 +34,8 @@ class Submission:
     """
 
     video_file: str
-    image_file: str
+    images: tuple[ImageFile, ...]
     video_sha256: str
-    image_sha256: str
     video_bytes: int
     output_name: str | None
     webhook_url: str | None
@@ -46,6 +45,7 @@ class Submission:
     id_only: bool
     digest: str
     consent: str | None
+    label: str | None
 
 
 class Form:
@@ -62,17 +62,24 @@ class Form:
     ) -> None:
         self.inputs = inputs
         self.values: dict[str, Any] = {}
-        self._files: dict[str, StoredFile] = {}
+        self._files: dict[str, list[StoredFile]] = {kind: [] for kind in INPUTS}
+        self._opened = dict.fromkeys(INPUTS, 0)
         self._max_bytes = max_bytes
         self._check_options = check_options
         self._check_destination = check_destination
         self._require_consent = require_consent
         self._given: set[str] = set()
+        self._images = 0
 
     def put(self, name: str, raw: object) -> None:
         """Take a field's text or JSON value. Null and the empty text of a form left blank count as not given."""
         check_known(name)
         if raw is None or raw == "":
+            return
+        if name == "image_url":
+            for url in raw if isinstance(raw, list) else [raw]:
+                self._note_image(name)
+                self.values.setdefault(name, []).append(check_url(name, url))
             return
         self._note_given(name)
         self.values[name] = value = _CHECKS[name](name, raw)
@@ -82,17 +89,22 @@ class Form:
             self._check_destination(name, value)
 
     def open_upload(self, kind: str) -> FileSink:
-        """Open an input whose bytes are in the request."""
-        self._note_given(kind)
+        """Open an input whose bytes are in the request. A picture may follow others, up to `MAX_IMAGES`."""
+        if kind == "image":
+            self._note_image(kind)
+        else:
+            self._note_given(kind)
         return self.open(kind)
 
     def open(self, kind: str) -> FileSink:
         """Open an input for writing, wherever its bytes come from."""
-        return FileSink(self.inputs, kind, self._max_bytes[kind])
+        number = self._opened[kind]
+        self._opened[kind] += 1
+        return FileSink(self.inputs, kind, self._max_bytes[kind], number)
 
     async def close(self, sink: FileSink) -> None:
         """Finish an input that has arrived whole."""
-        self._files[sink.kind] = await sink.finish()
+        self._files[sink.kind].append(await sink.finish())
 
     def check_complete(self) -> None:
         """Raise `BadRequest` unless both inputs were given, as file or as URL, and the consent where it is required."""
@@ -107,19 +119,22 @@ class Form:
 
     def digest(self) -> str:
         """Return the SHA-256 of the values and the uploads; called before URLs are fetched, which count by address."""
-        asked = {name: str(value) for name, value in self.values.items() if name != "return_prompt_id_only"}
+        asked: dict[str, object] = {
+            name: _one_or_all([str(url) for url in value]) if isinstance(value, list) else str(value)
+            for name, value in self.values.items()
+            if name != "return_prompt_id_only"
+        }
         asked["options"] = self.values.get("options", Options()).to_dict()
-        asked |= {kind: file.sha256 for kind, file in self._files.items()}
+        asked |= {kind: _one_or_all([file.sha256 for file in files]) for kind, files in self._files.items() if files}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
     def submission(self, digest: str, *, respond_async: bool) -> Submission:
-        """Return the request as a whole, once both inputs are closed."""
-        video, image = self._files["video"], self._files["image"]
+        """Return the request as a whole, once all inputs are closed."""
+        [video], images = self._files["video"], self._files["image"]
         return Submission(
             video_file=video.name,
-            image_file=image.name,
+            images=tuple(ImageFile(image.name, image.sha256) for image in images),
             video_sha256=video.sha256,
-            image_sha256=image.sha256,
             video_bytes=video.size,
             output_name=self.values.get("output_name"),
             webhook_url=self._address("webhook_url"),
@@ -129,11 +144,20 @@ class Form:
             id_only=self.values.get("return_prompt_id_only", False),
             digest=digest,
             consent=self.values.get("consent"),
+            label=self.values.get("label"),
         )
 
     def _address(self, name: str) -> str | None:
         url = self.values.get(name)
         return None if url is None else str(url)
+
+    def _note_image(self, name: str) -> None:
+        """Note one of several pictures. Raises `BadRequest` where there are too many."""
+        self._images += 1
+        if self._images > MAX_IMAGES:
+            raise BadRequest(f"At most {MAX_IMAGES} pictures are taken.", code="too_many_images")
+        self._given.discard(name)
+        self._note_given(name)
 
     def _note_given(self, name: str) -> None:
         if name in self._given:
@@ -142,6 +166,11 @@ class Form:
         for kind in INPUTS:
             if self._given >= {kind, f"{kind}_url"}:
                 raise BadRequest(f"Give either '{kind}' or '{kind}_url', not both.", code=f"duplicate_{kind}")
+
+
+def _one_or_all(texts: list[str]) -> str | list[str]:
+    """Return a list, or what is alone in it."""
+    return texts[0] if len(texts) == 1 else texts
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:
@@ -194,6 +223,10 @@ def _consent(_name: str, raw: object) -> str:
     return check_consent(raw)
 
 
+def _label(_name: str, raw: object) -> str:
+    return check_label(raw)
+
+
 def _flag(name: str, raw: object) -> bool:
     text = str(raw).strip().lower()
     if text in ("true", "1", "yes", "on"):
@@ -218,5 +251,6 @@ _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
     "webhook_url": check_url,
     "result_put_url": check_url,
     "consent": _consent,
+    "label": _label,
 }
 """The known fields, each with the function that turns its text or JSON value into a checked one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -19,7 +19,7 @@ from multipart import (  # type: ignore[import-untyped]  # it ships no types
 from ..config import Settings
 from ..errors import BadRequest, RequestTimeout, TooLarge, UnsupportedMedia
 from ..files import Files
-from ..jobs import Options
+from ..jobs import MAX_IMAGES, Options
 from .fetch import Fetcher
 from .files import FileSink, Room, check_size, new_input_folder
 from .form import INPUTS, MAX_TEXT_BYTES, Form, Submission, as_object, check_known, parse_object
@@ -58,8 +58,9 @@ class RequestReader:
         """
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMedia("The request must not be compressed.", code="unsupported_content_encoding")
+        inputs_bytes = self._max_bytes["video"] + MAX_IMAGES * self._max_bytes["image"]
         readers = {
-            "multipart/form-data": (_read_multipart, sum(self._max_bytes.values()) + MAX_OVERHEAD_BYTES),
+            "multipart/form-data": (_read_multipart, inputs_bytes + MAX_OVERHEAD_BYTES),
             "application/json": (_read_json, MAX_TEXT_BYTES),
         }
         if request.content_type not in readers:
@@ -78,10 +79,10 @@ class RequestReader:
         Binary frames may be of any size up to the socket's own limit. Raises `Problem`.
         """
         fields = dict(as_object(first))
-        sizes = {kind: _announced_size(kind, fields.pop(kind)) for kind in INPUTS if fields.get(kind) is not None}
-        for kind, size in sizes.items():
+        sizes = [pair for kind in INPUTS for pair in _announced_sizes(kind, fields.pop(kind, None))]
+        for kind, size in sizes:
             check_size(kind, size, self._max_bytes[kind])
-        announced = sum(sizes.values())
+        announced = sum(size for _, size in sizes)
         async with self._form(prompt_id, announced) as form:
             for name, value in fields.items():
                 form.put(name, value)
@@ -106,11 +107,10 @@ class RequestReader:
         digest = form.digest()
         for kind in reversed(INPUTS):
             field = f"{kind}_url"
-            if field in form.values:
+            urls = form.values.get(field, [])
+            for url in urls if isinstance(urls, list) else [urls]:
                 sink = form.open(kind)
-                await self._fetcher.fetch(
-                    field, form.values[field], sink.write, self._max_bytes[kind], form.inputs.expect
-                )
+                await self._fetcher.fetch(field, url, sink.write, self._max_bytes[kind], form.inputs.expect)
                 await form.close(sink)
         return form.submission(digest, respond_async=respond_async)
 
@@ -225,18 +225,18 @@ async def _read_json(request: web.Request, body: _BoundedBytes, form: Form) -> N
         form.put(name, value)
 
 
-async def _read_frames(sizes: Mapping[str, int], body: _BoundedBytes, form: Form) -> None:
+async def _read_frames(sizes: Sequence[tuple[str, int]], body: _BoundedBytes, form: Form) -> None:
     """Read the announced files one after the other; a frame may hold the end of one and the start of the next."""
-    sinks = {kind: form.open_upload(kind) for kind in sizes}
+    sinks = [(form.open_upload(kind), size) for kind, size in sizes]
     form.check_complete()
     rest = b""
-    for kind, missing in sizes.items():
+    for sink, missing in sinks:
         while missing:
             piece = rest or await body.read()
             taken, rest = piece[:missing], piece[missing:]
             missing -= len(taken)
-            await sinks[kind].write(taken)
-        await form.close(sinks[kind])
+            await sink.write(taken)
+        await form.close(sink)
 
 
 async def defer_continue(_request: web.Request) -> None:
@@ -268,6 +268,14 @@ async def _frame_bytes(socket: web.WebSocketResponse) -> bytes:
     if isinstance(message.data, WebSocketError) and message.data.code == WSCloseCode.MESSAGE_TOO_BIG:
         raise TooLarge("A frame is larger than is taken; send smaller ones.", code="frame_too_large")
     raise BadRequest("The socket was closed in the middle of an upload.", code="incomplete_body")
+
+
+def _announced_sizes(kind: str, uploads: object) -> list[tuple[str, int]]:
+    """Return the kind and the size of each file that a WebSocket's first frame announces: pictures may be a list."""
+    if uploads is None:
+        return []
+    several = uploads if kind == "image" and isinstance(uploads, list) else [uploads]
+    return [(kind, _announced_size(kind, upload)) for upload in several]
 
 
 def _announced_size(kind: str, upload: object) -> int:

@@ -121,7 +121,8 @@ class Submitter:
         options = submission.options
         workflow = self._workflow_for(options)
         # One after the other: a refusal erases the folder, which no probe may be reading at that time.
-        await self._media.probe_image(self._files.input(prompt_id, submission.image_file))
+        for image in submission.images:
+            await self._media.probe_image(self._files.input(prompt_id, image.file))
         video_file = self._files.input(prompt_id, submission.video_file)
         video = await self._media.probe_video(video_file, self._settings.max_frames)
         segment_frames = self._segment_frames(video, options.rate) if workflow.splittable else 0
@@ -142,6 +143,7 @@ class Submitter:
             webhook_url=submission.webhook_url,
             result_put_url=submission.result_put_url,
             consent=submission.consent,
+            label=submission.label,
         )
 
     def _segment_frames(self, video: VideoFacts, frame_rate: Fraction | None) -> int:
@@ -197,9 +199,8 @@ def check_length(video: VideoFacts, segment_frames: int, frame_rate: Fraction | 
 def _inputs(submission: Submission, video: VideoFacts) -> Inputs:
     return Inputs(
         video_file=submission.video_file,
-        image_file=submission.image_file,
+        images=submission.images,
         video_sha256=submission.video_sha256,
-        image_sha256=submission.image_sha256,
         video_bytes=submission.video_bytes,
         width=video.width,
         height=video.height,

@@ -61,7 +61,7 @@ async def record_accepted(tx: Transaction, job: Job) -> None:
         job.owner,
         "accepted",
         video_sha256=job.inputs.video_sha256,
-        image_sha256=job.inputs.image_sha256,
+        image_sha256=[image.sha256 for image in job.inputs.images],
         options=job.options.to_dict(),
         workflow=job.workflow,
         consent=job.consent,

@@ -134,6 +134,7 @@ class Jobs(Leases, Audit, Deliveries):
             "result_put_url": new.result_put_url,
             "traceparent": new.traceparent,
             "consent": new.consent,
+            "label": new.label,
         }
         await tx.run(ADD_OWNER, new.owner or "")
         names = ", ".join(values)

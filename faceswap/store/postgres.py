@@ -120,8 +120,8 @@ def store_errors() -> Iterator[None]:
 
 @lru_cache(1024)
 def numbered(sql: str) -> str:
-    """Return a statement with `$1`, `$2`, … in place of each `?`."""
-    first, *rest = sql.split("?")
+    """Return a statement with `$1`, `$2`, … in place of each `?`, and PostgreSQL's name of `group_concat`."""
+    first, *rest = sql.replace("group_concat(", "string_agg(").split("?")
     return first + "".join(f"${number}{text}" for number, text in zip(count(1), rest, strict=False))
 
 

@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from ..errors import BadRequest, NotFound
-from ..jobs import Inputs, Job, JobState, Options, Segment, SegmentState, stored_name
+from ..jobs import ImageFile, Inputs, Job, JobState, Options, Segment, SegmentState, stored_name
 from .connection import Row
 
 PARSED_LIMIT = 1024
@@ -18,14 +18,15 @@ _JOB_COLUMNS = (
     "prompt_id, owner, state, step, options, workflow, output_name, created_at, updated_at, started_at, finished_at,"
     " error, code, warnings, result_file, result_bytes, result_sha256, cancel_requested, percentage, current_frame,"
     " total_frames, fps, eta_s, segments_done, segments_total, attempts, request_digest, webhook_url,"
-    " result_put_url, traceparent, consent"
+    " result_put_url, traceparent, consent, label"
 )
 _JOB_FIELDS = tuple(_JOB_COLUMNS.split(", "))
 SELECT_JOB = (
-    f"SELECT {', '.join(f'job.{name}' for name in _JOB_FIELDS)}, video.file, face.file, video.sha256, face.sha256,"
-    " video.bytes, video.facts FROM job"
+    f"SELECT {', '.join(f'job.{name}' for name in _JOB_FIELDS)}, video.file, video.sha256, video.bytes, video.facts,"
+    " (SELECT group_concat(number || ' ' || sha256 || ' ' || file, '|') FROM input"
+    " WHERE prompt_id = job.prompt_id AND role = 'face')"
+    " FROM job"
     " LEFT JOIN input AS video ON video.prompt_id = job.prompt_id AND video.role = 'video' AND video.number = 0"
-    " LEFT JOIN input AS face ON face.prompt_id = job.prompt_id AND face.role = 'face' AND face.number = 0"
 )
 """The beginning of a query for jobs, their inputs with them."""
 SEGMENT_COLUMNS = (
@@ -52,15 +53,17 @@ def job_of(row: Row) -> Job:
 
 # The same few texts are read again and again, by those who poll.
 @lru_cache(PARSED_LIMIT)
-def _inputs(video: str, image: str, video_sha256: str, image_sha256: str, video_bytes: int, facts: str) -> Inputs:
+def _inputs(video: str, sha256: str, video_bytes: int, facts: str, faces: str) -> Inputs:
     values = json.loads(facts)
     values["frame_rate"] = Fraction(values["frame_rate"])
-    return Inputs(video, image, video_sha256, image_sha256, video_bytes, **values)
+    # In whichever order the database joined them.
+    images = sorted((int(number), file, digest) for number, digest, file in map(str.split, faces.split("|")))
+    return Inputs(video, tuple(ImageFile(file, digest) for _, file, digest in images), sha256, video_bytes, **values)
 
 
 @lru_cache(PARSED_LIMIT)
 def _options(text: str) -> Options:
-    return Options(**json.loads(text))
+    return Options.from_dict(json.loads(text))
 
 
 @lru_cache(PARSED_LIMIT)
@@ -78,9 +81,14 @@ def input_rows(prompt_id: str, inputs: Inputs) -> list[tuple[str, str, int, str,
         "duration_s": inputs.duration_s,
         "has_audio": inputs.has_audio,
     }
+    if inputs.is_still:  # a node of the version before knows no such fact
+        facts["is_still"] = True
     return [
         (prompt_id, "video", 0, inputs.video_file, inputs.video_bytes, inputs.video_sha256, json.dumps(facts)),
-        (prompt_id, "face", 0, inputs.image_file, None, inputs.image_sha256, "{}"),
+        *(
+            (prompt_id, "face", number, image.file, None, image.sha256, "{}")
+            for number, image in enumerate(inputs.images)
+        ),
     ]
 
 

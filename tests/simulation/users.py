@@ -14,7 +14,7 @@ from faceswap.api.stream import follow
 from faceswap.errors import Conflict, NotFound, Problem
 from faceswap.hub import Closing, Lagging
 from faceswap.intake.files import FileSink, Room, new_input_folder
-from faceswap.jobs import Inputs, NewJob, Options, SegmentPlan
+from faceswap.jobs import ImageFile, Inputs, NewJob, Options, SegmentPlan
 from faceswap.store import CommitUnknown, StoreError
 
 if TYPE_CHECKING:
@@ -113,9 +113,8 @@ class Users:
             await folder.expect(2 * len(clip))
             video, face = [await self._receive(FileSink(folder, kind, 1000), clip) for kind in ("video", "image")]
         plans = tuple(SegmentPlan(number, sum(counts[:number]), count) for number, count in enumerate(counts))
-        inputs = Inputs(
-            video, face, "a" * 64, "b" * 64, 100, 64, 48, sum(counts), Fraction(24), sum(counts) / 24, False
-        )
+        images = (ImageFile(face, "b" * 64),)
+        inputs = Inputs(video, images, "a" * 64, 100, 64, 48, sum(counts), Fraction(24), sum(counts) / 24, False)
         new = NewJob(prompt_id, "clip", Options(), WORKFLOW, inputs, plans, webhook_url=WEBHOOK_URL)
         try:
             await node.store.create(new, QUEUE_LIMIT)
