@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 8192
 MAX_PIXELS = 50_000_000
-MAX_IMAGE_BYTES = 64 << 20
+MAX_IMAGE_BYTES = 160 << 20
+"""The largest file of a picture: of `MAX_PIXELS`, no PNG is larger."""
 MAX_TRACKS = 64
 
 DECODER_THREADS = 4

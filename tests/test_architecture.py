@@ -61,6 +61,12 @@ ALONE = frozenset({"engine"})
 SHARED = frozenset({"durable", "limits", "marker", "marks"})
 """Modules that the parts that stand alone share with the others."""
 
+DETECTOR = frozenset({"engine.landmarks"})
+"""The module of the engine that finds faces; the workers of `media` find them with the same."""
+
+DETECTOR_PARTS = frozenset({"engine.landmarks", "engine.mesh", "engine.networks"})
+"""All that it consists of: nothing of the engine's server."""
+
 
 def name_of(path: Path) -> str:
     """Name a file's module in the package: `comfy.client`; `comfy` for its `__init__.py`, `""` for the package."""
@@ -157,8 +163,14 @@ def circle(graph: Mapping[str, set[str]]) -> list[str] | None:
 @pytest.mark.parametrize("name", sorted(ALONE))
 def test_the_engine_and_the_service_know_each_other_over_the_wire_only(name: str) -> None:
     for module, targets in GRAPH.items():
-        crossing = {target for target in targets - SHARED if (part(target) in {name}) != (part(module) in {name})}
+        others = targets - SHARED - (DETECTOR if part(module) == "media" else frozenset())
+        crossing = {target for target in others if (part(target) in {name}) != (part(module) in {name})}
         assert not crossing, module
+
+
+def test_the_detector_needs_nothing_else_of_the_engine() -> None:
+    needed = set().union(*(GRAPH[module] for module in DETECTOR_PARTS))
+    assert needed - {"engine"} <= DETECTOR_PARTS
 
 
 @pytest.mark.parametrize("name", ["jobs", "deliveries", "events", "progress", "errors", "workflow"])

@@ -206,4 +206,4 @@ async def test_a_picture_file_has_a_largest_size(process: tuple[Engine, Rig], tm
     form.add_field("image", padded.open("rb"), filename=padded.name)
     async with rig.client.post("/upload/image", data=form) as response:
         assert response.status == 200
-    assert await result(rig, "p", image=padded.name) == ("ValueError", "padded.png is larger than 64 MiB")
+    assert await result(rig, "p", image=padded.name) == ("ValueError", "padded.png is larger than 160 MiB")

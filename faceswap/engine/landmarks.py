@@ -36,9 +36,14 @@ _RIGID = [
 
 @dataclass(frozen=True)
 class Face:
-    """A face in a picture. `landmarks` is float32 (478, 3): x, y and depth in pixels."""
+    """A face in a picture.
+
+    landmarks   float32 (478, 3): x, y and depth in pixels
+    score       0–1, the probability that it is one
+    """
 
     landmarks: Points
+    score: float
 
     @property
     def box(self) -> tuple[float, float, float, float]:
@@ -84,7 +89,7 @@ def find_faces(bgr: Image, max_faces: int = 16) -> list[Face]:
         if found:
             break
     found.sort(key=_area, reverse=True)
-    return [Face(points) for points in found]
+    return [Face(points, finder.score(bgr, points)) for points in found]
 
 
 class Tracker:
@@ -197,6 +202,10 @@ class _Finder:
         if score < CERTAIN or not is_inside or np.ptp(points[:VERTICES, 0]) < _SMALLEST:
             return None
         return points
+
+    def score(self, bgr: Image, points: Points) -> float:
+        """Return the probability, 0–1, that a face is at the landmarks that were found."""
+        return float(self._landmarker(bgr, _region_of(points))[1])
 
     def add(self, bgr: Image, boxes: Box, found: list[Points], limit: int) -> None:
         """Append to `found` the landmarks of the detected faces that it does not hold yet, up to `limit`."""

@@ -2,9 +2,12 @@
 
 from ..jobs import SegmentPlan
 from .facts import (
+    ENGINE_FORMATS,
     AudioFacts,
     Credentials,
     CuttingFacts,
+    FaceFacts,
+    FacesFacts,
     ImageFacts,
     JoinFacts,
     PieceFacts,
@@ -18,9 +21,12 @@ from .facts import (
 from .worker import Marking, MediaWorker, Signing, partial_path
 
 __all__ = [
+    "ENGINE_FORMATS",
     "AudioFacts",
     "Credentials",
     "CuttingFacts",
+    "FaceFacts",
+    "FacesFacts",
     "ImageFacts",
     "JoinFacts",
     "Marking",

@@ -71,6 +71,14 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
     if name == "probe_image":
         return probe.probe_image(Path(arguments["path"]))
     # Loaded when first needed: a process that only probes stays small.
+    if name == "look_for_faces":
+        from .faces import look_for_faces
+
+        return look_for_faces(Path(arguments.pop("path")), **arguments)
+    if name == "convert_image":
+        from .stills import convert
+
+        return convert(Path(arguments["path"]), Path(arguments["out"]))
     if name == "check_cuttable":
         from .cut import check_cuttable
 

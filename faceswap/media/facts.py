@@ -9,6 +9,9 @@ from typing import Any, Literal, Self
 
 from ..jobs import SegmentPlan
 
+ENGINE_FORMATS = frozenset({"png", "jpeg", "webp", "gif", "bmp", "tiff"})
+"""Formats of pictures that ComfyUI and the embedded engine read by themselves, upright."""
+
 
 @dataclass(frozen=True, slots=True)
 class AudioFacts:
@@ -55,16 +58,71 @@ class VideoFacts:
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """A still image that decodes: size in pixels as displayed, and format (`png`, `jpeg`, `webp`, …)."""
+    """A still image that decodes: size in pixels as displayed, format (`png`, `jpeg`, …), and number of faces."""
 
     width: int
     height: int
     format: str
+    faces: int
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Return the facts that a worker wrote as JSON."""
         return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedFacts:
+    """A picture that was converted: bytes of the new file."""
+
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class FaceFacts:
+    """A face in a picture.
+
+    index       as `face_index` counts: from 0, large to small
+    box         left, top, width and height in pixels, within the picture
+    score       0–1, the detector's certainty
+    thumbnail   a small JPEG as a `data:` URI
+    """
+
+    index: int
+    box: tuple[int, int, int, int]
+    score: float
+    thumbnail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ShownFrame:
+    """One frame of a video: the time at which it is shown, and what the video is otherwise.
+
+    at, duration   seconds, from the first frame on
+    frame_rate     frames a second, the average where they vary
+    """
+
+    at: float
+    duration: float
+    frame_rate: float
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class FacesFacts:
+    """The faces of a picture, or of one frame of a video, by their indexes; size in pixels as displayed."""
+
+    width: int
+    height: int
+    faces: tuple[FaceFacts, ...]
+    frame: ShownFrame | None
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the facts that a worker wrote as JSON."""
+        faces = tuple(FaceFacts(**{**face, "box": tuple(face["box"])}) for face in data["faces"])
+        frame = ShownFrame(**data["frame"]) if data["frame"] else None
+        return cls(data["width"], data["height"], faces, frame)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
+import av
 from av.video.frame import VideoFrame
 
 from .timeline import Timeline, decoded, open_picture
 
 LEAD_FRAMES = 16
 """Frames decoded before the first that is wanted, so that none depends on a picture before the key frame."""
+
+
+def decode_frames(path: Path, timeline: Timeline, wanted: Sequence[int]) -> Iterator[VideoFrame]:
+    """Yield the frames numbered `wanted`, which rise; one that cannot be decoded ends them.
+
+    Seeks to just before the first where the file's times can be trusted.
+    """
+    with contextlib.suppress(av.FFmpegError):
+        if timeline.stamped and wanted[0] > LEAD_FRAMES:
+            found = yield from after_seek(path, timeline, wanted)
+            wanted = wanted[found:]
+        yield from from_start(path, wanted)
 
 
 def from_start(path: Path, wanted: Sequence[int]) -> Iterator[VideoFrame]:

@@ -12,26 +12,13 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from ..errors import Unprocessable, UnsupportedMedia
-from ..limits import DECODER_OPTIONS, MAX_IMAGE_BYTES, MAX_SIDE, MAX_TRACKS, too_large
+from ..limits import DECODER_OPTIONS, MAX_SIDE, MAX_TRACKS, too_large
 from .facts import AudioFacts, ImageFacts, VideoFacts
 from .timeline import FrameCounter, open_media, packets, picture_stream
 
 FIRST_FRAME_PACKETS = 300
 
-IMAGE_MAGIC = {
-    b"\x89PNG\r\n\x1a\n": "png",
-    b"\xff\xd8\xff": "jpeg",
-    b"GIF8": "gif",
-    b"BM": "bmp",
-    b"RIFF": "webp",
-    b"II*\x00": "tiff",
-    b"MM\x00*": "tiff",
-}
-
 NOT_A_VIDEO = UnsupportedMedia("The file is not a video that can be read.", code="not_a_video")
-NOT_AN_IMAGE = UnsupportedMedia(
-    "The file is not a complete PNG, JPEG, WebP, BMP, GIF or TIFF image.", code="not_an_image"
-)
 TRUNCATED = Unprocessable("The video is cut off: a part of the file is missing.", code="video_truncated")
 NO_FRAMES = Unprocessable("The video has no frame that can be shown.", code="video_without_frames")
 TOO_MANY_TRACKS = Unprocessable(
@@ -164,31 +151,14 @@ def reaches_past_the_end(container: InputContainer, path: Path) -> bool:
 
 
 def probe_image(path: Path) -> ImageFacts:
-    """Decode the image at `path`.
+    """Decode the image at `path` and count its faces.
 
     Raises UnsupportedMedia (`not_an_image`) or Unprocessable (`image_too_large`).
     """
-    if path.stat().st_size > MAX_IMAGE_BYTES:
-        detail = f"The image file is larger than {MAX_IMAGE_BYTES >> 20} MiB."
-        raise Unprocessable(detail, code="image_too_large")
-    data = path.read_bytes()
-    kind = next((name for magic, name in IMAGE_MAGIC.items() if data.startswith(magic)), None)
-    if kind is None:
-        raise NOT_AN_IMAGE
-    height, width = _decode_image(data)
-    return ImageFacts(width, height, kind)
+    # Loaded here: OpenCV and the detector take longer to load than a video to probe.
+    from ..engine.landmarks import find_faces
+    from .stills import read_still
 
-
-def _decode_image(data: bytes) -> tuple[int, int]:
-    """Return height and width. OpenCV checks the limits that the worker has set before it allocates."""
-    import cv2
-    import numpy as np
-
-    try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as error:
-        detail = f"The image is too large; at most {MAX_SIDE} pixels a side are taken."
-        raise Unprocessable(detail, code="image_too_large") from error
-    if picture is None:
-        raise NOT_AN_IMAGE
-    return picture.shape[0], picture.shape[1]
+    found, bgr = read_still(path)
+    height, width = bgr.shape[:2]
+    return ImageFacts(width, height, found, len(find_faces(bgr)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -16,7 +15,7 @@ from av.video.frame import VideoFrame
 from ..errors import JobFailure
 from .compare import Reference, blocks, display_size, grid, references
 from .facts import Verdict
-from .frames import LEAD_FRAMES, after_seek, from_start
+from .frames import decode_frames
 from .join import check_joinable
 from .probe import clockwise, reaches_past_the_end
 from .timeline import Timeline, decoded, open_picture, read_source
@@ -180,17 +179,8 @@ def _size_of_source(original: Original, frame: VideoFrame, tally: _Tally) -> tup
 
 
 def source_frames(original: Original, samples: Sequence[int]) -> Iterator[VideoFrame]:
-    """Yield the decoded source frames behind the result's frames `samples`, in order.
-
-    Seeks to just before the first where the file's times can be trusted; a source that cannot be decoded
-    further ends the frames.
-    """
-    wanted = [original.frames[i] for i in samples]
-    with contextlib.suppress(av.FFmpegError):
-        if original.timeline.stamped and wanted[0] > LEAD_FRAMES:
-            found = yield from after_seek(original.path, original.timeline, wanted)
-            wanted = wanted[found:]
-        yield from from_start(original.path, wanted)
+    """Yield the decoded source frames behind the result's frames `samples`, in order; see `decode_frames`."""
+    return decode_frames(original.path, original.timeline, [original.frames[i] for i in samples])
 
 
 def _all_black(original: Original) -> bool:

@@ -18,6 +18,7 @@ from ..child_process import kill_group, wait_within
 from ..marks import Marks, payload_of
 from .facts import (
     CuttingFacts,
+    FacesFacts,
     ImageFacts,
     JoinFacts,
     PieceFacts,
@@ -28,6 +29,11 @@ from .facts import (
 )
 
 PROBES_AT_ONCE = 2
+LOOKS_AT_ONCE = 2
+MOST_LOOKS = 16
+"""The most looks for faces, those that wait included."""
+BUSY_S = 5
+"""The pause that a client is asked for when there are as many."""
 CHECKS_AT_ONCE = 2
 PREPARATIONS_AT_ONCE = 2
 IDLE_S = 30.0
@@ -177,6 +183,8 @@ class MediaWorker:
         self._idle: list[Child] = []
         # Apart, so that an upload is never kept waiting by the check of a long result, nor that by a long video.
         self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
+        self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._looking = 0
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._preparations = asyncio.Semaphore(PREPARATIONS_AT_ONCE)
         self._starting = asyncio.Lock()
@@ -210,11 +218,31 @@ class MediaWorker:
         return VideoFacts.from_json(answer)
 
     async def probe_image(self, path: Path) -> ImageFacts:
-        """Return size and format of the image at `path`.
+        """Return size and format of the image at `path`, and the number of its faces.
 
         Raises Problem: 415 `not_an_image`, 422 `image_too_large` or `undecodable`.
         """
         return ImageFacts.from_json(await self._probe("probe_image", path))
+
+    async def convert_image(self, path: Path, out: Path) -> None:
+        """Write the image at `path` to `out` as PNG, upright. Raises Problem as `probe_image` does."""
+        await self._probe("convert_image", path, out=out)
+
+    async def look_for_faces(self, path: Path, kind: str, at: float, max_frames: int) -> FacesFacts:
+        """Return the faces of an `image`, or of a `video`'s frame `at` so many seconds; see `faces.look_for_faces`.
+
+        Raises Problem as `probe_image` and `probe_video` do, and 503 `too_busy`.
+        """
+        if self._looking >= MOST_LOOKS:
+            detail = "Faces are looked for in too many files at the moment; try again in a few seconds."
+            raise errors.Unavailable(detail, code="too_busy", retry_after=BUSY_S)
+        self._looking += 1
+        try:
+            arguments = {"kind": kind, "at": at, "max_frames": max_frames}
+            answer = await self._probe("look_for_faces", path, slots=self._looks, **arguments)
+        finally:
+            self._looking -= 1
+        return FacesFacts.from_json(answer)
 
     async def cuttable(self, source: Path) -> bool:
         """Return whether pieces can be cut out of `source` as it is; see `cut.check_cuttable`. Raises JobFailure."""
@@ -340,9 +368,16 @@ class MediaWorker:
         timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + size / PROBE_BYTES_A_SECOND
         return Verdict.from_json(await self._check("verify", arguments, timeout))
 
-    async def _probe(self, call: str, path: Path, least_s: float = PROBE_TIMEOUT_S, **arguments: Any) -> dict[str, Any]:
+    async def _probe(
+        self,
+        call: str,
+        path: Path,
+        least_s: float = PROBE_TIMEOUT_S,
+        slots: asyncio.Semaphore | None = None,
+        **arguments: Any,
+    ) -> dict[str, Any]:
         timeout = least_s + await _size(path) / PROBE_BYTES_A_SECOND
-        async with self._probes:
+        async with slots or self._probes:
             try:
                 return await self._ask(call, {"path": path, **arguments}, timeout)
             except ChildError as error:
