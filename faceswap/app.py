@@ -72,6 +72,8 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     app = web.Application(middlewares=[middleware.problems, middleware.same_origin, access.authenticate])
     app[keys.SETTINGS] = settings
     app[rate_limit.RATE_LIMIT] = rate_limit.RateLimit(settings.rate_limit)
+    looks = rate_limit.LOOKS_PER_SUBMISSION * settings.rate_limit
+    app[rate_limit.LOOK_LIMIT] = rate_limit.RateLimit(looks, rate_limit.LOOKS)
     app[keys.HUB] = Hub()
     app[keys.FEED] = Feed(app[keys.HUB])
     app[keys.FILES] = open_files(settings, name)
@@ -86,6 +88,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
         feed.attach(store)
         guard = UrlGuard(settings.url_allow)
         media, fetcher = MediaWorker(marking), Fetcher(guard)
+        app[keys.MEDIA] = media
         # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.
         session = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
         try:

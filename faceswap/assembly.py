@@ -71,7 +71,8 @@ class Assembly:
 
     async def _join(self, job: Job, lease: Lease) -> None:
         segments = await self._store.segments(job.prompt_id)
-        warnings = [*_check_changed(segments), *(warning for segment in segments for warning in segment.warnings)]
+        told = (warning for segment in segments for warning in segment.warnings)
+        warnings = [*job.warnings, *_check_changed(segments), *told]
         joined = self._files.joined(job.prompt_id, lease.epoch)
         facts = await self._media.join(
             await self._files.fetch_segments(segments),

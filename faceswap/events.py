@@ -22,14 +22,15 @@ class Payload:
     data: Mapping[str, Any]
 
 
-def queued(prompt_id: str, queue_position: int) -> Payload:
-    """Tell that the job was accepted."""
+def queued(prompt_id: str, queue_position: int, warnings: tuple[str, ...]) -> Payload:
+    """Tell that the job was accepted, and what its user is to be warned of."""
     data = {
         "prompt_id": prompt_id,
         "message": QUEUED_MESSAGE,
         "status_url": f"/status/{prompt_id}",
         "events_url": f"/events/{prompt_id}",
         "queue_position": queue_position,
+        "warnings": list(warnings),
     }
     return Payload("queued", data)
 

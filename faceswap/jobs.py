@@ -70,6 +70,8 @@ MAX_MAPPED_FACES = 16
 """The most faces of a video that may be named."""
 MAX_IMAGES = 8
 """The most pictures of faces that a job may have."""
+NOT_EMBEDDED = ("swap_model", "face_restore_model", "face_restore_visibility", "face_boost", "detect_gender")
+"""Options that mean something to ReActor only."""
 MAX_SECONDS = 1e6
 """The latest moment of a video that may be named, in seconds."""
 VIDEO_FORMATS = ("mp4", "webm", "gif")
@@ -164,6 +166,12 @@ class Options:
     def rate(self) -> Fraction | None:
         """The frame rate that was chosen, exactly."""
         return None if self.frame_rate is None else Fraction(self.frame_rate).limit_denominator(1001)
+
+    @property
+    def embedded_warnings(self) -> tuple[str, ...]:
+        """A sentence that names what was chosen and means nothing to the embedded engine."""
+        ignored = [name for name in NOT_EMBEDDED if getattr(self, name) not in (None, False, "no", "none")]
+        return (f"The embedded engine has no use for {', '.join(ignored)}: that is ReActor's.",) if ignored else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options that were chosen, as JSON values."""
@@ -373,6 +381,7 @@ class NewJob:
     traceparent: str | None = None
     consent: str | None = None
     label: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

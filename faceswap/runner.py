@@ -33,8 +33,6 @@ from .workflow import Graph, Workflow, WorkflowError, extra_data
 
 log = logging.getLogger(__name__)
 
-IGNORED_BY_EMBEDDED = ("swap_model", "face_restore_model", "face_restore_visibility", "face_boost", "detect_gender")
-"""Options that mean something to ReActor only."""
 LOOK_AGAIN_S = 0.5
 CUT_LIMIT = 20
 """Times the way to an engine or back may be cut before that counts as a failure."""
@@ -320,9 +318,7 @@ def _ignored_options(backend: Backend, job: Job) -> tuple[str, ...]:
     """Return a warning that names the options the embedded engine has no use for."""
     if backend.features is None or not backend.features.streams:
         return ()
-    given = job.options.to_dict()
-    ignored = [name for name in IGNORED_BY_EMBEDDED if given.get(name) not in (None, False, "no", "none")]
-    return (f"The embedded engine has no use for {', '.join(ignored)}: that is ReActor's.",) if ignored else ()
+    return job.options.embedded_warnings
 
 
 def _costs_key(backend: Backend, job: Job) -> str:

@@ -10,6 +10,7 @@ import clips
 import cv2
 import numpy as np
 import pytest
+from face_pictures import LARGE, SMALL, group
 from numpy.typing import NDArray
 
 from faceswap import samples
@@ -18,16 +19,6 @@ from faceswap.media.faces import THUMBNAIL_SIDE, look_for_faces
 from faceswap.media.facts import FacesFacts
 
 MAX_FRAMES = 1000
-BIG, SMALL = 360, 180
-
-
-def group() -> NDArray[np.uint8]:
-    """Draw two people, RGB: a small one at the left, a large one at the right."""
-    person = cv2.cvtColor(cv2.imread(str(samples.FACE)), cv2.COLOR_BGR2RGB)
-    picture = np.full((BIG, SMALL + BIG, 3), 110, np.uint8)
-    picture[:SMALL, :SMALL] = cv2.resize(person, (SMALL, SMALL), interpolation=cv2.INTER_AREA)
-    picture[:, SMALL:] = cv2.resize(person, (BIG, BIG), interpolation=cv2.INTER_AREA)
-    return picture
 
 
 def look(path: Path, at: float = 0.0) -> FacesFacts:
@@ -37,7 +28,7 @@ def look(path: Path, at: float = 0.0) -> FacesFacts:
 def test_faces_are_numbered_from_large_to_small(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "group.png"), group()[..., ::-1])
     found = look(tmp_path / "group.png")
-    assert (found.width, found.height, found.frame) == (SMALL + BIG, BIG, None)
+    assert (found.width, found.height, found.frame) == (SMALL + LARGE, LARGE, None)
     assert [face.index for face in found.faces] == [0, 1]
     large, small = (face.box for face in found.faces)
     assert large[0] > SMALL > small[0] + small[2]
@@ -67,7 +58,7 @@ def test_the_frame_that_is_shown_at_a_time_is_looked_at(tmp_path: Path) -> None:
     clip = clips.make_clip(
         tmp_path / "clip.mp4",
         5,
-        size=(SMALL + BIG, BIG),
+        size=(SMALL + LARGE, LARGE),
         draw=draw,
         times=[0, 100, 150, 160, 200],
         time_base=Fraction(1, 100),
@@ -84,7 +75,7 @@ def test_a_frame_deep_in_a_long_clip_is_found(tmp_path: Path) -> None:
     def draw(number: int, width: int, height: int) -> NDArray[np.uint8]:
         return group() if number == 70 else clips.numbered(number, width, height)
 
-    clip = clips.make_clip(tmp_path / "clip.mp4", 80, size=(SMALL + BIG, BIG), draw=draw, rate=Fraction(25))
+    clip = clips.make_clip(tmp_path / "clip.mp4", 80, size=(SMALL + LARGE, LARGE), draw=draw, rate=Fraction(25))
     assert [len(look(clip, number / 25).faces) for number in (69, 70, 71)] == [0, 2, 0]
 
 
@@ -92,12 +83,12 @@ def test_a_video_that_a_player_turns_is_looked_at_upright(tmp_path: Path) -> Non
     clip = clips.make_clip(
         tmp_path / "clip.mp4",
         2,
-        size=(BIG, SMALL + BIG),
+        size=(LARGE, SMALL + LARGE),
         draw=lambda number, width, height: np.ascontiguousarray(np.rot90(group())),
         rotation=90,
     )
     found = look(clip)
-    assert (found.width, found.height, len(found.faces)) == (SMALL + BIG, BIG, 2)
+    assert (found.width, found.height, len(found.faces)) == (SMALL + LARGE, LARGE, 2)
 
 
 def test_what_is_neither_picture_nor_video_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from ..files import Files
 from ..hub import Hub
 from ..intake import Submitter
 from ..keyring import Keyring
+from ..media import MediaWorker
 from ..node import Node
 from ..progress_reporter import ProgressReporter
 from ..scheduler import Scheduler
@@ -26,6 +27,7 @@ SCHEDULER = web.AppKey("scheduler", Scheduler)
 PROGRESS_REPORTER = web.AppKey("progress_reporter", ProgressReporter)
 SUBMITTER = web.AppKey("submitter", Submitter)
 FILES = web.AppKey("files", Files)
+MEDIA = web.AppKey("media", MediaWorker)
 NODE = web.AppKey("node", Node)
 
 KEYRING = web.AppKey("keyring", Keyring)

@@ -92,6 +92,8 @@ PROBLEMS: Mapping[str, int] = {
     "video_too_many_tracks": 422,
     "video_has_gaps": 422,
     "image_too_large": 422,
+    "no_face_in_image": 422,
+    "no_such_source_face": 422,
     "undecodable": 422,
     "headers_too_large": 431,
     "internal_error": 500,
@@ -138,6 +140,7 @@ _INPUTS = (
     *("url_unreachable", "url_failed", "url_timeout", "video_damaged", "video_truncated", "video_without_frames"),
     *("video_too_large", "video_too_long", "video_too_many_tracks", "video_has_gaps", "image_too_large"),
     *("undecodable", "queue_full", "disk_low", "invalid_consent", "consent_required"),
+    *("no_face_in_image", "no_such_source_face"),
     *("invalid_label", "too_many_images"),
 )
 _QUEUES = ("rate_limited", "key_queue_full")

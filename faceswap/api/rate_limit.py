@@ -1,4 +1,4 @@
-"""The limit of submissions a minute, for each key, or for each address where there are no keys."""
+"""The limits of submissions and of looks for faces a minute, for each key, or each address where there are no keys."""
 
 from __future__ import annotations
 
@@ -26,14 +26,17 @@ PROXY_HEADERS = ("X-Forwarded-For", hdrs.FORWARDED)
 """The headers by which a proxy on this machine is told from a user of it."""
 KEY = "key "
 """The beginning of what a key is counted under."""
-POLICY = "submissions"
-"""The name of the limit in the `RateLimit` headers."""
+SUBMISSIONS, LOOKS = "submissions", "faces"
+"""The names of the limits in the `RateLimit` headers."""
+LOOKS_PER_SUBMISSION = 10
+"""Looks for faces that are allowed where one submission is: who searches a video for a frame makes many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """The submissions that are left to somebody, and the seconds until there are more."""
+    """The requests of a kind that are left to somebody, and the seconds until there are more."""
 
+    policy: str
     limit: int
     left: int
     more_in_s: int
@@ -43,22 +46,23 @@ ALLOWANCE = web.RequestKey("allowance", Allowance)
 
 
 class RateLimit:
-    """The submissions of the last minute at this node, kept in memory; 0 is no limit."""
+    """The requests of one kind of the last minute at this node, kept in memory; 0 is no limit."""
 
-    def __init__(self, per_minute: int) -> None:
+    def __init__(self, per_minute: int, policy: str = SUBMISSIONS) -> None:
         self.per_minute = per_minute
+        self.policy = policy
         self._counters = MemoryStorage()
         self._limiter = SlidingWindowCounterRateLimiter(self._counters)
 
     async def take(self, who: str) -> tuple[bool, Allowance]:
-        """Count a submission of somebody, unless they had all that they may; returns whether it was counted."""
+        """Count a request of somebody, unless they had all that they may; returns whether it was counted."""
         item = RateLimitItemPerMinute(self.per_minute)
         if self._is_surplus(item, who):
             who = "all others"
         counted = await self._limiter.hit(item, who)
         stats = await self._limiter.get_window_stats(item, who)
         more_in_s = max(1, math.floor(stats.reset_time - time.time()) + 1)
-        return counted, Allowance(self.per_minute, stats.remaining, more_in_s)
+        return counted, Allowance(self.policy, self.per_minute, stats.remaining, more_in_s)
 
     def _is_surplus(self, item: RateLimitItemPerMinute, who: str) -> bool:
         """Return whether an address has no counter yet and there is room for none."""
@@ -69,25 +73,35 @@ class RateLimit:
 
 
 RATE_LIMIT = web.AppKey("rate_limit", RateLimit)
+LOOK_LIMIT = web.AppKey("look_limit", RateLimit)
 
 
 async def count_submission(request: web.Request) -> None:
     """Count a request that submits a job. Raises `TooManyRequests` when there were too many in the last minute."""
-    limit, who = request.app[RATE_LIMIT], _who(request)
+    await _count(request, request.app[RATE_LIMIT], "jobs")
+
+
+async def count_look(request: web.Request) -> None:
+    """Count a request that has faces looked for. Raises `TooManyRequests`, as `count_submission` does."""
+    await _count(request, request.app[LOOK_LIMIT], "looks for faces")
+
+
+async def _count(request: web.Request, limit: RateLimit, things: str) -> None:
+    who = _who(request)
     if not limit.per_minute or who is None:
         return
     counted, allowance = await limit.take(who)
     request[ALLOWANCE] = allowance
     if not counted:
         raise TooManyRequests(
-            f"At most {allowance.limit:,} jobs a minute are taken; try again in {allowance.more_in_s} s.",
+            f"At most {allowance.limit:,} {things} a minute are taken; try again in {allowance.more_in_s} s.",
             code="rate_limited",
             retry_after=allowance.more_in_s,
         )
 
 
 def _who(request: web.Request) -> str | None:
-    """Return whose submissions a request counts among; None for a user of this machine where there are no keys."""
+    """Return whose requests a request counts among; None for a user of this machine where there are no keys."""
     if OWNER in request:
         return f"{KEY}{request[OWNER]}"
     address = client_address(request, request.app[SETTINGS])
@@ -104,5 +118,5 @@ async def add_allowance(request: web.Request, response: web.StreamResponse) -> N
     """Add the `RateLimit` headers (draft-ietf-httpapi-ratelimit-headers-10), just before the others are sent."""
     allowance = request.get(ALLOWANCE)
     if allowance is not None:
-        response.headers["RateLimit-Policy"] = f'"{POLICY}";q={allowance.limit};w={WINDOW_S}'
-        response.headers["RateLimit"] = f'"{POLICY}";r={allowance.left};t={allowance.more_in_s}'
+        response.headers["RateLimit-Policy"] = f'"{allowance.policy}";q={allowance.limit};w={WINDOW_S}'
+        response.headers["RateLimit"] = f'"{allowance.policy}";r={allowance.left};t={allowance.more_in_s}'

@@ -199,6 +199,7 @@ EVENTS: Mapping[str, Schema] = {
             "status_url": TEXT,
             "events_url": TEXT,
             "queue_position": {"type": "integer", "minimum": 1},
+            "warnings": array(TEXT),
         }
     ),
     "executing": record({"node": TEXT, "title": TEXT, "message": TEXT}),
@@ -290,6 +291,14 @@ _DELIVERY = record(
     }
 )
 
+_VIDEO_FACTS: Mapping[str, Schema] = {
+    "at": {"type": "number", "minimum": 0, "description": "The time, in seconds, of the frame that was looked at."},
+    "duration": {"type": "number", "minimum": 0, "description": "Seconds."},
+    "frame_rate": {"type": "number", "description": "Frames a second, on average where they vary."},
+    "frames": COUNT,
+}
+"""The part of an answer that is about a video, and not there for a picture."""
+
 _EVENT_ID = {"anyOf": [COUNT, TEXT], "description": "The number of the last event that was seen."}
 _ANNOUNCED = record({"filename": TEXT, "size": COUNT}, optional=("filename",))
 _VIDEOS, _IMAGES = ("video", "video_url"), ("image", "image_url")
@@ -344,7 +353,31 @@ SCHEMAS: Mapping[str, Schema] = {
             "message": TEXT,
             "status_url": TEXT,
             "output_prefix": TEXT,
+            "warnings": array(TEXT),
         }
+    ),
+    "Faces": record(
+        {
+            "width": COUNT,
+            "height": COUNT,
+            "faces": array(
+                record(
+                    {
+                        "index": {**COUNT, "description": "Its number, as `face_index` counts: from large to small."},
+                        "box": {
+                            **array(COUNT),
+                            "minItems": 4,
+                            "maxItems": 4,
+                            "description": "Left, top, width and height in pixels, upright.",
+                        },
+                        "score": {"type": "number", "minimum": 0, "maximum": 1},
+                        "thumbnail": {**TEXT, "description": "A JPEG of at most 160 pixels a side, as a `data:` URI."},
+                    }
+                )
+            ),
+            **_VIDEO_FACTS,
+        },
+        optional=tuple(_VIDEO_FACTS),
     ),
     "Jobs": record({"jobs": array(ref("Status")), "next_cursor": nullable(TEXT)}),
     "Deliveries": record({"deliveries": array(_DELIVERY)}),

@@ -47,6 +47,7 @@ def _accepted(job: Job, status: int) -> web.Response:
         "message": QUEUED_MESSAGE.format(prompt_id=job.prompt_id),
         "status_url": url,
         "output_prefix": job.output_name,
+        "warnings": list(job.warnings),
     }
     headers = {"Location": url} if status == 200 else {"Location": url, "Preference-Applied": "respond-async"}
     return web.json_response(document, status=status, headers=headers)

@@ -22,6 +22,7 @@ from ..tracing import job_span, stage
 from ..workflow import Workflow, WorkflowError
 from .fetch import Fetcher
 from .form import Submission
+from .pictures import Pictures
 from .readers import RequestReader
 
 RETRY_AFTER_S = 60
@@ -51,6 +52,7 @@ class Submitter:
         self._store = store
         self._files = files
         self._media = media
+        self._pictures = Pictures(files, media)
         self._workflows = workflows
         self._frame_limit = frame_limit
         self._reader = RequestReader(settings, files, fetcher, self._workflow_for)
@@ -120,9 +122,9 @@ class Submitter:
         """Check the media of a submission and plan its segments. Raises `Problem`."""
         options = submission.options
         workflow = self._workflow_for(options)
-        # One after the other: a refusal erases the folder, which no probe may be reading at that time.
-        for image in submission.images:
-            await self._media.probe_image(self._files.input(prompt_id, image.file))
+        submission, warnings = await self._pictures.check(submission, prompt_id)
+        if not self._settings.comfyui_urls:
+            warnings += options.embedded_warnings
         video_file = self._files.input(prompt_id, submission.video_file)
         video = await self._media.probe_video(video_file, self._settings.max_frames)
         segment_frames = self._segment_frames(video, options.rate) if workflow.splittable else 0
@@ -144,6 +146,7 @@ class Submitter:
             result_put_url=submission.result_put_url,
             consent=submission.consent,
             label=submission.label,
+            warnings=warnings,
         )
 
     def _segment_frames(self, video: VideoFacts, frame_rate: Fraction | None) -> int:

@@ -30,10 +30,6 @@ from .facts import (
 
 PROBES_AT_ONCE = 2
 LOOKS_AT_ONCE = 2
-MOST_LOOKS = 16
-"""The most looks for faces, those that wait included."""
-BUSY_S = 5
-"""The pause that a client is asked for when there are as many."""
 CHECKS_AT_ONCE = 2
 PREPARATIONS_AT_ONCE = 2
 IDLE_S = 30.0
@@ -184,7 +180,6 @@ class MediaWorker:
         # Apart, so that an upload is never kept waiting by the check of a long result, nor that by a long video.
         self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
-        self._looking = 0
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._preparations = asyncio.Semaphore(PREPARATIONS_AT_ONCE)
         self._starting = asyncio.Lock()
@@ -231,17 +226,9 @@ class MediaWorker:
     async def look_for_faces(self, path: Path, kind: str, at: float, max_frames: int) -> FacesFacts:
         """Return the faces of an `image`, or of a `video`'s frame `at` so many seconds; see `faces.look_for_faces`.
 
-        Raises Problem as `probe_image` and `probe_video` do, and 503 `too_busy`.
+        Raises Problem as `probe_image` and `probe_video` do.
         """
-        if self._looking >= MOST_LOOKS:
-            detail = "Faces are looked for in too many files at the moment; try again in a few seconds."
-            raise errors.Unavailable(detail, code="too_busy", retry_after=BUSY_S)
-        self._looking += 1
-        try:
-            arguments = {"kind": kind, "at": at, "max_frames": max_frames}
-            answer = await self._probe("look_for_faces", path, slots=self._looks, **arguments)
-        finally:
-            self._looking -= 1
+        answer = await self._probe("look_for_faces", path, slots=self._looks, kind=kind, at=at, max_frames=max_frames)
         return FacesFacts.from_json(answer)
 
     async def cuttable(self, source: Path) -> bool:

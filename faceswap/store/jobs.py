@@ -71,7 +71,7 @@ class Jobs(Leases, Audit, Deliveries):
             job = await self._insert_job(tx, new, await self._free_name(tx, stored_name(new.owner, new.output_name)))
             place = await queue_place(tx.all, job)
             assert place is not None
-            await tx.add_event(job.prompt_id, payloads.queued(job.prompt_id, place))
+            await tx.add_event(job.prompt_id, payloads.queued(job.prompt_id, place, job.warnings))
             await record_accepted(tx, job)
         return job, True
 
@@ -135,6 +135,7 @@ class Jobs(Leases, Audit, Deliveries):
             "traceparent": new.traceparent,
             "consent": new.consent,
             "label": new.label,
+            "warnings": json.dumps(new.warnings, ensure_ascii=False),
         }
         await tx.run(ADD_OWNER, new.owner or "")
         names = ", ".join(values)

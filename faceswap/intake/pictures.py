@@ -1,0 +1,118 @@
+"""The pictures of a request: their faces are counted, and what engines cannot read is converted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePath
+
+import aiofiles
+
+from ..errors import BadRequest, Unprocessable
+from ..files import PIECE_BYTES, Files
+from ..jobs import ImageFile, Options
+from ..media import ENGINE_FORMATS, MediaWorker
+from .form import Submission
+
+
+class Pictures:
+    """Checks the pictures of requests, in the input folders of jobs that are not committed yet."""
+
+    def __init__(self, files: Files, media: MediaWorker) -> None:
+        self._files = files
+        self._media = media
+
+    async def check(self, submission: Submission, prompt_id: str) -> tuple[Submission, tuple[str, ...]]:
+        """Return the submission with pictures that every engine reads, and what its user is to be warned of.
+
+        Raises Problem: 415 `not_an_image`, 422 `no_face_in_image`, `no_such_source_face`, `image_too_large` or
+        `undecodable`, 400 `invalid_option` for a mapping to a picture that is not there.
+        """
+        images, options = list(submission.images), submission.options
+        _check_numbers(options, len(images))
+        counts = []
+        # One after the other: a refusal erases the folder, which no worker may be reading at that time.
+        for number, image in enumerate(images):
+            facts = await self._media.probe_image(self._files.input(prompt_id, image.file))
+            name = _name(number, len(images))
+            if facts.faces == 0:
+                raise Unprocessable(
+                    f"{name} shows no face that can be found; use one that shows it larger and from the front.",
+                    code="no_face_in_image",
+                )
+            counts.append(facts.faces)
+            if facts.format not in ENGINE_FORMATS:
+                images[number] = await self._convert(prompt_id, image)
+        _check_faces(options, counts)
+        return replace(submission, images=tuple(images)), tuple(_warnings(options, counts))
+
+    async def _convert(self, prompt_id: str, image: ImageFile) -> ImageFile:
+        """Put a PNG in the place of a picture of another format, under a name of its own."""
+        stem = f"{PurePath(image.file).stem}-converted"
+        original, made = (self._files.input(prompt_id, name) for name in (image.file, f"{stem}.made"))
+        try:
+            await self._media.convert_image(original, made)
+            name, writer = f"{stem}.png", self._files.new_input(prompt_id, f"{stem}.part")
+            try:
+                async for piece in _pieces(made):
+                    await writer.write(piece)
+                await writer.finish(name)
+            finally:
+                await writer.close()
+        finally:
+            await self._files.delete(made)
+        await self._files.delete(original)
+        await self._files.sync_upload(prompt_id)
+        return ImageFile(name, writer.sha256)
+
+
+async def _pieces(path: Path) -> AsyncIterator[bytes]:
+    async with aiofiles.open(path, "rb") as file:
+        while piece := await file.read(PIECE_BYTES):
+            yield piece
+
+
+def _name(number: int, count: int) -> str:
+    """Return how a sentence about a picture begins."""
+    return "The picture" if count == 1 else f"Picture {number}"
+
+
+def _check_numbers(options: Options, count: int) -> None:
+    """Raise `BadRequest` for a mapping that names a picture which was not given."""
+    for pair in options.mapping or ():
+        if pair.image >= count:
+            given = "only one was given" if count == 1 else f"{count} were given, counted from 0"
+            raise BadRequest(f"Option 'mapping' names picture {pair.image}; {given}.", code="invalid_option")
+
+
+def _chosen(options: Options, count: int) -> Iterator[tuple[int, int]]:
+    """Yield the picture and the number of each face that options name."""
+    sources = [int(source) for source in (options.source_face_index or "0").split(",")]
+    if options.mapping is not None:
+        yield from ((pair.image, pair.source_face) for pair in options.mapping)
+    elif count > 1 and not options.one_person:
+        yield from ((image, sources[min(image, len(sources) - 1)]) for image in range(count))
+    else:
+        yield from ((0, source) for source in sources)
+
+
+def _check_faces(options: Options, counts: Sequence[int]) -> None:
+    """Raise `Unprocessable` for a face that is chosen and not there; `counts` are the faces of each picture."""
+    for image, source in _chosen(options, len(counts)):
+        if source >= counts[image]:
+            shown = "one face, number 0" if counts[image] == 1 else f"{counts[image]} faces, counted from 0"
+            raise Unprocessable(
+                f"{_name(image, len(counts))} shows {shown}; there is no face {source} in it.",
+                code="no_such_source_face",
+            )
+
+
+def _warnings(options: Options, counts: Sequence[int]) -> Iterator[str]:
+    """Yield a sentence for each picture that shows several faces where none was chosen."""
+    if options.mapping is not None and not options.one_person:
+        return
+    if options.source_face_index is not None:
+        return
+    for number, count in enumerate(counts):
+        if count > 1:
+            yield f"{_name(number, len(counts))} shows {count} faces: the largest is taken, which is number 0."

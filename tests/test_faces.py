@@ -1,0 +1,152 @@
+"""Faces in the pictures of requests: refused where there is none, told where there are several."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import clips
+import face_pictures
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from processes import files_in
+from service_rig import ServiceRig, service_and_engines
+
+from faceswap import samples
+from faceswap.api import keys
+from faceswap.config import Settings
+from faceswap.jobs import Options
+
+ONE_LOOP = pytest.mark.asyncio(loop_scope="module")
+
+FACE = samples.FACE.read_bytes()
+GROUP = face_pictures.png(face_pictures.group())
+NOBODY = face_pictures.nobody()
+TOLD = "The picture shows 2 faces: the largest is taken, which is number 0."
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[ServiceRig]:
+    """Yield a service whose one engine paints, and which may fetch from this machine."""
+    local = Settings.load({"FACESWAP_URL_ALLOW": "127.0.0.0/8"}).url_allow
+    folder = tmp_path_factory.mktemp("faces")
+    async with service_and_engines(folder, settings={"url_allow": local}, paint=True) as (service, _):
+        yield service
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return clips.make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", 4).read_bytes()
+
+
+def form(clip: bytes, images: Sequence[bytes], **options: Any) -> aiohttp.FormData:
+    form = aiohttp.FormData()
+    form.add_field("video", clip, filename="clip.mp4")
+    for image in images:
+        form.add_field("image", image, filename="face.png")
+    form.add_field("options", json.dumps(options))
+    form.add_field("return_prompt_id_only", "true")
+    return form
+
+
+async def submit(rig: ServiceRig, clip: bytes, *images: bytes, **options: Any) -> tuple[int, dict[str, Any]]:
+    async with rig.client.post("/face-swap", data=form(clip, images, **options)) as response:
+        return response.status, await response.json()
+
+
+@ONE_LOOP
+async def test_a_picture_without_a_face_is_refused_whichever_way_it_comes(rig: ServiceRig, clip: bytes) -> None:
+    before = rig.files()
+    status, problem = await submit(rig, clip, NOBODY)
+    assert (status, problem["code"]) == (422, "no_face_in_image")
+    assert problem["detail"].startswith("The picture shows no face")
+    status, problem = await submit(rig, clip, FACE, NOBODY)
+    assert (status, problem["code"]) == (422, "no_face_in_image")
+    assert problem["detail"].startswith("Picture 1 shows no face")
+
+    async def send(request: web.Request) -> web.Response:
+        return web.Response(body=clip if request.path == "/clip" else NOBODY)
+
+    app = web.Application()
+    app.add_routes([web.get("/clip", send), web.get("/nobody", send)])
+    async with TestServer(app) as elsewhere:
+        urls = {"video_url": str(elsewhere.make_url("/clip")), "image_url": str(elsewhere.make_url("/nobody"))}
+        async with rig.client.post("/face-swap", json=urls) as response:
+            assert (response.status, (await response.json())["code"]) == (422, "no_face_in_image")
+
+    async with rig.client.ws_connect("/face-swap-ws") as socket:
+        await socket.send_json({"video": {"size": len(clip)}, "image": {"size": len(NOBODY)}})
+        await socket.send_bytes(clip)
+        await socket.send_bytes(NOBODY)
+        event = await socket.receive_json()
+        assert (event["event"], event["data"]["code"]) == ("error", "no_face_in_image")
+        assert (await socket.receive()).data == 1008
+    assert (await rig.get("/jobs"))["jobs"] == []
+    assert rig.files() == before
+
+
+@ONE_LOOP
+async def test_a_face_that_is_not_there_is_refused(rig: ServiceRig, clip: bytes) -> None:
+    refused: list[tuple[list[bytes], dict[str, Any], str]] = [
+        ([FACE], {"source_face_index": "1"}, "The picture shows one face, number 0; there is no face 1 in it."),
+        ([GROUP], {"source_face_index": "0,2"}, "The picture shows 2 faces, counted from 0; there is no face 2 in it."),
+        ([GROUP, FACE], {"source_face_index": "1"}, "Picture 1 shows one face, number 0; there is no face 1 in it."),
+        (
+            [GROUP, FACE],
+            {"mapping": [{"face": 0, "image": 0, "source_face": 1}, {"face": 1, "image": 1, "source_face": 1}]},
+            "Picture 1 shows one face, number 0; there is no face 1 in it.",
+        ),
+    ]
+    for images, options, detail in refused:
+        status, problem = await submit(rig, clip, *images, **options)
+        assert (status, problem["code"], problem["detail"]) == (422, "no_such_source_face", detail)
+    status, problem = await submit(rig, clip, FACE, mapping=[{"face": 0, "image": 1}])
+    assert (status, problem["code"]) == (400, "invalid_option")
+    assert problem["detail"] == "Option 'mapping' names picture 1; only one was given."
+
+
+@ONE_LOOP
+async def test_several_faces_of_which_none_is_chosen_are_told_everywhere(rig: ServiceRig, clip: bytes) -> None:
+    status, answer = await submit(rig, clip, GROUP)
+    assert (status, answer["warnings"]) == (200, [TOLD])
+    prompt_id = answer["prompt_id"]
+    assert (await rig.status(prompt_id))["warnings"] == [TOLD]
+    ended = await rig.ended(prompt_id)
+    assert ended["status"] == "SUCCESS"
+    assert ended["warnings"][0] == TOLD
+    events = {event.type: event.data for event in await rig.client.app[keys.STORE].events(prompt_id, 0)}
+    assert events["queued"]["warnings"] == [TOLD]
+    assert events["completed"]["warnings"] == ended["warnings"]
+    for images, options in (([GROUP], {"source_face_index": "1"}), ([FACE], {})):
+        assert (await submit(rig, clip, *images, **options))[1]["warnings"] == []
+
+
+@ONE_LOOP
+async def test_a_heic_is_a_png_to_the_engine_and_to_its_owner(rig: ServiceRig, clip: bytes) -> None:
+    photo = face_pictures.heic(face_pictures.group())
+    status, answer = await submit(rig, clip, photo, source_face_index=1)
+    assert status == 200, answer
+    prompt_id = answer["prompt_id"]
+    kept = [name for name in files_in(rig.folder) if f"inputs/{prompt_id}/" in name]
+    assert sorted(Path(name).suffix for name in kept) == [".mp4", ".png"]
+    async with rig.client.get(f"/jobs/{prompt_id}/image") as response:
+        assert (response.status, response.content_type) == (200, "image/png")
+        png = await response.read()
+    assert png.startswith(b"\x89PNG")
+    job = await rig.client.app[keys.STORE].job(prompt_id)
+    (image,) = job.inputs.images
+    assert image.sha256 == hashlib.sha256(png).hexdigest()
+    assert (await rig.ended(prompt_id))["status"] == "SUCCESS"
+
+
+def test_what_means_nothing_to_the_embedded_engine_is_told() -> None:
+    assert Options().embedded_warnings == ()
+    assert Options(detect_gender="no", face_boost=False, face_restore_model="none").embedded_warnings == ()
+    (warning,) = Options(swap_model="inswapper_128.onnx", face_restore_visibility=0.5).embedded_warnings
+    assert warning == "The embedded engine has no use for swap_model, face_restore_visibility: that is ReActor's."
