@@ -73,7 +73,9 @@ class EngineRun:
         image = await self.client.upload(FACE, FACE.name, "bench")
         self.number += 1
         prompt_id = f"bench-{self.number}"
-        graph = self.workflow.build(video=video, image=image, output_prefix=f"bench/{prompt_id}", options={"crf": CRF})
+        graph = self.workflow.build(
+            video=video, images=(image,), output_prefix=f"bench/{prompt_id}", options={"crf": CRF}
+        )
         started = time.perf_counter()
         await self.client.submit(graph, "bench", prompt_id)
         while (outcome := await self.client.outcome(prompt_id)) is None:

@@ -215,7 +215,7 @@ class Runner:
         try:
             return workflow.build(
                 video=inputs.video,
-                image=inputs.image,
+                images=inputs.images,
                 output_prefix=f"{job.prompt_id}/{segment.number:05d}-{segment.attempt}",
                 options=job.options.to_dict(),
                 skip_first_frames=inputs.first_frame,

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +33,15 @@ VIDEO_INFO = "VHS_VideoInfo"
 VIDEO_INFO_SLOT = 3  # of both video loaders
 LOADED_FPS_SLOT = 5  # of VHS_VideoInfo
 ADDED_INFO_NODE = "loaded frame rate"
+ORIGINAL_SLOT = 2
+"""Output of both swap nodes: the pictures as they came in."""
+
+COPY_MARK = " copy "
+"""Stands in a copied node's id between the id of its model and the copy's number."""
+PERSON_NODE = "one person"
+BATCHER = "ImageBatch"
+FACE_MODEL_BUILDER = "ReActorBuildFaceModel"
+FACE_MODEL_INPUTS = {"save_mode": False, "send_only": False, "face_model_name": "faceswap", "compute_method": "Mean"}
 
 # The places of an option: the link to follow from the swap node ("" for the node itself) and the input there.
 SWAP_OPTIONS = {
@@ -65,6 +75,40 @@ UNJOINABLE = {
     "image/gif": "mp4 cannot hold GIF",
     "image/webp": "mp4 cannot hold WebP",
 }
+
+
+@dataclass(frozen=True)
+class SwapPass:
+    """The faces that one swap node changes: the k-th of `faces` gets the k-th of `sources` in picture `image`."""
+
+    image: int
+    faces: tuple[int, ...]
+    sources: tuple[int, ...]
+
+
+def swap_passes(options: Mapping[str, Any], images: int) -> tuple[SwapPass, ...]:
+    """Return the passes that options ask for; none where one pass with the options' own index lists does it.
+
+    Several pictures without a mapping go to the faces of `face_index`, or to the faces in order, one each. In a pass
+    the faces come in rising order: ReActor then never goes on to the next source for a face that is not there. It does
+    so for one that is left out by its gender, so each face has a pass of its own where that is looked at.
+    """
+    if mapping := options.get("mapping"):
+        entries = [(entry["face"], entry["image"], entry["source_face"]) for entry in mapping]
+    elif images > 1 and not options.get("one_person"):
+        faces = _numbers(options["face_index"]) if options.get("face_index") else list(range(images))
+        sources = _numbers(options.get("source_face_index") or "0")
+        entries = [(face, image, sources[min(image, len(sources) - 1)]) for image, face in enumerate(faces[:images])]
+    else:
+        return ()
+    together = options.get("one_person") or options.get("detect_gender") in (None, "no")
+    passes: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for face, image, source in sorted(entries):
+        passes.setdefault((image, 0 if together else face), []).append((face, source))
+    return tuple(
+        SwapPass(image, tuple(face for face, _ in pairs), tuple(source for _, source in pairs))
+        for (image, _), pairs in passes.items()
+    )
 
 
 class WorkflowError(Exception):
@@ -124,7 +168,7 @@ class Workflow:
 
     def title(self, node_id: str) -> str:
         """Return a node's name for people: its title, else its class, else its id."""
-        node = self.graph.get(node_id, {})
+        node = self.graph.get(self._model_of(node_id), {})
         meta = node.get("_meta")
         title = meta.get("title") if isinstance(meta, dict) else None
         return title if isinstance(title, str) and title else node.get("class_type", node_id)
@@ -132,13 +176,17 @@ class Workflow:
     def role(self, node_id: str) -> Role | None:
         """Return the phase of the work that a node's progress bar belongs to; None for other nodes."""
         roles: dict[str, Role] = {self.loader: "load", self.swap: "swap", self.output: "combine"}
-        return roles.get(node_id)
+        return roles.get(self._model_of(node_id))
+
+    def _model_of(self, node_id: str) -> str:
+        """Return the node that `build` copies a node from, the node itself where it is none of the copies."""
+        return node_id if node_id in self.graph else node_id.rpartition(COPY_MARK)[0] or node_id
 
     def build(
         self,
         *,
         video: str,
-        image: str,
+        images: Sequence[str],
         output_prefix: str,
         options: Mapping[str, Any],
         skip_first_frames: int = 0,
@@ -146,10 +194,10 @@ class Workflow:
     ) -> Graph:
         """Build a new graph for one run of frames.
 
-        `video` and `image` are names that an upload returned. The clip keeps its own frame rate; a `frame_load_cap` of
-        0 means to the end. Options that are None, or that do not concern the graph, are ignored. The output has no
-        sound: the service adds it to the joined video. Raises WorkflowError for an option or a run of frames that this
-        workflow has no place for.
+        `video` and `images` are names that an upload returned; pictures of one person are of one size. The clip keeps
+        its own frame rate; a `frame_load_cap` of 0 means to the end. Options that are None, or that do not concern
+        the graph, are ignored. The output has no sound: the service adds it to the joined video. Raises
+        WorkflowError for an option or a run of frames that this workflow has no place for.
         """
         graph = copy.deepcopy(self.graph)
         loader, combine = graph[self.loader]["inputs"], graph[self.output]["inputs"]
@@ -161,12 +209,84 @@ class Workflow:
         else:
             loader["start_time"] = 0
         loader |= {"video": video, "force_rate": 0, "frame_load_cap": frame_load_cap}
-        graph[self.face]["inputs"]["image"] = image
+        graph[self.face]["inputs"]["image"] = images[0]
+        self._chain(graph, images, swap_passes(options, len(images)))
+        if options.get("one_person") and len(images) > 1:
+            self._blend(graph, images)
         combine |= {key: value for key, value in COMBINE_INPUTS.items() if key in combine}
         combine["filename_prefix"] = output_prefix
         if (link := _link(combine.get("audio"))) and link == self.loader:
             del combine["audio"]
         return graph
+
+    def _chain(self, graph: Graph, images: Sequence[str], passes: Sequence[SwapPass]) -> None:
+        """Set the passes of a graph: the last at its swap node, the others at copies of that before it.
+
+        What follows the swap stays as it is; only the unchanged pictures come from the first of the nodes.
+        """
+        if not passes:
+            return
+        if missing := {"face_index", "source_face_index"} - self.options.keys():
+            raise WorkflowError(f"The workflow {self.name} has no place for the option {min(missing)}.")
+        swaps = [f"{self.swap}{COPY_MARK}{number}" for number in range(2, len(passes) + 1)] + [self.swap]
+        copied = {self.swap, self.options["face_index"][0], self.options["source_face_index"][0]}
+        for number, swap_pass in enumerate(passes[:-1], 2):
+            self._set_pass(graph, swap_pass, images, self._copy(graph, copied, number))
+        self._set_pass(graph, passes[-1], images, {node_id: node_id for node_id in copied})
+        for before, swap in pairwise(swaps):
+            graph[swap]["inputs"]["input_image"] = [before, 0]
+        for node in graph.values():
+            for key, value in node["inputs"].items():
+                if value == [self.swap, ORIGINAL_SLOT]:
+                    node["inputs"][key] = [swaps[0], ORIGINAL_SLOT]
+
+    def _set_pass(self, graph: Graph, swap_pass: SwapPass, images: Sequence[str], names: Mapping[str, str]) -> None:
+        """Set faces and picture of a pass at the nodes that `names` gives for those of the workflow."""
+        for option, numbers in (("face_index", swap_pass.faces), ("source_face_index", swap_pass.sources)):
+            node, key = self.options[option]
+            graph[names[node]]["inputs"][key] = ",".join(map(str, numbers))
+        graph[names[self.swap]]["inputs"]["source_image"] = self._picture(graph, images, swap_pass.image)
+
+    def _blend(self, graph: Graph, images: Sequence[str]) -> None:
+        """Replace the face's picture by a face model that is built from all pictures."""
+        batch = self._picture(graph, images, 0)
+        for number in range(1, len(images)):
+            inputs = {"image1": batch, "image2": self._picture(graph, images, number)}
+            node_id = f"{PERSON_NODE} {number}"
+            graph[node_id] = {"class_type": BATCHER, "inputs": inputs, "_meta": {"title": "Pictures of one person"}}
+            batch = [node_id, 0]
+        graph[PERSON_NODE] = {
+            "class_type": FACE_MODEL_BUILDER,
+            "inputs": {**FACE_MODEL_INPUTS, "images": batch},
+            "_meta": {"title": "One face of several pictures"},
+        }
+        del graph[self.swap]["inputs"]["source_image"]
+        graph[self.swap]["inputs"]["face_model"] = [PERSON_NODE, 0]
+
+    def _picture(self, graph: Graph, images: Sequence[str], number: int) -> list[Any]:
+        """Return the link to a picture as the swap takes it, through copies of the nodes on its way."""
+        node, slot = self.graph[self.swap]["inputs"]["source_image"]
+        if number == 0:
+            return [node, slot]
+        way = {
+            node_id for node_id in _upstream(self.graph, [node, 0]) if self.face in _upstream(self.graph, [node_id, 0])
+        }
+        names = {node_id: f"{node_id}{COPY_MARK}{number + 1}" for node_id in way}
+        if names[self.face] not in graph:
+            self._copy(graph, way, number + 1)
+            graph[names[self.face]]["inputs"]["image"] = images[number]
+        return [names[node], slot]
+
+    @staticmethod
+    def _copy(graph: Graph, nodes: Iterable[str], number: int) -> dict[str, str]:
+        """Add copies of nodes, linked among each other as those are; return their ids by those of their models."""
+        names = {node_id: f"{node_id}{COPY_MARK}{number}" for node_id in nodes}
+        for node_id, name in names.items():
+            graph[name] = copy.deepcopy(graph[node_id])
+            for key, value in graph[name]["inputs"].items():
+                if (link := _link(value)) in names:
+                    graph[name]["inputs"][key] = [names[link], value[1]]
+        return names
 
     def _set_options(self, graph: Graph, options: Mapping[str, Any]) -> None:
         for option, value in options.items():
@@ -177,6 +297,11 @@ class Workflow:
                 graph[node]["inputs"][key] = value
             elif option != "crf":  # always given; the formats without it are lossless
                 raise WorkflowError(f"The workflow {self.name} has no place for the option {option}.")
+
+
+def _numbers(indexes: str) -> list[int]:
+    """Return the numbers of a list with commas."""
+    return [int(number) for number in indexes.split(",")]
 
 
 def load_workflows(directory: Path) -> dict[str, Workflow]:

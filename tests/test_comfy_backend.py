@@ -64,7 +64,7 @@ class Pilot:
     async def submit(self, prompt: InFlightPrompt) -> None:
         video = await self.backend.client.upload(self.clip, "clip.mp4", prompt.segment.prompt_id)
         image = await self.backend.client.upload(samples.FACE, "face.png", prompt.segment.prompt_id)
-        graph = WORKFLOW.build(video=video, image=image, output_prefix=prompt.prompt_id, options={})
+        graph = WORKFLOW.build(video=video, images=(image,), output_prefix=prompt.prompt_id, options={})
         await self.backend.submit(prompt, graph, extra_data(), output_node=WORKFLOW.output)
 
     async def follow(self, prompt: InFlightPrompt) -> AsyncIterator[News]:
@@ -403,7 +403,7 @@ async def test_what_is_told_of_anothers_prompt_is_not_taken_for_ours(clip: Path,
         plane.engine.hold()
         video = await client.upload(make_clip(tmp_path / "other.mp4", 7, size=(96, 64)), "other.mp4", "")
         image = await client.upload(samples.FACE, "face.png", "")
-        graph = WORKFLOW.build(video=video, image=image, output_prefix="other", options={})
+        graph = WORKFLOW.build(video=video, images=(image,), output_prefix="other", options={})
         await client.submit(graph, plane.backend.client_id, "other")
         performing = asyncio.create_task(plane.perform())
         await until(lambda: plane.engine.running == "other" and plane.engine.pending)

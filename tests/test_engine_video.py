@@ -348,13 +348,16 @@ async def test_a_disabled_swap_passes_the_frames_through(rig: Rig, tmp_path: Pat
     assert np.abs(picture.astype(int) - numbered(0)).mean() < 5
 
 
-async def test_two_swaps_in_a_row_both_take_effect(rig: Rig) -> None:
+async def test_two_swaps_in_a_row_are_done_as_one(rig: Rig) -> None:
     graph = workflow(force_rate=0)
     graph["13"] = {**graph["3"], "inputs": {**graph["3"]["inputs"], "input_image": ["3", 0]}}
     graph["9"]["inputs"]["images"] = ["13", 0]
     with av.open(await rig.swap(graph)) as container:
         picture = next(container.decode(video=0)).to_ndarray(format="rgb24")
-    assert np.abs(picture.astype(int) - numbered(0)).mean() < 5  # inverted twice
+    square = (slice(40, 56), slice(52, 76))
+    assert np.abs(picture[square].astype(int) - (255 - numbered(0)[square])).mean() < 10  # inverted once, not twice
+    (entry,) = (await rig.get("/history")).values()
+    assert entry["faceswap"]["13"] == {"frames": 24, "swapped": 24}
 
 
 def _portrait(number: int, width: int, height: int) -> NDArray[np.uint8]:

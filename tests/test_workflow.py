@@ -57,7 +57,7 @@ def rewired() -> Graph:
 
 def built(workflow: Workflow, **arguments: Any) -> Graph:
     return workflow.build(
-        **{"video": "j/clip.mp4", "image": "j/face.png", "output_prefix": "fs/j-1", "options": {}, **arguments}
+        **{"video": "j/clip.mp4", "images": ("j/face.png",), "output_prefix": "fs/j-1", "options": {}, **arguments}
     )
 
 
@@ -162,6 +162,130 @@ def test_reactors_options_node_takes_the_options() -> None:
         "source_faces_index": "0",
         "detect_gender_input": "male",
     }
+
+
+FACES = ("j/face.png", "j/face-1.png", "j/face-2.png")
+"""The names of three pictures."""
+
+
+def mapping(*pairs: tuple[int, int, int]) -> list[dict[str, int]]:
+    """Return a mapping of `(face, image, source_face)`."""
+    return [dict(zip(("face", "image", "source_face"), pair, strict=True)) for pair in pairs]
+
+
+def test_faces_of_one_picture_are_lists_of_one_node_in_rising_order() -> None:
+    graph = built(Workflow.load(SEED_FILE), options={"mapping": mapping((2, 0, 0), (0, 0, 1))})
+    expected = built(Workflow.load(SEED_FILE))
+    expected["3"]["inputs"] |= {"input_faces_index": "0,2", "source_faces_index": "1,0"}
+    assert graph == expected
+
+
+def test_each_further_picture_is_a_loader_and_a_swap_before_the_workflows_own() -> None:
+    workflow = Workflow.load(SEED_FILE)
+    options = {"mapping": mapping((0, 1, 0), (1, 0, 0), (2, 2, 3)), "swap_model": "reswapper_128.onnx"}
+    graph, plain = (
+        built(workflow, images=FACES, options=options),
+        built(workflow, options={"swap_model": "reswapper_128.onnx"}),
+    )
+    assert graph.keys() - plain.keys() == {"3 copy 2", "3 copy 3", "10 copy 2", "10 copy 3"}
+    assert {node: graph[node] for node in plain if node != "3"} == {node: plain[node] for node in plain if node != "3"}
+    for node, name in {"10": FACES[0], "10 copy 2": FACES[1], "10 copy 3": FACES[2]}.items():
+        assert graph[node] == plain["10"] | {"inputs": {"image": name}}
+    swaps = {
+        "3 copy 2": (["8", 0], ["10 copy 2", 0], "0", "0"),
+        "3 copy 3": (["3 copy 2", 0], ["10", 0], "1", "0"),
+        "3": (["3 copy 3", 0], ["10 copy 3", 0], "2", "3"),
+    }
+    keys = ("input_image", "source_image", "input_faces_index", "source_faces_index")
+    for node, values in swaps.items():
+        inputs = plain["3"]["inputs"] | dict(zip(keys, values, strict=True))
+        assert graph[node] == plain["3"] | {"inputs": inputs}
+    assert [workflow.role(node) for node in swaps] == ["swap"] * 3
+    assert {workflow.title(node) for node in swaps} == {"ReActor 🌌 Fast Face Swap"}
+
+
+@pytest.mark.parametrize(
+    ("options", "lists"),
+    [
+        ({}, [("0", "0"), ("1", "0"), ("2", "0")]),
+        ({"face_index": "4,0", "source_face_index": "1"}, [("0", "1"), ("4", "1")]),
+        ({"face_index": "1,0", "source_face_index": "2,3"}, [("0", "3"), ("1", "2")]),
+    ],
+)
+def test_pictures_without_a_mapping_go_to_one_face_each(options: dict[str, Any], lists: list[tuple[str, str]]) -> None:
+    graph = built(Workflow.load(SEED_FILE), images=FACES, options=options)
+    swaps = [graph[node]["inputs"] for node in ("3 copy 2", "3 copy 3", "3") if node in graph]
+    assert [(swap["input_faces_index"], swap["source_faces_index"]) for swap in swaps] == lists
+
+
+def test_faces_whose_gender_is_looked_at_have_a_node_each() -> None:
+    options = {"mapping": mapping((0, 0, 1), (1, 0, 0)), "detect_gender": "female"}
+    graph = built(Workflow.load(SEED_FILE), options=options)
+    swaps = [graph[node]["inputs"] for node in ("3 copy 2", "3")]
+    assert [swap["detect_gender_input"] for swap in swaps] == ["female", "female"]
+    assert [(swap["input_faces_index"], swap["source_faces_index"]) for swap in swaps] == [("0", "1"), ("1", "0")]
+
+
+def test_options_nodes_and_what_is_on_the_way_of_a_picture_are_copied_too() -> None:
+    graph = rewired()
+    graph["swap:a"]["class_type"] = "ReActorFaceSwapOpt"
+    for key in ("input_faces_index", "source_faces_index"):
+        del graph["swap:a"]["inputs"][key]
+    graph["o"] = {"class_type": "ReActorOptions", "inputs": {"input_faces_index": "0", "source_faces_index": "0"}}
+    graph["swap:a"]["inputs"]["options"] = ["o", 0]
+    graph["look"]["inputs"]["images"] = ["swap:a", 2]
+    made = built(Workflow.from_graph("w", graph), images=FACES[:2], options={"mapping": mapping((0, 1, 0), (3, 0, 2))})
+    first, last = made["swap:a copy 2"]["inputs"], made["swap:a"]["inputs"]
+    assert (first["input_image"], first["options"], first["source_image"]) == (
+        ["scale-in", 0],
+        ["o copy 2", 0],
+        ["crop copy 2", 0],
+    )
+    assert (last["input_image"], last["options"], last["source_image"]) == (
+        ["swap:a copy 2", 0],
+        ["o", 0],
+        ["crop", 0],
+    )
+    assert made["o copy 2"]["inputs"] == {"input_faces_index": "0", "source_faces_index": "0"}
+    assert made["o"]["inputs"] == {"input_faces_index": "3", "source_faces_index": "2"}
+    assert made["crop copy 2"]["inputs"]["image"] == ["face copy 2", 0]
+    assert made["face copy 2"]["inputs"]["image"] == FACES[1]
+    assert made["look"]["inputs"]["images"] == ["swap:a copy 2", 2]
+
+
+def test_pictures_of_one_person_become_one_face_model() -> None:
+    workflow = Workflow.load(SEED_FILE)
+    graph = built(workflow, images=FACES, options={"one_person": True, "mapping": mapping((1, 0, 0), (0, 0, 0))})
+    swap = graph["3"]["inputs"]
+    assert "source_image" not in swap
+    assert (swap["face_model"], swap["input_faces_index"], swap["source_faces_index"]) == (
+        ["one person", 0],
+        "0,1",
+        "0,0",
+    )
+    assert graph["one person"]["class_type"] == "ReActorBuildFaceModel"
+    assert graph["one person"]["inputs"] == {
+        "save_mode": False,
+        "send_only": False,
+        "face_model_name": "faceswap",
+        "compute_method": "Mean",
+        "images": ["one person 2", 0],
+    }
+    assert graph["one person 2"]["inputs"] == {"image1": ["one person 1", 0], "image2": ["10 copy 3", 0]}
+    assert graph["one person 1"]["inputs"] == {"image1": ["10", 0], "image2": ["10 copy 2", 0]}
+    assert [graph[node]["inputs"]["image"] for node in ("10", "10 copy 2", "10 copy 3")] == list(FACES)
+
+
+def test_one_picture_of_one_person_is_a_picture_like_any_other() -> None:
+    workflow = Workflow.load(SEED_FILE)
+    assert built(workflow, options={"one_person": True}) == built(workflow)
+
+
+def test_a_workflow_without_a_place_for_faces_is_refused_a_mapping() -> None:
+    graph = seed()
+    del graph["3"]["inputs"]["source_faces_index"]
+    with pytest.raises(WorkflowError, match="no place for the option source_face_index"):
+        built(Workflow.from_graph("w", graph), options={"mapping": mapping((0, 0, 0))})
 
 
 def test_slots_are_found_by_connection_whatever_the_ids_and_the_extra_nodes() -> None:

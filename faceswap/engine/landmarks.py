@@ -16,6 +16,9 @@ from .networks import CERTAIN, Box, Detector, Landmarker, Region
 DETECT_EVERY = 10
 """Frames between two looks for new faces while all known ones are followed."""
 
+SEARCH_S = 3.0
+"""Seconds after a loss in which every second frame is looked at: who passed behind somebody comes back."""
+
 FADE_IN = 4
 """Frames over which a face that comes into view is handed over."""
 
@@ -101,6 +104,7 @@ class Tracker:
         self._seconds = 1 / max(frame_rate, 1.0)
         self._followed: list[_Followed] = []
         self._frames = 0
+        self._lost_at: int | None = None
         self._identities = 0
 
     def __call__(self, bgr: Image) -> list[Track]:
@@ -115,6 +119,8 @@ class Tracker:
             face.raw = points
             found.append(points)
             kept.append(face)
+        if lost:
+            self._lost_at = self._frames
         if self._max_faces > len(kept) and (lost or self._is_detection_due(bool(kept))):
             kept += self._detect_new(bgr, found, lost)
         self._followed = kept
@@ -122,7 +128,8 @@ class Tracker:
         return [face.track(self._seconds) for face in kept]
 
     def _is_detection_due(self, any_known: bool) -> bool:
-        return self._frames % (DETECT_EVERY if any_known else 2) == 0
+        searched = self._lost_at is not None and (self._frames - self._lost_at) * self._seconds < SEARCH_S
+        return self._frames % (DETECT_EVERY if any_known and not searched else 2) == 0
 
     def _detect_new(self, bgr: Image, found: list[Points], lost: list[_Followed]) -> list[_Followed]:
         """Find faces beside `found`; one at the place of a lost face is taken for that face."""

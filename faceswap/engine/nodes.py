@@ -1,7 +1,8 @@
-"""The six node classes of the face-swap workflow.
+"""The node classes of the face-swap workflow.
 
 Frames are passed on as clips that are read later. A swap whose result goes straight into a VHS_VideoCombine is
-encoded with that node's settings while it runs, so frames stream from decoder to encoder once.
+encoded with that node's settings while it runs, so frames stream from decoder to encoder once. Swaps that follow each
+other are done as one.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Inputs = Mapping[str, Any]
+Stills = tuple[Picture, ...]
 
 _DEFAULT_CRF = 19
 _UNSUPPORTED = {"pingpong": (False,), "trim_to_audio": (False,), "loop_count": (0,), "pix_fmt": ("yuv420p",)}
@@ -177,14 +179,43 @@ def face_boost(context: NodeContext, inputs: Inputs) -> Result:
     return Result((dict(inputs),))
 
 
+def batch_images(context: NodeContext, inputs: Inputs) -> Result:
+    """Run ImageBatch: stills one after another, each of its own size."""
+    return Result(((*_stills(inputs["image1"]), *_stills(inputs["image2"])),))
+
+
+def build_face_model(context: NodeContext, inputs: Inputs) -> Result:
+    """Run ReActorBuildFaceModel: the stills of one person, whose face is made where it is put in."""
+    if "images" not in inputs:
+        raise ValueError("A face model is built of images only")
+    return Result((_stills(inputs["images"]),))
+
+
+def _stills(images: Any) -> Stills:
+    stills = images if isinstance(images, tuple) else (images,)
+    if not all(isinstance(still, Picture) for still in stills):
+        raise ValueError("Only stills can be put together, no video")
+    return stills
+
+
 def face_swap(context: NodeContext, inputs: Inputs) -> Result:
-    """Run ReActorFaceSwap: the frames with the source's face; unchanged without a face to take, as in ReActor."""
+    """Run ReActorFaceSwap: the frames with the source's face; unchanged without a face to take, as in ReActor.
+
+    After another swap both are done in one go, so that each face is followed as it was before.
+    """
     original: Frames = inputs["input_image"]
-    frames = _with_faults(context.faults, original)
-    make_swap = _swap_maker(context, inputs, frames)
-    swaps = None if context.faults.black_frame else SwapCount(frames.count)
-    if make_swap is not None and swaps is not None:
-        frames = SwappedClip(frames, make_swap, swaps)
+    before = original if isinstance(original, SwappedClip) else None
+    frames = _with_faults(context.faults, original) if before is None else before.frames
+    faces = _faces_to_put_in(context, inputs)
+    swaps: SwapCount | None = None
+    if faces is not None:
+        faces = {**(before.faces if before else {}), **faces}
+        swaps = SwapCount(frames.count)
+        frames = SwappedClip(frames, _swap_maker(context, frames, faces), swaps, faces)
+    elif before is not None:
+        frames, swaps = before, before.swaps
+    elif not context.faults.black_frame:
+        swaps = SwapCount(frames.count)
     if context.encoding is None or not inputs["enabled"]:
         return Result((frames, None, original), swaps=swaps)
     path = context.folders.folder("temp") / f"{uuid.uuid4().hex}.mp4"
@@ -199,33 +230,52 @@ def _with_faults(faults: Faults, frames: Frames) -> Frames:
     return ShortenedClip(frames, max(1, frames.count - faults.drop_frames)) if faults.drop_frames else frames
 
 
-def _swap_maker(context: NodeContext, inputs: Inputs, frames: Frames) -> Callable[[], Swap] | None:
-    """Return a function that makes the swap a node asks for; None when there is nothing to do."""
-    faults, source = context.faults, inputs.get("source_image")
+def _faces_to_put_in(context: NodeContext, inputs: Inputs) -> Mapping[int, SourceFace] | None:
+    """Return the faces to put in, by the index of the face they replace; None when there is nothing to do."""
+    faults, source = context.faults, inputs.get("source_image", inputs.get("face_model"))
     if not inputs["enabled"] or source is None or faults.unswapped or faults.black_frame:
         return None
     if faults.paints:
-        return functools.partial(InvertingSwap, faults.wait_per_frame_s, faults.hold_until, context.interrupted)
+        return {}
     # imported here: the models take a second and 100 MB, which an idle engine need not spend
-    from .swap import FaceSwapper, NoFaceError
+    from .swap import NoFaceError
 
     _warn_of_model(inputs["swap_model"])
-    picture = source if isinstance(source, Picture) else Picture(next(iter(source)).to_bgr())
+    # A face model is one face, whatever index is asked for.
+    wanted = _indices(inputs["source_faces_index"]) if "source_image" in inputs else [0]
+    stills = source if isinstance(source, tuple | Picture) else Picture(next(iter(source)).to_bgr())
     try:
-        sources = [_source_face(picture, index) for index in _indices(inputs["source_faces_index"])]
+        faces = [_source_face(_stills(stills), index) for index in wanted]
     except NoFaceError:
         log.warning("no such face in the source image: frames stay as they are")
         return None
-    targets = _indices(inputs["input_faces_index"])
-    return functools.partial(FaceSwapper, sources, targets, frame_rate=float(frames.rate))
+    return {
+        target: faces[min(number, len(faces) - 1)]
+        for number, target in enumerate(_indices(inputs["input_faces_index"]))
+    }
 
 
-@functools.lru_cache(maxsize=4)
-def _source_face(picture: Picture, index: int) -> SourceFace:
-    """Return a face of a still, found once and shared by the segments of a video. Raises NoFaceError."""
+def _swap_maker(context: NodeContext, frames: Frames, faces: Mapping[int, SourceFace]) -> Callable[[], Swap]:
+    """Return a function that makes the swap of faces by the index of those they replace."""
+    if context.faults.paints:
+        faults = context.faults
+        return functools.partial(InvertingSwap, faults.wait_per_frame_s, faults.hold_until, context.interrupted)
+    from .swap import FaceSwapper
+
+    return functools.partial(FaceSwapper, list(faces.values()), list(faces), frame_rate=float(frames.rate))
+
+
+@functools.lru_cache(maxsize=8)
+def _source_face(stills: Stills, index: int) -> SourceFace:
+    """Return a face of a still, or of a person's stills, made once and shared by the segments of a video.
+
+    Raises NoFaceError.
+    """
     from .swap import SourceFace
 
-    return SourceFace.from_image(picture.bgr, index)
+    if len(stills) == 1:
+        return SourceFace.from_image(stills[0].bgr, index)
+    return SourceFace.from_images([still.bgr for still in stills], index)
 
 
 def forget_faces() -> None:
@@ -305,10 +355,12 @@ def _write(
 
 RUN: dict[str, Callable[[NodeContext, Inputs], Result]] = {
     "LoadImage": load_image,
+    "ImageBatch": batch_images,
     "VHS_LoadVideo": load_video,
     "VHS_VideoInfo": video_info,
     "ReActorFaceSwap": face_swap,
     "ReActorFaceBoost": face_boost,
+    "ReActorBuildFaceModel": build_face_model,
     "VHS_VideoCombine": video_combine,
 }
 """The function of each node class."""

@@ -6,7 +6,8 @@ the mirrored side, and where neither side shows skin from the skin around.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -102,11 +103,27 @@ class SourceFace:
 
         Raises NoFaceError if the picture shows no such face.
         """
-        faces = find_faces(bgr)
-        if not 0 <= index < len(faces):
-            raise NoFaceError(f"Looked for face number {index} in the source picture, which shows {len(faces)}")
-        image, landmarks = _crop(bgr, faces[index].landmarks)
-        return _build(image, landmarks)
+        return _build(*_find(bgr, index))
+
+    @classmethod
+    def from_images(cls, pictures: Sequence[Image], index: int = 0) -> SourceFace:
+        """Build one person's face out of several pictures: the bones of all, the skin of the one that shows it best.
+
+        Textures are not averaged: what does not meet to the pixel gets a second brow. Pictures without such a face are
+        left out. Raises NoFaceError if all are.
+        """
+        found = []
+        for bgr in pictures:
+            try:
+                found.append(_find(bgr, index))
+            except NoFaceError as error:
+                missing = error
+        if not found:
+            raise missing
+        weights = [_quality(landmarks) for _, landmarks in found]
+        best = _build(*found[int(np.argmax(weights))])
+        shapes = [mesh.estimate_pose(landmarks).to_canonical(landmarks)[: mesh.VERTICES] for _, landmarks in found]
+        return replace(best, shape=np.average(shapes, axis=0, weights=weights).astype(np.float32))
 
     @property
     def texture_points(self) -> Floats:
@@ -124,6 +141,22 @@ class SourceFace:
         logs = self.tone + as_feature + self.skin * (as_skin - as_feature)
         too_bright = np.clip(logs.max(axis=-1, keepdims=True) - np.log(246.0), 0, None)
         return Texture.of(colour.from_log(np.asarray(logs - too_bright * (0.9 * self.skin + 0.1), np.float32)))
+
+
+def _find(bgr: Image, index: int) -> tuple[Image, Points]:
+    """Return the `index`-th largest face of a picture, cut out, and its landmarks there. Raises NoFaceError."""
+    faces = find_faces(bgr)
+    if not 0 <= index < len(faces):
+        raise NoFaceError(f"Looked for face number {index} in the source picture, which shows {len(faces)}")
+    return _crop(bgr, faces[index].landmarks)
+
+
+def _quality(landmarks: Points) -> float:
+    """Return how well a picture shows a face: large, seen from the front, its mouth closed."""
+    pose = mesh.estimate_pose(landmarks)
+    size = min(1.0, float(np.ptp(landmarks[: mesh.VERTICES, :2], axis=0).max()) / _LARGEST_FACE)
+    turned = (abs(pose.yaw) + abs(pose.pitch)) / 25
+    return size * float(np.exp(-turned - mesh.mouth_opening(landmarks) / 0.15)) + 1e-6
 
 
 def _crop(bgr: Image, landmarks: Points) -> tuple[Image, Points]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,16 +16,23 @@ from .clip import Clip
 from .frames import Frame, Image
 from .video import Encoding, Frames, Swap, SwapCount, swap_frames
 
+if TYPE_CHECKING:
+    from .source import SourceFace
+
 HOLD_POLL_S = 0.01
 
 
 @dataclass(frozen=True)
 class SwappedClip:
-    """A clip with a swap that is done while its frames are read."""
+    """A clip with a swap that is done while its frames are read.
+
+    `faces` are those that the swap puts in, by the index of the face they replace.
+    """
 
     frames: Frames
     make_swap: Callable[[], Swap]
     swaps: SwapCount
+    faces: Mapping[int, SourceFace]
 
     @property
     def size(self) -> tuple[int, int]:

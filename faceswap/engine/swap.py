@@ -18,6 +18,7 @@ from . import colour, mask, mesh
 from .colour import Floats
 from .landmarks import Face, Track, Tracker, find_faces
 from .mesh import Image, Points, Pose, smoothstep
+from .people import Look, People
 from .source import NoFaceError, SourceFace, Texture
 
 __all__ = ["Face", "FaceSwapper", "NoFaceError", "SourceFace", "Track", "find_faces"]
@@ -51,9 +52,11 @@ class FaceSwapper:
     sources          faces to put in
     target_indices   which faces of a frame are replaced: 0 is the largest when faces come into view (ReActor's
                      input_faces_index). The k-th gets the k-th source, or the last. A face keeps its source for as
-                     long as it is followed, also when another becomes larger.
+                     long as it is followed, also when another becomes larger; where several are replaced, each keeps
+                     it for the whole clip, by its looks.
     frame_rate       frames a second
     strength         0–1, opacity
+    known            the looks of people who came into view before this clip, or part of one, begins
     """
 
     def __init__(
@@ -62,18 +65,34 @@ class FaceSwapper:
         target_indices: Sequence[int] = (0,),
         frame_rate: float = 25.0,
         strength: float = 1.0,
+        known: Sequence[Look] = (),
     ) -> None:
         if not sources:
             raise ValueError("A swap needs at least one source face")
         self._sources = list(sources)
         self._strength = strength
-        self._tracker = Tracker(min(max(target_indices, default=-1) + 1, _MAX_FACES), frame_rate)
+        self._indices = list(target_indices)
+        self._people = People(known) if known or len(self._indices) > 1 else None
+        # One more than is replaced, where people are told apart: a stranger is not to be taken for who is missing.
+        followed = max(self._indices, default=-1) + (1 if self._people is None else 2)
+        self._tracker = Tracker(min(followed, _MAX_FACES), frame_rate)
         self._targets = _Targets(target_indices, timeouts=round(frame_rate / 2))
+        self._first_tracks: dict[int, int] = {}
         self._painters: dict[int, _FacePainter] = {}
 
     def track(self, bgr: Image) -> list[Track]:
         """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR."""
-        return self._targets.choose(self._tracker(bgr))
+        tracks = self._tracker(bgr)
+        if self._people is None:
+            return self._targets.choose(tracks)
+        named = zip(self._people.name(bgr, tracks), tracks, strict=True)
+        return [self._as_person(track, person) for person, track in named if person in self._indices]
+
+    def _as_person(self, track: Track, person: int) -> Track:
+        """Return the track of a known person; who comes back is handed over at once."""
+        returned = self._first_tracks.setdefault(person, track.identity) != track.identity
+        presence = 1.0 if returned else track.presence
+        return replace(track, identity=person, presence=presence, target=self._indices.index(person))
 
     def apply(self, bgr: Image, tracks: Sequence[Track]) -> int:
         """Replace the tracked faces of the next frame in place; return how many changed."""
