@@ -163,6 +163,11 @@ class Options:
             )
 
     @property
+    def least_images(self) -> int:
+        """The number of pictures that the mapping needs."""
+        return 1 + max((pair.image for pair in self.mapping or ()), default=0)
+
+    @property
     def rate(self) -> Fraction | None:
         """The frame rate that was chosen, exactly."""
         return None if self.frame_rate is None else Fraction(self.frame_rate).limit_denominator(1001)

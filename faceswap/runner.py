@@ -29,7 +29,7 @@ from .progress_reporter import ProgressReporter
 from .recovery import TooLong, is_full, wait_for_room
 from .store import EngineFile, Store, StoreError, retry_writes
 from .tracing import stage
-from .workflow import Graph, Workflow, WorkflowError, extra_data
+from .workflow import Graph, Workflow, WorkflowError, extra_data, swap_passes
 
 log = logging.getLogger(__name__)
 
@@ -322,9 +322,9 @@ def _ignored_options(backend: Backend, job: Job) -> tuple[str, ...]:
 
 
 def _costs_key(backend: Backend, job: Job) -> str:
-    """Return what the costs of a job's phases depend on: engine, workflow, model options and, roughly, picture size."""
+    """Return what the costs of a job's phases depend on: engine, workflow, options and, roughly, picture size."""
     size = round(math.log2(job.inputs.width * job.inputs.height))
     options = job.options
-    return (
-        f"{backend.name}|{job.workflow}|{options.swap_model}|{options.face_restore_model}|{options.face_boost}|{size}"
-    )
+    models = f"{options.swap_model}|{options.face_restore_model}|{options.face_boost}"
+    swaps = len(swap_passes(options.to_dict(), len(job.inputs.images))) or 1
+    return f"{backend.name}|{job.workflow}|{models}|{size}|{swaps}"

@@ -77,6 +77,10 @@ UNJOINABLE = {
 }
 
 
+class WorkflowError(Exception):
+    """A workflow that cannot be used; the message is one sentence that names the node classes needed."""
+
+
 @dataclass(frozen=True)
 class SwapPass:
     """The faces that one swap node changes: the k-th of `faces` gets the k-th of `sources` in picture `image`."""
@@ -91,12 +95,21 @@ def swap_passes(options: Mapping[str, Any], images: int) -> tuple[SwapPass, ...]
 
     Several pictures without a mapping go to the faces of `face_index`, or to the faces in order, one each. In a pass
     the faces come in rising order: ReActor then never goes on to the next source for a face that is not there. It does
-    so for one that is left out by its gender, so each face has a pass of its own where that is looked at.
+    so for one that is left out by its gender, so each face has a pass of its own where that is looked at. Raises
+    WorkflowError for pictures that are not there, and for ones that no face is named for.
     """
     if mapping := options.get("mapping"):
         entries = [(entry["face"], entry["image"], entry["source_face"]) for entry in mapping]
+        if (most := max(image for _, image, _ in entries)) >= images:
+            given = "only one was given" if images == 1 else f"{images} were given, counted from 0"
+            raise WorkflowError(f"Option 'mapping' names picture {most}; {given}.")
     elif images > 1 and not options.get("one_person"):
         faces = _numbers(options["face_index"]) if options.get("face_index") else list(range(images))
+        if len(faces) != images:
+            raise WorkflowError(
+                f"There are {images} pictures, and 'face_index' names {len(faces)} of the video's faces: name one for"
+                " each, give a 'mapping', or set 'one_person' where they show one person."
+            )
         sources = _numbers(options.get("source_face_index") or "0")
         entries = [(face, image, sources[min(image, len(sources) - 1)]) for image, face in enumerate(faces[:images])]
     else:
@@ -109,10 +122,6 @@ def swap_passes(options: Mapping[str, Any], images: int) -> tuple[SwapPass, ...]
         SwapPass(image, tuple(face for face, _ in pairs), tuple(source for _, source in pairs))
         for (image, _), pairs in passes.items()
     )
-
-
-class WorkflowError(Exception):
-    """A workflow that cannot be used; the message is one sentence that names the node classes needed."""
 
 
 @dataclass(frozen=True)
@@ -260,6 +269,9 @@ class Workflow:
             "inputs": {**FACE_MODEL_INPUTS, "images": batch},
             "_meta": {"title": "One face of several pictures"},
         }
+        if "source_face_index" in self.options:
+            node, key = self.options["source_face_index"]
+            graph[node]["inputs"][key] = "0"
         del graph[self.swap]["inputs"]["source_image"]
         graph[self.swap]["inputs"]["face_model"] = [PERSON_NODE, 0]
 

@@ -602,7 +602,7 @@ async def test_a_job_goes_through_the_embedded_engine_from_upload_to_file(tmp_pa
             await asyncio.wait_for(connected.wait(), WAIT_S)
             graph = workflow.build(
                 video=await client.upload(clip, "clip.mp4", "job-1"),
-                image=await client.upload(ROOT / "faceswap" / "samples" / "astronaut.png", "face.png", "job-1"),
+                images=[await client.upload(ROOT / "faceswap" / "samples" / "astronaut.png", "face.png", "job-1")],
                 output_prefix="job-1/part-0",
                 options={"crf": 30},
                 skip_first_frames=4,

@@ -208,14 +208,27 @@ def test_each_further_picture_is_a_loader_and_a_swap_before_the_workflows_own() 
     ("options", "lists"),
     [
         ({}, [("0", "0"), ("1", "0"), ("2", "0")]),
-        ({"face_index": "4,0", "source_face_index": "1"}, [("0", "1"), ("4", "1")]),
-        ({"face_index": "1,0", "source_face_index": "2,3"}, [("0", "3"), ("1", "2")]),
+        ({"face_index": "4,0,5", "source_face_index": "1"}, [("0", "1"), ("4", "1"), ("5", "1")]),
+        ({"face_index": "1,0,7", "source_face_index": "2,3"}, [("0", "3"), ("1", "2"), ("7", "3")]),
     ],
 )
 def test_pictures_without_a_mapping_go_to_one_face_each(options: dict[str, Any], lists: list[tuple[str, str]]) -> None:
     graph = built(Workflow.load(SEED_FILE), images=FACES, options=options)
     swaps = [graph[node]["inputs"] for node in ("3 copy 2", "3 copy 3", "3") if node in graph]
     assert [(swap["input_faces_index"], swap["source_faces_index"]) for swap in swaps] == lists
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mapping": mapping((0, 3, 0))}, "names picture 3; 3 were given, counted from 0"),
+        ({"face_index": "0,1"}, "There are 3 pictures, and 'face_index' names 2"),
+        ({"face_index": "0,1,2,3"}, "There are 3 pictures, and 'face_index' names 4"),
+    ],
+)
+def test_pictures_and_faces_that_do_not_go_together_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(WorkflowError, match=message):
+        built(Workflow.load(SEED_FILE), images=FACES, options=options)
 
 
 def test_faces_whose_gender_is_looked_at_have_a_node_each() -> None:
@@ -261,7 +274,7 @@ def test_pictures_of_one_person_become_one_face_model() -> None:
     assert (swap["face_model"], swap["input_faces_index"], swap["source_faces_index"]) == (
         ["one person", 0],
         "0,1",
-        "0,0",
+        "0",
     )
     assert graph["one person"]["class_type"] == "ReActorBuildFaceModel"
     assert graph["one person"]["inputs"] == {

@@ -34,7 +34,7 @@ class Provided:
     """The names an engine knows a segment's inputs by, and the frame of that video at which the segment begins."""
 
     video: str
-    image: str
+    images: tuple[str, ...]
     first_frame: int
 
 
@@ -65,19 +65,19 @@ class EngineInputs:
         to the segment. Raises `JobFailure`, `ComfyError`, `OSError`.
         """
         video = self._files.video(job.prompt_id, job.inputs)
-        image = self._files.images(job.prompt_id, job.inputs)[0]
         if not await self._files.fetch_inputs(job.prompt_id, job.inputs):
             message = "The video or the picture is no longer on the service's disk; post them again."
             raise JobFailure("inputs_missing", message)
         await self._files.make_scratch(job.prompt_id)
-        face = await self._send_face(job, backend, image)
+        paths = self._files.images(job.prompt_id, job.inputs)
+        images = tuple([await self._send_face(job, backend, path) for path in paths])
         if job.options.rate is None and (not splittable or await self._takes_whole(job, segment, backend)):
             try:
-                return Provided(await self._send(job, backend, video), face, segment.first_frame)
+                return Provided(await self._send(job, backend, video), images, segment.first_frame)
             except JobFailure as failure:
                 if failure.code != "upload_too_large" or not splittable:
                     raise
-        return await self._send_piece(job, segment, backend, face)
+        return await self._send_piece(job, segment, backend, images)
 
     async def original(self, job: Job) -> Original:
         """Return the video that a job's results are made of: the copy for pieces, which is quicker to search, or it."""
@@ -139,7 +139,7 @@ class EngineInputs:
             message = "The picture is larger than ComfyUI takes; use a smaller one, or raise its --max-upload-size."
             raise JobFailure("image_too_large", message) from failure
 
-    async def _send_piece(self, job: Job, segment: Segment, backend: Backend, face: str) -> Provided:
+    async def _send_piece(self, job: Job, segment: Segment, backend: Backend, images: tuple[str, ...]) -> Provided:
         limit = (await _features(backend)).max_upload_size or DEFAULT_UPLOAD_LIMIT_BYTES
         piece = self._files.piece(segment)
         await self._prepare(job)
@@ -154,7 +154,7 @@ class EngineInputs:
             name = await self._upload(job, backend, piece, f"{piece.stem}{facts.suffix}")
         finally:
             await self._files.delete(piece)
-        return Provided(name, face, facts.lead)
+        return Provided(name, images, facts.lead)
 
     async def _cut(self, job: Job, segment: Segment, piece: Path, limit: int) -> PieceFacts:
         original = await self.original(job)

@@ -86,7 +86,7 @@ class People:
 
     @property
     def looks(self) -> tuple[Look, ...]:
-        """What is known of each person."""
+        """The looks of each person, as far as they are known."""
         return tuple(self._looks)
 
     def name(self, bgr: Image, tracks: Sequence[Track]) -> list[int]:

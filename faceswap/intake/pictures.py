@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 import aiofiles
 
-from ..errors import BadRequest, Unprocessable
+from ..errors import Unprocessable
 from ..files import PIECE_BYTES, Files
 from ..jobs import ImageFile, Options
 from ..media import ENGINE_FORMATS, MediaWorker
@@ -25,11 +25,10 @@ class Pictures:
     async def check(self, submission: Submission, prompt_id: str) -> tuple[Submission, tuple[str, ...]]:
         """Return the submission with pictures that every engine reads, and what its user is to be warned of.
 
-        Raises Problem: 415 `not_an_image`, 422 `no_face_in_image`, `no_such_source_face`, `image_too_large` or
-        `undecodable`, 400 `invalid_option` for a mapping to a picture that is not there.
+        A mapping names pictures that are there. Raises Problem: 415 `not_an_image`, 422 `no_face_in_image`,
+        `no_such_source_face`, `image_too_large` or `undecodable`.
         """
         images, options = list(submission.images), submission.options
-        _check_numbers(options, len(images))
         counts = []
         # One after the other: a refusal erases the folder, which no worker may be reading at that time.
         for number, image in enumerate(images):
@@ -75,14 +74,6 @@ async def _pieces(path: Path) -> AsyncIterator[bytes]:
 def _name(number: int, count: int) -> str:
     """Return how a sentence about a picture begins."""
     return "The picture" if count == 1 else f"Picture {number}"
-
-
-def _check_numbers(options: Options, count: int) -> None:
-    """Raise `BadRequest` for a mapping that names a picture which was not given."""
-    for pair in options.mapping or ():
-        if pair.image >= count:
-            given = "only one was given" if count == 1 else f"{count} were given, counted from 0"
-            raise BadRequest(f"Option 'mapping' names picture {pair.image}; {given}.", code="invalid_option")
 
 
 def _chosen(options: Options, count: int) -> Iterator[tuple[int, int]]:

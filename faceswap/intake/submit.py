@@ -121,7 +121,7 @@ class Submitter:
     ) -> NewJob:
         """Check the media of a submission and plan its segments. Raises `Problem`."""
         options = submission.options
-        workflow = self._workflow_for(options)
+        workflow = self._workflow_for(options, len(submission.images))
         submission, warnings = await self._pictures.check(submission, prompt_id)
         if not self._settings.comfyui_urls:
             warnings += options.embedded_warnings
@@ -155,8 +155,11 @@ class Submitter:
         limit = self._frame_limit(video.width * video.height, float(frame_rate or video.frame_rate))
         return min(wanted, limit) if wanted and limit else wanted
 
-    def _workflow_for(self, options: Options) -> Workflow:
-        """Return the workflow of the options, which has a place for each that was chosen. Raises `BadRequest`."""
+    def _workflow_for(self, options: Options, images: int | None = None) -> Workflow:
+        """Return the workflow of the options, which has a place for each that was chosen. Raises `BadRequest`.
+
+        `images` is the number of pictures, None before they are there.
+        """
         name = options.workflow or self._settings.workflow
         workflow = self._workflows.get(name)
         if workflow is None:
@@ -165,7 +168,8 @@ class Submitter:
                 code="unknown_workflow",
             )
         try:
-            workflow.build(video="", image="", output_prefix="", options=options.to_dict())
+            names = ("",) * (images or options.least_images)
+            workflow.build(video="", images=names, output_prefix="", options=options.to_dict())
         except WorkflowError as error:
             raise BadRequest(str(error), code="invalid_option") from error
         return workflow
