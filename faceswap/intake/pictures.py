@@ -11,8 +11,12 @@ import aiofiles
 from ..errors import Unprocessable
 from ..files import PIECE_BYTES, Files
 from ..jobs import ImageFile, Options
-from ..media import ENGINE_FORMATS, MediaWorker
+from ..media import ENGINE_FORMATS, ImageFacts, MediaWorker
 from .form import Submission
+
+MOST_SEEN = 1024
+_SEEN: dict[str, ImageFacts] = {}
+"""The facts of the last `MOST_SEEN` pictures by their digests: who tries things sends the same ones again."""
 
 
 class Pictures:
@@ -32,7 +36,7 @@ class Pictures:
         counts = []
         # One after the other: a refusal erases the folder, which no worker may be reading at that time.
         for number, image in enumerate(images):
-            facts = await self._media.probe_image(self._files.input(prompt_id, image.file))
+            facts = await self._look_at(prompt_id, image)
             name = _name(number, len(images))
             if facts.faces == 0:
                 raise Unprocessable(
@@ -44,6 +48,15 @@ class Pictures:
                 images[number] = await self._convert(prompt_id, image)
         _check_faces(options, counts)
         return replace(submission, images=tuple(images)), tuple(_warnings(options, counts))
+
+    async def _look_at(self, prompt_id: str, image: ImageFile) -> ImageFacts:
+        facts = _SEEN.get(image.sha256)
+        if facts is None:
+            facts = await self._media.probe_image(self._files.input(prompt_id, image.file))
+            _SEEN[image.sha256] = facts
+            if len(_SEEN) > MOST_SEEN:
+                del _SEEN[next(iter(_SEEN))]
+        return facts
 
     async def _convert(self, prompt_id: str, image: ImageFile) -> ImageFile:
         """Put a PNG in the place of a picture of another format, under a name of its own."""
