@@ -50,10 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
     options.token = os.environ.pop(TOKEN_VARIABLE, "")  # popped: children of ours have no need of it
     os.umask(PRIVATE_UMASK)
     _limit_memory()
+    _limit_threads()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     asyncio.run(serve(options))
     return 0
+
+
+def _limit_threads() -> None:
+    """Have numpy's products computed where they are asked for: small ones spend more on threads, which spin."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _limit_memory() -> None:
