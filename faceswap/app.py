@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import aiohttp
 from aiohttp import web
@@ -82,49 +84,15 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
 
     async def parts(app: web.Application) -> AsyncIterator[None]:
         """Make the parts, lowest layer first; close them in the reverse order."""
-        files, feed = app[keys.FILES], app[keys.FEED]
-        await _start_files(files)
-        store = app[keys.STORE] = await _open_store(settings, files, feed)
-        feed.attach(store)
-        guard = UrlGuard(settings.url_allow)
-        media, fetcher = MediaWorker(marking), Fetcher(guard)
-        app[keys.MEDIA] = media
-        # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.
-        session = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
-        try:
-            keyring = app[keys.KEYRING] = Keyring(settings.api_keys_file, store)
-            await _when_possible(keyring.load, is_shared=store.is_shared)
-            check_openness(settings, has_keys=keyring.is_required)
-            app[keys.LINK_SECRET] = await _when_possible(partial(store.secret, SECRET_NAME), is_shared=store.is_shared)
-            await _check_signing(settings, media)
-            engine = None if settings.comfyui_urls else _embedded_engine(settings, files)
-            app[keys.ENGINE] = engine
-            graph = workflows[settings.workflow].graph
-            connect = partial(make_backends, settings, store, session, timeouts, engine, graph, name)
-            pool = await _when_possible(connect, is_shared=store.is_shared)
-            node = app[keys.NODE] = Node(store, name, pool, timeouts.node_gone_s, shares_files=files.is_shared)
-            await _when_possible(node.join, is_shared=store.is_shared)
-            app[keys.SUBMITTER] = Submitter(settings, store, files, media, fetcher, workflows, pool.frame_limit)
-            progress_reporter = app[keys.PROGRESS_REPORTER] = ProgressReporter(store, files)
-            scheduler = app[keys.SCHEDULER] = Scheduler(
-                store, files, media, progress_reporter, workflows, pool, timeouts, feed, node
-            )
-            janitor = Janitor(settings, store, files, name)
-            outbox = Outbox(settings, store, files, guard, name)
-            await _when_possible(janitor.clear_debris, is_shared=store.is_shared or files.is_shared)
-            work = _background(scheduler, janitor, outbox, feed, keyring, engine)
+        async with _ground(app, marking) as ground:
+            await _load_secrets(app, ground)
+            work = await _work(app, ground, timeouts, name, workflows)
             background = asyncio.create_task(work, name="background")
             background.add_done_callback(lambda task: _check(task, app[FAILED]))
             yield
             background.cancel()
             await asyncio.gather(background, return_exceptions=True)
-            await node.leave()
-        finally:
-            await session.close()
-            await fetcher.close()
-            await media.close()
-            await store.close()
-            await files.close()
+            await app[keys.NODE].leave()
 
     app.cleanup_ctx.append(parts)
     app.on_shutdown.append(_close_streams)
@@ -132,6 +100,72 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     app.on_response_prepare.append(rate_limit.add_allowance)
     add_routes(app)
     return app
+
+
+@dataclass(frozen=True)
+class _Ground:
+    """The parts that the others stand on."""
+
+    store: Store
+    files: Files
+    guard: UrlGuard
+    media: MediaWorker
+    fetcher: Fetcher
+    session: aiohttp.ClientSession
+
+
+@asynccontextmanager
+async def _ground(app: web.Application, marking: Marking) -> AsyncIterator[_Ground]:
+    """Open files and database, and what leads outside; close them in the end."""
+    settings, files, feed = app[keys.SETTINGS], app[keys.FILES], app[keys.FEED]
+    await _start_files(files)
+    store = app[keys.STORE] = await _open_store(settings, files, feed)
+    feed.attach(store)
+    guard = UrlGuard(settings.url_allow)
+    media = app[keys.MEDIA] = MediaWorker(marking)
+    fetcher = Fetcher(guard)
+    # Each ComfyUI has a socket of its own and calls beside it: no limit may keep one waiting for another.
+    session = aiohttp.ClientSession(auto_decompress=False, connector=aiohttp.TCPConnector(limit=0))
+    try:
+        yield _Ground(store, files, guard, media, fetcher, session)
+    finally:
+        await session.close()
+        await fetcher.close()
+        await media.close()
+        await store.close()
+        await files.close()
+
+
+async def _load_secrets(app: web.Application, ground: _Ground) -> None:
+    """Load what says who may do what. Raises `ConfigError` for what would leave a door open, or cannot be used."""
+    settings, store = app[keys.SETTINGS], ground.store
+    keyring = app[keys.KEYRING] = Keyring(settings.api_keys_file, store)
+    await _when_possible(keyring.load, is_shared=store.is_shared)
+    check_openness(settings, has_keys=keyring.is_required)
+    app[keys.LINK_SECRET] = await _when_possible(partial(store.secret, SECRET_NAME), is_shared=store.is_shared)
+    await _check_signing(settings, ground.media)
+
+
+async def _work(
+    app: web.Application, ground: _Ground, timeouts: Timeouts, name: str, workflows: Mapping[str, Workflow]
+) -> Coroutine[Any, Any, None]:
+    """Make the parts that work, and have the other nodes know of this one; return all that runs in the background."""
+    settings, store, files, feed = app[keys.SETTINGS], ground.store, ground.files, app[keys.FEED]
+    engine = app[keys.ENGINE] = None if settings.comfyui_urls else _embedded_engine(settings, files)
+    graph = workflows[settings.workflow].graph
+    connect = partial(make_backends, settings, store, ground.session, timeouts, engine, graph, name)
+    pool = await _when_possible(connect, is_shared=store.is_shared)
+    node = app[keys.NODE] = Node(store, name, pool, timeouts.node_gone_s, shares_files=files.is_shared)
+    await _when_possible(node.join, is_shared=store.is_shared)
+    app[keys.SUBMITTER] = Submitter(settings, store, files, ground.media, ground.fetcher, workflows, pool.frame_limit)
+    progress_reporter = app[keys.PROGRESS_REPORTER] = ProgressReporter(store, files)
+    scheduler = app[keys.SCHEDULER] = Scheduler(
+        store, files, ground.media, progress_reporter, workflows, pool, timeouts, feed, node
+    )
+    janitor = Janitor(settings, store, files, name)
+    outbox = Outbox(settings, store, files, ground.guard, name)
+    await _when_possible(janitor.clear_debris, is_shared=store.is_shared or files.is_shared)
+    return _background(scheduler, janitor, outbox, feed, app[keys.KEYRING], engine)
 
 
 def marking_of(settings: Settings) -> Marking:

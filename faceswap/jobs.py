@@ -512,6 +512,11 @@ class Segment:
     epoch: int = 0
     """Of the backend's lease under which it was submitted, or taken over."""
 
+    @property
+    def attempt_key(self) -> tuple[str, int, int]:
+        """Key of the attempt that it is at, among those of all jobs."""
+        return self.prompt_id, self.number, self.attempt
+
 
 @dataclass(frozen=True, slots=True)
 class Event:

@@ -18,7 +18,6 @@ from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
 
-import aiofiles
 import aiofiles.os
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -263,10 +262,18 @@ class _ResultBody(aiohttp.Payload):
                 self._stall.reschedule(now() + STALL_S)
 
 
-async def _read_file(path: Path) -> Pieces:
-    async with aiofiles.open(path, "rb") as file:
-        while piece := await file.read(PIECE_BYTES):
-            yield piece
+async def _read_file(path: Path) -> AsyncGenerator[bytes]:
+    """Yield a file piece by piece, opened for each anew: an attempt that is cut off leaves nothing open."""
+    offset = 0
+    while piece := await asyncio.to_thread(_read_piece, path, offset):
+        yield piece
+        offset += len(piece)
+
+
+def _read_piece(path: Path, offset: int) -> bytes:
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(PIECE_BYTES)
 
 
 def _count_down(

@@ -162,7 +162,7 @@ class Runner:
         try:
             await self._swap(attempt, look_first)
             costs = bars.end(monotonic())
-            await backend.free_memory_for(job.inputs.width * job.inputs.height, segment.frame_count)
+            await backend.memory.free_for(job.inputs.width * job.inputs.height, segment.frame_count)
             with backend.collecting(prompt):
                 async with prompt.stoppable():
                     with attempt.stage("collect"):
@@ -291,7 +291,7 @@ class Runner:
 
 def _check_length(segment: Segment, job: Job, backend: Backend) -> None:
     """Refuse a segment that its engine has no memory for. Raises `TooLong`."""
-    limit = backend.frame_limit(job.inputs.width * job.inputs.height, float(job.inputs.frame_rate))
+    limit = backend.memory.frame_limit(job.inputs.width * job.inputs.height, float(job.inputs.frame_rate))
     if limit and segment.frame_count > REPLANNED_ABOVE * limit:
         raise TooLong(limit)
 

@@ -10,25 +10,26 @@ import asyncio
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 
 from .assembly import Assembly
-from .clock import monotonic
 from .comfy.backend import DANGEROUS_DEATHS, MAX_PROMPTS, Backend, BackendPool
 from .comfy.client import ComfyError
-from .comfy.in_flight import GivenUp, InFlightPrompt, Lost, Stopped
+from .comfy.in_flight import Attempts, GivenUp, InFlightPrompt, Lost, Stopped
 from .comfy.inputs import EngineInputs
 from .config import Timeouts
 from .engine_watch import WATCH_LEASE, EngineWatch, empty_files, stop_abandoned_prompts
-from .errors import INTERNAL_ERROR, JobFailure, NotFound, Unavailable
+from .erasure import Erasure
+from .errors import INTERNAL_ERROR, JobFailure, NotFound
 from .feed import Feed, Signal
 from .files import Files
+from .held_backends import HeldBackends
 from .jobs import Job, Segment
 from .leaseholder import Held, Leaseholder
 from .media import MediaWorker
 from .node import Node
 from .orphans import requeue_orphans
+from .other_nodes import OtherNodes
 from .progress_reporter import ProgressReporter
 from .recovery import DISK_PAUSE_S, Recovery, TooLong
 from .runner import Runner
@@ -39,8 +40,6 @@ log = logging.getLogger(__name__)
 
 IDLE_S = 5.0
 """Between two looks for work when nothing tells of any."""
-LOOK_S = 1.0
-"""Between two looks at what other nodes have asked for, when nothing tells of it."""
 TAKE_UP_S = 5.0
 """Between two looks for work that no node does any more."""
 START_TIMES = 2
@@ -49,21 +48,6 @@ HESITATION_S = 0.5
 """The time, for each backend that this node holds, that others get to take a free one first."""
 HAND_OVER_S = 3.0
 """The time that another node gets to take a backend that this one has given back."""
-ERASURE_LOOK_S = 0.2
-ERASURE_WAIT_S = 60.0
-"""The time that a request waits for a job to be erased, which goes on without it."""
-
-
-@dataclass
-class _HeldBackend:
-    """A backend's lease, and the tasks that are done under it."""
-
-    held: Held
-    tasks: asyncio.TaskGroup
-    leaving: bool = False
-    """True when it is given no more work, to be given back to a node that holds fewer."""
-    reached_at: float = field(default_factory=monotonic)
-    """The time at which this node could last reach it, or began to hold it."""
 
 
 class Scheduler:
@@ -96,17 +80,16 @@ class Scheduler:
         self._feed = feed
         self._node = node
         self._tells = not store.is_shared
-        self._look_wanted = asyncio.Event()
-        self._unclaimed: set[Segment] = set()
-        self._erased: set[str] = set()
-        self._interrupted: set[str] = set()
-        self._held: dict[Backend, _HeldBackend] = {}
         self._tasks = asyncio.TaskGroup()
-        self._attempts: dict[str, dict[InFlightPrompt, asyncio.Task[None]]] = {}
+        self._attempts: Attempts = {}
         self._joins: dict[str, asyncio.Task[None]] = {}
-        self._erasures: dict[str, asyncio.Task[None]] = {}
+        self._held = HeldBackends(node, timeouts)
+        self._erasure = Erasure(
+            store, files, feed, self._leases, self._attempts, self._tasks, cancel=self.cancel, forget=self._forget
+        )
+        self._others = OtherNodes(store, self._held, self._attempts, self._erasure, self._take_up)
         feed.on(Signal.WORK, lambda _: self._pool.changed.set())
-        feed.on(Signal.STOP, lambda _: self._look_wanted.set())
+        feed.on(Signal.STOP, lambda _: self._others.look_soon())
         feed.on(Signal.ENDED, self._ended_elsewhere)
         feed.on(Signal.ERASED, self._erased_elsewhere)
 
@@ -136,65 +119,8 @@ class Scheduler:
             prompt.stop()
 
     async def erase(self, job: Job) -> None:
-        """Erase a job that has ended, or was asked to: record, inputs and outputs, once no engine works on it.
-
-        Raises `Unavailable` where another node has not let go of it yet: it is erased as soon as that has. So too where
-        this one stops meanwhile.
-        """
-        if not self._store.is_shared:
-            await self._begin_erasure(job)
-            await self._finish_erasure(job)
-            return
-        task = self._erasures.get(job.prompt_id)
-        if task is None:
-            task = self._tasks.create_task(self._erase_among_nodes(job), name=f"erase {job.prompt_id}")
-            self._erasures[job.prompt_id] = task
-            task.add_done_callback(lambda _: self._erasures.pop(job.prompt_id))
-        done, _ = await asyncio.wait({task}, timeout=ERASURE_WAIT_S)
-        if not done:
-            message = "The job is still being stopped; it is erased as soon as it is."
-            raise Unavailable(message, code="still_stopping", retry_after=10)
-        if task.cancelled():
-            raise Unavailable("The service is stopping; delete the job again.", code="stopping", retry_after=10)
-        task.result()
-
-    async def _erase_among_nodes(self, job: Job) -> None:
-        """Erase a job once no node works on it; the bound of that is theirs. Try again what may pass by itself."""
-        while True:
-            try:
-                await self._begin_erasure(job)
-                while await self._store.is_submitted(job.prompt_id):  # noqa: ASYNC110 - at other nodes
-                    await asyncio.sleep(ERASURE_LOOK_S)
-                async with self._leases.hold(join_lease(job.prompt_id)):
-                    await self._finish_erasure(job)
-                self._feed.send(Signal.ERASED, job.prompt_id)
-                return
-            except (LeaseLost, OSError) as error:
-                log.warning("job %s cannot be erased yet: %s", job.prompt_id, error)
-            except StoreError as error:
-                if not error.transient:
-                    raise
-                log.warning("job %s cannot be erased yet: %s", job.prompt_id, error)
-            await asyncio.sleep(DISK_PAUSE_S)
-
-    async def _begin_erasure(self, job: Job) -> None:
-        await self._attempts_ended(job.prompt_id)
-        await self._files.mark_erasure(job.prompt_id)
-        await self._store.begin_erasure(job.prompt_id)
-        # A retry may have come in between.
-        self.cancel(job.prompt_id)
-        await self._attempts_ended(job.prompt_id)
-
-    async def _finish_erasure(self, job: Job) -> None:
-        self._forget(job.prompt_id)
-        await self._files.delete_inputs(job.prompt_id)
-        await self._files.delete_result(job.prompt_id, job.stored_result)
-        await self._store.erase(job.prompt_id)
-        await self._files.unmark_erasure(job.prompt_id)
-
-    async def _attempts_ended(self, prompt_id: str) -> None:
-        while tasks := list(self._attempts.get(prompt_id, {}).values()):
-            await asyncio.wait(tasks)
+        """Erase a job that has ended, or was asked to. Raises `Unavailable` where that is not done yet."""
+        await self._erasure.erase(job)
 
     async def run(self) -> None:
         """Take up what was left, then work until cancelled. Prompts in flight stay with ComfyUI."""
@@ -207,7 +133,7 @@ class Scheduler:
             if self._store.is_shared:
                 tasks.create_task(self._node.run(), name="heartbeat")
                 tasks.create_task(self._tell_of_outages(), name="lease on outages")
-                tasks.create_task(self._look_at_others(), name="requests by other nodes")
+                tasks.create_task(self._others.run(), name="requests by other nodes")
                 tasks.create_task(self._take_up_regularly(), name="work that no node does")
             else:
                 await requeue_orphans(self._store, self._node, self.backends, self._timeouts.lease_s)
@@ -245,19 +171,13 @@ class Scheduler:
         backend.abandoned = await retry_writes(partial(self._store.abandoned, backend.name))
         submitted = await retry_writes(partial(self._store.adopt, held.lease))
         backend.may_be_given_work = lambda: held.is_sure
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                self._held[backend] = _HeldBackend(held, tasks)
-                self._node.held = frozenset(backend.name for backend in self._held)
-                self._take_up(submitted, backend)
-                tasks.create_task(backend.run(), name=f"listener of {backend.name}")
-                tasks.create_task(stop_abandoned_prompts(self._store, backend), name=f"abandoned at {backend.name}")
-                if not backend.is_embedded:
-                    tasks.create_task(empty_files(self._store, backend), name=f"erased at {backend.name}")
-                self._finish_unfinished(await retry_writes(self._store.unfinished))
-        finally:
-            self._held.pop(backend, None)
-            self._node.held = frozenset(backend.name for backend in self._held)
+        async with self._held.hold(backend, held) as tasks:
+            self._take_up(submitted, backend)
+            tasks.create_task(backend.run(), name=f"listener of {backend.name}")
+            tasks.create_task(stop_abandoned_prompts(self._store, backend), name=f"abandoned at {backend.name}")
+            if not backend.is_embedded:
+                tasks.create_task(empty_files(self._store, backend), name=f"erased at {backend.name}")
+            self._finish_unfinished(await retry_writes(self._store.unfinished))
 
     async def _dispatch(self) -> None:
         """Give waiting segments to backends that have room, whenever something changes."""
@@ -286,7 +206,7 @@ class Scheduler:
         """
         waiting = await self._store.waiting_frames()
         for busy in range(MAX_PROMPTS):
-            for backend in sorted(self.backends, key=lambda backend: backend.seconds_per_frame or 0.0):
+            for backend in sorted(self.backends, key=lambda backend: backend.speed.seconds_per_frame or 0.0):
                 if waiting and backend.takes_a_prompt(busy) and self._is_worth_dispatching(backend, waiting):
                     await self._claim(backend)
                     waiting = await self._store.waiting_frames()
@@ -315,13 +235,12 @@ class Scheduler:
         done with all that waits before this one is with the next; and what has not shown its speed yet gets no second
         segment while others are there.
         """
-        if backend.seconds_per_frame is None:
+        if backend.speed.seconds_per_frame is None:
             return not (backend.in_flight and backend.replaceable)
-        done_in_s = backend.done_in_s(waiting[0])
+        done_in_s = backend.speed.done_in_s(waiting[0])
         others = [other for other in self.backends if other is not backend and other.healthy and other.in_flight]
-        return all(
-            done_in_s <= other.done_in_s(sum(waiting)) for other in others if other.seconds_per_frame is not None
-        )
+        speeds = [other.speed for other in others if other.speed.seconds_per_frame is not None]
+        return all(done_in_s <= speed.done_in_s(sum(waiting)) for speed in speeds)
 
     def _take_up(self, segments: Iterable[Segment], backend: Backend) -> None:
         """Go on with attempts that a backend may know already."""
@@ -333,7 +252,8 @@ class Scheduler:
         ours = self._held.get(backend)
         if ours is None or ours.held.ending or ours.held.lease.epoch != segment.epoch:
             return
-        if any(_key(prompt.segment) == _key(segment) for prompt in self._attempts.get(segment.prompt_id, ())):
+        in_hand = self._attempts.get(segment.prompt_id, ())
+        if any(prompt.segment.attempt_key == segment.attempt_key for prompt in in_hand):
             return  # a look at the database has found it before the claim was answered
         log.info(
             "job %s: frames %d to %d %s %s, attempt %d",
@@ -359,7 +279,7 @@ class Scheduler:
             if prompt.stopping_since is not None:
                 await retry_writes(partial(self._store.mark_stopped, prompt.segment))
         except asyncio.CancelledError:
-            self._interrupted.add(prompt_id)
+            self._erasure.interrupted.add(prompt_id)
             raise
         except LeaseLost:
             held.lose()
@@ -426,7 +346,7 @@ class Scheduler:
                     await self._assemble(prompt_id, held.lease)
                     finished = True
             except LeaseLost:
-                self._interrupted.add(prompt_id)
+                self._erasure.interrupted.add(prompt_id)
         if self._joins[prompt_id] is asyncio.current_task():
             del self._joins[prompt_id]
         if prompt_id not in self._attempts:  # else it was cancelled, and is done again
@@ -451,8 +371,7 @@ class Scheduler:
         """Return whether another node may have an engine that can be given work."""
         if self._store.is_shared:
             return self._pool.elsewhere or not self._node.is_sure
-        sure = [backend for backend, ours in self._held.items() if ours.held.is_sure]
-        return len(sure) < len(self.backends)
+        return self._held.sure < len(self.backends)
 
     async def _tell_of_outages(self) -> None:
         """Tell jobs of outages whenever this node holds the lease on that."""
@@ -465,93 +384,17 @@ class Scheduler:
                     finally:
                         self._tells = False
 
-    async def _look_at_others(self) -> None:
-        """Do what other nodes have asked for, at once when they tell of it, else at the next look."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_S):
-                    await self._look_wanted.wait()
-            self._look_wanted.clear()
-            try:
-                await self._compare_attempts()
-                await self._delete_erased()
-            except OSError as error:
-                log.warning("what is left here of jobs that other nodes erased cannot be deleted yet: %s", error)
-            except StoreError as error:  # the heartbeat tells of a database that is away
-                if not error.transient:
-                    raise
-            self._give_back_unreachable()
-            self._give_back_surplus()
-
-    async def _compare_attempts(self) -> None:
-        """Stop the attempts that the database no longer has, and begin those that only the database has.
-
-        The answer to a claim may have been lost on its way, and a job may have ended at another node.
-        """
-        ours = [(prompt, backend) for backend in self._held for prompt in list(backend.in_flight.values())]
-        collecting = set(self._attempts)
-        submitted = {_key(segment): segment for segment in await self._store.submitted()}
-        stopped = await self._store.to_be_stopped(collecting)
-        for prompt, _ in ours:
-            if _key(prompt.segment) not in submitted:
-                prompt.stop()
-        for prompt_id in stopped:
-            for prompt in self._attempts.get(prompt_id, ()):
-                prompt.stop()
-        known = {_key(prompt.segment) for attempts in self._attempts.values() for prompt in attempts}
-        unclaimed = {segment for key, segment in submitted.items() if key not in known}
-        for backend, held in list(self._held.items()):
-            place = backend.name, held.held.lease.epoch
-            seen_twice = unclaimed & self._unclaimed  # no claim is under way
-            self._take_up((segment for segment in seen_twice if (segment.backend, segment.epoch) == place), backend)
-        self._unclaimed = unclaimed
-
-    def _give_back_unreachable(self) -> None:
-        """Give back what this node cannot reach and another node names: that one may."""
-        named_elsewhere = self._node.named_elsewhere()
-        for backend, ours in self._held.items():
-            if backend.in_reach:
-                ours.reached_at = monotonic()
-            elif monotonic() - ours.reached_at > self._timeouts.unreachable_s and backend.name in named_elsewhere:
-                log.warning("%s cannot be reached from this node and is left to one that may", backend.name)
-                ours.held.give_back()
-
-    def _give_back_surplus(self) -> None:
-        """Give a backend back to a node that holds fewer: one at a time, once it is at rest."""
-        leaving = [backend for backend, ours in self._held.items() if ours.leaving]
-        if not leaving:
-            surplus = [backend for backend in self._held if self._node.may_give_back(backend.name)]
-            leaving = sorted(surplus, key=lambda backend: not backend.idle)[:1]
-        for backend in leaving:
-            ours = self._held[backend]
-            ours.leaving = self._node.may_give_back(backend.name)
-            if ours.leaving and backend.idle:
-                log.info("%s is left to a node that holds fewer", backend.name)
-                ours.held.give_back()
-
     def _ended_elsewhere(self, prompt_id: str) -> None:
         """Drop what is kept of a job that has ended at another node; its attempts here are looked at."""
         if prompt_id in self._attempts:
-            self._look_wanted.set()
+            self._others.look_soon()
         else:
             self._forget(prompt_id)
 
     def _erased_elsewhere(self, prompt_id: str) -> None:
         self._ended_elsewhere(prompt_id)
-        self._erased.add(prompt_id)
-        self._look_wanted.set()
-
-    async def _delete_erased(self) -> None:
-        """Delete what this node has of jobs that other nodes erased, and wrote after that because it was frozen."""
-        if self._interrupted:
-            interrupted = set(self._interrupted)
-            self._erased |= interrupted - await self._store.known(interrupted)
-            self._interrupted -= interrupted
-        for prompt_id in list(self._erased):
-            await self._files.delete_inputs(prompt_id)
-            if self._files.is_shared:  # results are found by the id of their job
-                await self._files.delete_result(prompt_id, "")
-            self._erased.discard(prompt_id)
+        self._erasure.erased_elsewhere.add(prompt_id)
+        self._others.look_soon()
 
     async def _end_failed(self, prompt_id: str, failure: JobFailure, cause: Segment | Lease | None = None) -> None:
         """End a job. `cause` is what failed, which is to be still ours. Raises `LeaseLost`."""
@@ -564,8 +407,3 @@ class Scheduler:
         """Drop what was kept in memory of a job that has ended."""
         self._progress_reporter.close(prompt_id)
         self._inputs.forget(prompt_id)
-
-
-def _key(segment: Segment) -> tuple[str, int, int]:
-    """Return the attempt that a submitted segment is at."""
-    return segment.prompt_id, segment.number, segment.attempt

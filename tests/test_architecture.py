@@ -20,9 +20,12 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ),
     ("every part wired", frozenset({"app"})),
     ("handlers", frozenset({"api"})),
-    ("what moves jobs", frozenset({"scheduler", "janitor", "outbox", "intake"})),
+    ("what moves jobs", frozenset({"scheduler", "erasure", "other_nodes", "janitor", "outbox", "intake"})),
     ("one segment, one result", frozenset({"runner", "assembly"})),
-    ("the engines together", frozenset({"engine_watch", "leaseholder", "node", "orphans", "recovery"})),
+    (
+        "the engines together",
+        frozenset({"engine_watch", "held_backends", "leaseholder", "node", "orphans", "recovery"}),
+    ),
     ("ComfyUI", frozenset({"comfy"})),
     ("what is told", frozenset({"feed", "keyring", "progress_reporter"})),
     (

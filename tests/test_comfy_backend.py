@@ -393,7 +393,7 @@ async def test_nothing_runs_beside_what_engines_died_of(clip: Path, tmp_path: Pa
 async def test_an_engine_that_streams_has_no_limit_of_memory(streams: bool, clip: Path, tmp_path: Path) -> None:
     async with pilot(tmp_path, clip, streams=streams) as plane:
         await until(lambda: plane.backend.problems is not None)
-        assert (plane.backend.frame_limit(10**6, 24.0) is None) == streams
+        assert (plane.backend.memory.frame_limit(10**6, 24.0) is None) == streams
 
 
 async def test_what_is_told_of_anothers_prompt_is_not_taken_for_ours(clip: Path, tmp_path: Path) -> None:
@@ -440,13 +440,13 @@ async def test_a_prompt_that_is_missed_once_is_not_lost(clip: Path, tmp_path: Pa
 
 async def test_the_pace_is_that_of_the_last_prompts_and_slows_while_one_takes_long(clip: Path, tmp_path: Path) -> None:
     async with pilot(tmp_path, clip, wait_per_frame_s=0.05) as plane:
-        backend = plane.backend
-        assert backend.seconds_per_frame is None and backend.done_in_s(10) == 0
+        speed = plane.backend.speed
+        assert speed.seconds_per_frame is None and speed.done_in_s(10) == 0
         await plane.perform()
-        seconds_per_frame = backend.seconds_per_frame
+        seconds_per_frame = speed.seconds_per_frame
         assert seconds_per_frame is not None and seconds_per_frame >= 0.05
-        assert backend.done_in_s(10) == pytest.approx(10 * seconds_per_frame)
+        assert speed.done_in_s(10) == pytest.approx(10 * seconds_per_frame)
         slow = plane.begin()
         slow.started_at = time.monotonic() - 100
-        backend._ended_at = slow.started_at
-        assert backend.seconds_per_frame >= 100 / FRAMES
+        speed._ended_at = slow.started_at
+        assert speed.seconds_per_frame >= 100 / FRAMES

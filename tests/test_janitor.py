@@ -482,9 +482,9 @@ async def test_what_is_written_of_an_erased_job_goes_where_files_are_not_shared(
     scheduler = scheduler_of(house.store, house.files)
     await house.files.make_scratch("erased")
     scheduler._erased_elsewhere("erased")
-    await scheduler._delete_erased()
+    await scheduler._erasure.delete_erased()
     assert everything(house.files) == set()
-    assert not scheduler._erased
+    assert not scheduler._erasure.erased_elsewhere
 
 
 async def test_a_result_that_a_crash_kept_from_being_committed_is_cleared(house: House) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from ..errors import JobFailure
 from ..jobs import Segment
 from ..store import LeaseLost
 from ..workflow import Graph
+from .capacity import Memory, Speed
 from .client import ComfyClient, ComfyError, Features, Outcome, Place
 from .in_flight import GivenUp, InFlightPrompt, Lost, News, Stopped
 from .inspection import node_classes, problems
@@ -36,12 +36,6 @@ MAX_PROMPTS = 2
 """Prompts that one ComfyUI is given at a time: one running and one ready."""
 MAX_COLLECTING = 4
 """Outputs of one ComfyUI that may be fetched and checked at a time before it is given more to do."""
-SPEED_WEIGHT = 0.5
-"""Weight of the newest prompt in an engine's measured speed."""
-BYTES_PER_PIXEL = 37
-"""Memory of ComfyUI for each pixel of each frame of a segment, as measured at its peak."""
-MEMORY_SHARE = 0.5
-"""Share of ComfyUI's free memory that one segment may take."""
 DANGEROUS_DEATHS = 2
 """Deaths of engines in a row with one segment, after which an engine that has it is given no other segment."""
 
@@ -64,7 +58,7 @@ class BackendPool:
 
     def frame_limit(self, pixels: int, frame_rate: float) -> int | None:
         """Return how many frames of so many pixels a segment may have at any of the backends; None for any number."""
-        limits = [backend.frame_limit(pixels, frame_rate) for backend in self.backends]
+        limits = [backend.memory.frame_limit(pixels, frame_rate) for backend in self.backends]
         return min((limit for limit in limits if limit is not None), default=None)
 
 
@@ -88,6 +82,7 @@ class Backend:
         self.client_id = client_id
         self.timeouts = timeouts or Timeouts()
         self.in_flight: dict[str, InFlightPrompt] = {}
+        self.speed, self.memory = Speed(self.in_flight), Memory(client)
         self.may_be_given_work: Callable[[], bool] = lambda: True
         """Tells whether this node's right to it is beyond doubt. Called right before a prompt is sent."""
         self.abandoned = set[str]()
@@ -100,14 +95,11 @@ class Backend:
         self.address_known = asyncio.Event()
         self._pool = pool
         self._graph = graph or {}
-        self._free_bytes: int | None = None
         self._unanswered = False
         self._missed: set[str] = set()
         self._stop_asked_at: dict[str, float] = {}
         self._inspection_due = asyncio.Event()
         self._collecting = 0
-        self._seconds_per_frame: float | None = None
-        self._ended_at = 0.0
         pool.backends.append(self)
 
     @property
@@ -164,48 +156,6 @@ class Backend:
             "reconnects": self.listener.reconnects,
         }
 
-    @property
-    def seconds_per_frame(self) -> float | None:
-        """Seconds a frame, as last measured, or more when the prompt in hand takes longer; None when never measured."""
-        if self._seconds_per_frame is None or not self.in_flight:
-            return self._seconds_per_frame
-        oldest = next(iter(self.in_flight.values()))
-        elapsed_s = monotonic() - max(oldest.started_at, self._ended_at)
-        return max(self._seconds_per_frame, elapsed_s / oldest.segment.frame_count)
-
-    def done_in_s(self, frames: int) -> float:
-        """Return the seconds until it would be done with what it has and `frames` more; 0 when its speed is unknown."""
-        frames += sum(prompt.segment.frame_count for prompt in self.in_flight.values())
-        return (self.seconds_per_frame or 0.0) * frames
-
-    def _learn_speed(self, prompt: InFlightPrompt) -> None:
-        """Take the time of a prompt that ended well, from its start or from the end of the one before."""
-        now = monotonic()
-        seconds_per_frame = (now - max(prompt.started_at, self._ended_at)) / prompt.segment.frame_count
-        self._ended_at = now
-        if self._seconds_per_frame is None:
-            self._seconds_per_frame = seconds_per_frame
-        else:
-            self._seconds_per_frame += SPEED_WEIGHT * (seconds_per_frame - self._seconds_per_frame)
-
-    def frame_limit(self, pixels: int, frame_rate: float) -> int | None:
-        """Return how many frames of so many pixels a segment may have for its memory, at least a second's.
-
-        None is for any number.
-        """
-        if self.features is None or self.features.streams or self._free_bytes is None:
-            return None
-        return max(int(self._free_bytes * MEMORY_SHARE / (BYTES_PER_PIXEL * pixels)), math.ceil(frame_rate), 1)
-
-    async def free_memory_for(self, pixels: int, frames: int) -> None:
-        """Ask it to free the memory of its last prompts when one of `frames` frames would not fit."""
-        if self.features is None or self.features.streams:
-            return
-        with suppress(ComfyError):
-            free_bytes = await self.client.free_memory()
-            if free_bytes is not None and free_bytes < BYTES_PER_PIXEL * pixels * frames:
-                await self.client.free(models=False)
-
     async def run(self) -> None:
         """Listen, for as long as the service runs."""
         await self.address_known.wait()
@@ -245,13 +195,13 @@ class Backend:
     async def _inspect(self) -> None:
         try:
             self.features = await self._ask(self.client.features())
+            self.memory.streams = self.features.streams
             await self._ask(self.client.find_jobs())
             free_bytes = await self._ask(self.client.free_memory())
             queue = await self._ask(self.client.queue())
             self._answered()
             if free_bytes is not None and not (queue.running or queue.pending):
-                # What it has when it rests: while it works, much of that is in use by what is to be replaced.
-                self._free_bytes = max(free_bytes, self._free_bytes or 0)
+                self.memory.learn(free_bytes)
         except ComfyError as error:
             self._note(error)
             return
@@ -418,7 +368,7 @@ class Backend:
             raise JobFailure("interrupted", message, transient=True)
         if prompt.timed:
             prompt.timed = False
-            self._learn_speed(prompt)
+            self.speed.learn(prompt)
         return outcome
 
     def _check_unanswered(self, prompt: InFlightPrompt, error: ComfyError, unanswered_s: float) -> None:

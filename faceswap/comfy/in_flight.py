@@ -150,3 +150,7 @@ class InFlightPrompt:
             self._stoppable = None
         if self.stopping_since is not None:
             raise Stopped
+
+
+Attempts = dict[str, dict[InFlightPrompt, asyncio.Task[None]]]
+"""The attempts that a node has in hand, by the ids of their jobs, each with its task."""

@@ -17,8 +17,7 @@ from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
-from faceswap import engine_watch, feed, leaseholder, outbox, progress_reporter
-from faceswap import scheduler as product_scheduler
+from faceswap import engine_watch, feed, leaseholder, other_nodes, outbox, progress_reporter
 from faceswap.comfy.backend import EMBEDDED
 from faceswap.config import Timeouts, resource_dir
 from faceswap.files import UPLOAD, Files, s3
@@ -337,7 +336,7 @@ def install(world: World) -> None:
                     _installed.add((module, attribute))
     progress_reporter.TICK_S = TICK_S
     s3.Objects = lambda url: SimulatedObjects(world)
-    engine_watch.LOOK_S = feed.LOOK_S = leaseholder.ASK_S = product_scheduler.LOOK_S = outbox.LOOK_S = TICK_S
+    engine_watch.LOOK_S = feed.LOOK_S = leaseholder.ASK_S = other_nodes.LOOK_S = outbox.LOOK_S = TICK_S
     handler = _Failures(world)
     log = logging.getLogger("faceswap")
     log.handlers[:] = [handler]
