@@ -115,6 +115,7 @@ class FaceSwap:
     wait = _returning(client.FaceSwap.wait)
     status = _returning(client.FaceSwap.status)
     jobs = _yielding(client.FaceSwap.jobs)
+    health = _returning(client.FaceSwap.health)
     cancel = _returning(client.FaceSwap.cancel)
     retry = _returning(client.FaceSwap.retry)
     update = _returning(client.FaceSwap.update)

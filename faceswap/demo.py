@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 from . import samples
-from .cli import FAILED, INTERRUPTED, JobCancelled, JobFailed, ProgressBar, private_service, run_job, say
-from .client import FaceSwapError
+from .cli.batch import swap_one
+from .cli.clips import Clip
+from .cli.common import DONE, run, say
+from .cli.display import display
+from .cli.private import private_service
 
 MOMENTS = (0.1, 0.45, 0.8)
 """The frames that the picture shows, as shares of the clip."""
@@ -30,23 +32,20 @@ def main() -> int:
     source, result, picture = out / "source.mp4", out / "result.mp4", out / "before_after.png"
     started = time.monotonic()
     samples.make_clip(source)
-    try:
-        asyncio.run(_swap(source, result))
-    except (FaceSwapError, JobFailed) as error:
-        say(str(error))
-        return FAILED
-    except (KeyboardInterrupt, JobCancelled):
-        return INTERRUPTED
+    if status := run(_swap(source, result)):
+        return status
     before_after(samples.FACE, source, result, picture)
     print(source, result, picture, f"Done in {time.monotonic() - started:.1f} s.", sep="\n")
     return 0
 
 
-async def _swap(source: Path, result: Path) -> None:
+async def _swap(source: Path, result: Path) -> int:
     say("starting the service with its embedded engine")
-    async with private_service() as client:
-        with ProgressBar(sys.stderr) as bar:
-            await run_job(client, str(source), str(samples.FACE), result, {}, bar)
+    with display(sys.stderr) as shown:
+        async with private_service() as client:
+            outcome = await swap_one(client, Clip(str(source), (str(samples.FACE),)), result, shown)
+        outcome.tell(shown)
+    return DONE
 
 
 def before_after(face: Path, source: Path, result: Path, picture: Path) -> None:

@@ -21,7 +21,8 @@ from clips import make_clip
 from waiting import WAIT_S
 
 from faceswap import __version__, samples
-from faceswap.cli import ProgressBar, main
+from faceswap.cli import main
+from faceswap.cli.display import display
 from faceswap.client import FaceSwap
 
 COMMAND = [sys.executable, "-m", "faceswap"]
@@ -71,33 +72,38 @@ PROGRESS = [
 ]
 
 
-def test_on_a_terminal_the_bar_is_one_line_drawn_again_that_fits_and_goes() -> None:
+def test_on_a_terminal_there_is_a_bar_that_is_drawn_again_in_place_and_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     terminal = Terminal()
-    with ProgressBar(terminal) as bar:
-        bar.step("Executing: ReActor")
-        for progress in PROGRESS:
-            bar.update(progress)
+    with display(terminal) as shown, shown.task("clip.mp4") as task:
+        task.sent(1_000_000, 4_000_000)
+        shown.line("a line that stays [bold]as it is[/bold]")
+        task.step("Executing: ReActor")
+        for progress in PROGRESS[:101]:
+            task.progress(progress)
+        shown.count(3, 1, 20)
+        shown.line("another")
     text = terminal.getvalue()
-    assert "\n" not in text
-    drawn = text.split("\r\x1b[K")
-    assert max(map(len, drawn)) < 80
-    assert "50.0%  300/600 frames   41.5 fps  0:50 left" in text
-    assert drawn[-1] == ""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    drawn = ("clip.mp4", "Uploading  25%", "MB/s", "50.0%  300/600 frames   41.5 fps  0:50 left", "4/20, 1 failed")
+    assert [words for words in drawn if words not in plain] == []
+    assert "\ra line that stays [bold]as it is[/bold]\n" in plain
+    assert text.endswith("\x1b[2K"), "the bars are still there"
 
 
 def test_without_a_terminal_every_tenth_of_the_job_is_one_line() -> None:
     log = io.StringIO()
-    with ProgressBar(log) as bar:
+    with display(log) as shown, shown.task("") as task:
+        task.sent(1, 2)
         for progress in PROGRESS:
-            bar.update(progress)
+            task.progress(progress)
+        shown.count(1, 0, 2)
     told = [float(line.split("%")[0]) for line in log.getvalue().splitlines()]
     assert told == list(range(0, 101, 10))
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(["--version"])
-    assert end.value.code == 0
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"faceswap {__version__}\n"
 
 
@@ -106,11 +112,16 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--image", "nowhere.jpg"], "The image nowhere.jpg is not there"),
         (["--video", "nowhere.mp4"], "The video nowhere.mp4 is not there"),
-        (["-o", "."], "The output . is there already and is not a file"),
+        (["-o", "/dev/null"], "The output /dev/null is there already and is not a file"),
         (["-o", "nowhere/out.mp4"], "The folder of the output nowhere/out.mp4 is not there"),
         (["--option", "colour=red"], "Unknown option 'colour'"),
         (["--option", "crf=99"], "Option 'crf' is '99'; allowed is a whole number from 0 to 51"),
         (["--option", "face_index=first"], "Option 'face_index' is 'first'"),
+        (["--option", "crf"], "'crf' is not of the form name=value"),
+        (["-o", "x.gif", "--option", "format=webm"], "The output x.gif asks for the format gif, the option for webm"),
+        ([FACE, "-o", "out/"], f"The video {FACE} is named twice"),
+        (["--jobs", "0"], "--jobs"),
+        (["--picture", "x"], "No such option"),
     ],
 )
 def test_wrong_usage_of_swap_is_told_before_anything_is_started(
@@ -119,7 +130,7 @@ def test_wrong_usage_of_swap_is_told_before_anything_is_started(
     monkeypatch.chdir(tmp_path)
     children = len(psutil.Process().children())
     assert main(["swap", "--image", FACE, "--video", FACE, "-o", "out.mp4", *words]) == 2
-    assert message in capsys.readouterr().err
+    assert message in " ".join(capsys.readouterr().err.split())
     assert len(psutil.Process().children()) == children
 
 

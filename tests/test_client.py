@@ -6,6 +6,8 @@ import asyncio
 import hashlib
 import itertools
 import json
+import sysconfig
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -14,7 +16,19 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faceswap.client import MAX_EVENT_CHARS, EventStreamParser, FaceSwap, FaceSwapError, ServerSentEvent
+import faceswap
+from faceswap import blocking
+from faceswap.api.schemas import STATUS
+from faceswap.client import (
+    MAX_EVENT_CHARS,
+    EventStreamParser,
+    FaceSwap,
+    FaceSwapError,
+    JobFailed,
+    JobStatus,
+    ServerSentEvent,
+    Upload,
+)
 
 Serve = Callable[..., Awaitable[str]]
 RESULT = bytes(range(256)) * 4096
@@ -237,6 +251,222 @@ async def test_two_addresses_are_sent_as_fields(
     (sent,) = submissions
     assert (sent["video_url"], sent["image_url"]) == ("https://example.org/clip.mp4", "http://example.org/face.jpg")
     assert sent["options"] == '{"crf": 30}'
+
+
+async def test_several_pictures_are_sent_in_order_and_an_upload_by_its_id(serve: Serve, tmp_path: Path) -> None:
+    parts: list[tuple[str | None, bytes]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        parts.extend([(part.name, bytes(await part.read())) async for part in await request.multipart()])
+        return web.json_response({"prompt_id": "job"}, status=202)
+
+    files = [tmp_path / name for name in ("a.png", "b.png")]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    told: list[tuple[int, int]] = []
+    async with FaceSwap(await serve(web.post("/face-swap", handler))) as client:
+        await client.submit(Upload("up-1"), files, label="mine", on_upload=lambda *sizes: told.append(sizes))
+    assert parts == [("label", b"mine"), ("image", b"a.png"), ("image", b"b.png"), ("video_upload", b"up-1")]
+    assert told[-1] == (10, 10)
+
+
+async def test_a_submission_that_is_cut_off_or_put_off_is_repeated_under_the_same_key(
+    serve: Serve, tmp_path: Path
+) -> None:
+    keys: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        keys.append(request.headers["Idempotency-Key"])
+        body = await request.read()
+        assert b"the face" in body
+        if len(keys) == 1:
+            assert request.transport is not None
+            request.transport.abort()
+        if len(keys) == 2:
+            return web.Response(status=429, headers={"Retry-After": "0"})
+        return web.json_response({"prompt_id": "job"}, status=202)
+
+    (tmp_path / "face.png").write_bytes(b"the face")
+    async with FaceSwap(await serve(web.post("/face-swap", handler))) as client:
+        assert await client.submit("https://example.org/clip.mp4", tmp_path / "face.png") == "job"
+    assert len(keys) == 3
+    assert len(set(keys)) == 1
+
+
+def ending(*events: bytes) -> web.RouteDef:
+    """Make a route of a job whose stream has these events."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await stream(request, *events)
+
+    return web.get("/events/job", handler)
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "detail"),
+    [
+        (sse(2, "error", detail="No face.", code="no_face_detected", prompt_id="job"), "no_face_detected", "No face."),
+        (sse(2, "cancelled", message="Face swap cancelled."), "cancelled", "Face swap cancelled."),
+    ],
+)
+async def test_a_job_without_a_result_is_a_job_that_failed(serve: Serve, end: bytes, code: str, detail: str) -> None:
+    seen: list[str] = []
+    async with FaceSwap(await serve(ending(sse(1, "queued"), end))) as client:
+        with pytest.raises(JobFailed) as failed:
+            await client.wait("job", on_event=lambda event: seen.append(event.type))
+    assert (failed.value.prompt_id, failed.value.code, failed.value.detail) == ("job", code, detail)
+    assert seen[0] == "queued"
+    assert not failed.value.transient
+
+
+async def test_a_swap_is_one_call_and_who_cancels_it_cancels_the_job(
+    serve: Serve, accept: web.RouteDef, tmp_path: Path
+) -> None:
+    cancelled = asyncio.Event()
+    watched = asyncio.Event()
+
+    async def cancel(_: web.Request) -> web.Response:
+        cancelled.set()
+        return web.json_response({"status": "PROCESSING"}, status=202)
+
+    async def held(request: web.Request) -> web.StreamResponse:
+        watched.set()
+        response = await stream(request, sse(1, "queued"))
+        await cancelled.wait()
+        return response
+
+    face, clip, output = (tmp_path / name for name in ("face.png", "clip.mp4", "out.mp4"))
+    face.write_bytes(b"face")
+    clip.write_bytes(b"clip")
+    routes = accept, Result(cuts=0).route
+    data = {"prompt_id": "job", "filename": "my result.mp4", "bytes": len(RESULT), "sha256": SHA256, "warnings": ["!"]}
+    prefix = [web.route(route.method, route.path.replace("/prefix", ""), route.handler) for route in routes]
+    async with faceswap.FaceSwap(await serve(*prefix, ending(sse(1, "completed", **data)))) as client:
+        result = await client.swap(clip, face, output)
+    assert (result.path, result.warnings, output.read_bytes()) == (output, ("!",), RESULT)
+    cancelling = web.post("/jobs/job/cancel", cancel)
+    async with faceswap.FaceSwap(await serve(*prefix, web.get("/events/job", held), cancelling)) as client:
+        swapping = asyncio.create_task(client.swap(clip, face, output))
+        await watched.wait()
+        swapping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await swapping
+    assert cancelled.is_set()
+
+
+async def test_all_jobs_are_listed_page_by_page_up_to_the_limit(serve: Serve) -> None:
+    queries: list[dict[str, str]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        queries.append(dict(request.query))
+        start = int(request.query.get("cursor", 0))
+        page = [{"prompt_id": str(number)} for number in range(start, min(start + int(request.query["limit"]), 250))]
+        return web.json_response(
+            {"jobs": page, "next_cursor": str(start + len(page)) if start + len(page) < 250 else None}
+        )
+
+    async with FaceSwap(await serve(web.get("/jobs", handler))) as client:
+        assert [job["prompt_id"] async for job in client.jobs(status="FAILED")] == [str(n) for n in range(250)]
+        assert [job["prompt_id"] async for job in client.jobs(label="x", limit=120)] == [str(n) for n in range(120)]
+    assert queries[0] == {"status": "FAILED", "limit": "100"}
+    assert queries[3] == {"label": "x", "limit": "100"}
+
+
+class Tus:
+    """A tus server that takes in half of what it is sent, as often as it is told to, before the connection breaks."""
+
+    def __init__(self, cuts: int) -> None:
+        self.cuts = cuts
+        self.data = bytearray()
+        self.length = 0
+        self.offsets: list[int] = []
+
+    @property
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/uploads", self._create),
+            web.head("/uploads/up-1", self._head),
+            web.patch("/uploads/up-1", self._patch),
+        ]
+
+    async def _create(self, request: web.Request) -> web.Response:
+        self.length = int(request.headers["Upload-Length"])
+        return web.Response(status=201, headers={"Location": "/uploads/up-1"})
+
+    async def _head(self, request: web.Request) -> web.Response:
+        return web.Response(headers={"Upload-Offset": str(len(self.data)), "Upload-Length": str(self.length)})
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        offset = int(request.headers["Upload-Offset"])
+        if offset != len(self.data):
+            return web.Response(status=409)
+        self.offsets.append(offset)
+        if len(self.offsets) <= self.cuts:
+            self.data += await request.content.readexactly((self.length - offset) // 2)
+            assert request.transport is not None
+            request.transport.abort()
+        else:
+            self.data += await request.read()
+        return web.Response(status=204, headers={"Upload-Offset": str(len(self.data))})
+
+
+async def test_a_cut_upload_goes_on_where_it_broke_off(serve: Serve, tmp_path: Path) -> None:
+    tus, file = Tus(cuts=2), tmp_path / "clip.mp4"
+    file.write_bytes(RESULT)
+    async with FaceSwap(await serve(*tus.routes)) as client:
+        assert await client.upload(file) == Upload("up-1")
+    assert bytes(tus.data) == RESULT
+    assert tus.offsets == [0, len(RESULT) // 2, len(RESULT) * 3 // 4]
+
+
+async def test_every_error_is_a_face_swap_error(serve: Serve, tmp_path: Path) -> None:
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text="<html>Sign in</html>", content_type="text/html")
+
+    async with FaceSwap(await serve(web.get("/status/job", page), Result(cuts=0).route)) as client:
+        for call, code in (
+            (client.submit(tmp_path / "nowhere.mp4", "http://example.org/face.png"), "file"),
+            (client.upload(tmp_path / "nowhere.mp4"), "file"),
+            (client.download("my result.mp4", tmp_path / "nowhere" / "out.mp4"), "file"),
+            (client.status("job"), "bad_answer"),
+        ):
+            with pytest.raises(FaceSwapError) as raised:
+                await call
+            assert raised.value.code == code
+            assert not raised.value.transient
+
+
+async def test_the_blocking_client_does_the_same_without_a_loop(serve: Serve, tmp_path: Path) -> None:
+    url = await serve(
+        ending(sse(1, "queued"), sse(2, "error", detail="No face.", code="no_face")), Result(cuts=0).route
+    )
+
+    def program() -> list[str]:
+        with blocking.FaceSwap(url) as client:
+            client.download("my result.mp4", tmp_path / "out.mp4", sha256=SHA256)
+            with pytest.raises(JobFailed, match=r"No face\."):
+                client.wait("job")
+            first = next(client.events("job"))
+            return [first.type, *(event.type for event in client.events("job"))]
+
+    assert await asyncio.to_thread(program) == ["queued", "queued", "error"]
+    assert (tmp_path / "out.mp4").read_bytes() == RESULT
+    assert not [thread for thread in threading.enumerate() if thread.name == "faceswap client"]
+
+
+def test_the_blocking_client_has_all_that_the_other_has() -> None:
+    public = {name for name in vars(FaceSwap) if not name.startswith("_")}
+    assert public == {name for name in vars(blocking.FaceSwap) if not name.startswith("_")}
+
+
+def test_a_status_has_the_fields_of_the_description() -> None:
+    assert set(JobStatus.__annotations__) >= set(STATUS["properties"])
+
+
+def test_an_editable_install_shows_its_types_to_type_checkers() -> None:
+    """They follow a folder that a .pth file names, not a finder that a .pth file runs."""
+    folders = Path(sysconfig.get_path("purelib")).glob("__editable__.faceswap-*.pth")
+    assert [Path(file.read_text().strip(), "faceswap", "py.typed").is_file() for file in folders] == [True]
 
 
 def names(folder: Path) -> list[str]:

@@ -30,6 +30,8 @@ class JobStatus(TypedDict):
 
     prompt_id: str
     status: str
+    label: str | None
+    media: str
     progress: JobProgress
     created_at: str
     updated_at: str
@@ -40,6 +42,7 @@ class JobStatus(TypedDict):
     code: str | None
     queue_position: int | None
     eta_seconds: float | None
+    wait_seconds: NotRequired[float | None]
     output_prefix: str
     options: dict[str, Any]
     consent: str | None

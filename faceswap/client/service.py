@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import mimetypes
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -244,18 +245,27 @@ class FaceSwap:
         async with self._request("GET", "status", prompt_id) as response:
             return cast(JobStatus, await _json(response))
 
-    async def jobs(self, *, status: str | None = None, label: str | None = None) -> AsyncIterator[JobStatus]:
-        """Yield all jobs, the newest first, or those of a status (`FAILED`, …) or with a label."""
-        wanted = {"status": status, "label": label, "limit": str(PAGE_JOBS), "cursor": None}
+    async def jobs(
+        self, *, status: str | None = None, label: str | None = None, limit: int | None = None
+    ) -> AsyncIterator[JobStatus]:
+        """Yield jobs, the newest first: all, or those of a status (`FAILED`, …) or with a label, at most `limit`."""
+        left = sys.maxsize if limit is None else limit
+        wanted = {"status": status, "label": label, "limit": str(min(left, PAGE_JOBS)), "cursor": None}
         while True:
             query = {name: value for name, value in wanted.items() if value}
             async with self._request("GET", "jobs", params=query) as response:
                 page = await _json(response)
-            for job in page["jobs"]:
+            for job in page["jobs"][:left]:
                 yield job
+            left -= len(page["jobs"])
             wanted["cursor"] = page["next_cursor"]
-            if not wanted["cursor"]:
+            if left <= 0 or not wanted["cursor"]:
                 return
+
+    async def health(self) -> dict[str, Any]:
+        """Return the state of the service: its engines, queue and disk."""
+        async with self._request("GET", "health") as response:
+            return await _json(response)
 
     async def cancel(self, prompt_id: str) -> JobStatus:
         """Cancel the job, which ends a little later; `FaceSwapError` 409 when it has ended."""

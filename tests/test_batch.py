@@ -1,0 +1,257 @@
+"""A batch as a user meets it: the real command, killed and called again, in front of the real service."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from clips import make_clip
+from service_rig import EngineRig, ServiceRig, service_and_engines
+from waiting import WAIT_S, until
+
+from faceswap import samples
+from faceswap.cli.clips import Clip, stems
+from faceswap.cli.manifest import read_manifest
+from faceswap.cli.record import RECORD_NAME, Record, RecordError
+from faceswap.errors import BadRequest
+
+FACE = str(samples.FACE)
+CLIPS = 20
+KILLED_AT = 10
+
+
+class Command:
+    """`faceswap` with these words, as a process of its own."""
+
+    def __init__(self, *words: str | Path, **environ: str) -> None:
+        self._words = [sys.executable, "-m", "faceswap", *map(str, words)]
+        self._environ = {**os.environ, **environ}
+
+    async def begin(self) -> asyncio.subprocess.Process:
+        pipe = asyncio.subprocess.PIPE
+        # A shell that starts the suite in the background has it ignore Ctrl-C, and its children with it.
+        default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        return await asyncio.create_subprocess_exec(
+            *self._words, stdout=pipe, stderr=pipe, env=self._environ, preexec_fn=default
+        )
+
+    async def run(self, status: int = 0) -> list[dict[str, Any]]:
+        """Run to the end, which has this exit status; returns what `--json` told."""
+        process = await self.begin()
+        async with asyncio.timeout(WAIT_S):
+            told, errors = await process.communicate()
+        assert process.returncode == status, errors.decode()
+        return [json.loads(line) for line in told.splitlines()]
+
+
+@asynccontextmanager
+async def batch(
+    folder: Path, clips: int, **faults: Any
+) -> AsyncIterator[tuple[ServiceRig, EngineRig, Callable[..., Command], list[Path]]]:
+    """Yield a service, its engine, the command that swaps some clips into `out`, and the clips."""
+    (folder / "clips").mkdir()
+    files = [make_clip(folder / "clips" / f"{number:02}.mp4", 3) for number in range(clips)]
+    async with service_and_engines(folder, paint=True, **faults) as (service, [engine]):
+        url = str(service.client.make_url(""))
+
+        def swap(*words: str | Path) -> Command:
+            return Command("swap", "--image", FACE, *files, "-o", folder / "out", "--url", url, "--json", *words)
+
+        yield service, engine, swap, files
+
+
+def results(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "out").iterdir() if path.name != RECORD_NAME)
+
+
+async def test_a_batch_of_20_that_is_killed_at_the_tenth_goes_on_and_does_none_twice(tmp_path: Path) -> None:
+    async with batch(tmp_path, CLIPS) as (service, engine, swap, _):
+        engine.hold(after=KILLED_AT)
+        killed = await swap().begin()
+        assert killed.stdout is not None
+        async with asyncio.timeout(WAIT_S):
+            for _ in range(KILLED_AT):
+                assert json.loads(await killed.stdout.readline())["status"] == "SUCCESS"
+        await until(lambda: engine.running)
+        killed.kill()
+        await killed.communicate()
+        engine.release()
+
+        told = await swap().run()
+        assert Counter(end["status"] for end in told) == {"SKIPPED": KILLED_AT, "SUCCESS": CLIPS - KILLED_AT}
+        assert results(tmp_path) == [f"{number:02}.mp4" for number in range(CLIPS)]
+        jobs = (await service.get(f"/jobs?limit={2 * CLIPS}"))["jobs"]
+        assert [job["status"] for job in jobs] == ["SUCCESS"] * CLIPS
+        assert engine.submissions == CLIPS
+
+        # Killed between the service's answer and the record of it: the same submission is the same job.
+        record, last = tmp_path / "out" / RECORD_NAME, tmp_path / "out" / f"{CLIPS - 1:02}.mp4"
+        last.unlink()
+        kept = [
+            line
+            for line in record.read_bytes().splitlines(keepends=True)
+            if last.name.encode() not in line or b'"prompt_id": null' in line
+        ]
+        record.write_bytes(b"".join([*kept, b'{"clip": "cut sho']))
+        (again,) = [end for end in await swap().run() if end["status"] != "SKIPPED"]
+        assert again["prompt_id"] in {job["prompt_id"] for job in jobs}
+        assert last.is_file()
+
+
+async def test_a_clip_that_failed_is_tried_again_by_the_next_call_and_the_others_are_not(tmp_path: Path) -> None:
+    async with batch(tmp_path, 2) as (service, engine, swap, files):
+        files[0].write_bytes(b"not a video at all")
+        told = {Path(end["clip"]).name: end for end in await swap().run(1)}
+        assert told["00.mp4"]["code"] == "not_a_video"
+        assert told["01.mp4"]["status"] == "SUCCESS"
+
+        make_clip(files[0], 3)
+        engine.set_faults(unswapped=True)
+        (failed,) = [end for end in await swap().run(1) if end["status"] != "SKIPPED"]
+        assert (failed["status"], failed["code"]) == ("FAILED", "no_face_detected")
+
+        engine.set_faults(paint=True)
+        (mended,) = [end for end in await swap().run() if end["status"] != "SKIPPED"]
+        assert (mended["status"], mended["prompt_id"]) == ("SUCCESS", failed["prompt_id"])
+        assert (await service.status(mended["prompt_id"]))["status"] == "SUCCESS"
+        assert results(tmp_path) == ["00.mp4", "01.mp4"]
+
+
+async def test_other_options_are_done_anew_and_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "00.mp4").write_bytes(b"somebody's")
+    async with batch(tmp_path, 1) as (_, engine, swap, _):
+        await swap().run()
+        await swap("--option", "crf=30").run()
+        assert engine.submissions == 2
+        assert results(tmp_path) == ["00-2.mp4", "00.mp4"]
+        assert (tmp_path / "out" / "00.mp4").read_bytes() == b"somebody's"
+
+
+async def test_an_interrupt_cancels_the_jobs_of_a_batch_and_the_next_call_goes_on_with_them(tmp_path: Path) -> None:
+    async with batch(tmp_path, 2) as (service, engine, swap, _):
+        engine.hold()
+        interrupted = await swap().begin()
+        await until(lambda: engine.running)
+        held = (await service.get("/jobs"))["jobs"]
+        interrupted.send_signal(signal.SIGINT)
+        async with asyncio.timeout(WAIT_S):
+            _, errors = await interrupted.communicate()
+        assert interrupted.returncode == 130
+        assert b"the same command goes on" in errors
+        for job in held:
+            assert (await service.ended(job["prompt_id"]))["status"] == "CANCELLED"
+        engine.release()
+        told = await swap().run()
+        assert {job["prompt_id"] for job in held} <= {end["prompt_id"] for end in told}
+        assert [end["status"] for end in told] == ["SUCCESS"] * 2
+
+
+async def test_a_batch_without_a_service_keeps_its_own_until_all_is_done(tmp_path: Path) -> None:
+    samples.make_clip(tmp_path / "clip.mp4")
+    swap = Command(
+        "swap", "--image", FACE, tmp_path / "clip.mp4", "-o", f"{tmp_path}/out/", "--json", "--option", "frame_rate=5"
+    )
+    killed = await swap.begin()
+    assert killed.stderr is not None
+    async with asyncio.timeout(WAIT_S):
+        assert b"queued" in await killed.stderr.readline()
+    killed.kill()
+    await killed.wait()
+    assert (tmp_path / "out" / ".faceswap-service" / "faceswap.db").is_file()
+    await swap.run()
+    assert results(tmp_path) == ["clip.mp4"]
+    assert not [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info)]
+
+
+async def test_a_service_that_is_not_there_is_told_at_once(tmp_path: Path, unused_tcp_port: int) -> None:
+    url = f"http://127.0.0.1:{unused_tcp_port}"
+    process = await Command("swap", "--image", FACE, FACE, "-o", f"{tmp_path}/out/", "--url", url).begin()
+    _, errors = await process.communicate()
+    assert process.returncode == 1
+    assert errors.decode().startswith(f"faceswap: No answer from {url}")
+
+
+def test_one_process_at_a_time_works_on_a_folder(tmp_path: Path) -> None:
+    with Record(tmp_path), pytest.raises(RecordError, match="is running already"):
+        Record(tmp_path)
+    (tmp_path / RECORD_NAME).write_text('{"of": "another version"}\n')
+    with pytest.raises(RecordError, match="cannot be read; remove it"):
+        Record(tmp_path)
+
+
+def test_clips_of_the_same_name_have_results_of_their_own() -> None:
+    names = ["a/clip.mp4", "b/clip.mov", "https://example.org/clip.mp4?x=1", "b/clip-2.mp4"]
+    clips = [Clip(name, (FACE,)) for name in names]
+    assert list(stems(clips).values()) == ["clip", "clip-2", "clip-3", "clip-2-2"]
+
+
+MANIFEST = """
+output = "results"
+image = "me.png"
+jobs = 3
+label = "overnight"
+
+[options]
+crf = 18
+
+[[clip]]
+video = "clips/*.mp4"
+
+[[clip]]
+video = "https://example.org/talk.mov"
+image = ["anna.png", "https://example.org/ben.png"]
+output = "talk.webm"
+options = { start = 2.5, mapping = [{ face = 0, image = 0 }, { face = 1, image = 1 }] }
+"""
+
+
+def test_a_manifest_says_what_a_batch_is(tmp_path: Path) -> None:
+    (tmp_path / "clips").mkdir()
+    for name in ("b.mp4", "a.mp4", "notes.txt"):
+        (tmp_path / "clips" / name).touch()
+    file = tmp_path / "batch.toml"
+    file.write_text(MANIFEST)
+    manifest = read_manifest(file)
+    first, second, third = manifest.clips
+    assert (manifest.output, manifest.jobs, manifest.url) == (tmp_path / "results", 3, None)
+    assert [first.video, second.video] == [str(tmp_path / "clips" / name) for name in ("a.mp4", "b.mp4")]
+    assert first.images == (str(tmp_path / "me.png"),)
+    assert first.options["crf"] == third.options["crf"] == 18
+    assert (first.label, third.label) == ("overnight", "overnight")
+    assert third.images == (str(tmp_path / "anna.png"), "https://example.org/ben.png")
+    assert third.options["format"] == "webm"
+    assert [swap["face"] for swap in third.options["mapping"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("jobs = ", "cannot be read"),
+        ('colour = "red"', "unknown 'colour'"),
+        ('image = "me.png"', "names no clip"),
+        ('[[clip]]\nvideo = "clip.mp4"', "'image' of clip 1 must be a text"),
+        ('image = "me.png"\n[[clip]]', "'video' of clip 1 must be a text"),
+        ('image = "me.png"\n[[clip]]\nvideo = "none/*.mp4"', r"No file is found for none/\*\.mp4"),
+        ('image = "me.png"\n[[clip]]\nvideo = "a.mp4"\nface = 1', "clip 1 has an unknown 'face'"),
+        ('image = "me.png"\n[[clip]]\nvideo = "a.mp4"\noutput = "../a.mp4"', "allowed is a name in the output folder"),
+        ('image = "me.png"\n[[clip]]\nvideo = "a.mp4"\n[clip.options]\ncrf = 99', "'crf' is '99'"),
+        ('image = "me.png"\njobs = 0\n[[clip]]\nvideo = "a.mp4"', "'jobs' is 0"),
+    ],
+)
+def test_a_manifest_that_is_wrong_is_told_with_its_reason(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "batch.toml"
+    file.write_text(text)
+    with pytest.raises((ValueError, BadRequest), match=message):
+        read_manifest(file)
