@@ -35,6 +35,7 @@ from .outbox import Outbox
 from .progress_reporter import ProgressReporter
 from .scheduler import Scheduler
 from .store import Store, StoreError, retry_writes
+from .thumbnails import Thumbnails
 from .url_guard import UrlGuard
 from .workflow import Graph, Workflow, WorkflowError, load_workflows
 
@@ -92,6 +93,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
             yield
             background.cancel()
             await asyncio.gather(background, return_exceptions=True)
+            await app[keys.SUBMITTER].uploads.close()
             await app[keys.NODE].leave()
 
     app.cleanup_ctx.append(parts)
@@ -157,7 +159,10 @@ async def _work(
     pool = await _when_possible(connect, is_shared=store.is_shared)
     node = app[keys.NODE] = Node(store, name, pool, timeouts.node_gone_s, shares_files=files.is_shared)
     await _when_possible(node.join, is_shared=store.is_shared)
-    app[keys.SUBMITTER] = Submitter(settings, store, files, ground.media, ground.fetcher, workflows, pool.frame_limit)
+    app[keys.SUBMITTER] = Submitter(
+        settings, store, files, ground.media, ground.fetcher, workflows, pool.frame_limit, name
+    )
+    app[keys.THUMBNAILS] = Thumbnails(store, files, ground.media)
     progress_reporter = app[keys.PROGRESS_REPORTER] = ProgressReporter(store, files)
     scheduler = app[keys.SCHEDULER] = Scheduler(
         store, files, ground.media, progress_reporter, workflows, pool, timeouts, feed, node

@@ -116,6 +116,7 @@ class Settings:
     max_segments: int = 10_000
     input_ttl_s: int = 3600
     output_ttl_s: int = 604800
+    upload_ttl_s: int = 86400
     record_ttl_s: int = 2_592_000
     min_free_mb: int = 1024
     label: str = ""
@@ -302,6 +303,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "max_segments": _whole(1, 100_000),
     "input_ttl_s": _whole(0, 31_536_000),
     "output_ttl_s": _whole(1, 315_360_000),
+    "upload_ttl_s": _whole(60, 31_536_000),
     "record_ttl_s": _whole(1, 315_360_000),
     "min_free_mb": _whole(0, 1_073_741_824),
     "label": _label,

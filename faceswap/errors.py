@@ -59,6 +59,10 @@ class Gone(Problem):
     status, code, title = 410, "gone", "Gone"
 
 
+class PreconditionFailed(Problem):
+    status, code, title = 412, "precondition_failed", "Precondition failed"
+
+
 class TooLarge(Problem):
     status, code, title = 413, "too_large", "Too large"
 
@@ -69,6 +73,10 @@ class UnsupportedMedia(Problem):
 
 class Unprocessable(Problem):
     status, code, title = 422, "unprocessable", "Unprocessable content"
+
+
+class Locked(Problem):
+    status, code, title = 423, "locked", "Locked"
 
 
 class TooManyRequests(Problem):

@@ -92,6 +92,18 @@ class Janitor:
             for prompt_id, file in records:
                 await self._erase_record(prompt_id, file)
         await self._store.forget_old_engine_files(now - record_ttl_s * 1000)
+        await self._erase_uploads()
+
+    async def _erase_uploads(self) -> None:
+        """Erase resumable uploads that have expired, and bytes that were stored of one after its end."""
+        while expired := await self._store.expired_uploads(BATCH):
+            for upload_id in expired:
+                await self._files.delete_parts(upload_id)
+                await self._store.forget_upload(upload_id)
+        before = datetime.now(UTC) - timedelta(seconds=self._settings.upload_ttl_s)
+        async for old in self._files.list_parted(before):
+            for upload_id in old - await self._store.known_uploads(old):
+                await self._files.delete_parts(upload_id)
 
     async def _erase_inputs(self, prompt_id: str) -> None:
         """Erase the inputs of a job, unless it was retried; what fails is tried again in the next round."""
@@ -142,6 +154,7 @@ class Janitor:
         Erased is what was being erased or taken in, and results that were never committed. What the database does not
         know may belong to a newer one: it is set aside.
         """
+        await self._files.delete_looked_at()
         await self._clear_uploads()
         unknown, results = await self._clear_inputs(), await self._clear_results()
         # Another node may have begun an upload meanwhile, and may have made it a job.

@@ -453,10 +453,13 @@ class Job:
         """True while frames are still to be swapped."""
         return self.state not in TERMINAL and self.segments_done < self.segments_total
 
-    def status(self, queue_position: int | None = None, outage: str | None = None) -> dict[str, Any]:
+    def status(
+        self, queue_position: int | None = None, outage: str | None = None, wait_s: float | None = None
+    ) -> dict[str, Any]:
         """Return the document of `GET /status/{prompt_id}`.
 
-        During an `outage` of the engines its step is that a job waits for them.
+        During an `outage` of the engines its step is that a job waits for them. `wait_s` is the time until a queued one
+        starts, as far as that can be told.
         """
         return {
             "prompt_id": self.prompt_id,
@@ -476,6 +479,7 @@ class Job:
             "error": self.error,
             "code": self.code,
             "queue_position": queue_position,
+            "wait_seconds": wait_s,
             "eta_seconds": self.eta_s,
             "output_prefix": self.output_name,
             "media": self.media,

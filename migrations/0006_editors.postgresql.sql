@@ -8,6 +8,7 @@ CREATE TABLE upload (
     owner      TEXT COLLATE "C",
     length     BIGINT NOT NULL,
     received   BIGINT NOT NULL DEFAULT 0,
+    parts      TEXT NOT NULL DEFAULT '[]' CHECK (parts::json IS NOT NULL),
     metadata   TEXT NOT NULL,
     sha256     TEXT,
     created_at BIGINT NOT NULL,
@@ -15,3 +16,4 @@ CREATE TABLE upload (
 );
 
 CREATE INDEX upload_expiring ON upload (expires_at);
+CREATE INDEX upload_of_owner ON upload (coalesce(owner, ''), length);

@@ -8,6 +8,7 @@ CREATE TABLE upload (
     owner      TEXT,
     length     INTEGER NOT NULL,
     received   INTEGER NOT NULL DEFAULT 0,
+    parts      TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(parts)),
     metadata   TEXT NOT NULL,
     sha256     TEXT,
     created_at INTEGER NOT NULL,
@@ -15,3 +16,4 @@ CREATE TABLE upload (
 ) STRICT;
 
 CREATE INDEX upload_expiring ON upload (expires_at);
+CREATE INDEX upload_of_owner ON upload (coalesce(owner, ''), length);

@@ -122,7 +122,7 @@ def digest_of(path: Path) -> str:
 
 def calls(app: web.Application, job: Job) -> list[tuple[str, str, str]]:
     """Return the method, the route and the path of every operation, about this job."""
-    values = {"prompt_id": job.prompt_id, "filename": f"{job.result_file}", "name": "app.js"}
+    values = {"prompt_id": job.prompt_id, "filename": f"{job.result_file}", "name": "app.js", "upload_id": "none"}
     return [(method, path, path.format(**values)) for method, path, _ in routes(app)]
 
 
@@ -260,7 +260,7 @@ async def test_a_link_lets_in_to_one_thing_of_one_job_for_a_time(rig: Rig) -> No
     job, other = await rig.finished("ann"), await rig.finished("ann")
     status, document = await rig.call("POST", f"/jobs/{job.prompt_id}/links?expires_in=60", ANN)
     links = document["links"]
-    assert (status, set(links)) == (200, {"result", "video", "image", "events", "preview"})
+    assert (status, set(links)) == (200, {"result", "video", "image", "thumbnail", "events", "preview"})
     assert await rig.call("GET", links["result"]) == (200, b"a result")
     assert await rig.call("GET", links["video"] + "&inline=1", headers={"Range": "bytes=4-"}) == (206, b"video")
     assert (await rig.call("HEAD", links["image"]))[0] == 200

@@ -20,7 +20,10 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ),
     ("every part wired", frozenset({"app"})),
     ("handlers", frozenset({"api"})),
-    ("what moves jobs", frozenset({"scheduler", "erasure", "other_nodes", "janitor", "outbox", "intake"})),
+    (
+        "what moves jobs",
+        frozenset({"scheduler", "erasure", "other_nodes", "janitor", "outbox", "intake", "thumbnails"}),
+    ),
     ("one segment, one result", frozenset({"runner", "assembly"})),
     (
         "the engines together",
@@ -35,7 +38,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("where things lie", frozenset({"files", "config"})),
     (
         "what a job is, and how it is counted",
-        frozenset({"deliveries", "events", "jobs", "links", "metrics", "tracing"}),
+        frozenset({"backlog", "deliveries", "events", "jobs", "links", "metrics", "tracing", "uploads"}),
     ),
     (
         "ground",
@@ -176,7 +179,9 @@ def test_the_detector_needs_nothing_else_of_the_engine() -> None:
     assert needed - {"engine"} <= DETECTOR_PARTS
 
 
-@pytest.mark.parametrize("name", ["jobs", "deliveries", "events", "progress", "errors", "workflow"])
+@pytest.mark.parametrize(
+    "name", ["jobs", "deliveries", "events", "progress", "errors", "workflow", "uploads", "backlog"]
+)
 def test_what_is_pure_knows_of_no_loop_socket_or_database(name: str) -> None:
     roots = {full_name.split(".")[0] for full_name in imports(FILES[name])}
     assert not roots & {"asyncio", "aiohttp", "sqlite3", "aiosqlite", "socket", "subprocess", "threading"}

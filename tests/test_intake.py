@@ -27,8 +27,8 @@ from faceswap.config import Settings
 from faceswap.errors import BadRequest, Problem, TooLarge, Unavailable
 from faceswap.files import Files
 from faceswap.intake import MAX_TEXT_BYTES, Submission, parse_object
+from faceswap.intake import body as body_module
 from faceswap.intake import files as inputs_module
-from faceswap.intake import readers as readers_module
 from faceswap.intake.fetch import Fetcher
 from faceswap.intake.files import InputFolder, Room, extension
 from faceswap.intake.readers import RequestReader
@@ -56,6 +56,10 @@ def form(*parts: Part, end: bool = True) -> bytes:
     return body + (f"--{BOUNDARY}--\r\n".encode() if end else b"")
 
 
+NOTHING_KEPT: Any = None
+"""No uploads and no jobs to take inputs from."""
+
+
 def check_options(options: Options) -> None:
     """Check options as where there are no workflows to choose from."""
     if options.workflow:
@@ -68,7 +72,8 @@ class Door:
     def __init__(self, settings: Settings) -> None:
         files = Files(settings.data_dir)
         self.fetcher = Fetcher(UrlGuard(settings.url_allow))
-        self.reader = RequestReader(settings, files, self.fetcher, check_options)
+        room = Room(files, settings.min_free_mb * MIB)
+        self.reader = RequestReader(settings, files, room, self.fetcher, NOTHING_KEPT, check_options)
         self.folder = files.inputs("job-1")
         self.outcomes: asyncio.Queue[Submission | Exception] = asyncio.Queue()
         self.tasks: list[asyncio.Task[Any]] = []
@@ -116,13 +121,13 @@ class Door:
         return writer
 
     async def on_post(self, request: web.Request) -> web.StreamResponse:
-        return await self._note(self.reader.from_request(request, "job-1"), web.Response())
+        return await self._note(self.reader.from_request(request, None, "job-1"), web.Response())
 
     async def on_websocket(self, request: web.Request) -> web.StreamResponse:
         ws = web.WebSocketResponse()
         await ws.prepare(request)
         first = parse_object(await ws.receive_str())
-        await self._note(self.reader.from_websocket(first, ws, "job-1"), ws)
+        await self._note(self.reader.from_websocket(first, ws, None, "job-1"), ws)
         await ws.close()
         return ws
 
@@ -520,7 +525,7 @@ async def test_a_body_that_is_cut_off_leaves_nothing(door: Door, sent: int) -> N
 
 
 async def test_a_broken_chunk_leaves_nothing(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers_module, "IDLE_S", 0.1)  # aiohttp does not tell the handler; it reads on as in silence
+    monkeypatch.setattr(body_module, "IDLE_S", 0.1)  # aiohttp does not tell the handler; it reads on as in silence
     _, writer = await asyncio.open_connection("127.0.0.1", door.port)
     head = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Type: {FORM_TYPE}\r\nTransfer-Encoding: chunked\r\n\r\n"
     writer.write(head.encode() + b"1f4\r\n" + BODY[:500] + b"\r\n")
@@ -541,7 +546,7 @@ async def test_a_cancelled_request_leaves_nothing(door: Door) -> None:
 
 
 async def test_a_client_that_stalls_is_given_up(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers_module, "IDLE_S", 0.1)
+    monkeypatch.setattr(body_module, "IDLE_S", 0.1)
     writer = await door.raw(len(BODY))
     writer.write(BODY[:5000])
     problem = await door.refusal()
@@ -550,7 +555,7 @@ async def test_a_client_that_stalls_is_given_up(door: Door, monkeypatch: pytest.
 
 
 async def test_a_client_that_drips_is_given_up(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers_module, "GRACE_S", 0.2)
+    monkeypatch.setattr(body_module, "GRACE_S", 0.2)
     writer = await door.raw(len(BODY))
     refusal = asyncio.ensure_future(door.refusal())
     for byte in BODY:
@@ -843,7 +848,7 @@ async def test_a_socket_closed_in_an_upload_leaves_nothing(door: Door) -> None:
 
 
 async def test_a_socket_that_stalls_in_an_upload_is_given_up(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(readers_module, "IDLE_S", 0.1)
+    monkeypatch.setattr(body_module, "IDLE_S", 0.1)
     async with aiohttp.ClientSession() as session, session.ws_connect(f"{door.url}/ws") as ws:
         await ws.send_str(json.dumps(announced()))
         assert (await door.refusal()).code == "upload_stalled"

@@ -29,7 +29,7 @@ from faceswap.app import create_app
 from faceswap.config import Settings
 from faceswap.deliveries import webhook_body
 from faceswap.errors import BadRequest
-from faceswap.intake.form import _CHECKS, INPUTS
+from faceswap.intake.form import INPUTS, SwapForm
 from faceswap.jobs import Options
 
 PACKAGE = Path(errors.__file__).parent
@@ -93,7 +93,7 @@ def test_every_code_belongs_to_an_operation() -> None:
 
 
 def test_the_fields_of_the_form_are_those_that_are_read() -> None:
-    assert set(FIELDS) == set(_CHECKS)
+    assert set(FIELDS) == set(SwapForm.checks)
 
 
 def test_every_event_is_described() -> None:

@@ -82,6 +82,7 @@ SIGNABLE: Mapping[str, _Candidates] = {
     "/preview/{prompt_id}": _job_named,
     "/jobs/{prompt_id}/video": _job_named,
     "/jobs/{prompt_id}/image": _job_named,
+    "/jobs/{prompt_id}/thumbnail": _job_named,
 }
 """The routes that a signed link may lead to."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from contextlib import aclosing
 from pathlib import Path, PurePath
@@ -14,7 +15,7 @@ from ..errors import Gone, NotFound
 from ..files import RemoteFile
 from ..jobs import Job
 from ..metrics import SENT_BYTES
-from .keys import FILES, SETTINGS, STORE, owner_of
+from .keys import FILES, SETTINGS, STORE, THUMBNAILS, owner_of
 
 MEDIA_TYPES: Mapping[str, str] = {
     ".mp4": "video/mp4",
@@ -64,6 +65,17 @@ async def get_image(request: web.Request) -> web.StreamResponse:
         raise NotFound(message, code="no_such_image", prompt_id=job.prompt_id)
     image = job.inputs.images[number]
     return await _send_input(request, job, image.file, image.sha256)
+
+
+async def get_thumbnail(request: web.Request) -> web.Response:
+    """Send a small picture of a job: of its result where there is one, else of its video."""
+    job = await _job(request)
+    image = await request.app[THUMBNAILS].of(job)
+    etag = hashlib.blake2b(image, digest_size=12).hexdigest()
+    headers = {"ETag": f'"{etag}"', "Cache-Control": "private, no-cache"}
+    if any(known.value in (etag, "*") for known in request.if_none_match or ()):
+        return web.Response(status=304, headers=headers)
+    return web.Response(body=image, content_type="image/jpeg", headers=headers)
 
 
 async def _job(request: web.Request) -> Job:

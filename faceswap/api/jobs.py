@@ -1,4 +1,4 @@
-"""Handlers of existing jobs: status, events, preview, list, cancel, retry, delete."""
+"""Handlers of existing jobs: status, events, preview, list, change, cancel, retry, delete."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import hashlib
 import json
 import re
 from contextlib import nullcontext
+from typing import Any
 
 from aiohttp import web
 
 from ..errors import BadRequest, Conflict, NotFound
 from ..hub import Closing, Lagging
-from ..jobs import TERMINAL, Job, JobState
+from ..intake import read_object
+from ..jobs import TERMINAL, Job, JobState, Options, check_label
 from .keys import FEED, PROGRESS_REPORTER, SCHEDULER, SETTINGS, STORE, owner_of
 from .rate_limit import count_submission
 from .stream import stream_events
@@ -23,6 +25,8 @@ LOOK_S = 1.0
 DEFAULT_PAGE, LARGEST_PAGE = 50, 200
 NUMBER_PATTERN = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 """A number as JSON writes it: Python reads more than that as one."""
+CHANGEABLE = ("priority", "label")
+"""The fields of a job that can be changed."""
 EVENT_ID_PATTERN = re.compile("[0-9]{1,15}")
 
 
@@ -54,9 +58,16 @@ def _known_etags(request: web.Request) -> set[str]:
 
 async def _status(app: web.Application, job: Job) -> tuple[bytes, str]:
     """Return the status document and its entity tag."""
-    document = job.status(await app[STORE].queue_position(job), app[SCHEDULER].outage)
-    body = json.dumps(document, ensure_ascii=False).encode()
+    body = json.dumps(await _document(app, job), ensure_ascii=False).encode()
     return body, hashlib.blake2b(body, digest_size=12).hexdigest()
+
+
+async def _document(app: web.Application, job: Job) -> dict[str, Any]:
+    """Return the status of a job, with its place in the queue and the time until it starts."""
+    store, outage = app[STORE], app[SCHEDULER].outage
+    place = await store.queue_position(job)
+    wait_s = None if place is None or outage else (await store.backlog()).wait_s(place)
+    return job.status(place, outage, wait_s)
 
 
 def _parse_wait(request: web.Request) -> float:
@@ -98,13 +109,18 @@ async def get_jobs(request: web.Request) -> web.Response:
     store = request.app[STORE]
     jobs, next_cursor = await store.jobs(
         state=_parse_state(request.query.get("status")),
+        label=request.query.get("label"),
         limit=_parse_limit(request.query.get("limit")),
         cursor=request.query.get("cursor"),
         owner=owner_of(request),
     )
     places = await store.queue_positions(jobs)
     outage = request.app[SCHEDULER].outage
-    documents = [job.status(places.get(job.prompt_id), outage) for job in jobs]
+    backlog = await store.backlog() if places and not outage else None
+    documents = []
+    for job in jobs:
+        place = places.get(job.prompt_id)
+        documents.append(job.status(place, outage, backlog.wait_s(place) if backlog else None))
     return web.json_response({"jobs": documents, "next_cursor": next_cursor})
 
 
@@ -145,7 +161,28 @@ async def post_retry(request: web.Request) -> web.Response:
     limit = None if owner is None else request.app[SETTINGS].queue_limit_per_key
     job = await request.app[STORE].retry(request.match_info["prompt_id"], owner, limit)
     request.app[SCHEDULER].wake()
-    return web.json_response(job.status(await request.app[STORE].queue_position(job)), status=202)
+    return web.json_response(await _document(request.app, job), status=202)
+
+
+async def patch_job(request: web.Request) -> web.Response:
+    """Change the priority or the label of a job."""
+    prompt_id, owner, store = request.match_info["prompt_id"], owner_of(request), request.app[STORE]
+    job = await store.owned_job(prompt_id, owner)
+    changes = await read_object(request)
+    for name in changes:
+        if name not in CHANGEABLE:
+            allowed = ", ".join(CHANGEABLE)
+            raise BadRequest(f"Unknown field {name[:40]!r}; allowed are {allowed}.", code="unknown_field")
+    if not changes:
+        raise BadRequest(f"Give {' or '.join(CHANGEABLE)}.", code="nothing_to_change")
+    label = check_label(changes["label"]) if changes.get("label") is not None else None
+    if "priority" in changes:
+        priority = Options.parse({"priority": changes["priority"]}).priority
+        job = await store.set_priority(prompt_id, owner, priority)
+        request.app[SCHEDULER].wake()
+    if "label" in changes:
+        job = await store.set_label(prompt_id, owner, label)
+    return web.json_response(await _document(request.app, job))
 
 
 async def delete_job(request: web.Request) -> web.Response:

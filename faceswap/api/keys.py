@@ -18,6 +18,7 @@ from ..node import Node
 from ..progress_reporter import ProgressReporter
 from ..scheduler import Scheduler
 from ..store import Store
+from ..thumbnails import Thumbnails
 
 SETTINGS = web.AppKey("settings", Settings)
 STORE = web.AppKey("store", Store)
@@ -29,6 +30,7 @@ SUBMITTER = web.AppKey("submitter", Submitter)
 FILES = web.AppKey("files", Files)
 MEDIA = web.AppKey("media", MediaWorker)
 NODE = web.AppKey("node", Node)
+THUMBNAILS = web.AppKey("thumbnails", Thumbnails)
 
 KEYRING = web.AppKey("keyring", Keyring)
 LINK_SECRET = web.AppKey("link_secret", bytes)

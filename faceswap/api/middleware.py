@@ -28,6 +28,12 @@ RETRY_AFTER_S = 10
 """The time after which a client may try again when the disk was full or the database locked."""
 
 
+EXPOSED_HEADERS = (
+    "Location, ETag, RateLimit, RateLimit-Policy, Retry-After, Tus-Resumable, Tus-Version, Tus-Extension, Tus-Max-Size,"
+    " Upload-Offset, Upload-Length, Upload-Metadata, Upload-Expires"
+)
+"""The headers of answers that pages of other sites may read."""
+
 _TITLES = {404: ("not_found", "Not found"), 405: ("method_not_allowed", "Method not allowed")}
 
 
@@ -133,7 +139,7 @@ async def same_origin(request: web.Request, handler: Handler) -> web.StreamRespo
         raise Forbidden("Calls from other sites are refused; see FACESWAP_CORS_ORIGINS.", code="foreign_origin")
     if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
         response: web.StreamResponse = web.Response(status=204)
-        response.headers["Access-Control-Allow-Methods"] = "GET, POST, DELETE"
+        response.headers["Access-Control-Allow-Methods"] = "GET, HEAD, POST, PATCH, DELETE"
         response.headers["Access-Control-Allow-Headers"] = request.headers.get("Access-Control-Request-Headers", "")
     else:
         response = await handler(request)
@@ -196,5 +202,5 @@ async def add_common_headers(request: web.Request, response: web.StreamResponse)
 
 def _allow_origin(response: web.StreamResponse, origin: str) -> None:
     response.headers["Access-Control-Allow-Origin"] = origin
-    response.headers["Access-Control-Expose-Headers"] = "Location, ETag, RateLimit, RateLimit-Policy, Retry-After"
+    response.headers["Access-Control-Expose-Headers"] = EXPOSED_HEADERS
     response.headers["Vary"] = "Origin"

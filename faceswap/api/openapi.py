@@ -13,13 +13,14 @@ from aiohttp import web
 from .. import __version__
 from ..links import EXPIRES, SIGNATURE
 from .docs import PAGE_HEADERS, page
-from .operations import HEADERS, JSON, OPERATIONS, PROBLEMS, Answer, Operation
+from .operations import HEADERS, JSON, OPERATIONS, PROBLEMS, REQUIRED_HEADERS, Answer, Operation
 from .schemas import SCHEMAS, TEXT, Schema, ref
 
 TAGS: Mapping[str, str] = {
     "swap": "Submit jobs",
     "jobs": "Follow jobs and steer them",
     "files": "Fetch results",
+    "uploads": "Upload in parts, to go on after a cut",
     "service": "The service itself",
 }
 DOCUMENT: web.AppKey[Mapping[str, Any]] = web.AppKey("openapi document")
@@ -132,7 +133,8 @@ def _webhook() -> dict[str, Any]:
 def _parameter(place: str, name: str, schema: Schema) -> dict[str, Any]:
     schema = dict(schema)
     text = schema.pop("description", None)
-    parameter = {"name": name, "in": place, "required": place == "path", "schema": schema}
+    required = place == "path" or name in REQUIRED_HEADERS
+    parameter = {"name": name, "in": place, "required": required, "schema": schema}
     return parameter if text is None else {**parameter, "description": text}
 
 

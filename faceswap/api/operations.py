@@ -32,6 +32,7 @@ PROBLEMS: Mapping[str, int] = {
     "empty_video": 400,
     "empty_image": 400,
     "invalid_url": 400,
+    "invalid_id": 400,
     "invalid_output_name": 400,
     "invalid_flag": 400,
     "invalid_consent": 400,
@@ -48,6 +49,11 @@ PROBLEMS: Mapping[str, int] = {
     "invalid_limit": 400,
     "invalid_cursor": 400,
     "invalid_expires_in": 400,
+    "invalid_upload_length": 400,
+    "invalid_upload_offset": 400,
+    "invalid_upload_metadata": 400,
+    "invalid_method_override": 400,
+    "nothing_to_change": 400,
     "http_error": 400,
     # 401 and 403: nobody who is let in, and browsers of other sites
     "missing_key": 401,
@@ -62,15 +68,20 @@ PROBLEMS: Mapping[str, int] = {
     "unknown_prompt_id": 404,
     "unknown_file": 404,
     "no_such_image": 404,
+    "unknown_upload": 404,
     "no_preview": 404,
+    "no_thumbnail": 404,
     "method_not_allowed": 405,
     # 408 to 415: the body
     "upload_stalled": 408,
     "job_ended": 409,
     "not_retryable": 409,
     "nothing_to_deliver": 409,
+    "upload_unfinished": 409,
+    "upload_offset_mismatch": 409,
     "inputs_erased": 410,
     "result_expired": 410,
+    "unsupported_tus_version": 412,
     "too_large": 413,
     "field_too_large": 413,
     "url_too_large": 413,
@@ -95,11 +106,13 @@ PROBLEMS: Mapping[str, int] = {
     "no_face_in_image": 422,
     "no_such_source_face": 422,
     "undecodable": 422,
+    "upload_locked": 423,
     "headers_too_large": 431,
     "internal_error": 500,
     # 429 and 503: it may be done later
     "rate_limited": 429,
     "key_queue_full": 429,
+    "too_many_uploads": 429,
     "queue_full": 503,
     "disk_low": 503,
     "disk_full": 503,
@@ -142,10 +155,16 @@ _INPUTS = (
     *("undecodable", "queue_full", "disk_low", "invalid_consent", "consent_required"),
     *("no_face_in_image", "no_such_source_face"),
     *("invalid_label", "too_many_images"),
+    *("invalid_id", "unknown_upload", "upload_unfinished", "unknown_prompt_id", "inputs_erased"),
 )
 _QUEUES = ("rate_limited", "key_queue_full")
 """The problems of an operation that puts a job into the queue."""
 _JOB = ("unknown_prompt_id", "not_found", "method_not_allowed")
+
+REQUIRED_HEADERS = frozenset({"Tus-Resumable", "Upload-Length", "Upload-Offset"})
+"""The headers without which a request that may have them is refused."""
+
+_BYTES: Schema = {**TEXT, "pattern": "^[0-9]{1,15}$"}
 
 HEADERS: Mapping[str, Schema] = {
     "Location": {**TEXT, "description": "The path of the job's status."},
@@ -154,6 +173,14 @@ HEADERS: Mapping[str, Schema] = {
     "Content-Disposition": {**TEXT, "description": "The name of the file."},
     "Content-Range": {**TEXT, "description": "The bytes that were sent, and how many there are."},
     "Accept-Ranges": {"const": "bytes"},
+    "Tus-Resumable": {"const": "1.0.0"},
+    "Tus-Version": {"const": "1.0.0"},
+    "Tus-Extension": {**TEXT, "description": "The extensions of tus that are understood."},
+    "Tus-Max-Size": {**_BYTES, "description": "The size of the largest upload."},
+    "Upload-Offset": {**_BYTES, "description": "The bytes that have arrived."},
+    "Upload-Length": {**_BYTES, "description": "The bytes of the whole."},
+    "Upload-Metadata": {**TEXT, "description": "As it was given."},
+    "Upload-Expires": {**TEXT, "description": "The time at which the upload is erased, unless it is used before."},
     "WWW-Authenticate": {**TEXT, "description": "How to send a key."},
     "Retry-After": {**TEXT, "pattern": "^[0-9]+$", "description": "Seconds after which to try again."},
 }
@@ -204,6 +231,22 @@ _RANGE_HEADERS: Mapping[str, Schema] = {
     "Range": {**TEXT, "description": "The bytes to send."},
     "If-Range": {**TEXT, "description": "Send all where this is not its `ETag`."},
     "If-None-Match": {**TEXT, "description": "The `ETag` of what is known."},
+}
+
+
+_UPLOAD = ("unknown_upload", "not_found", "method_not_allowed")
+_TUS = {"Tus-Resumable": HEADERS["Tus-Resumable"]}
+_UPLOAD_HEADERS = ("Tus-Resumable", "Upload-Offset", "Upload-Expires")
+_APPENDING = (
+    *(*_UPLOAD, "unsupported_tus_version", "unsupported_content_type", "unsupported_content_encoding"),
+    *("invalid_upload_offset", "upload_offset_mismatch", "upload_locked", "incomplete_body", "upload_stalled"),
+    *("too_large", "disk_low"),
+)
+_OFFSET_BYTES: Mapping[str, Schema] = {"application/offset+octet-stream": {**TEXT, "format": "binary"}}
+_APPENDED: Mapping[int, Answer] = {204: Answer("The bytes are stored.", _NO_CONTENT, _UPLOAD_HEADERS)}
+_AT_OFFSET: Mapping[str, Schema] = {
+    **_TUS,
+    "Upload-Offset": {**_BYTES, "description": "The bytes that have arrived before."},
 }
 
 
@@ -299,6 +342,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
                 "enum": ["", *JobState, *map(str.lower, JobState)],
                 "description": "Only jobs in this state.",
             },
+            "label": {**TEXT, "description": "Only jobs of this label."},
             "limit": {"type": "integer", "minimum": 1, "maximum": LARGEST_PAGE, "default": DEFAULT_PAGE},
             "cursor": {**TEXT, "pattern": "^[0-9]{1,15}-.+$", "description": "`next_cursor` of the page before."},
         },
@@ -306,6 +350,17 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/jobs/{prompt_id}/cancel"): Operation("jobs", {202: _STATUS}, (*_JOB, "job_ended")),
     ("POST", "/jobs/{prompt_id}/retry"): Operation(
         "jobs", {202: _STATUS}, (*_JOB, *_QUEUES, "not_retryable", "inputs_erased")
+    ),
+    ("PATCH", "/jobs/{prompt_id}"): Operation(
+        "jobs",
+        {200: _STATUS},
+        (
+            *(*_JOB, "malformed_json", "duplicate_field", "incomplete_body", "upload_stalled", "too_large"),
+            *("unsupported_content_type", "unsupported_content_encoding", "unknown_field", "nothing_to_change"),
+            *("invalid_option", "invalid_label", "job_ended"),
+        ),
+        body={JSON: ref("JobChange")},
+        text="The priority of what waits decides from then on; that of a job that has ended cannot be changed.",
     ),
     ("DELETE", "/jobs/{prompt_id}"): Operation(
         "jobs", {204: Answer("It is erased.", _NO_CONTENT)}, (*_JOB, "still_stopping", "stopping")
@@ -350,6 +405,17 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         headers=_RANGE_HEADERS,
         takes_link=True,
     ),
+    ("GET", "/jobs/{prompt_id}/thumbnail"): Operation(
+        "files",
+        {
+            200: Answer("The picture.", {"image/jpeg": {**TEXT, "format": "binary"}}, ("ETag",)),
+            304: Answer("It is as the client knows it.", _NO_CONTENT, ("ETag",)),
+        },
+        (*_JOB, "no_thumbnail", "inputs_erased"),
+        query={"v": {**TEXT, "description": "Any text: another one has a browser ask again."}},
+        headers={"If-None-Match": {**TEXT, "description": "The `ETag` of what is known."}},
+        takes_link=True,
+    ),
     ("GET", "/download/{filename}"): Operation(
         "files",
         {
@@ -360,6 +426,49 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         query=_INLINE,
         headers=_RANGE_HEADERS,
         takes_link=True,
+    ),
+    ("OPTIONS", "/uploads"): Operation(
+        "uploads",
+        {
+            204: Answer(
+                "The version, the extensions and the limit.",
+                _NO_CONTENT,
+                ("Tus-Resumable", "Tus-Version", "Tus-Extension", "Tus-Max-Size"),
+            )
+        },
+    ),
+    ("POST", "/uploads"): Operation(
+        "uploads",
+        {201: Answer("The upload, without a byte yet.", {JSON: ref("Upload")}, ("Location", *_UPLOAD_HEADERS))},
+        (
+            *("invalid_upload_length", "invalid_upload_metadata", "unsupported_tus_version", "too_large"),
+            *("too_many_uploads", "disk_low"),
+        ),
+        headers={
+            **_TUS,
+            "Upload-Length": {**_BYTES, "description": "The bytes of the whole."},
+            "Upload-Metadata": {**TEXT, "description": "Pairs of a key and a Base64 value, with commas between."},
+        },
+        text="tus 1.0. When it is whole its id is given as `video_upload` or `image_upload`, in as many requests as"
+        " wanted, until it expires.",
+    ),
+    ("GET", "/uploads/{upload_id}"): Operation(
+        "uploads",
+        {200: Answer("The upload.", {JSON: ref("Upload")}, (*_UPLOAD_HEADERS, "Upload-Length", "Upload-Metadata"))},
+        (*_UPLOAD, "unsupported_tus_version"),
+    ),
+    ("PATCH", "/uploads/{upload_id}"): Operation(
+        "uploads", _APPENDED, _APPENDING, headers=_AT_OFFSET, body=_OFFSET_BYTES
+    ),
+    ("POST", "/uploads/{upload_id}"): Operation(
+        "uploads",
+        _APPENDED,
+        (*_APPENDING, "invalid_method_override"),
+        headers={**_AT_OFFSET, "X-HTTP-Method-Override": {"enum": ["PATCH", "DELETE"]}},
+        body=_OFFSET_BYTES,
+    ),
+    ("DELETE", "/uploads/{upload_id}"): Operation(
+        "uploads", {204: Answer("It is erased.", _NO_CONTENT)}, (*_UPLOAD, "unsupported_tus_version"), headers=_TUS
     ),
     ("GET", "/health"): Operation(
         "service",

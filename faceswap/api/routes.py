@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..intake import defer_continue
-from . import deliveries, files, jobs, metrics, openapi, service, signing, swap
+from . import deliveries, files, jobs, metrics, openapi, service, signing, swap, uploads
 from .keys import STOPPING
 
 
@@ -17,6 +17,7 @@ def add_routes(app: web.Application) -> None:
     app[STOPPING] = asyncio.Event()
     app.on_shutdown.append(_stop)
     app.on_response_prepare.append(metrics.count_request)
+    app.on_response_prepare.append(uploads.add_tus_headers)
     app.add_routes(
         [
             web.post("/face-swap", swap.post_face_swap, expect_handler=defer_continue),
@@ -27,13 +28,21 @@ def add_routes(app: web.Application) -> None:
             web.get("/jobs", jobs.get_jobs),
             web.post("/jobs/{prompt_id}/cancel", jobs.post_cancel),
             web.post("/jobs/{prompt_id}/retry", jobs.post_retry),
+            web.patch("/jobs/{prompt_id}", jobs.patch_job),
             web.delete("/jobs/{prompt_id}", jobs.delete_job),
+            web.get("/jobs/{prompt_id}/thumbnail", files.get_thumbnail),
             web.get("/jobs/{prompt_id}/deliveries", deliveries.get_deliveries),
             web.post("/jobs/{prompt_id}/deliveries/redeliver", deliveries.post_redeliver),
             web.post("/jobs/{prompt_id}/links", signing.post_links),
             web.get("/jobs/{prompt_id}/video", files.get_video),
             web.get("/jobs/{prompt_id}/image", files.get_image),
             web.get("/download/{filename}", files.download),
+            web.options("/uploads", uploads.options_uploads),
+            web.post("/uploads", uploads.post_uploads),
+            web.get("/uploads/{upload_id}", uploads.get_upload),
+            web.patch("/uploads/{upload_id}", uploads.patch_upload, expect_handler=defer_continue),
+            web.post("/uploads/{upload_id}", uploads.post_upload, expect_handler=defer_continue),
+            web.delete("/uploads/{upload_id}", uploads.delete_upload),
             web.get("/health", service.get_health),
             web.get("/livez", service.get_livez),
             web.get("/readyz", service.get_readyz),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..deliveries import WEBHOOK_TYPES, DeliveryKind, DeliveryState
@@ -28,6 +29,7 @@ SHA256: Schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 TIME: Schema = {"type": "string", "format": "date-time", "pattern": r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$"}
 """A moment in UTC, with milliseconds."""
 PROMPT_ID: Schema = {"type": "string", "description": "The id of a job."}
+UPLOAD_ID: Schema = {"type": "string", "pattern": "^[ -~]{1,100}$"}
 URL: Schema = {"type": "string", "format": "uri", "maxLength": 4096}
 PERCENTAGE: Schema = {"type": "number", "minimum": 0, "maximum": 100}
 STATE: Schema = {"type": "string", "enum": [*JobState]}
@@ -126,6 +128,9 @@ FIELDS: Mapping[str, Schema] = {
         "description": f"The face to put in: a picture, or up to {MAX_IMAGES}.",
     },
     "image_url": {**_one_or_several(URL), "description": "Its address, in place of the file."},
+    "video_upload": {**UPLOAD_ID, "description": "A resumable upload that is whole, in place of the file."},
+    "image_upload": {**_one_or_several(UPLOAD_ID), "description": "The same for the picture."},
+    "from_job": {**PROMPT_ID, "description": "A job of which the inputs are taken that are not given."},
     "output_name": {**NAME, "description": "The name of the result, without extension."},
     "return_prompt_id_only": {
         "anyOf": [FLAG, {"enum": ["true", "false", "1", "0", "yes", "no", "on", "off", 1, 0]}],
@@ -176,6 +181,7 @@ STATUS = record(
         "error": nullable({**TEXT, "description": "A sentence that says why the job failed."}),
         "code": nullable({**TEXT, "description": "The same in a word."}),
         "queue_position": nullable({"type": "integer", "minimum": 1}),
+        "wait_seconds": nullable({"type": "number", "minimum": 0, "description": "The likely time until it starts."}),
         "eta_seconds": nullable({"type": "number"}),
         "output_prefix": TEXT,
         "media": {"type": "string", "enum": ["video", "image"], "description": "The kind of the result."},
@@ -301,13 +307,20 @@ _VIDEO_FACTS: Mapping[str, Schema] = {
 
 _EVENT_ID = {"anyOf": [COUNT, TEXT], "description": "The number of the last event that was seen."}
 _ANNOUNCED = record({"filename": TEXT, "size": COUNT}, optional=("filename",))
-_VIDEOS, _IMAGES = ("video", "video_url"), ("image", "image_url")
+_VIDEOS, _IMAGES = ("video", "video_url", "video_upload"), ("image", "image_url", "image_upload")
 
 
-def _form(video: str, image: str) -> Schema:
-    """Return the schema of a form with these two inputs."""
-    others = {name: schema for name, schema in FIELDS.items() if name not in (*_VIDEOS, *_IMAGES)}
-    return record({video: FIELDS[video], image: FIELDS[image], **others}, optional=tuple(others))
+def _form(*inputs: str) -> Schema:
+    """Return the schema of a form with these inputs."""
+    others = {name: schema for name, schema in FIELDS.items() if name not in (*_VIDEOS, *_IMAGES, "from_job")}
+    return record({**{name: FIELDS[name] for name in inputs}, **others}, optional=tuple(others))
+
+
+def _forms(videos: Iterable[str], images: Iterable[str]) -> Schema:
+    """Return the schema of a form with one of these videos and one of these images, or those of another job."""
+    pairs = itertools.product((*videos, None), (*images, None))
+    inputs = [[name for name in pair if name] + ["from_job"] * (None in pair) for pair in pairs]
+    return {"anyOf": [_form(*names) for names in inputs]}
 
 
 _SOCKET_FIELDS = {name: schema for name, schema in FIELDS.items() if name not in ("video", "image")}
@@ -338,14 +351,33 @@ SCHEMAS: Mapping[str, Schema] = {
     },
     "ChosenOptions": {**record(OPTIONS, optional=tuple(OPTIONS)), "description": "The options that were chosen."},
     "SwapForm": {
-        "description": "The video and the picture, each as a file or as its address.",
-        "anyOf": [_form(video, image) for video in _VIDEOS for image in _IMAGES],
+        "description": "The video and the picture, each as a file, as its address, as an upload, or another job's.",
+        **_forms(_VIDEOS, _IMAGES),
     },
     "SwapRequest": {
-        **_form("video_url", "image_url"),
+        **_forms(_VIDEOS[1:], _IMAGES[1:]),
         "description": f"At most {MAX_TEXT_BYTES:,} bytes.",
     },
     "Status": STATUS,
+    "JobChange": {
+        **record(
+            {
+                "priority": {**OPTIONS["priority"], "description": "Higher goes first."},
+                "label": {**nullable(FIELDS["label"]), "description": "Other words, or none."},
+            },
+            optional=("priority", "label"),
+        ),
+        "minProperties": 1,
+    },
+    "Upload": record(
+        {
+            "id": {**TEXT, "description": "The id by which it is used."},
+            "length": {**COUNT, "description": "Bytes of the whole."},
+            "offset": {**COUNT, "description": "Bytes that have arrived."},
+            "created_at": TIME,
+            "expires_at": TIME,
+        }
+    ),
     "Accepted": record(
         {
             "prompt_id": PROMPT_ID,
@@ -394,6 +426,7 @@ SCHEMAS: Mapping[str, Schema] = {
                     "preview": {**TEXT, "description": "The newest preview."},
                     "video": {**TEXT, "description": "The video that was sent."},
                     "image": {**TEXT, "description": "The picture that was sent."},
+                    "thumbnail": {**TEXT, "description": "A small picture of the job."},
                     "result": {**TEXT, "description": "The result, where there is one."},
                 },
                 optional=("result",),

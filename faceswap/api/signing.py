@@ -16,7 +16,7 @@ LIFETIME_S, LONGEST_LIFETIME_S = 3600, 7 * 24 * 3600
 
 
 async def post_links(request: web.Request) -> web.Response:
-    """Sign links to a job's result, inputs, events and preview: good for a time, and without a key."""
+    """Sign links to a job's result, inputs, events and pictures: good for a time, and without a key."""
     job = await request.app[STORE].owned_job(request.match_info["prompt_id"], owner_of(request))
     expires = int(time.time()) + _parse_lifetime(request.query.get("expires_in"))
     secret, public_url = request.app[LINK_SECRET], request.app[SETTINGS].public_url
@@ -32,6 +32,7 @@ def _paths(job: Job) -> dict[str, str]:
         "preview": f"/preview/{job.prompt_id}",
         "video": f"/jobs/{job.prompt_id}/video",
         "image": f"/jobs/{job.prompt_id}/image",
+        "thumbnail": f"/jobs/{job.prompt_id}/thumbnail",
     }
     return {**paths, "result": download_path(job.result_file)} if job.result_file else paths
 

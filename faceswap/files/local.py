@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import UTC, datetime
 from functools import partial, wraps
 from pathlib import Path
@@ -20,6 +20,8 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from .. import durable
 from ..jobs import Inputs, Job, Segment, stored_name
+from ..uploads import Part
+from .parts import LocalPartWriter, PartWriter, read_file
 from .writer import FileWriter
 
 P = ParamSpec("P")
@@ -104,10 +106,12 @@ class Files:
         self._inputs = data_dir / "inputs"
         self._scratch = data_dir / "work"
         self._results = data_dir / "outputs"
+        self._uploads = data_dir / "uploads"
+        self._thumbnails = data_dir / "thumbnails"
 
     def create(self) -> None:
         """Make the folders that are missing."""
-        for folder in (self.root, self._inputs, self._scratch, self._results, self.engine):
+        for folder in (self.root, self._inputs, self._scratch, self._results, self._uploads, self.engine):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for file in self.root.glob(f"{self.database.name}*"):  # a copy or a restored backup may be readable by others
             file.chmod(0o600)
@@ -180,6 +184,7 @@ class Files:
         return (
             self.inputs(prompt_id),
             self._scratch / prompt_id,
+            self._thumbnails / prompt_id,
             *(self.engine / kind / prompt_id for kind in ENGINE_FOLDERS),
         )
 
@@ -258,12 +263,64 @@ class Files:
 
     @in_thread
     def delete_inputs(self, prompt_id: str) -> None:
-        """Delete a job's inputs, here and in the embedded engine, and its scratch folder.
+        """Delete a job's inputs, here and in the embedded engine, its thumbnails and its scratch folder.
 
         Raises `OSError` when something is left.
         """
         for folder in self._folders_of(prompt_id):
             delete_folder(folder)
+
+    @in_thread
+    def link_input(self, prompt_id: str, file: str, path: Path) -> bool:
+        """Give an input of a job a second name, at `path`; False where that is not possible."""
+        return _link(self.input(prompt_id, file), path)
+
+    def read_input(self, prompt_id: str, file: str) -> AsyncGenerator[bytes | memoryview]:
+        """Yield the bytes of one of a job's inputs. Raises `OSError`, `FileNotFoundError` when it is gone."""
+        return read_file(self.input(prompt_id, file))
+
+    # Resumable uploads, each in parts, which are never changed once they are stored
+
+    def new_part_writer(self, upload_id: str) -> PartWriter:
+        """Return a writer of more bytes of an upload."""
+        return LocalPartWriter(self._uploads / upload_id)
+
+    async def read_parts(self, upload_id: str, parts: Iterable[Part]) -> AsyncGenerator[bytes | memoryview]:
+        """Yield the bytes of parts of an upload. Raises `OSError`, `FileNotFoundError` when they are gone."""
+        for part in parts:
+            async with aclosing(read_file(self._uploads / upload_id / part.name, part.size)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    @in_thread
+    def link_part(self, upload_id: str, part: Part, path: Path) -> bool:
+        """Give a part of an upload a second name, at `path`; False where that is not possible."""
+        return _link(self._uploads / upload_id / part.name, path)
+
+    @in_thread
+    def delete_parts(self, upload_id: str) -> None:
+        """Delete all that there is of an upload. Raises `OSError` when something is left."""
+        delete_folder(self._uploads / upload_id)
+
+    async def list_parted(self, before: datetime) -> AsyncIterator[set[str]]:
+        """Yield the ids of the uploads with bytes to which none were added since a time, a page at a time."""
+        yield await asyncio.to_thread(self._old_uploads, before.timestamp())
+
+    def _old_uploads(self, before_s: float) -> set[str]:
+        with suppress(FileNotFoundError), os.scandir(self._uploads) as entries:
+            return {entry.name for entry in entries if entry.stat().st_mtime < before_s}
+        return set()
+
+    # Files that are only looked at: on this machine, and gone soon
+
+    def looked_at(self) -> Files:
+        """Return files of which nothing is kept."""
+        return _LookedAt(self.root / "looks", self._node)
+
+    @in_thread
+    def delete_looked_at(self) -> None:
+        """Delete what a crash left of them."""
+        shutil.rmtree(self.root / "looks", ignore_errors=True)
 
     # Scratch: a job's parts while they are downloaded, cut, prepared and joined
 
@@ -304,6 +361,30 @@ class Files:
     async def preview(self, prompt_id: str) -> bytes | None:
         """Return the newest preview of a job that runs at another node; None when there is none."""
         return None
+
+    # Thumbnails, which can be made again
+
+    @in_thread
+    def put_thumbnail(self, prompt_id: str, name: str, image: bytes) -> None:
+        """Keep a thumbnail of a job. Raises `OSError`."""
+        folder = self._thumbnails / prompt_id
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        partial = folder / f".{name}-{self._node}"
+        partial.write_bytes(image)
+        partial.replace(folder / name)
+
+    @in_thread
+    def thumbnail(self, prompt_id: str, name: str) -> bytes | None:
+        """Return a thumbnail of a job; None when none is kept. Raises `OSError`."""
+        try:
+            return (self._thumbnails / prompt_id / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    @in_thread
+    def delete_thumbnails(self, prompt_id: str) -> None:
+        """Delete the thumbnails of a job. Raises `OSError` when something is left."""
+        delete_folder(self._thumbnails / prompt_id)
 
     # Results
 
@@ -348,8 +429,9 @@ class Files:
 
     @in_thread
     def delete_result(self, prompt_id: str, filename: str) -> None:
-        """Delete a job's result, if it exists."""
+        """Delete a job's result and its thumbnails, if they exist."""
         self.result(filename).unlink(missing_ok=True)
+        delete_folder(self._thumbnails / prompt_id)
 
     async def list_results(self) -> AsyncIterator[set[str]]:
         """Yield the names of all results, incomplete ones included; where files are shared, the ids of their jobs.
@@ -403,7 +485,7 @@ class Files:
         yield await asyncio.to_thread(self._job_folders)
 
     def _job_folders(self) -> set[str]:
-        parents = (self._inputs, self._scratch, *(self.engine / kind for kind in ENGINE_FOLDERS))
+        parents = (self._inputs, self._scratch, self._thumbnails, *(self.engine / kind for kind in ENGINE_FOLDERS))
         return {name for parent in parents for name in folders_in(parent)}
 
     @in_thread
@@ -437,11 +519,29 @@ class Files:
                     shutil.rmtree(folder)
 
 
+class _LookedAt(Files):
+    """Files that a power cut may take."""
+
+    def new_input(self, prompt_id: str, name: str) -> FileWriter:
+        """Return a writer for a new file."""
+        return FileWriter(self.input(prompt_id, name), durable=False)
+
+    async def sync_upload(self, prompt_id: str) -> None:
+        """Do nothing."""
+
+
 def delete_folder(folder: Path) -> None:
     """Delete a folder, if it exists, with all that is in it. Raises `OSError` when something is left."""
     shutil.rmtree(folder, ignore_errors=True)  # others may delete in it too, or end a file that they are writing
     with suppress(FileNotFoundError):
         shutil.rmtree(folder)
+
+
+def _link(source: Path, target: Path) -> bool:
+    with suppress(OSError):  # some file systems have no second names
+        target.hardlink_to(source)
+        return True
+    return False
 
 
 def folders_in(parent: Path) -> Iterator[str]:

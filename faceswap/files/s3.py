@@ -6,18 +6,20 @@ import asyncio
 import logging
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ..config import ConfigError
 from ..jobs import Inputs, Job, Segment
+from ..uploads import Part
 from .errors import FilesRefused, FilesUnavailable
 from .local import ERASURE, UPLOAD
 from .objects import Objects, StoredObject, Upload
+from .parts import PartWriter, new_part_name
 from .shared import ABANDONED_S, SharedFiles, is_result_of, result_epoch, result_name
-from .writer import FileWriter, new_file
+from .writer import PIECE_BYTES, FileWriter, new_file
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,50 @@ class _InputWriter(FileWriter):
         await super()._write_gathered()
         if piece:
             await self._upload.write(piece)
+
+
+class _ObjectPartWriter:
+    """Objects one after the other: a new part after each `store`."""
+
+    sha256 = None
+
+    def __init__(self, objects: Objects, folder: str) -> None:
+        self._objects = objects
+        self._folder = folder
+        self._stored: list[Part] = []
+        self._name = ""
+        self._size = 0
+        self._gathered = bytearray()
+        self._upload: Upload | None = None
+
+    async def write(self, piece: bytes) -> None:
+        """Append bytes, sent in pieces of some size."""
+        if self._upload is None:
+            self._name, self._size = new_part_name(), 0
+            self._upload = self._objects.upload(f"{self._folder}{self._name}", 0)
+        self._size += len(piece)
+        self._gathered += piece
+        if len(self._gathered) >= PIECE_BYTES:
+            await self._send()
+
+    async def _send(self) -> None:
+        piece, self._gathered = self._gathered, bytearray()
+        if self._upload is not None and piece:
+            await self._upload.write(piece)
+
+    async def store(self) -> list[Part]:
+        """End the object that grows; return all parts."""
+        if self._upload is not None:
+            await self._send()
+            await self._upload.finish()
+            self._stored.append(Part(self._name, self._size))
+            self._upload = None
+        return self._stored
+
+    async def close(self) -> None:
+        """Abort the object that is not whole."""
+        if self._upload is not None:
+            await self._upload.abort()
 
 
 @dataclass(frozen=True)
@@ -232,15 +278,54 @@ class S3Files(SharedFiles):
         return path
 
     async def delete_inputs(self, prompt_id: str) -> None:
-        """Delete a job's inputs, its segments and its preview, and their copies here and in the embedded engine.
+        """Delete a job's inputs, segments, preview and thumbnails, and their copies here and in the embedded engine.
 
         The copies go last: after a crash they tell the next start that something may be left.
         """
         await self._end_fetches(prompt_id)
         try:
-            await self._delete(f"inputs/{prompt_id}/", f"segments/{prompt_id}/", _preview(prompt_id))
+            folders = [f"{name}/{prompt_id}/" for name in ("inputs", "segments", "thumbnails")]
+            await self._delete(*folders, _preview(prompt_id))
         finally:
             await super().delete_inputs(prompt_id)
+
+    async def link_input(self, prompt_id: str, file: str, path: Path) -> bool:
+        """Return False: an object has no second name."""
+        return False
+
+    async def read_input(self, prompt_id: str, file: str) -> AsyncGenerator[bytes | memoryview]:
+        """Yield the bytes of one of a job's inputs. Raises `OSError`, `FileNotFoundError` when it is gone."""
+        found = await self._objects.find(_input(prompt_id, file))
+        async with aclosing(self._objects.read(found.key, 0, found.size)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    # Resumable uploads
+
+    def new_part_writer(self, upload_id: str) -> PartWriter:
+        """Return a writer of more bytes of an upload."""
+        return _ObjectPartWriter(self._objects, f"uploads/{upload_id}/")
+
+    async def read_parts(self, upload_id: str, parts: Iterable[Part]) -> AsyncGenerator[bytes | memoryview]:
+        """Yield the bytes of parts of an upload. Raises `OSError`, `FileNotFoundError` when they are gone."""
+        for part in parts:
+            key = f"uploads/{upload_id}/{part.name}"
+            async with aclosing(self._objects.read(key, 0, part.size)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def link_part(self, upload_id: str, part: Part, path: Path) -> bool:
+        """Return False: an object has no second name."""
+        return False
+
+    async def delete_parts(self, upload_id: str) -> None:
+        """Delete all that there is of an upload. Raises `OSError`; it goes later then."""
+        await self._delete(f"uploads/{upload_id}/")
+
+    async def list_parted(self, before: datetime) -> AsyncIterator[set[str]]:
+        """Yield the ids of uploads with parts that were stored before a time, a page at a time."""
+        async for page in self._objects.pages("uploads/"):
+            yield {found.key.split("/")[1] for found in page if found.modified < before}
 
     # Copies
 
@@ -334,6 +419,23 @@ class S3Files(SharedFiles):
         except FileNotFoundError:
             return None
 
+    # Thumbnails
+
+    async def put_thumbnail(self, prompt_id: str, name: str, image: bytes) -> None:
+        """Keep a thumbnail of a job. Raises `OSError`."""
+        await self._objects.put(f"thumbnails/{prompt_id}/{name}", image)
+
+    async def thumbnail(self, prompt_id: str, name: str) -> bytes | None:
+        """Return a thumbnail of a job; None when none is kept. Raises `OSError`."""
+        try:
+            return await self._objects.get(f"thumbnails/{prompt_id}/{name}")
+        except FileNotFoundError:
+            return None
+
+    async def delete_thumbnails(self, prompt_id: str) -> None:
+        """Delete the thumbnails of a job. Raises `OSError`; they go later then."""
+        await self._delete(f"thumbnails/{prompt_id}/")
+
     # Results
 
     async def keep_result(self, prompt_id: str, epoch: int, filename: str, sha256: str) -> None:
@@ -362,8 +464,8 @@ class S3Files(SharedFiles):
                 yield found
 
     async def delete_result(self, prompt_id: str, filename: str) -> None:
-        """Delete all that was kept as a result of a job."""
-        await self._delete(f"results/{prompt_id}/")
+        """Delete all that was kept as a result of a job, and its thumbnails."""
+        await self._delete(f"results/{prompt_id}/", f"thumbnails/{prompt_id}/")
 
     # Leftovers of a crash
 
@@ -405,7 +507,7 @@ class S3Files(SharedFiles):
         """Yield the ids of all jobs that have files, a page at a time; an id may come again."""
         async for page in super().list_jobs():
             yield page
-        for prefix in ("inputs/", "segments/", "previews/"):
+        for prefix in ("inputs/", "segments/", "previews/", "thumbnails/"):
             async for objects in self._objects.pages(prefix):
                 yield {found.key.split("/")[1] for found in objects}
 

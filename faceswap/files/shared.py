@@ -85,6 +85,8 @@ class SharedFolder(SharedFiles):
         self._inputs = folder / "inputs"
         self._scratch = folder / "work"
         self._results = folder / "outputs"
+        self._uploads = folder / "uploads"
+        self._thumbnails = folder / "thumbnails"
 
     async def start(self) -> None:
         """Make the folders that are missing below the shared one. Raises `ConfigError` when that is not there."""
@@ -175,9 +177,10 @@ class SharedFolder(SharedFiles):
 
     @in_thread
     def delete_result(self, prompt_id: str, filename: str) -> None:
-        """Delete all that was kept as a result of a job."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.result(prompt_id))
+        """Delete all that was kept as a result of a job, and its thumbnails."""
+        for folder in (self.result(prompt_id), self._thumbnails / prompt_id):
+            with suppress(FileNotFoundError):
+                shutil.rmtree(folder)
 
     # Marks
 

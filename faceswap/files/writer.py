@@ -78,7 +78,7 @@ class FileWriter:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of a finished file, hexadecimal."""
+        """SHA-256 of a finished file, or of what was flushed, hexadecimal."""
         assert self._opening is not None
         return self._opening.result().sha256.hexdigest()
 
@@ -89,6 +89,17 @@ class FileWriter:
         self._gathered += data
         if len(self._gathered) >= PIECE_BYTES:
             await self._write_gathered()
+
+    async def flush(self) -> None:
+        """Wait until all bytes received so far are on the disk. Raises `OSError`."""
+        raw = await self._opened()
+        await self._write_gathered()
+        await self._written()
+        if self._syncing is not None:
+            await asyncio.shield(self._syncing)
+        self._unsynced = 0
+        self._syncing = _in_transfers(raw.sync)
+        await asyncio.shield(self._syncing)
 
     async def finish(self, name: str) -> None:
         """Sync all bytes, close the file and rename it to `name`; the name is not synced. Raises `OSError`."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
-from ..errors import BadRequest, TooLarge, Unavailable
+from ..errors import BadRequest, Problem, TooLarge, Unavailable
 from ..files import Files, FileWriter
 from ..metrics import RECEIVED_BYTES
 
@@ -48,6 +50,24 @@ class StoredFile:
     sha256: str
 
 
+@dataclass(frozen=True, slots=True)
+class KeptFile:
+    """A file that is here already.
+
+    size    bytes, where they are known
+    sha256  hexadecimal, where it is known
+    read    yields its bytes
+    link    gives it a second name, where that may be possible; returns whether it was
+    gone    the problem to raise where it was erased meanwhile
+    """
+
+    size: int | None
+    sha256: str | None
+    read: Callable[[], AsyncGenerator[bytes | memoryview]]
+    link: Callable[[Path], Awaitable[bool]] | None
+    gone: Problem
+
+
 def extension(kind: str, head: bytes) -> str:
     """Return the extension for a `video` or `image` that begins with `head`, as a hint for programs that read names."""
     found = next((name for offset, magic, name in _SIGNATURES if head.startswith(magic, offset)), "")
@@ -68,15 +88,25 @@ class Room:
     def __init__(self, files: Files, min_free_bytes: int) -> None:
         self._files = files
         self._min_free_bytes = min_free_bytes
-        self._expected: dict[InputFolder, int] = {}
+        self._expected: dict[object, int] = {}
 
-    async def expect(self, folder: InputFolder, size: int) -> None:
-        """Reserve room for at most `size` more bytes. Raises `Unavailable` when there is too little."""
+    @asynccontextmanager
+    async def reserved(self, size: int) -> AsyncIterator[Callable[[int], None]]:
+        """Reserve room for `size` bytes; what is yielded is told of those that arrive. Raises `Unavailable`."""
+        whom = object()
+        await self.expect(whom, size)
+        try:
+            yield partial(self.arrived, whom)
+        finally:
+            self.forget(whom)
+
+    async def expect(self, whom: object, size: int) -> None:
+        """Reserve room for at most `size` more bytes of an upload. Raises `Unavailable` when there is too little."""
         free_bytes = await self._files.free_bytes()
         # No await from here on: of simultaneous uploads, each sees the reservations of those before it.
-        self._expected.pop(folder, None)
+        self._expected.pop(whom, None)
         self._check(free_bytes - size)
-        self._expected[folder] = size
+        self._expected[whom] = size
 
     async def check(self) -> None:
         """Raise `Unavailable` when the reserved bytes would leave too little free space."""
@@ -86,13 +116,13 @@ class Room:
         if free_bytes - sum(self._expected.values()) < self._min_free_bytes:
             raise Unavailable("The server has too little disk space left.", code="disk_low", retry_after=RETRY_AFTER_S)
 
-    def arrived(self, folder: InputFolder, size: int) -> None:
+    def arrived(self, whom: object, size: int) -> None:
         """Release the reservation of `size` bytes that were received."""
-        self._expected[folder] = max(0, self._expected[folder] - size)
+        self._expected[whom] = max(0, self._expected[whom] - size)
 
-    def forget(self, folder: InputFolder) -> None:
+    def forget(self, whom: object) -> None:
         """Release all that an upload has reserved."""
-        self._expected.pop(folder, None)
+        self._expected.pop(whom, None)
 
 
 class InputFolder:
@@ -115,6 +145,10 @@ class InputFolder:
     def arrived(self, size: int) -> None:
         """Release the reservation of `size` bytes that were received."""
         self._room.arrived(self, size)
+
+    def path(self, name: str) -> Path:
+        """Return the path of a file."""
+        return self._files.input(self._prompt_id, name)
 
     def new_writer(self, name: str) -> FileWriter:
         """Return a writer for a new file of this name; the folder closes it."""
@@ -185,6 +219,31 @@ class FileSink:
         await writer.write(piece)
         self._folder.arrived(len(piece))
         RECEIVED_BYTES.inc(len(piece))
+
+    async def take(self, kept: KeptFile) -> StoredFile:
+        """Take a file that is here already: by a second name, or by a copy. Raises as `write` and `finish` do."""
+        check_size(self.kind, kept.size or 0, self._max_bytes)
+        try:
+            if linked := await self._link(kept):
+                return linked
+            await self._folder.expect(self._max_bytes if kept.size is None else kept.size)
+            async with aclosing(kept.read()) as pieces:
+                async for piece in pieces:
+                    await self.write(bytes(piece))
+        except FileNotFoundError:
+            raise kept.gone from None
+        return await self.finish()
+
+    async def _link(self, kept: KeptFile) -> StoredFile | None:
+        if kept.link is None or kept.sha256 is None:
+            return None
+        async with aclosing(kept.read()) as pieces:
+            head = bytes((await anext(pieces, b""))[:HEAD_BYTES])
+        name = self._stem + extension(self.kind, head)
+        path = self._folder.path(name)
+        if not head or not await kept.link(path):
+            return None
+        return StoredFile(name, (await asyncio.to_thread(path.stat)).st_size, kept.sha256)
 
     async def finish(self) -> StoredFile:
         """Sync the file and rename it to its final name. Raises `BadRequest` when it is empty."""

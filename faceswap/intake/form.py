@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from yarl import URL
 
-from ..errors import BadRequest, TooLarge
-from ..jobs import MAX_IMAGES, ImageFile, Options, check_consent, check_label, check_output_name
+from ..errors import BadRequest, NotFound, TooLarge
+from ..jobs import MAX_IMAGES, MAX_SECONDS, ImageFile, Options, check_consent, check_label, check_output_name
 from ..url_guard import check_url
-from .files import FileSink, InputFolder, StoredFile
+from .files import FileSink, InputFolder, KeptFile, StoredFile
 
 MAX_TEXT_BYTES = 64 * 1024
 """The longest text field, and the longest JSON request."""
 
 INPUTS = ("video", "image")
-"""The two inputs, in the order in which a WebSocket client sends them; each has its `…_url` alternative."""
+"""The two inputs, in the order in which a WebSocket client sends them; `ways` tells how each can be given."""
+
+SEVERAL = ("image_url", "image_upload")
+"""The fields that may hold several values, or be given several times."""
+
+ID_PATTERN = re.compile(r"[ -~]{1,100}")
+SECONDS_PATTERN = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 DESTINATIONS = ("webhook_url", "result_put_url")
 """The URLs to which something is sent when the job has ended."""
@@ -48,8 +56,20 @@ class Submission:
     label: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A request to look at a file, which lies at `path` meanwhile: a `kind` of input, at so many seconds of a video."""
+
+    kind: str
+    path: Path
+    at: float
+
+
 class Form:
     """The fields of one request, each checked as it arrives, so that a wrong one ends an upload at once."""
+
+    checks: Mapping[str, Callable[[str, object], Any]]
+    """The known fields, each with the function that turns its text or JSON value into a checked one."""
 
     def __init__(
         self,
@@ -73,16 +93,16 @@ class Form:
 
     def put(self, name: str, raw: object) -> None:
         """Take a field's text or JSON value. Null and the empty text of a form left blank count as not given."""
-        check_known(name)
+        self.check_known(name)
         if raw is None or raw == "":
             return
-        if name == "image_url":
-            for url in raw if isinstance(raw, list) else [raw]:
+        if name in SEVERAL:
+            for one in raw if isinstance(raw, list) else [raw]:
                 self._note_image(name)
-                self.values.setdefault(name, []).append(check_url(name, url))
+                self.values.setdefault(name, []).append(self.checks[name](name, one))
             return
         self._note_given(name)
-        self.values[name] = value = _CHECKS[name](name, raw)
+        self.values[name] = value = self.checks[name](name, raw)
         if isinstance(value, Options):
             self._check_options(value)
         if name in DESTINATIONS:
@@ -106,16 +126,73 @@ class Form:
         """Finish an input that has arrived whole."""
         self._files[sink.kind].append(await sink.finish())
 
+    async def take(self, kind: str, kept: KeptFile) -> None:
+        """Take an input that is here already. Raises `BadRequest`, `TooLarge`, and `OSError`."""
+        self._files[kind].append(await self.open(kind).take(kept))
+
+    def is_given(self, kind: str) -> bool:
+        """Return whether an input was given in any way but as that of another job."""
+        return bool(self._given.intersection(ways(kind)))
+
+    def several(self, name: str) -> Sequence[Any]:
+        """Return the values of a field: none, one, or several."""
+        value = self.values.get(name, [])
+        return value if isinstance(value, list) else [value]
+
+    @property
+    def wanted(self) -> Sequence[str]:
+        """The kinds of inputs that are taken from another job."""
+        raise NotImplementedError
+
+    def chosen(self, kept: Sequence[KeptFile]) -> Sequence[KeptFile]:
+        """Return those that are taken of the inputs of a kind that another job has. Raises `Problem`."""
+        return kept
+
+    def check_known(self, name: str) -> None:
+        """Raise `BadRequest` where no field of a request has this name."""
+        if name not in self.checks:
+            allowed = ", ".join(self.checks)
+            raise BadRequest(f"Unknown field {name[:40]!r}; allowed are {allowed}.", code="unknown_field")
+
     def check_complete(self) -> None:
-        """Raise `BadRequest` unless both inputs were given, as file or as URL, and the consent where it is required."""
+        """Raise `BadRequest` unless all was given that has to be."""
+        raise NotImplementedError
+
+    def _note_image(self, name: str) -> None:
+        """Note one of several pictures. Raises `BadRequest` where there are too many."""
+        self._images += 1
+        if self._images > MAX_IMAGES:
+            raise BadRequest(f"At most {MAX_IMAGES} pictures are taken.", code="too_many_images")
+        self._given.discard(name)
+        self._note_given(name)
+
+    def _note_given(self, name: str) -> None:
+        if name in self._given:
+            raise BadRequest(f"'{name}' was given twice.", code="duplicate_field")
+        self._given.add(name)
         for kind in INPUTS:
-            if not self._given & {kind, f"{kind}_url"}:
-                raise BadRequest(f"Give '{kind}' or '{kind}_url'.", code=f"missing_{kind}")
+            if len(self._given.intersection(ways(kind))) > 1:
+                raise BadRequest(f"Give '{kind}' in one way only.", code=f"duplicate_{kind}")
+
+
+class SwapForm(Form):
+    """The form of a swap."""
+
+    def check_complete(self) -> None:
+        """Raise `BadRequest` unless both inputs were given, in whichever way, and the consent where it is required."""
+        for kind in INPUTS:
+            if not self.is_given(kind) and "from_job" not in self._given:
+                raise BadRequest(f"Give {' or '.join(map(repr, ways(kind)))}.", code=f"missing_{kind}")
         if self._require_consent and "consent" not in self._given:
             raise BadRequest(
                 "Give 'consent': a text or reference that says that the person shown has agreed.",
                 code="consent_required",
             )
+
+    @property
+    def wanted(self) -> Sequence[str]:
+        """The kinds of inputs that were not given."""
+        return [kind for kind in INPUTS if not self.is_given(kind)]
 
     def digest(self) -> str:
         """Return the SHA-256 of the values and the uploads; called before URLs are fetched, which count by address."""
@@ -151,21 +228,45 @@ class Form:
         url = self.values.get(name)
         return None if url is None else str(url)
 
-    def _note_image(self, name: str) -> None:
-        """Note one of several pictures. Raises `BadRequest` where there are too many."""
-        self._images += 1
-        if self._images > MAX_IMAGES:
-            raise BadRequest(f"At most {MAX_IMAGES} pictures are taken.", code="too_many_images")
-        self._given.discard(name)
-        self._note_given(name)
 
-    def _note_given(self, name: str) -> None:
-        if name in self._given:
-            raise BadRequest(f"'{name}' was given twice.", code="duplicate_field")
-        self._given.add(name)
-        for kind in INPUTS:
-            if self._given >= {kind, f"{kind}_url"}:
-                raise BadRequest(f"Give either '{kind}' or '{kind}_url', not both.", code=f"duplicate_{kind}")
+class LookForm(Form):
+    """The form of a look at one file."""
+
+    def check_complete(self) -> None:
+        """Raise `BadRequest` unless one file was given, in whichever way."""
+        files = sum(map(self.is_given, INPUTS)) + ("from_job" in self._given)
+        if not files:
+            raise BadRequest("Give a video or a picture.", code="missing_video")
+        if files > 1 or self._images > 1:
+            raise BadRequest("Give one video or one picture, not several.", code="duplicate_field")
+
+    @property
+    def kind(self) -> str:
+        """The kind of the file."""
+        given = (kind for kind in INPUTS if self.is_given(kind))
+        return next(given, None) or str(self.values.get("role", "video"))
+
+    @property
+    def wanted(self) -> Sequence[str]:
+        """The kind of the file, where it is another job's."""
+        return [self.kind] if "from_job" in self._given else []
+
+    def chosen(self, kept: Sequence[KeptFile]) -> Sequence[KeptFile]:
+        """Return the one with the number that was given, the first by default. Raises `NotFound`."""
+        number = self.values.get("number", 0)
+        if number >= len(kept):
+            raise NotFound(f"That job has {len(kept)} such files.", code="no_such_image")
+        return [kept[number]]
+
+    def look(self) -> Look:
+        """Return the request as a whole, once its file is closed."""
+        [file] = self._files[self.kind]
+        return Look(self.kind, self.inputs.path(file.name), self.values.get("at", 0.0))
+
+
+def ways(kind: str) -> tuple[str, str, str]:
+    """Return the fields by which an input can be given."""
+    return kind, f"{kind}_url", f"{kind}_upload"
 
 
 def _one_or_all(texts: list[str]) -> str | list[str]:
@@ -194,12 +295,6 @@ def as_object(value: object) -> dict[str, Any]:
     return value
 
 
-def check_known(name: str) -> None:
-    """Raise `BadRequest` where no field of a request has this name."""
-    if name not in _CHECKS:
-        raise BadRequest(f"Unknown field {name[:40]!r}; allowed are {', '.join(_CHECKS)}.", code="unknown_field")
-
-
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
@@ -211,6 +306,12 @@ def _file(name: str, _raw: object) -> None:
     raise BadRequest(
         f"'{name}' is a file: send it as multipart/form-data, or give '{name}_url'.", code=f"invalid_{name}"
     )
+
+
+def _id(name: str, raw: object) -> str:
+    if not isinstance(raw, str) or not ID_PATTERN.fullmatch(raw):
+        raise BadRequest(f"'{name}' must be an id that this service gave.", code="invalid_id")
+    return raw
 
 
 def _output_name(name: str, raw: object) -> str:
@@ -240,11 +341,37 @@ def _options(_name: str, raw: object) -> Options:
     return Options.parse(parse_object(raw) if isinstance(raw, str) else raw)
 
 
-_CHECKS: Mapping[str, Callable[[str, object], Any]] = {
+def _moment(name: str, raw: object) -> float:
+    text = str(raw)
+    if isinstance(raw, bool) or not SECONDS_PATTERN.fullmatch(text) or float(text) > MAX_SECONDS:
+        raise BadRequest(f"'{name}' must be a number of seconds from 0 to {MAX_SECONDS:,.0f}.", code="malformed_field")
+    return float(text)
+
+
+def _role(name: str, raw: object) -> str:
+    if raw not in INPUTS:
+        raise BadRequest(f"'{name}' must be {' or '.join(INPUTS)}.", code="malformed_field")
+    return str(raw)
+
+
+def _image_number(name: str, raw: object) -> int:
+    text = str(raw)
+    if not (text.isascii() and text.isdecimal()) or int(text[:3]) >= MAX_IMAGES:
+        raise BadRequest(f"'{name}' must be a whole number below {MAX_IMAGES}.", code="malformed_field")
+    return int(text)
+
+
+_KEPT: Mapping[str, Callable[[str, object], Any]] = {
     "video": _file,
     "video_url": check_url,
+    "video_upload": _id,
     "image": _file,
     "image_url": check_url,
+    "image_upload": _id,
+    "from_job": _id,
+}
+SwapForm.checks = {
+    **_KEPT,
     "output_name": _output_name,
     "return_prompt_id_only": _flag,
     "options": _options,
@@ -253,4 +380,4 @@ _CHECKS: Mapping[str, Callable[[str, object], Any]] = {
     "consent": _consent,
     "label": _label,
 }
-"""The known fields, each with the function that turns its text or JSON value into a checked one."""
+LookForm.checks = {**_KEPT, "role": _role, "number": _image_number, "at": _moment}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
-from aiohttp import HttpVersion11, WebSocketError, WSCloseCode, WSMsgType, web
+from aiohttp import WebSocketError, WSCloseCode, WSMsgType, web
 from multipart import (  # type: ignore[import-untyped]  # it ships no types
     MultipartError,
     MultipartSegment,
@@ -17,63 +17,62 @@ from multipart import (  # type: ignore[import-untyped]  # it ships no types
 )
 
 from ..config import Settings
-from ..errors import BadRequest, RequestTimeout, TooLarge, UnsupportedMedia
+from ..errors import BadRequest, TooLarge, UnsupportedMedia
 from ..files import Files
-from ..jobs import MAX_IMAGES, Options
+from ..jobs import MAX_IMAGES, Options, new_prompt_id
+from .body import BoundedBytes, body_bytes, check_uncompressed, send_continue
 from .fetch import Fetcher
 from .files import FileSink, Room, check_size, new_input_folder
-from .form import INPUTS, MAX_TEXT_BYTES, Form, Submission, as_object, check_known, parse_object
+from .form import INPUTS, MAX_TEXT_BYTES, Form, Look, LookForm, Submission, SwapForm, as_object, parse_object
+from .kept import KeptInputs
+
+F = TypeVar("F", bound=Form)
 
 MAX_IMAGE_BYTES = 64 * 1024 * 1024
 MAX_OVERHEAD_BYTES = 1024 * 1024
 """The most bytes of a multipart request besides its two files."""
-IDLE_S = 60.0
-"""The longest wait for the next bytes of a request, in seconds."""
-GRACE_S = 600.0
-SLOWEST_BYTES_PER_S = 16 * 1024
-"""The slowest average rate of a request that lasts longer than `GRACE_S`, counted from then on."""
+
+_Read: TypeAlias = "Callable[[web.Request, BoundedBytes, Form], Awaitable[None]]"
 
 
 class RequestReader:
     """Reads requests for a swap. After any error the job's folder is removed before the error is raised."""
 
     def __init__(
-        self, settings: Settings, files: Files, fetcher: Fetcher, check_options: Callable[[Options], object]
+        self,
+        settings: Settings,
+        files: Files,
+        room: Room,
+        fetcher: Fetcher,
+        kept: KeptInputs,
+        check_options: Callable[[Options], object],
     ) -> None:
         """`check_options` raises `Problem` for options that cannot be had, such as of an unknown workflow."""
         self._files = files
+        self._looked_at = files.looked_at()
+        self._room = room
         self._fetcher = fetcher
+        self._kept = kept
         self._check_options = check_options
         self._require_consent = settings.require_consent
-        self._room = Room(files, settings.min_free_mb * 1024 * 1024)
         self._max_bytes = {
             "video": settings.max_upload_bytes,
             "image": min(MAX_IMAGE_BYTES, settings.max_upload_bytes),
         }
 
-    async def from_request(self, request: web.Request, prompt_id: str) -> Submission:
+    async def from_request(self, request: web.Request, owner: str | None, prompt_id: str) -> Submission:
         """Read a `multipart/form-data` or `application/json` request into a new job's folder, which is created.
 
         Raises `Problem`.
         """
-        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise UnsupportedMedia("The request must not be compressed.", code="unsupported_content_encoding")
-        inputs_bytes = self._max_bytes["video"] + MAX_IMAGES * self._max_bytes["image"]
-        readers = {
-            "multipart/form-data": (_read_multipart, inputs_bytes + MAX_OVERHEAD_BYTES),
-            "application/json": (_read_json, MAX_TEXT_BYTES),
-        }
-        if request.content_type not in readers:
-            raise UnsupportedMedia(f"The request must be {' or '.join(readers)}.", code="unsupported_content_type")
-        read, max_bytes = readers[request.content_type]
-        body = _BoundedBytes(partial(_body_bytes, request), request.content_length or 0, max_bytes)
-        announced = max_bytes if request.content_length is None else request.content_length
-        async with self._form(prompt_id, announced) as form:
-            await _send_continue(request)
-            await read(request, body, form)
-            return await self._complete(form, respond_async=_prefers_async(request))
+        body, read = self._body(request)
+        async with self._form(SwapForm, self._files, prompt_id, body.announced) as form:
+            await _receive(request, body, read, form)
+            return await self._complete(form, owner, respond_async=_prefers_async(request))
 
-    async def from_websocket(self, first: object, socket: web.WebSocketResponse, prompt_id: str) -> Submission:
+    async def from_websocket(
+        self, first: object, socket: web.WebSocketResponse, owner: str | None, prompt_id: str
+    ) -> Submission:
         """Read the request whose first text frame held the JSON value `first`, with the bytes it announces.
 
         Binary frames may be of any size up to the socket's own limit. Raises `Problem`.
@@ -83,17 +82,44 @@ class RequestReader:
         for kind, size in sizes:
             check_size(kind, size, self._max_bytes[kind])
         announced = sum(size for _, size in sizes)
-        async with self._form(prompt_id, announced) as form:
+        async with self._form(SwapForm, self._files, prompt_id, announced) as form:
             for name, value in fields.items():
                 form.put(name, value)
-            await _read_frames(sizes, _BoundedBytes(partial(_frame_bytes, socket), announced, announced), form)
-            return await self._complete(form, respond_async=False)
+            await _read_frames(sizes, BoundedBytes(partial(_frame_bytes, socket), announced, announced), form)
+            return await self._complete(form, owner, respond_async=False)
 
     @asynccontextmanager
-    async def _form(self, prompt_id: str, announced: int) -> AsyncIterator[Form]:
-        async with new_input_folder(self._files, prompt_id, self._room) as inputs:
+    async def looked_at(self, request: web.Request, owner: str | None) -> AsyncIterator[Look]:
+        """Read a request to look at one file, which is gone after the block. Raises `Problem`."""
+        look_id, body, read = new_prompt_id(), *self._body(request)
+        async with self._form(LookForm, self._looked_at, look_id, body.announced) as form:
+            await _receive(request, body, read, form)
+            form.check_complete()
+            await self._fetch(form, owner, form.wanted)
+        try:
+            yield form.look()
+        finally:
+            await asyncio.shield(self._looked_at.delete_upload(look_id))
+
+    def _body(self, request: web.Request) -> tuple[BoundedBytes, _Read]:
+        """Return the body of a request, and the function that reads such a one into a form. Raises `Problem`."""
+        check_uncompressed(request)
+        inputs_bytes = self._max_bytes["video"] + MAX_IMAGES * self._max_bytes["image"]
+        readers: Mapping[str, tuple[_Read, int]] = {
+            "multipart/form-data": (_read_multipart, inputs_bytes + MAX_OVERHEAD_BYTES),
+            "application/json": (_read_json, MAX_TEXT_BYTES),
+        }
+        if request.content_type not in readers:
+            raise UnsupportedMedia(f"The request must be {' or '.join(readers)}.", code="unsupported_content_type")
+        read, max_bytes = readers[request.content_type]
+        announced = max_bytes if request.content_length is None else request.content_length
+        return BoundedBytes(partial(body_bytes, request), announced, max_bytes), read
+
+    @asynccontextmanager
+    async def _form(self, kind: type[F], files: Files, prompt_id: str, announced: int) -> AsyncIterator[F]:
+        async with new_input_folder(files, prompt_id, self._room) as inputs:
             await inputs.expect(announced)
-            yield Form(
+            yield kind(
                 inputs,
                 self._max_bytes,
                 self._check_options,
@@ -101,49 +127,32 @@ class RequestReader:
                 require_consent=self._require_consent,
             )
 
-    async def _complete(self, form: Form, *, respond_async: bool) -> Submission:
-        """Fetch the inputs that were given as URLs, the smaller one first."""
+    async def _complete(self, form: SwapForm, owner: str | None, *, respond_async: bool) -> Submission:
         form.check_complete()
         digest = form.digest()
-        for kind in reversed(INPUTS):
-            field = f"{kind}_url"
-            urls = form.values.get(field, [])
-            for url in urls if isinstance(urls, list) else [urls]:
-                sink = form.open(kind)
-                await self._fetcher.fetch(field, url, sink.write, self._max_bytes[kind], form.inputs.expect)
-                await form.close(sink)
+        await self._fetch(form, owner, form.wanted)
         return form.submission(digest, respond_async=respond_async)
 
-
-class _BoundedBytes:
-    """The bytes of one request as they arrive, with a bound on their number, their pauses and their rate."""
-
-    def __init__(self, receive: Callable[[], Awaitable[bytes]], announced: int, max_bytes: int) -> None:
-        self._receive = receive
-        self._max_bytes = max_bytes
-        self._received = 0
-        self._deadline = time.monotonic() + GRACE_S
-        self._check(announced)
-
-    async def read(self) -> bytes:
-        """Return the next bytes, none at the end. Raises `TooLarge`, `RequestTimeout`, or the transport's error."""
-        try:
-            async with asyncio.timeout(IDLE_S):
-                piece = await self._receive()
-        except TimeoutError:
-            raise RequestTimeout("The upload stalled.", code="upload_stalled") from None
-        self._received += len(piece)
-        self._check(self._received)
-        if time.monotonic() > self._deadline + self._received / SLOWEST_BYTES_PER_S:
-            raise RequestTimeout("The upload is too slow.", code="upload_stalled")
-        return piece
-
-    def _check(self, size: int) -> None:
-        if size > self._max_bytes:
-            raise TooLarge(f"The request is larger than {self._max_bytes:,} bytes, the most that is taken.")
+    async def _fetch(self, form: Form, owner: str | None, wanted: Sequence[str]) -> None:
+        """Get the inputs that are not in the request, the smaller ones first; `wanted` are those of another job."""
+        for kind in reversed(INPUTS):
+            for url in form.several(f"{kind}_url"):
+                sink = form.open(kind)
+                await self._fetcher.fetch(f"{kind}_url", url, sink.write, self._max_bytes[kind], form.inputs.expect)
+                await form.close(sink)
+            for upload_id in form.several(f"{kind}_upload"):
+                await form.take(kind, await self._kept.of_upload(upload_id, owner))
+            if kind in wanted:
+                for kept in form.chosen(await self._kept.of_job(form.values["from_job"], owner, kind)):
+                    await form.take(kind, kept)
 
 
-async def _read_multipart(request: web.Request, body: _BoundedBytes, form: Form) -> None:
+async def _receive(request: web.Request, body: BoundedBytes, read: _Read, form: Form) -> None:
+    await send_continue(request)
+    await read(request, body, form)
+
+
+async def _read_multipart(request: web.Request, body: BoundedBytes, form: Form) -> None:
     """Read parts in any order (RFC 7578).
 
     The parser is not strict: a strict one refuses the line break after the last boundary, which every client sends,
@@ -170,7 +179,7 @@ async def _read_multipart(request: web.Request, body: _BoundedBytes, form: Form)
 
 
 def _new_part(form: Form, segment: MultipartSegment) -> _TextPart | _FilePart:
-    check_known(segment.name)
+    form.check_known(segment.name)
     if segment.name in INPUTS:
         return _FilePart(form, segment.name, may_be_blank=segment.filename == "")
     return _TextPart(form, segment.name)
@@ -217,15 +226,27 @@ class _FilePart:
         await self._form.close(self._sink or self._form.open_upload(self._kind))
 
 
-async def _read_json(request: web.Request, body: _BoundedBytes, form: Form) -> None:
-    text = bytearray()
-    while piece := await body.read():
-        text += piece
-    for name, value in parse_object(bytes(text)).items():
+async def _read_json(request: web.Request, body: BoundedBytes, form: Form) -> None:
+    for name, value in (await _object_in(body)).items():
         form.put(name, value)
 
 
-async def _read_frames(sizes: Sequence[tuple[str, int]], body: _BoundedBytes, form: Form) -> None:
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """Read a request that is a JSON object. Raises `Problem`."""
+    check_uncompressed(request)
+    if request.content_type != "application/json":
+        raise UnsupportedMedia("The request must be application/json.", code="unsupported_content_type")
+    return await _object_in(BoundedBytes(partial(body_bytes, request), request.content_length or 0, MAX_TEXT_BYTES))
+
+
+async def _object_in(body: BoundedBytes) -> dict[str, Any]:
+    text = bytearray()
+    while piece := await body.read():
+        text += piece
+    return parse_object(bytes(text))
+
+
+async def _read_frames(sizes: Sequence[tuple[str, int]], body: BoundedBytes, form: Form) -> None:
     """Read the announced files one after the other; a frame may hold the end of one and the start of the next."""
     sinks = [(form.open_upload(kind), size) for kind, size in sizes]
     form.check_complete()
@@ -237,26 +258,6 @@ async def _read_frames(sizes: Sequence[tuple[str, int]], body: _BoundedBytes, fo
             missing -= len(taken)
             await sink.write(taken)
         await form.close(sink)
-
-
-async def defer_continue(_request: web.Request) -> None:
-    """Leave `Expect: 100-continue` unanswered until the handler has looked at the headers."""
-
-
-async def _send_continue(request: web.Request) -> None:
-    """Ask for the body where the client waits to be asked (RFC 9110, 10.1.1)."""
-    if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer itself has not begun
-
-
-async def _body_bytes(request: web.Request) -> bytes:
-    try:
-        return await request.content.readany()
-    except TimeoutError:
-        raise
-    except (OSError, web.RequestPayloadError):
-        raise BadRequest("The request's body was cut off.", code="incomplete_body") from None
 
 
 async def _frame_bytes(socket: web.WebSocketResponse) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -17,13 +18,16 @@ from ..errors import BadRequest, Unavailable, Unprocessable
 from ..files import Files
 from ..jobs import Inputs, Job, JobState, NewJob, Options, default_output_name, new_prompt_id
 from ..media import MediaWorker, VideoFacts, output_frames, plan_segments
-from ..store import CommitUnknown, Store, check_queue_of_key
+from ..store import LOCAL_HOLDER, CommitUnknown, Store, check_queue_of_key
 from ..tracing import job_span, stage
 from ..workflow import Workflow, WorkflowError
 from .fetch import Fetcher
-from .form import Submission
+from .files import Room
+from .form import Look, Submission
+from .kept import KeptInputs
 from .pictures import Pictures
 from .readers import RequestReader
+from .uploads import Uploads
 
 RETRY_AFTER_S = 60
 """The time after which a client may try a full queue again."""
@@ -46,8 +50,12 @@ class Submitter:
         fetcher: Fetcher,
         workflows: Mapping[str, Workflow],
         frame_limit: Callable[[int, float], int | None],
+        holder: str = LOCAL_HOLDER,
     ) -> None:
-        """`frame_limit(pixels, frame rate)` is the most frames of a segment that fit into the engines' memory."""
+        """`frame_limit(pixels, frame rate)` is the most frames of a segment that fit into the engines' memory.
+
+        `holder` is the name of this node.
+        """
         self._settings = settings
         self._store = store
         self._files = files
@@ -55,21 +63,28 @@ class Submitter:
         self._pictures = Pictures(files, media)
         self._workflows = workflows
         self._frame_limit = frame_limit
-        self._reader = RequestReader(settings, files, fetcher, self._workflow_for)
+        room = Room(files, settings.min_free_mb * 1024 * 1024)
+        self.uploads = Uploads(settings, store, files, room, holder)
+        kept = KeptInputs(store, files, self.uploads)
+        self._reader = RequestReader(settings, files, room, fetcher, kept, self._workflow_for)
 
     async def submit_request(self, request: web.Request, owner: str | None) -> tuple[Job, Submission]:
         """Make a job of a `POST /face-swap`, or find the one its `Idempotency-Key` made before. Raises `Problem`."""
         key = request.headers.get("Idempotency-Key")
         with job_span(request.headers.get("traceparent")) as traceparent:
-            return await self._submit(partial(self._reader.from_request, request), owner, key, traceparent)
+            return await self._submit(partial(self._reader.from_request, request, owner), owner, key, traceparent)
 
     async def submit_frames(
         self, first: object, socket: web.WebSocketResponse, owner: str | None, traceparent: str | None = None
     ) -> Job:
         """Make a job of what a WebSocket client sends, `first` being the JSON of its first frame. Raises `Problem`."""
         with job_span(traceparent) as own:
-            job, _ = await self._submit(partial(self._reader.from_websocket, first, socket), owner, None, own)
+            job, _ = await self._submit(partial(self._reader.from_websocket, first, socket, owner), owner, None, own)
         return job
+
+    def looked_at(self, request: web.Request, owner: str | None) -> AbstractAsyncContextManager[Look]:
+        """Yield the file of a request to look at one, which is gone after the block. Raises `Problem`."""
+        return self._reader.looked_at(request, owner)
 
     async def _submit(
         self,

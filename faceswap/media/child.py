@@ -70,6 +70,10 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
         return probe.probe_video(Path(arguments["path"]), arguments["max_frames"])
     if name == "probe_image":
         return probe.probe_image(Path(arguments["path"]))
+    if name == "thumbnail":
+        from .thumbnail import thumbnail
+
+        return thumbnail(Path(arguments["path"]), is_picture=arguments["is_picture"])
     # Loaded when first needed: a process that only probes stays small.
     if name == "look_for_faces":
         from .faces import look_for_faces

@@ -126,6 +126,18 @@ class FacesFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A small picture: a JPEG in Base64."""
+
+    jpeg: str
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the picture that a worker wrote as JSON."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
 class PieceFacts:
     """A piece cut out of a video: the number of frames before the first that was wanted, and its file's suffix."""
 

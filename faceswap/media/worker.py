@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import logging
@@ -24,6 +25,7 @@ from .facts import (
     PieceFacts,
     Provenance,
     SigningFacts,
+    Thumbnail,
     Verdict,
     VideoFacts,
 )
@@ -32,6 +34,7 @@ PROBES_AT_ONCE = 2
 LOOKS_AT_ONCE = 2
 CHECKS_AT_ONCE = 2
 PREPARATIONS_AT_ONCE = 2
+THUMBNAILS_AT_ONCE = 1
 IDLE_S = 30.0
 CLOSE_S = 0.5
 MAX_ANSWER_BYTES = 1 << 20
@@ -182,6 +185,7 @@ class MediaWorker:
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._preparations = asyncio.Semaphore(PREPARATIONS_AT_ONCE)
+        self._thumbnails = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
         self._starting = asyncio.Lock()
         self._closed = False
 
@@ -230,6 +234,11 @@ class MediaWorker:
         """
         answer = await self._probe("look_for_faces", path, slots=self._looks, kind=kind, at=at, max_frames=max_frames)
         return FacesFacts.from_json(answer)
+
+    async def thumbnail(self, path: Path, *, is_picture: bool) -> bytes:
+        """Return a small JPEG of a picture or a video. Raises Problem."""
+        answer = await self._probe("thumbnail", path, slots=self._thumbnails, is_picture=is_picture)
+        return base64.b64decode(Thumbnail.from_json(answer).jpeg)
 
     async def cuttable(self, source: Path) -> bool:
         """Return whether pieces can be cut out of `source` as it is; see `cut.check_cuttable`. Raises JobFailure."""

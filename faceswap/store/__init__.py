@@ -8,7 +8,7 @@ from .database import find_version, retry_writes
 from .engine_files import EngineFile, EngineFiles
 from .jobs import IDEMPOTENCY_MS
 from .keys import ApiKey, Keys
-from .leases import JANITOR_LEASE, LOCAL_HOLDER, Lease, LeaseLost, backend_lease, join_lease
+from .leases import JANITOR_LEASE, LOCAL_HOLDER, Lease, LeaseLost, backend_lease, join_lease, upload_lease
 from .nodes import LeaseRow, NodeRow
 from .queries import Queries
 from .segments import Segments
@@ -16,6 +16,7 @@ from .sqlite import copy_database
 from .transfer import Transfer, TransferRefused
 from .turns import check_queue_of_key
 from .upkeep import Upkeep
+from .uploads import Uploads
 
 __all__ = [
     "IDEMPOTENCY_MS",
@@ -39,8 +40,9 @@ __all__ = [
     "join_lease",
     "now_ms",
     "retry_writes",
+    "upload_lease",
 ]
 
 
-class Store(Segments, Queries, Upkeep, Keys, Transfer, EngineFiles):
+class Store(Segments, Queries, Upkeep, Keys, Transfer, EngineFiles, Uploads):
     """The job records."""

@@ -383,6 +383,30 @@ class Jobs(Leases, Audit, Deliveries):
             await record_retried(tx, queued)
             return queued
 
+    async def set_priority(self, prompt_id: str, owner: str | None, priority: int) -> Job:
+        """Change the place of what waits of a job. Raises `Conflict` when it has ended, `NotFound`."""
+        async with self._transaction() as tx:
+            await tx.lock_job(prompt_id)
+            job = await self._owned(tx, prompt_id, owner)
+            if job.state in TERMINAL:
+                raise Conflict(f"The job has ended already ({job.state}).", code="job_ended", prompt_id=prompt_id)
+            options = json.dumps({**job.options.to_dict(), "priority": priority})
+            sql = "UPDATE job SET priority = ?, options = ?, updated_at = ? WHERE prompt_id = ?"
+            await tx.run(sql, priority, options, await tx.now_ms(), prompt_id)
+            await tx.run("UPDATE segment SET priority = ? WHERE prompt_id = ?", priority, prompt_id)
+            await tx.add_event(prompt_id, payloads.status(job.state, f"The priority is {priority} now."))
+            await add_audit_line(tx, prompt_id, job.owner, "priority", priority=priority)
+            return await self._job(tx, prompt_id)
+
+    async def set_label(self, prompt_id: str, owner: str | None, label: str | None) -> Job:
+        """Change the words by which a user finds a job. Raises `NotFound`."""
+        async with self._transaction() as tx:
+            await tx.lock_job(prompt_id)
+            await self._owned(tx, prompt_id, owner)
+            sql = "UPDATE job SET label = ?, updated_at = ? WHERE prompt_id = ?"
+            await tx.run(sql, label, await tx.now_ms(), prompt_id)
+            return await self._job(tx, prompt_id)
+
     async def begin_erasure(self, prompt_id: str) -> None:
         """Store that a job's inputs and result are about to go for good, and its record after them.
 

@@ -14,6 +14,7 @@ LOCAL_HOLDER = "local"
 
 _BACKEND = "backend:"
 _JOIN = "join:"
+_UPLOAD = "upload:"
 
 
 class LeaseLost(Exception):
@@ -43,6 +44,11 @@ def backend_lease(backend: str) -> str:
 def join_lease(prompt_id: str) -> str:
     """Return the name of the lease on a job's joining."""
     return f"{_JOIN}{prompt_id}"
+
+
+def upload_lease(upload_id: str) -> str:
+    """Return the name of the lease on the growing of an upload."""
+    return f"{_UPLOAD}{upload_id}"
 
 
 class Leases(Database):

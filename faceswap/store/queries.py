@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from ..backlog import Backlog, pace
 from ..errors import Gone, NotFound
 from ..jobs import (
     Event,
@@ -16,6 +17,9 @@ from ..jobs import (
 from .database import Database
 from .rows import SELECT_JOB, found, job_of, parse_cursor
 from .turns import queue_place, queue_places
+
+PACE_JOBS = 20
+"""The jobs that ended last, by which the pace is told."""
 
 
 class Queries(Database):
@@ -76,14 +80,33 @@ class Queries(Database):
         sql = "SELECT count(*) FROM job WHERE state = 'QUEUED' AND coalesce(owner, '') = ?"
         return int((await self._read(sql, owner or ""))[0][0])
 
+    async def backlog(self) -> Backlog:
+        """Return the work that waits, of all owners, and the pace of the last jobs."""
+        rows = await self._read(
+            "SELECT state, count(*), coalesce(sum(total_frames - current_frame), 0) FROM job"
+            " WHERE state IN ('QUEUED', 'PROCESSING') GROUP BY state"
+        )
+        left = {row[0]: (int(row[1]), int(row[2])) for row in rows}
+        queued_jobs, queued_frames = left.get(JobState.QUEUED, (0, 0))
+        ended = await self._read(
+            "SELECT started_at, finished_at, total_frames FROM job WHERE finished_at IS NOT NULL"
+            " AND started_at IS NOT NULL AND state = 'SUCCESS' ORDER BY finished_at DESC LIMIT ?",
+            PACE_JOBS,
+        )
+        seconds_per_frame = pace((row[0], row[1], row[2]) for row in ended)
+        return Backlog(left.get(JobState.PROCESSING, (0, 0))[1], queued_frames, queued_jobs, seconds_per_frame)
+
     async def jobs(
-        self, *, state: JobState | None, limit: int, cursor: str | None, owner: str | None
+        self, *, state: JobState | None, limit: int, cursor: str | None, owner: str | None, label: str | None = None
     ) -> tuple[list[Job], str | None]:
         """Return jobs of an owner, newest first, and the cursor of the next page."""
         conditions, parameters = ["coalesce(owner, '') = ?"], list[Any]([owner or ""])
         if state is not None:
             conditions.append("state = ?")
             parameters.append(state)
+        if label is not None:
+            conditions.append("label = ?")
+            parameters.append(label)
         if cursor is not None:
             conditions.append("(created_at, job.prompt_id) < (?, ?)")
             parameters += parse_cursor(cursor)

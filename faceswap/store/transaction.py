@@ -14,6 +14,8 @@ QUEUE_LOCK = 0x_FACE_0001
 """The number of the lock under which jobs are accepted."""
 COSTS_LOCK = 0x_FACE_0002
 """The number of the lock under which phase costs are learned."""
+UPLOADS_LOCK = 0x_FACE_0003
+"""The number of the lock under which uploads are created."""
 
 
 class Transaction:

@@ -185,6 +185,7 @@ CREATE TABLE upload (
     owner      TEXT,
     length     INTEGER NOT NULL,
     received   INTEGER NOT NULL DEFAULT 0,
+    parts      TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(parts)),
     metadata   TEXT NOT NULL,
     sha256     TEXT,
     created_at INTEGER NOT NULL,
@@ -212,6 +213,7 @@ CREATE TRIGGER audit_is_never_deleted BEFORE DELETE ON audit BEGIN
 END;
 CREATE INDEX job_by_label ON job (coalesce(owner, ''), label, created_at DESC, prompt_id DESC) WHERE label IS NOT NULL;
 CREATE INDEX upload_expiring ON upload (expires_at);
+CREATE INDEX upload_of_owner ON upload (coalesce(owner, ''), length);
 DELETE FROM "sqlite_sequence";
 COMMIT;
 PRAGMA user_version = 6;
