@@ -336,6 +336,12 @@ async def test_submissions_and_waiting_jobs_of_a_key_are_limited(tmp_path: Path,
             await socket.send_json({"video_url": "http://a.example/v", "image_url": "http://a.example/i"})
             assert (await socket.receive_json())["data"]["code"] == "rate_limited"
         assert (await rig.call("POST", "/face-swap", BOB, data=form(video)))[0] == 200
+        picture = aiohttp.FormData()
+        picture.add_field("image", samples.FACE.read_bytes(), filename="face.png")
+        async with rig.client.post("/faces", data=picture, headers={"X-API-Key": ANN}) as response:
+            assert response.status == 200  # looks for faces are counted by themselves
+            assert response.headers["RateLimit-Policy"] == '"faces";q=40;w=60'
+            assert response.headers["RateLimit"].startswith('"faces";r=39;')
 
 
 @pytest.mark.usefixtures("one_minute")

@@ -5,16 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import AsyncIterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import clips
 import face_pictures
+import numpy as np
 import pytest
 import pytest_asyncio
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from numpy.typing import NDArray
 from processes import files_in
 from service_rig import ServiceRig, service_and_engines
 
@@ -128,6 +131,21 @@ async def test_several_faces_of_which_none_is_chosen_are_told_everywhere(rig: Se
 
 
 @ONE_LOOP
+async def test_a_picture_that_was_looked_at_is_not_looked_at_again(
+    rig: ServiceRig, clip: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(path: Path) -> None:
+        raise AssertionError
+
+    picture = face_pictures.png(face_pictures.group()[:, ::-1])
+    status, first = await submit(rig, clip, picture)
+    assert (status, first["warnings"]) == (200, [TOLD])
+    monkeypatch.setattr(rig.client.app[keys.MEDIA], "probe_image", refuse)
+    status, again = await submit(rig, clip, picture)
+    assert (status, again["warnings"]) == (200, [TOLD])
+
+
+@ONE_LOOP
 async def test_a_heic_is_a_png_to_the_engine_and_to_its_owner(rig: ServiceRig, clip: bytes) -> None:
     photo = face_pictures.heic(face_pictures.group())
     status, answer = await submit(rig, clip, photo, source_face_index=1)
@@ -150,3 +168,44 @@ def test_what_means_nothing_to_the_embedded_engine_is_told() -> None:
     assert Options(detect_gender="no", face_boost=False, face_restore_model="none").embedded_warnings == ()
     (warning,) = Options(swap_model="inswapper_128.onnx", face_restore_visibility=0.5).embedded_warnings
     assert warning == "The embedded engine has no use for swap_model, face_restore_visibility: that is ReActor's."
+
+
+async def look(rig: ServiceRig, **fields: bytes | str) -> tuple[int, dict[str, Any]]:
+    form = aiohttp.FormData()
+    for name, value in fields.items():
+        form.add_field(name, value, **({"filename": "a"} if isinstance(value, bytes) else {}))
+    async with rig.client.post("/faces", data=form) as response:
+        assert response.content_type in ("application/json", "application/problem+json")
+        return response.status, await response.json()
+
+
+@ONE_LOOP
+async def test_faces_are_found_and_nothing_is_kept(rig: ServiceRig, tmp_path: Path) -> None:
+    before = rig.files()
+    status, found = await look(rig, image=GROUP)
+    assert status == 200, found
+    assert (found["width"], found["height"]) == face_pictures.GROUP_SIZE
+    assert set(found) == {"width", "height", "faces"}
+    assert [face["index"] for face in found["faces"]] == [0, 1]
+    assert all(face["thumbnail"].startswith("data:image/jpeg;base64,") for face in found["faces"])
+
+    def draw(number: int, width: int, height: int) -> NDArray[np.uint8]:
+        return face_pictures.group() if number == 2 else clips.numbered(number, width, height)
+
+    clip = clips.make_clip(tmp_path / "clip.mp4", 5, size=face_pictures.GROUP_SIZE, draw=draw, rate=Fraction(10))
+    for at, shown, faces in ((None, 0.0, 0), ("0.25", 0.2, 2), ("99", 0.4, 0)):
+        status, found = await look(rig, video=clip.read_bytes(), **({} if at is None else {"at": at}))
+        assert status == 200, found
+        assert (found["at"], len(found["faces"])) == (pytest.approx(shown), faces)
+        assert (found["frames"], found["frame_rate"], found["duration"]) == (5, 10, 0.5)
+    status, found = await look(rig, video=face_pictures.heic(face_pictures.group()))
+    assert (status, len(found["faces"]), "at" in found) == (200, 2, False)
+    assert await look(rig, image=NOBODY) == (200, {"width": 128, "height": 96, "faces": []})
+
+    for fields, refused in (
+        ({"video": b"hello" * 99}, (415, "not_a_video")),
+        ({"image": clip.read_bytes()}, (415, "not_an_image")),
+    ):
+        status, problem = await look(rig, **fields)
+        assert (status, problem["code"]) == refused
+    assert rig.files() == before

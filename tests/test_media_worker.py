@@ -20,7 +20,7 @@ import pytest
 from waiting import until
 
 from faceswap.errors import JobFailure, Problem, UnsupportedMedia
-from faceswap.media import MediaWorker, child, worker
+from faceswap.media import FacesFacts, MediaWorker, child, worker
 
 SAMPLES = Path(__file__).parent.parent / "faceswap" / "samples"
 
@@ -250,3 +250,16 @@ async def test_a_worker_inherits_no_file_or_socket_of_the_service(tmp_path: Path
     assert not children()[0].net_connections()
     server.close()
     await server.wait_closed()
+
+
+async def test_more_looks_for_faces_than_are_taken_are_told_to_come_back(
+    media: MediaWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "MOST_LOOKS", 1)
+    looks = (media.look_for_faces(SAMPLES / "astronaut.png", "image", 0.0, 9) for _ in range(2))
+    found, problem = await asyncio.gather(*looks, return_exceptions=True)
+    assert isinstance(found, FacesFacts)
+    assert len(found.faces) == 1
+    assert isinstance(problem, Problem)
+    assert (problem.status, problem.code, problem.retry_after) == (503, "too_busy", 5)
+    assert isinstance(await media.look_for_faces(SAMPLES / "astronaut.png", "image", 0.0, 9), FacesFacts)

@@ -118,6 +118,7 @@ PROBLEMS: Mapping[str, int] = {
     "disk_full": 503,
     "database_unavailable": 503,
     "files_unavailable": 503,
+    "too_busy": 503,
     "still_stopping": 503,
     "stopping": 503,
 }
@@ -143,19 +144,21 @@ WITH_KEY = ("missing_key", "invalid_key", "invalid_authorization")
 WITH_LINK = ("invalid_link", "link_expired")
 """The problems of an operation that a signed link may lead to."""
 
-_INPUTS = (
+_MEDIA = (
     *("malformed_json", "malformed_multipart", "malformed_field", "incomplete_body", "unknown_field"),
-    *("duplicate_field", "missing_video", "missing_image", "duplicate_video", "duplicate_image"),
-    *("invalid_video", "invalid_image", "empty_video", "empty_image", "invalid_url", "invalid_output_name"),
-    *("invalid_flag", "invalid_option", "unknown_option", "unknown_workflow", "invalid_idempotency_key"),
-    *("upload_stalled", "too_large", "field_too_large", "url_too_large", "unsupported_content_type"),
-    *("unsupported_content_encoding", "not_a_video", "not_an_image", "idempotency_key_reused", "url_not_allowed"),
+    *("duplicate_field", "duplicate_video", "duplicate_image", "invalid_video", "invalid_image", "empty_video"),
+    *("empty_image", "invalid_url", "upload_stalled", "too_large", "field_too_large", "url_too_large"),
+    *("unsupported_content_type", "unsupported_content_encoding", "not_a_video", "not_an_image", "url_not_allowed"),
     *("url_unreachable", "url_failed", "url_timeout", "video_damaged", "video_truncated", "video_without_frames"),
-    *("video_too_large", "video_too_long", "video_too_many_tracks", "video_has_gaps", "image_too_large"),
-    *("undecodable", "queue_full", "disk_low", "invalid_consent", "consent_required"),
+    *("video_too_large", "video_too_long", "video_too_many_tracks", "image_too_large", "undecodable", "disk_low"),
+    *("too_many_images", "invalid_id", "unknown_upload", "upload_unfinished", "unknown_prompt_id", "inputs_erased"),
+)
+"""The problems of an operation that takes files."""
+_INPUTS = (
+    *(*_MEDIA, "missing_video", "missing_image", "invalid_output_name", "idempotency_key_reused", "video_has_gaps"),
+    *("invalid_flag", "invalid_option", "unknown_option", "unknown_workflow", "invalid_idempotency_key"),
+    *("queue_full", "invalid_consent", "consent_required", "invalid_label"),
     *("no_face_in_image", "no_such_source_face"),
-    *("invalid_label", "too_many_images"),
-    *("invalid_id", "unknown_upload", "upload_unfinished", "unknown_prompt_id", "inputs_erased"),
 )
 _QUEUES = ("rate_limited", "key_queue_full")
 """The problems of an operation that puts a job into the queue."""
@@ -292,6 +295,14 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         },
         body={"multipart/form-data": ref("SwapForm"), JSON: ref("SwapRequest")},
         text="The parts may come in any order. The job is on the disk before it is answered: no crash loses it.",
+    ),
+    ("POST", "/faces"): Operation(
+        "swap",
+        {200: Answer("The faces, large to small.", {JSON: ref("Faces")})},
+        (*_MEDIA, "missing_video", "no_such_image", "rate_limited", "too_busy"),
+        body={"multipart/form-data": ref("FacesForm"), JSON: ref("FacesRequest")},
+        text="Of a picture, or of one frame of a video: each with the number that `face_index`, `source_face_index` and"
+        " `mapping` take. Nothing is kept.",
     ),
     ("GET", "/face-swap-ws"): Operation(
         "swap",

@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..intake import defer_continue
-from . import deliveries, files, jobs, metrics, openapi, service, signing, swap, uploads
+from . import deliveries, faces, files, jobs, metrics, openapi, service, signing, swap, uploads
 from .keys import STOPPING
 
 
@@ -21,6 +21,7 @@ def add_routes(app: web.Application) -> None:
     app.add_routes(
         [
             web.post("/face-swap", swap.post_face_swap, expect_handler=defer_continue),
+            web.post("/faces", faces.post_faces, expect_handler=defer_continue),
             web.get("/face-swap-ws", swap.face_swap_socket, allow_head=False),
             web.get("/status/{prompt_id}", jobs.get_status),
             web.get("/events/{prompt_id}", jobs.get_events, allow_head=False),

@@ -297,6 +297,22 @@ _DELIVERY = record(
     }
 )
 
+LOOK_FIELDS: Mapping[str, Schema] = {
+    "role": {"enum": ["video", "image"], "description": "Of that job: its video, or one of its pictures."},
+    "number": {
+        "anyOf": [{"type": "integer", "minimum": 0, "maximum": 7}, {"type": "string", "pattern": "^[0-7]$"}],
+        "description": "The number of that picture, from 0.",
+    },
+    "at": {
+        "anyOf": [
+            {"type": "number", "minimum": 0, "maximum": 1_000_000},
+            {"type": "string", "pattern": r"^[0-9]{1,6}(\.[0-9]{1,9})?$"},
+        ],
+        "description": "The time of the frame of a video, in seconds.",
+    },
+}
+"""The fields of a request for faces, beside those by which the file is given."""
+
 _VIDEO_FACTS: Mapping[str, Schema] = {
     "at": {"type": "number", "minimum": 0, "description": "The time, in seconds, of the frame that was looked at."},
     "duration": {"type": "number", "minimum": 0, "description": "Seconds."},
@@ -323,6 +339,17 @@ def _forms(videos: Iterable[str], images: Iterable[str]) -> Schema:
     return {"anyOf": [_form(*names) for names in inputs]}
 
 
+def _look(*ways: str) -> Schema:
+    """Return the schema of a request for the faces of one file, given in one of these ways."""
+    return {"anyOf": [record({way: _ONE_FILE[way], **LOOK_FIELDS}, optional=tuple(LOOK_FIELDS)) for way in ways]}
+
+
+_ONE_FILE: Mapping[str, Schema] = {
+    **{name: FIELDS[name] for name in ("video", "video_url", "video_upload", "image", "from_job")},
+    "image_url": URL,
+    "image_upload": UPLOAD_ID,
+}
+"""The ways to give one file."""
 _SOCKET_FIELDS = {name: schema for name, schema in FIELDS.items() if name not in ("video", "image")}
 
 
@@ -388,6 +415,11 @@ SCHEMAS: Mapping[str, Schema] = {
             "warnings": array(TEXT),
         }
     ),
+    "FacesForm": {"description": "One picture or one video.", **_look(*_ONE_FILE)},
+    "FacesRequest": {
+        "description": "The same without a file.",
+        **_look(*(way for way in _ONE_FILE if way not in ("video", "image"))),
+    },
     "Faces": record(
         {
             "width": COUNT,

@@ -12,6 +12,7 @@ from ..errors import Unprocessable
 from ..files import PIECE_BYTES, Files
 from ..jobs import ImageFile, Options
 from ..media import ENGINE_FORMATS, ImageFacts, MediaWorker
+from ..workflow import swap_passes
 from .form import Submission
 
 MOST_SEEN = 1024
@@ -91,13 +92,11 @@ def _name(number: int, count: int) -> str:
 
 def _chosen(options: Options, count: int) -> Iterator[tuple[int, int]]:
     """Yield the picture and the number of each face that options name."""
-    sources = [int(source) for source in (options.source_face_index or "0").split(",")]
-    if options.mapping is not None:
-        yield from ((pair.image, pair.source_face) for pair in options.mapping)
-    elif count > 1 and not options.one_person:
-        yield from ((image, sources[min(image, len(sources) - 1)]) for image in range(count))
-    else:
-        yield from ((0, source) for source in sources)
+    passes = swap_passes(options.to_dict(), count)
+    for swap_pass in passes:
+        yield from ((swap_pass.image, source) for source in swap_pass.sources)
+    if not passes and options.source_face_index is not None:
+        yield from ((0, int(source)) for source in options.source_face_index.split(","))
 
 
 def _check_faces(options: Options, counts: Sequence[int]) -> None:

@@ -32,6 +32,10 @@ from .facts import (
 
 PROBES_AT_ONCE = 2
 LOOKS_AT_ONCE = 2
+MOST_LOOKS = 16
+"""The most looks for faces, those that wait included."""
+BUSY_S = 5
+"""The pause that a client is asked for when there are as many."""
 CHECKS_AT_ONCE = 2
 PREPARATIONS_AT_ONCE = 2
 THUMBNAILS_AT_ONCE = 1
@@ -183,6 +187,7 @@ class MediaWorker:
         # Apart, so that an upload is never kept waiting by the check of a long result, nor that by a long video.
         self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
+        self._looking = 0
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._preparations = asyncio.Semaphore(PREPARATIONS_AT_ONCE)
         self._thumbnails = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
@@ -230,9 +235,18 @@ class MediaWorker:
     async def look_for_faces(self, path: Path, kind: str, at: float, max_frames: int) -> FacesFacts:
         """Return the faces of an `image`, or of a `video`'s frame `at` so many seconds; see `faces.look_for_faces`.
 
-        Raises Problem as `probe_image` and `probe_video` do.
+        Raises Problem as `probe_image` and `probe_video` do, and 503 `too_busy`.
         """
-        answer = await self._probe("look_for_faces", path, slots=self._looks, kind=kind, at=at, max_frames=max_frames)
+        if self._looking >= MOST_LOOKS:
+            detail = "Faces are looked for in too many files at the moment; try again in a few seconds."
+            raise errors.Unavailable(detail, code="too_busy", retry_after=BUSY_S)
+        self._looking += 1
+        try:
+            answer = await self._probe(
+                "look_for_faces", path, slots=self._looks, kind=kind, at=at, max_frames=max_frames
+            )
+        finally:
+            self._looking -= 1
         return FacesFacts.from_json(answer)
 
     async def thumbnail(self, path: Path, *, is_picture: bool) -> bytes:
