@@ -1,6 +1,7 @@
 """Probing, cutting, joining and checking of media; all decoding happens in worker processes, none in this one."""
 
-from ..jobs import SegmentPlan
+from typing import TYPE_CHECKING, Any
+
 from .facts import (
     ENGINE_FORMATS,
     AudioFacts,
@@ -18,7 +19,9 @@ from .facts import (
     output_frames,
     plan_segments,
 )
-from .worker import Marking, MediaWorker, Signing, partial_path
+
+if TYPE_CHECKING:
+    from .worker import Marking, MediaWorker, Signing, partial_path
 
 __all__ = [
     "ENGINE_FORMATS",
@@ -33,7 +36,6 @@ __all__ = [
     "MediaWorker",
     "PieceFacts",
     "Provenance",
-    "SegmentPlan",
     "Signing",
     "Tag",
     "Verdict",
@@ -42,3 +44,12 @@ __all__ = [
     "partial_path",
     "plan_segments",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load this process's side when it is asked for: a worker, which is made of this package too, starts without it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import worker
+
+    return getattr(worker, name)

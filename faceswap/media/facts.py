@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from ..jobs import SegmentPlan
+if TYPE_CHECKING:
+    from ..jobs import SegmentPlan
 
 ENGINE_FORMATS = frozenset({"png", "jpeg", "webp", "gif", "bmp", "tiff"})
 """Formats of pictures that ComfyUI and the embedded engine read by themselves, upright."""
@@ -269,6 +270,8 @@ def plan_segments(facts: VideoFacts, segment_frames: int, frame_rate: Fraction |
 
     Their lengths differ by one frame at most, so none is tiny.
     """
+    from ..jobs import SegmentPlan  # not above: workers are started often, and plan nothing
+
     total = output_frames(facts, frame_rate)
     count = -(-total // segment_frames) if segment_frames else min(total, 1)
     bounds = [total * number // count for number in range(count)] + [total]
