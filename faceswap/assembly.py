@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from .config import Timeouts
 from .errors import INTERNAL_ERROR, JobFailure, NotFound
 from .files import Files
 from .jobs import TERMINAL, Job, JobState, Segment
-from .media import MediaWorker
+from .media import JoinFacts, MediaWorker
 from .progress_reporter import ProgressReporter
 from .recovery import is_full, wait_for_room
 from .store import Lease, Store, StoreError
@@ -73,17 +75,8 @@ class Assembly:
         segments = await self._store.segments(job.prompt_id)
         told = (warning for segment in segments for warning in segment.warnings)
         warnings = [*job.warnings, *_check_changed(segments), *told]
-        joined = self._files.joined(job.prompt_id, lease.epoch)
-        facts = await self._media.join(
-            await self._files.fetch_segments(segments),
-            await self._files.local_video(job.prompt_id, job.inputs),
-            joined,
-            job.options.rate,
-            job.prompt_id,
-        )
-        if facts.frames != job.total_frames:
-            raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
-        filename = f"{job.output_name}.mp4"
+        facts = await self._make_result(job, segments, self._files.joined(job.prompt_id, lease.epoch))
+        filename = f"{job.output_name}.{job.extension}"
         await self._files.keep_result(job.prompt_id, lease.epoch, job.stored_result, facts.sha256)
         self._progress_reporter.close(job.prompt_id)
         if await self._store.succeed(
@@ -97,6 +90,26 @@ class Assembly:
             await self._files.delete_scratch(job.prompt_id)
         else:
             await self._files.discard_result(job.prompt_id, lease.epoch, job.stored_result)
+
+    async def _make_result(self, job: Job, segments: Sequence[Segment], out: Path) -> JoinFacts:
+        """Write the result of a job's finished segments to `out`."""
+        parts = await self._files.fetch_segments(segments)
+        source = await self._files.local_video(job.prompt_id, job.inputs)
+        kind, crf, prompt_id = job.extension, job.options.crf, job.prompt_id
+        if job.media == "image":
+            return await self._media.finish_picture(parts[0], source, out, kind=kind, crf=crf, prompt_id=prompt_id)
+        options, first_frame = job.options, job.inputs.first_frame
+        facts = await self._media.join(
+            parts, source, out, options.rate, prompt_id, first_frame=first_frame, start=options.start, end=options.end
+        )
+        if facts.frames != job.total_frames:
+            raise JobFailure("frames_missing", f"The result has {facts.frames} frames instead of {job.total_frames}.")
+        if kind == "mp4":
+            return facts
+        made = await self._media.convert(
+            out, source, kind=kind, crf=crf, prompt_id=prompt_id, frame_count=job.total_frames
+        )
+        return replace(made, warnings=(*facts.warnings, *made.warnings))
 
 
 def _check_changed(segments: Sequence[Segment]) -> tuple[str, ...]:

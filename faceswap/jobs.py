@@ -76,6 +76,15 @@ MAX_SECONDS = 1e6
 """The latest moment of a video that may be named, in seconds."""
 VIDEO_FORMATS = ("mp4", "webm", "gif")
 PICTURE_FORMATS = ("png", "jpg", "webp")
+RESULT_TYPES: Mapping[str, str] = {
+    ".mp4": "video/mp4",
+    ".webm": "video/webm",
+    ".gif": "image/gif",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".webp": "image/webp",
+}
+"""The media types of results by their extensions."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """Control characters, and halves of surrogate pairs, which no database can store."""
 FACE_INDEX_PATTERN = re.compile(r"[0-9]{1,2}(,[0-9]{1,2}){0,15}")
@@ -343,7 +352,8 @@ class ImageFile:
 class Inputs:
     """The input files of a job, in its input folder, and the facts found out about them before it was accepted.
 
-    `is_still`: the video is a picture.
+    `is_still`: the video is a picture. `first_frame`: the first of the result's, counted from the beginning of the
+    video at the result's frame rate.
     """
 
     video_file: str
@@ -357,11 +367,22 @@ class Inputs:
     duration_s: float
     has_audio: bool
     is_still: bool = False
+    first_frame: int = 0
+
+
+def media_of(options: Options, inputs: Inputs) -> Literal["video", "image"]:
+    """Return the kind of the result of a job."""
+    return "image" if inputs.is_still or options.at is not None else "video"
+
+
+def extension_of(options: Options, inputs: Inputs) -> str:
+    """Return the extension of the result of a job, without a dot."""
+    return options.format or ("png" if media_of(options, inputs) == "image" else "mp4")
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentPlan:
-    """A run of frames, counted after the frame rate was changed, that is one prompt."""
+    """A run of frames that is one prompt, counted from the result's first and after the frame rate was changed."""
 
     number: int
     first_frame: int
@@ -431,12 +452,17 @@ class Job:
     @property
     def media(self) -> Literal["video", "image"]:
         """The kind of its result."""
-        return "image" if self.inputs.is_still or self.options.at is not None else "video"
+        return media_of(self.options, self.inputs)
 
     @property
     def extension(self) -> str:
         """The extension of its result, without a dot."""
-        return self.options.format or ("png" if self.media == "image" else "mp4")
+        return extension_of(self.options, self.inputs)
+
+    @property
+    def is_whole(self) -> bool:
+        """True if nothing of the video is left out."""
+        return self.options.start is None and self.options.end is None
 
     @property
     def trace_id(self) -> str | None:

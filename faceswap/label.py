@@ -17,7 +17,7 @@ FONT = "sans"
 
 
 class Label:
-    """A text drawn for frames of one size (width and height in pixels, both even)."""
+    """A text drawn for frames of one size (width and height in pixels; both even, but for `draw`)."""
 
     def __init__(self, text: str, size: tuple[int, int]) -> None:
         width, height = size
@@ -44,6 +44,11 @@ class Label:
         _draw(flat[: 4 * quarter].reshape(height, width), *self._luma)
         for start in (4 * quarter, 5 * quarter):
             _draw(flat[start : start + quarter].reshape(height // 2, width // 2), *self._chroma)
+
+    def draw(self, bgr: Plane) -> None:
+        """Draw the text into a still picture in place, uint8 (H, W, 3); its sides may be odd."""
+        for channel in range(3):
+            _draw(bgr[..., channel], *self._luma)
 
 
 def _blend(letters: Plane, colour: float, box: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

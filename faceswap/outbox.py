@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import aiofiles.os
 import aiohttp
@@ -27,6 +27,7 @@ from .config import Settings
 from .deliveries import Delivery, DeliveryKind, DeliveryState, pause_s, signature
 from .errors import INTERNAL_ERROR, NotFound
 from .files import PIECE_BYTES, Files
+from .jobs import RESULT_TYPES
 from .store import LOCAL_HOLDER, Store, StoreError, retry_writes
 from .tracing import stage
 from .url_guard import AddressRefused, UrlGuard
@@ -216,36 +217,38 @@ class Outbox:
         return json.dumps(document, ensure_ascii=False).encode()
 
     async def _put_result(self, delivery: Delivery, session: aiohttp.ClientSession) -> int:
-        pieces, size = await self._open_result(delivery.prompt_id)
+        pieces, size, content_type = await self._open_result(delivery.prompt_id)
         url = _url(delivery)
         headers = {}
         longest_s = max(RESULT_S, size / SLOWEST_BYTES_PER_S)
         if {"sv", "sig"} <= url.query.keys():  # Azure's signed addresses want to know the kind of blob
             headers["x-ms-blob-type"] = "BlockBlob"
         async with asyncio.timeout(longest_s), asyncio.timeout(STALL_S) as stall:
-            body = _ResultBody(pieces, size, stall)
+            body = _ResultBody(pieces, size, content_type, stall)
             async with session.put(url, data=body, headers=headers, allow_redirects=False) as response:
                 return response.status
 
-    async def _open_result(self, prompt_id: str) -> tuple[Pieces, int]:
-        """Return a result's bytes, piece by piece, and their number."""
+    async def _open_result(self, prompt_id: str) -> tuple[Pieces, int, str]:
+        """Return a result's bytes, piece by piece, their number and their media type."""
         try:
-            result = await self._files.find_result(await retry_writes(partial(self._store.job, prompt_id)))
+            job = await retry_writes(partial(self._store.job, prompt_id))
+            result = await self._files.find_result(job)
         except NotFound:
             result = None
         if result is None:
             raise _Failure("The result was erased before it could be sent.", final=True)
+        content_type = RESULT_TYPES[PurePath(job.stored_result).suffix]
         if isinstance(result, Path):
-            return _read_file(result), (await aiofiles.os.stat(result)).st_size
-        return result.read(0, result.size), result.size
+            return _read_file(result), (await aiofiles.os.stat(result)).st_size, content_type
+        return result.read(0, result.size), result.size, content_type
 
 
 class _ResultBody(aiohttp.Payload):
     """A result as the body of a request, read by the task that sends it, piece by piece."""
 
-    def __init__(self, pieces: Pieces, size: int, stall: asyncio.Timeout) -> None:
+    def __init__(self, pieces: Pieces, size: int, content_type: str, stall: asyncio.Timeout) -> None:
         """Put off `stall` whenever the receiver has taken a piece."""
-        super().__init__(pieces, content_type="video/mp4")
+        super().__init__(pieces, content_type=content_type)
         self._size = size
         self._stall = stall
 

@@ -211,15 +211,23 @@ class Runner:
     async def _upload(self, attempt: _Attempt) -> Graph:
         """Upload the inputs; return the graph that names them."""
         job, segment, workflow = attempt.job, attempt.segment, attempt.workflow
-        inputs = await self._inputs.provide(job, segment, attempt.backend, splittable=workflow.splittable)
+        prefix, options = f"{job.prompt_id}/{segment.number:05d}-{segment.attempt}", job.options.to_dict()
         try:
+            if job.media == "image":
+                inputs = await self._inputs.provide_still(job, attempt.backend)
+                if not attempt.backend.is_embedded:
+                    await self._remember_made(attempt, [still_output(prefix)])
+                return workflow.build_still(
+                    picture=inputs.video, images=inputs.images, output_prefix=prefix, options=options
+                )
+            inputs = await self._inputs.provide(job, segment, attempt.backend, splittable=workflow.splittable)
             return workflow.build(
                 video=inputs.video,
                 images=inputs.images,
-                output_prefix=f"{job.prompt_id}/{segment.number:05d}-{segment.attempt}",
-                options=job.options.to_dict(),
+                output_prefix=prefix,
+                options=options,
                 skip_first_frames=inputs.first_frame,
-                frame_load_cap=0 if job.segments_total == 1 else segment.frame_count,
+                frame_load_cap=0 if job.segments_total == 1 and job.is_whole else segment.frame_count,
             )
         except WorkflowError as error:
             raise JobFailure("workflow_invalid", str(error)) from error
@@ -261,26 +269,38 @@ class Runner:
         path = self._files.segment(segment)
         await self._files.make_scratch(job.prompt_id)
         if not attempt.backend.is_embedded:
-            made = _made_with(output)
-            await retry_writes(partial(self._store.add_engine_files, attempt.backend.name, job.prompt_id, made))
+            await self._remember_made(attempt, _made_with(output))
         await attempt.backend.client.download(output, path, OUTPUT_LIMIT_BYTES)
-        original = await self._inputs.original(job)
         try:
-            verdict = await self._media.verify(
-                path,
-                original.path,
-                first_frame=segment.first_frame,
-                frame_count=segment.frame_count,
-                frame_rate=original.frame_rate,
-                crf=job.options.crf if share is None else None,
-            )
-            marks = self._media.marks(job.prompt_id, segment.first_frame)
-            await self._media.mark(path, marks, frame_count=segment.frame_count, crf=job.options.crf)
+            if job.media == "image":
+                verdict = await self._media.verify_still(path, await self._inputs.still(job))
+            else:
+                verdict = await self._check_video(job, segment, path, crf=job.options.crf if share is None else None)
             await self._files.keep_segment(segment)
         except BaseException:
             await self._files.delete(path)
             raise
         return path, verdict if share is None else replace(verdict, changed_share=share)
+
+    async def _check_video(self, job: Job, segment: Segment, path: Path, crf: int | None) -> Verdict:
+        """Check an output against the frames it was made of, and have it marked."""
+        original = await self._inputs.original(job)
+        verdict = await self._media.verify(
+            path,
+            original.path,
+            first_frame=original.first_frame + segment.first_frame,
+            frame_count=segment.frame_count,
+            frame_rate=original.frame_rate,
+            crf=crf,
+        )
+        marks = self._media.marks(job.prompt_id, segment.first_frame)
+        await self._media.mark(path, marks, frame_count=segment.frame_count, crf=job.options.crf)
+        return verdict
+
+    async def _remember_made(self, attempt: _Attempt, files: list[EngineFile]) -> None:
+        """Store the names of files that ComfyUI makes, so that they are emptied on time."""
+        add = partial(self._store.add_engine_files, attempt.backend.name, attempt.job.prompt_id, files)
+        await retry_writes(add)
 
     def _workflow(self, job: Job) -> Workflow:
         workflow = self._workflows.get(job.workflow)
@@ -304,6 +324,12 @@ def _output_file(files: tuple[OutputFile, ...]) -> OutputFile:
     if "%" in fetched[-1].filename:
         raise JobFailure("format_not_joinable", A_FILE_A_FRAME)
     return fetched[-1]
+
+
+def still_output(prefix: str) -> EngineFile:
+    """Return the file that SaveImage makes for a prefix that is used once: its folder is never emptied by itself."""
+    subfolder, _, stem = prefix.rpartition("/")
+    return EngineFile("output", subfolder, f"{stem}_00001_.png")
 
 
 def _made_with(output: OutputFile) -> list[EngineFile]:

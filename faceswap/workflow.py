@@ -27,6 +27,8 @@ FILE_LIMIT = 4 * 1024 * 1024
 VIDEO_LOADERS = ("VHS_LoadVideo", "VHS_LoadVideoFFmpeg")
 IMAGE_LOADERS = ("LoadImage",)
 COMBINERS = ("VHS_VideoCombine",)
+STILL_LOADER, STILL_SAVER = "LoadImage", "SaveImage"
+"""Take the places of the loader and the output where the target is a still picture."""
 SWAPPERS = ("ReActorFaceSwap", "ReActorFaceSwapOpt")
 
 VIDEO_INFO = "VHS_VideoInfo"
@@ -227,6 +229,25 @@ class Workflow:
         if (link := _link(combine.get("audio"))) and link == self.loader:
             del combine["audio"]
         return graph
+
+    def build_still(
+        self, *, picture: str, images: Sequence[str], output_prefix: str, options: Mapping[str, Any]
+    ) -> Graph:
+        """Build a new graph for one still picture, by its upload's name: it takes the place of the video.
+
+        The output is a PNG. What the output does not depend on is left out. Raises WorkflowError as `build` does, and
+        for a workflow whose output needs more of the video than its pictures.
+        """
+        graph = self.build(video=picture, images=images, output_prefix=output_prefix, options=options)
+        graph[self.loader] = graph[self.loader] | {"class_type": STILL_LOADER, "inputs": {"image": picture}}
+        images = graph[self.output]["inputs"]["images"]
+        saved = {"images": images, "filename_prefix": output_prefix}
+        graph[self.output] = graph[self.output] | {"class_type": STILL_SAVER, "inputs": saved}
+        needed = {node_id: graph[node_id] for node_id in graph if node_id in _upstream(graph, [self.output, 0])}
+        values = (value for node in needed.values() for value in node["inputs"].values())
+        if any(_link(value) == self.loader and value[1] != 0 for value in values):
+            raise WorkflowError(f"The workflow {self.name} cannot be used for a picture: it needs more of the video.")
+        return needed
 
     def _chain(self, graph: Graph, images: Sequence[str], passes: Sequence[SwapPass]) -> None:
         """Set the passes of a graph: the last at its swap node, the others at copies of that before it.

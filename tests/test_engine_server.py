@@ -517,7 +517,7 @@ async def test_the_node_classes_are_described_as_comfyui_does(rig: Rig) -> None:
     ours = await rig.get("/object_info")
     theirs = json.loads((replay.TRANSCRIPTS.parent / "object_info.json").read_text("utf-8"))
     # As the sources of ComfyUI and ReActor describe them; the others are recorded.
-    assert ours.keys() - theirs.keys() == {"ImageBatch", "ReActorBuildFaceModel"}
+    assert ours.keys() - theirs.keys() == {"ImageBatch", "ReActorBuildFaceModel", "SaveImage"}
     for name, description in theirs.items():
         assert ours[name].keys() == description.keys()
         assert ours[name]["input_order"] == description["input_order"]

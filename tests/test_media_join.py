@@ -17,6 +17,7 @@ import av
 import clips
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from waiting import WAIT_S
 
 from faceswap.errors import JobFailure
@@ -24,7 +25,7 @@ from faceswap.media import join as join_module
 from faceswap.media.join import join
 from faceswap.media.probe import probe_video
 from faceswap.media.sound import decode_tracks
-from faceswap.media.timeline import open_media
+from faceswap.media.timeline import open_media, read_timeline
 
 SOURCES: dict[str, dict[str, Any]] = {
     "plain.mp4": {"sounds": ["aac"]},
@@ -123,6 +124,102 @@ def test_a_forced_rate_is_constant(tmp_path: Path) -> None:
     assert times == pytest.approx([i / 30 for i in range(50)], abs=1e-4)
     assert facts.duration_s == pytest.approx(50 / 30, abs=1e-3)
     assert clips.sound_packets(tmp_path / "out.mp4") == clips.sound_packets(source)
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "plain.mp4": {"sounds": ["aac", "libopus"]},
+    "variable.mp4": {
+        "times": [i * 4 + (i % 3) for i in range(60)],
+        "time_base": Fraction(1, 100),
+        "sounds": ["aac"],
+    },
+    "late.mkv": {"video_start": 6, "sounds": ["flac"]},
+    "opus.webm": {"codec": "libvpx-vp9", "sounds": ["libopus"]},
+    "old.avi": {"codec": "mpeg4", "sounds": ["libmp3lame"]},
+    "pcm.mov": {"sounds": ["pcm_s16le"]},
+    "ac3.ts": {"sounds": ["ac3"]},
+}
+
+
+def samples_of(path: Path, track: int) -> tuple[float, NDArray[np.float32]]:
+    """Return the time of the first sample of a sound track and the samples of its first channel, 48,000 a second."""
+    with av.open(str(path)) as container:
+        resampler = av.AudioResampler("fltp", "mono", 48000)
+        frames = [part for frame in container.decode(audio=track) for part in resampler.resample(frame)]
+    return float(frames[0].time or 0), np.concatenate([frame.to_ndarray()[0] for frame in frames])
+
+
+@pytest.mark.parametrize("frame_rate", [None, Fraction(30)])
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_of_a_video_has_its_frames_on_time_and_the_sound_that_was_heard_with_them(
+    tmp_path: Path, name: str, frame_rate: Fraction | None
+) -> None:
+    source = clips.make_clip(tmp_path / name, 60, **PARTS[name])
+    timeline = read_timeline(source)
+    part = timeline.span(0.52, 1.6, frame_rate)
+    begin, end = (timeline.time_of(number, frame_rate) for number in (part.start, part.stop))
+    segments = make_segments(tmp_path, [7, len(part) - 7])
+    out = tmp_path / "out.mp4"
+    facts = join(segments, source, out, frame_rate, clips.JOB, None, part.start)
+
+    assert facts.frames == len(part)
+    wanted = [float(timeline.time_of(number, frame_rate) - begin) for number in part]
+    assert clips.frame_times(out) == pytest.approx(wanted, abs=1e-4)
+    assert facts.duration_s == pytest.approx(float(end - begin), abs=1e-4)
+    for track in range(len(PARTS[name]["sounds"])):
+        (ours_s, ours), (theirs_s, theirs) = samples_of(out, track), samples_of(source, track)
+        assert ours_s == pytest.approx(0, abs=0.03)
+        assert ours_s + len(ours) / 48000 == pytest.approx(float(end - begin), abs=0.1)
+        here = round((float(begin) + ours_s - theirs_s) * 48000) + 9600
+        off = int(np.argmax(np.correlate(theirs[here - 600 : here + 4800 + 600], ours[9600:14400]))) - 600
+        assert abs(off) < 0.001 * 48000 or name == "old.avi"  # which knows the times of whole frames only
+
+
+def test_a_frame_that_is_shown_for_long_is_shown_for_the_part_of_it_that_is_wanted(tmp_path: Path) -> None:
+    slides = {"times": [0, 40, 80], "time_base": Fraction(1, 10), "sounds": ["aac"], "sound_s": 12.0}
+    source = clips.make_clip(tmp_path / "slides.mkv", 3, rate=Fraction(1), **slides)
+    part = read_timeline(source).span(3, 6.5, None)
+    out = tmp_path / "out.mp4"
+    facts = join(make_segments(tmp_path, [len(part)]), source, out, None, clips.JOB, None, part.start, 3, 6.5)
+    assert (part, clips.frame_times(out)) == (range(2), [0.0, 1.0])
+    assert facts.duration_s == pytest.approx(3.5, abs=0.01)
+    _, heard = samples_of(out, 0)
+    assert len(heard) / 48000 == pytest.approx(3.5, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (None, None, range(60)),
+        (0, 0.5, range(12)),
+        (0.5, 1.0, range(12, 24)),
+        (0.49, 0.51, range(11, 13)),
+        (0.0417, 0.0833, range(1, 2)),
+        (1.0, 99, range(24, 60)),
+        (2.5, None, range(60, 60)),
+        (2.49, None, range(59, 60)),
+        (3, 4, range(60, 60)),
+    ],
+)
+def test_a_part_is_what_a_player_shows_from_start_to_end(
+    tmp_path: Path, start: float | None, end: float | None, expected: range
+) -> None:
+    timeline = read_timeline(clips.make_clip(tmp_path / "clip.mp4", 60))
+    found = timeline.span(start, end, None)
+    assert (found.start, found.stop) == (expected.start, expected.stop)
+    at_twice_the_rate = timeline.span(start, end, Fraction(48))
+    assert (
+        abs(at_twice_the_rate.start - 2 * expected.start) <= 1 and abs(at_twice_the_rate.stop - 2 * expected.stop) <= 1
+    )
+
+
+def test_the_frame_at_a_time_is_the_one_that_is_shown_then(tmp_path: Path) -> None:
+    steady = read_timeline(clips.make_clip(tmp_path / "steady.mp4", 60))
+    assert [steady.index_at(at) for at in (0, 0.04, 0.0416, 0.5, 0.54, 2.49, 2.5, 99)] == [0, 0, 1, 12, 12, 59, 59, 59]
+    times = [0, 10, 50, 55, 90]
+    held = clips.make_clip(tmp_path / "held.mp4", 5, times=times, time_base=Fraction(1, 100), video_start=20)
+    timeline = read_timeline(clips.make_clip(held, 5, times=times, time_base=Fraction(1, 100), sounds=["aac"]))
+    assert [timeline.index_at(at) for at in (0, 0.09, 0.1, 0.3, 0.5, 0.54, 0.55, 2)] == [0, 0, 1, 1, 2, 2, 3, 4]
 
 
 def test_one_segment_is_joined_with_the_sound_too(tmp_path: Path) -> None:
@@ -238,8 +335,8 @@ def test_sound_that_does_not_arrive_in_the_result_is_a_failure(
 ) -> None:
     right = join_module._sound
 
-    def wrong(source: Any, sound: Any, origin: Fraction) -> Iterator[Any]:
-        for time_s, packet in right(source, sound, origin):
+    def wrong(*arguments: Any) -> Iterator[Any]:
+        for time_s, packet in right(*arguments):
             if what == "lost" or (what == "cut" and time_s > 1):
                 continue
             if what == "late":

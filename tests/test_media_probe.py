@@ -12,7 +12,8 @@ import pytest
 
 from faceswap.config import Settings
 from faceswap.errors import Problem
-from faceswap.intake.submit import check_length
+from faceswap.intake.shape import check_length
+from faceswap.jobs import Options
 from faceswap.limits import MAX_TRACKS
 from faceswap.media import output_frames, plan_segments, probe
 from faceswap.media.facts import VideoFacts
@@ -179,7 +180,7 @@ def facts_of(frames: int, rate: Fraction = Fraction(24), duration: Fraction | No
 
 @pytest.mark.parametrize("frames", [1, 2, 239, 240, 241, 480, 481, 1001])
 def test_segments_cover_every_frame_once_and_none_is_tiny(frames: int) -> None:
-    plan = plan_segments(facts_of(frames), 240, None)
+    plan = plan_segments(frames, 240)
     shown = [f for s in plan for f in range(s.first_frame, s.first_frame + s.frame_count)]
     assert shown == list(range(frames))
     assert [s.number for s in plan] == list(range(len(plan)))
@@ -189,7 +190,7 @@ def test_segments_cover_every_frame_once_and_none_is_tiny(frames: int) -> None:
 
 
 def test_a_segment_length_of_zero_means_one_segment() -> None:
-    assert [s.frame_count for s in plan_segments(facts_of(1000), 0, None)] == [1000]
+    assert [s.frame_count for s in plan_segments(1000, 0)] == [1000]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +201,7 @@ def test_a_rate_that_was_asked_for_gives_as_many_frames_as_it_has_time(
 ) -> None:
     forced = Fraction(rate) if rate else None
     assert output_frames(facts_of(frames), forced) == result
-    assert sum(s.frame_count for s in plan_segments(facts_of(frames), 50, forced)) == result
+    assert sum(s.frame_count for s in plan_segments(result, 50)) == result
 
 
 def test_each_frame_of_a_result_shows_what_the_source_shows_in_the_middle_of_its_time(tmp_path: Path) -> None:
@@ -214,6 +215,11 @@ def test_each_frame_of_a_result_shows_what_the_source_shows_in_the_middle_of_its
 DAY_S = 24 * 3600
 
 
+def check_frames(facts: VideoFacts, rate: int | None, settings: Settings) -> None:
+    options = Options(frame_rate=rate)
+    check_length(facts, output_frames(facts, options.rate), 240, options, settings)
+
+
 def three_frames(path: Path, gap_s: int) -> Path:
     ticks = {"video_track_timescale": "1"}
     return clips.make_clip(path, 3, times=[0, gap_s, 2 * gap_s], time_base=Fraction(1), b_frames=0, options=ticks)
@@ -225,7 +231,7 @@ def test_a_few_bytes_that_tell_of_years_are_refused_before_a_frame_is_counted(tm
     assert clip.stat().st_size < 2500
     facts = probe_video(clip)
     with pytest.raises(Problem) as refused:
-        check_length(facts, 240, Fraction(60), Settings(tmp_path))
+        check_frames(facts, 60, Settings(tmp_path))
     code = "video_too_long" if gap_s >= DAY_S else "video_has_gaps"
     assert (refused.value.status, refused.value.code) == (422, code)
 
@@ -239,10 +245,10 @@ LIMITS = [
 
 @pytest.mark.parametrize(("limit", "rate", "told"), LIMITS)
 def test_the_limits_of_length_are_settings(tmp_path: Path, limit: dict[str, int], rate: int | None, told: str) -> None:
-    facts, forced = facts_of(2400), Fraction(rate) if rate else None
-    check_length(facts, 240, forced, Settings(tmp_path, **{name: value + 1 for name, value in limit.items()}))
+    facts = facts_of(2400)
+    check_frames(facts, rate, Settings(tmp_path, **{name: value + 1 for name, value in limit.items()}))
     with pytest.raises(Problem, match=told) as refused:
-        check_length(facts, 240, forced, Settings(tmp_path, **limit))
+        check_frames(facts, rate, Settings(tmp_path, **limit))
     assert (refused.value.status, refused.value.code) == (422, "video_too_long")
 
 
@@ -255,7 +261,7 @@ def test_a_video_with_more_frames_than_are_taken_is_not_read_to_its_end(tmp_path
 
 
 def test_a_still_that_is_shown_for_a_minute_may_be_repeated(tmp_path: Path) -> None:
-    check_length(facts_of(1, duration=Fraction(60)), 240, Fraction(60), Settings(tmp_path))
+    check_frames(facts_of(1, duration=Fraction(60)), 60, Settings(tmp_path))
 
 
 @pytest.mark.parametrize("container", ["mkv", "mp4", "ts"])

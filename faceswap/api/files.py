@@ -13,20 +13,17 @@ from aiohttp.abc import AbstractStreamWriter
 
 from ..errors import Gone, NotFound
 from ..files import RemoteFile
-from ..jobs import Job
+from ..jobs import RESULT_TYPES, Job
 from ..metrics import SENT_BYTES
 from .keys import FILES, SETTINGS, STORE, THUMBNAILS, owner_of
 
 MEDIA_TYPES: Mapping[str, str] = {
-    ".mp4": "video/mp4",
+    **RESULT_TYPES,
     ".mov": "video/quicktime",
-    ".webm": "video/webm",
     ".mkv": "video/x-matroska",
     ".avi": "video/x-msvideo",
-    ".gif": "image/gif",
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-    ".webp": "image/webp",
+    ".heic": "image/heic",
+    ".avif": "image/avif",
     ".bmp": "image/bmp",
 }
 """The media types by the extensions of results and inputs."""

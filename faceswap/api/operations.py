@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from ..jobs import JobState
+from ..jobs import RESULT_TYPES, JobState
 from .files import MEDIA_TYPES
 from .jobs import DEFAULT_PAGE, LARGEST_PAGE, MAX_WAIT_S
 from .schemas import COUNT, TEXT, Schema, ref
@@ -102,6 +102,7 @@ PROBLEMS: Mapping[str, int] = {
     "video_too_long": 422,
     "video_too_many_tracks": 422,
     "video_has_gaps": 422,
+    "empty_range": 422,
     "image_too_large": 422,
     "no_face_in_image": 422,
     "no_such_source_face": 422,
@@ -158,7 +159,7 @@ _INPUTS = (
     *(*_MEDIA, "missing_video", "missing_image", "invalid_output_name", "idempotency_key_reused", "video_has_gaps"),
     *("invalid_flag", "invalid_option", "unknown_option", "unknown_workflow", "invalid_idempotency_key"),
     *("queue_full", "invalid_consent", "consent_required", "invalid_label"),
-    *("no_face_in_image", "no_such_source_face"),
+    *("no_face_in_image", "no_such_source_face", "empty_range"),
 )
 _QUEUES = ("rate_limited", "key_queue_full")
 """The problems of an operation that puts a job into the queue."""
@@ -430,7 +431,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/download/{filename}"): Operation(
         "files",
         {
-            **_ranges("The result.", ("video/mp4",)),
+            **_ranges("The result.", RESULT_TYPES.values()),
             307: Answer("The address where it lies, good for five minutes.", _NO_CONTENT, ("Location",)),
         },
         ("unknown_file", "not_found", "method_not_allowed", "result_expired"),

@@ -25,8 +25,15 @@ WHOLE_LEAD = 2.5
 
 It decodes all that comes before a segment, so the work for a job would grow with the square of its length.
 """
+MOST_UNUSED = 2
+"""A video is not uploaded whole for a job that is made of less than one in so many of its frames."""
 DEFAULT_UPLOAD_LIMIT_BYTES = 100 * 1024 * 1024
 """Upload limit of a ComfyUI that does not report its own."""
+
+
+INPUTS_MISSING = JobFailure(
+    "inputs_missing", "The video or the picture is no longer on the service's disk; post them again."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +47,11 @@ class Provided:
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A video that holds the frames of a job when they are counted at `frame_rate` (None: its own)."""
+    """A video that holds the frames of a job when they are counted at `frame_rate` (None: its own), from a first on."""
 
     path: Path
     frame_rate: Fraction | None
+    first_frame: int
 
 
 class EngineInputs:
@@ -66,25 +74,44 @@ class EngineInputs:
         """
         video = self._files.video(job.prompt_id, job.inputs)
         if not await self._files.fetch_inputs(job.prompt_id, job.inputs):
-            message = "The video or the picture is no longer on the service's disk; post them again."
-            raise JobFailure("inputs_missing", message)
+            raise INPUTS_MISSING
         await self._files.make_scratch(job.prompt_id)
-        paths = self._files.images(job.prompt_id, job.inputs)
-        images = tuple([await self._send_face(job, backend, path) for path in paths])
-        if job.options.rate is None and (not splittable or await self._takes_whole(job, segment, backend)):
+        images = await self._send_images(job, backend)
+        if job.options.rate is None and (
+            await self._takes_whole(job, segment, backend) if splittable else job.is_whole
+        ):
             try:
-                return Provided(await self._send(job, backend, video), images, segment.first_frame)
+                first_frame = job.inputs.first_frame + segment.first_frame
+                return Provided(await self._send(job, backend, video), images, first_frame)
             except JobFailure as failure:
                 if failure.code != "upload_too_large" or not splittable:
                     raise
-        return await self._send_piece(job, segment, backend, images)
+        return await self._send_piece(job, segment, backend, images, splittable=splittable)
+
+    async def provide_still(self, job: Job, backend: Backend) -> Provided:
+        """Upload the inputs of a job for one picture to a backend. Raises as `provide` does."""
+        if not await self._files.fetch_inputs(job.prompt_id, job.inputs):
+            raise INPUTS_MISSING
+        images = await self._send_images(job, backend)
+        return Provided(await self._send_picture(job, backend, await self.still(job)), images, 0)
+
+    async def still(self, job: Job) -> Path:
+        """Return the picture that a job changes, as it goes to the engine; it is made where it is not there."""
+        still = self._files.still(job.prompt_id)
+        if not await self._files.exists(still):
+            await self._files.make_scratch(job.prompt_id)
+            await self._media.make_still(
+                await self._files.local_video(job.prompt_id, job.inputs), still, job.options.at
+            )
+        return still
 
     async def original(self, job: Job) -> Original:
         """Return the video that a job's results are made of: the copy for pieces, which is quicker to search, or it."""
         prepared = self._files.prepared(job.prompt_id)
         if await self._files.exists(prepared):
-            return Original(prepared, None)
-        return Original(await self._files.local_video(job.prompt_id, job.inputs), job.options.rate)
+            return Original(prepared, None, 0)
+        video = await self._files.local_video(job.prompt_id, job.inputs)
+        return Original(video, job.options.rate, job.inputs.first_frame)
 
     def send_again(self, prompt_id: str, backend: Backend) -> None:
         """Upload a job's inputs again for the next attempt: what failed may have failed for them."""
@@ -100,7 +127,9 @@ class EngineInputs:
 
     async def _takes_whole(self, job: Job, segment: Segment, backend: Backend) -> bool:
         """Return whether this segment costs little to reach in the whole video."""
-        if segment.first_frame < WHOLE_LEAD * segment.frame_count:
+        if job.total_frames * MOST_UNUSED < job.inputs.frames:
+            return False
+        if job.inputs.first_frame + segment.first_frame < WHOLE_LEAD * segment.frame_count:
             return True
         if not (await _features(backend)).streams:
             return False
@@ -129,7 +158,7 @@ class EngineInputs:
             file = EngineFile("input", job.prompt_id, filename)
             await retry_writes(partial(self._store.add_engine_files, backend.name, job.prompt_id, [file]))
 
-    async def _send_face(self, job: Job, backend: Backend, image: Path) -> str:
+    async def _send_picture(self, job: Job, backend: Backend, image: Path) -> str:
         try:
             return await self._send(job, backend, image)
         except JobFailure as failure:
@@ -139,8 +168,16 @@ class EngineInputs:
             message = "The picture is larger than ComfyUI takes; use a smaller one, or raise its --max-upload-size."
             raise JobFailure("image_too_large", message) from failure
 
-    async def _send_piece(self, job: Job, segment: Segment, backend: Backend, images: tuple[str, ...]) -> Provided:
+    async def _send_images(self, job: Job, backend: Backend) -> tuple[str, ...]:
+        paths = self._files.images(job.prompt_id, job.inputs)
+        return tuple([await self._send_picture(job, backend, path) for path in paths])
+
+    async def _send_piece(
+        self, job: Job, segment: Segment, backend: Backend, images: tuple[str, ...], *, splittable: bool
+    ) -> Provided:
         limit = (await _features(backend)).max_upload_size or DEFAULT_UPLOAD_LIMIT_BYTES
+        if not splittable:
+            limit = FORM_BYTES  # so that it begins with the first frame that is wanted
         piece = self._files.piece(segment)
         await self._prepare(job)
         try:
@@ -158,8 +195,9 @@ class EngineInputs:
 
     async def _cut(self, job: Job, segment: Segment, piece: Path, limit: int) -> PieceFacts:
         original = await self.original(job)
+        first_frame = original.first_frame + segment.first_frame
         return await self._media.cut(
-            original.path, piece, segment.first_frame, segment.frame_count, original.frame_rate, limit - FORM_BYTES
+            original.path, piece, first_frame, segment.frame_count, original.frame_rate, limit - FORM_BYTES
         )
 
     async def _prepare(self, job: Job, *, always: bool = False) -> bool:
@@ -182,7 +220,10 @@ class EngineInputs:
             return False
         message = "Preparing the video…"
         await self._progress_reporter.add_status(job.prompt_id, message, message)
-        await self._media.prepare(video, prepared, job.inputs.frames, job.total_frames, job.options.rate)
+        first_frame = job.inputs.first_frame
+        await self._media.prepare(
+            video, prepared, job.inputs.frames, job.total_frames, job.options.rate, first_frame=first_frame
+        )
         return True
 
 

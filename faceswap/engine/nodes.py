@@ -1,4 +1,4 @@
-"""The node classes of the face-swap workflow.
+"""The node classes of the face-swap workflow, for videos and for still pictures.
 
 Frames are passed on as clips that are read later. A swap whose result goes straight into a VHS_VideoCombine is
 encoded with that node's settings while it runs, so frames stream from decoder to encoder once. Swaps that follow each
@@ -18,6 +18,7 @@ from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from ..limits import too_large
@@ -26,7 +27,7 @@ from .catalog import FILE_INPUTS, existing_file, load_formats
 from .clip import Clip, Selection, probe
 from .faults import Faults
 from .folders import Folders, next_number
-from .frames import Frame, Picture, read_picture
+from .frames import Frame, Image, Picture, read_picture
 from .graph import Graph
 from .sound import Sound
 from .streams import EncodedClip, InvertingSwap, ShortenedClip, SwappedClip
@@ -41,6 +42,8 @@ Inputs = Mapping[str, Any]
 Stills = tuple[Picture, ...]
 
 _DEFAULT_CRF = 19
+_PNG_LEVEL = 4
+"""Of zlib's compression, as ComfyUI chooses it."""
 _UNSUPPORTED = {"pingpong": (False,), "trim_to_audio": (False,), "loop_count": (0,), "pix_fmt": ("yuv420p",)}
 
 
@@ -353,6 +356,42 @@ def _write(
         part.unlink(missing_ok=True)
 
 
+def _pictures(context: NodeContext, images: Frames) -> Iterator[Image]:
+    """Yield the pictures of a clip, uint8 (H, W, 3) BGR; a still keeps every pixel that a swap leaves alone."""
+    if isinstance(images, Picture):
+        yield images.bgr
+    elif isinstance(images, SwappedClip) and isinstance(images.frames, Picture):
+        bgr, swap = images.frames.bgr.copy(), images.make_swap()
+        images.swaps.swapped = int(swap.apply(bgr, swap.track(bgr)) > 0)
+        context.progress(1, 1, Frame.from_bgr(bgr))
+        yield bgr
+    else:
+        yield from (frame.to_bgr() for frame in images)
+
+
+def save_image(context: NodeContext, inputs: Inputs) -> Result:
+    """Run SaveImage: a PNG of each picture in the output folder."""
+    if context.faults.no_file:
+        return Result((), shown={})
+    prefix = PurePosixPath(inputs["filename_prefix"])
+    folder = context.folders.file("output", str(prefix.parent), prefix.name).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, bgr in enumerate(_pictures(context, inputs["images"]), next_number(folder, prefix.name)):
+        path = folder / f"{prefix.name}_{number:05}_.png"
+        part = context.folders.folder("temp") / f"{uuid.uuid4().hex}.part.png"
+        try:
+            _, png = cv2.imencode(".png", bgr, [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL])
+            part.write_bytes(png.tobytes())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        files.append(path)
+    subfolder = "" if str(prefix.parent) == "." else str(prefix.parent)
+    entries = [{"filename": path.name, "subfolder": subfolder, "type": "output"} for path in files]
+    return Result((), shown={"images": entries}, files=tuple(files))
+
+
 RUN: dict[str, Callable[[NodeContext, Inputs], Result]] = {
     "LoadImage": load_image,
     "ImageBatch": batch_images,
@@ -362,5 +401,6 @@ RUN: dict[str, Callable[[NodeContext, Inputs], Result]] = {
     "ReActorFaceBoost": face_boost,
     "ReActorBuildFaceModel": build_face_model,
     "VHS_VideoCombine": video_combine,
+    "SaveImage": save_image,
 }
 """The function of each node class."""

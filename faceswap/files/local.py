@@ -167,6 +167,10 @@ class Files:
         """Return the path of the copy of a job's video that pieces are cut from."""
         return self._scratch / prompt_id / "prepared.mp4"
 
+    def still(self, prompt_id: str) -> Path:
+        """Return the path of the picture that a job changes, as it goes to the engine."""
+        return self._scratch / prompt_id / "still.png"
+
     def finished_segment(self, segment: Segment) -> Path:
         """Return the path of a finished segment's output."""
         return self._scratch / segment.prompt_id / (segment.output_file or "")

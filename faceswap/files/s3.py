@@ -9,10 +9,10 @@ from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterable,
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ..config import ConfigError
-from ..jobs import Inputs, Job, Segment
+from ..jobs import RESULT_TYPES, Inputs, Job, Segment
 from ..uploads import Part
 from .errors import FilesRefused, FilesUnavailable
 from .local import ERASURE, UPLOAD
@@ -440,7 +440,9 @@ class S3Files(SharedFiles):
 
     async def keep_result(self, prompt_id: str, epoch: int, filename: str, sha256: str) -> None:
         """Store a job's joined video under a key of its own. Those of former holders are deleted."""
-        attributes = {"Content-Type": "video/mp4", "Content-Disposition": f'attachment; filename="{_name(filename)}"'}
+        name = _name(filename)
+        content_type = RESULT_TYPES[PurePath(name).suffix]
+        attributes = {"Content-Type": content_type, "Content-Disposition": f'attachment; filename="{name}"'}
         key = f"results/{prompt_id}/{result_name(epoch, sha256)}"
         await self._objects.put_file(key, self.joined(prompt_id, epoch), attributes)
         with suppress(FilesUnavailable):  # they go with the job

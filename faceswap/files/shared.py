@@ -107,6 +107,10 @@ class SharedFolder(SharedFiles):
         """Return whether the folder is there."""
         return self._inputs.is_dir()
 
+    def still(self, prompt_id: str) -> Path:
+        """Return the path of the picture that a job changes, for this node only."""
+        return self._scratch / prompt_id / f"still-{self._node}.png"
+
     def prepared(self, prompt_id: str) -> Path:
         """Return the path of this node's copy of a job's video that pieces are cut from."""
         return self._scratch / prompt_id / f"prepared-{self._node}.mp4"

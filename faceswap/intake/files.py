@@ -20,12 +20,15 @@ HEAD_BYTES = 64
 RETRY_AFTER_S = 60
 """Pause that a client is asked for when the disk has too little free space."""
 _EXTENSIONS = {
-    "video": (".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif"),
+    "video": (*(".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif"), *(".png", ".jpg", ".webp", ".heic", ".avif", ".bmp")),
     "image": (".png", ".jpg", ".webp", ".gif", ".bmp"),
 }
 """Extensions of each kind of input; the first is for files of unknown format."""
 _SIGNATURES = (
     (4, b"ftypqt  ", ".mov"),
+    (4, b"ftyphei", ".heic"),
+    (4, b"ftypmif1", ".heic"),
+    (4, b"ftypavif", ".avif"),
     (4, b"ftyp", ".mp4"),
     (4, b"moov", ".mov"),
     (4, b"mdat", ".mov"),

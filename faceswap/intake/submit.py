@@ -14,10 +14,20 @@ from functools import partial
 from aiohttp import web
 
 from ..config import Settings
-from ..errors import BadRequest, Unavailable, Unprocessable
+from ..errors import BadRequest, Unavailable
 from ..files import Files
-from ..jobs import Inputs, Job, JobState, NewJob, Options, default_output_name, new_prompt_id
-from ..media import MediaWorker, VideoFacts, output_frames, plan_segments
+from ..jobs import (
+    Inputs,
+    Job,
+    JobState,
+    NewJob,
+    Options,
+    SegmentPlan,
+    default_output_name,
+    extension_of,
+    new_prompt_id,
+)
+from ..media import FrameRange, ImageFacts, MediaWorker, VideoFacts, output_frames, plan_segments
 from ..store import LOCAL_HOLDER, CommitUnknown, Store, check_queue_of_key
 from ..tracing import job_span, stage
 from ..workflow import Workflow, WorkflowError
@@ -27,14 +37,11 @@ from .form import Look, Submission
 from .kept import KeptInputs
 from .pictures import Pictures
 from .readers import RequestReader
+from .shape import check_format, check_length, result_stem, still_options
 from .uploads import Uploads
 
 RETRY_AFTER_S = 60
 """The time after which a client may try a full queue again."""
-MOST_REPEATS = 100
-"""The most times that each frame may be repeated on average, for a frame rate that was asked for."""
-FEW_FRAMES = 10_000
-"""A result of fewer frames may repeat them more often: a still that is shown for minutes is a video too."""
 IDEMPOTENCY_KEY_PATTERN = re.compile(r"[ -~]{1,255}")
 
 
@@ -135,24 +142,18 @@ class Submitter:
         self, submission: Submission, prompt_id: str, owner: str | None, idempotency_key: str | None
     ) -> NewJob:
         """Check the media of a submission and plan its segments. Raises `Problem`."""
-        options = submission.options
-        workflow = self._workflow_for(options, len(submission.images))
+        workflow = self._workflow_for(submission.options, len(submission.images))
         submission, warnings = await self._pictures.check(submission, prompt_id)
         if not self._settings.comfyui_urls:
-            warnings += options.embedded_warnings
-        video_file = self._files.input(prompt_id, submission.video_file)
-        video = await self._media.probe_video(video_file, self._settings.max_frames)
-        segment_frames = self._segment_frames(video, options.rate) if workflow.splittable else 0
-        check_length(video, segment_frames, options.rate, self._settings)
-        segments = plan_segments(video, segment_frames, options.rate)
-        if not segments:
-            raise Unprocessable("The video has no frames.", code="video_without_frames")
+            warnings += submission.options.embedded_warnings
+        options, inputs, segments = await self._plan_target(submission, prompt_id, workflow)
+        name = submission.output_name and result_stem(submission.output_name, extension_of(options, inputs))
         return NewJob(
             prompt_id=prompt_id,
-            output_name=submission.output_name or default_output_name(datetime.now(UTC)),
+            output_name=name or default_output_name(datetime.now(UTC)),
             options=options,
             workflow=workflow.name,
-            inputs=_inputs(submission, video),
+            inputs=inputs,
             segments=tuple(segments),
             owner=owner,
             idempotency_key=idempotency_key,
@@ -163,6 +164,27 @@ class Submitter:
             label=submission.label,
             warnings=warnings,
         )
+
+    async def _plan_target(
+        self, submission: Submission, prompt_id: str, workflow: Workflow
+    ) -> tuple[Options, Inputs, list[SegmentPlan]]:
+        """Look at the video or picture that is to be changed and plan what is done with it. Raises `Problem`."""
+        options, file = submission.options, self._files.input(prompt_id, submission.video_file)
+        target = await self._media.probe_target(file, self._settings.max_frames)
+        if isinstance(target, ImageFacts):
+            options = still_options(options, target)
+            _check_workflow(workflow, options, len(submission.images), still=True)
+            return options, _still_inputs(submission, target), plan_segments(1, 1)
+        inputs = _inputs(submission, target)
+        if options.at is not None:
+            return options, inputs, plan_segments(1, 1)
+        check_format(options, "video")
+        frames = FrameRange(0, output_frames(target, options.rate))
+        if options.start is not None or options.end is not None:
+            frames = await self._media.find_frames(file, options.start, options.end, options.rate)
+        segment_frames = self._segment_frames(target, options.rate) if workflow.splittable else 0
+        check_length(target, frames.count, segment_frames, options, self._settings)
+        return options, replace(inputs, first_frame=frames.first), plan_segments(frames.count, segment_frames)
 
     def _segment_frames(self, video: VideoFacts, frame_rate: Fraction | None) -> int:
         """Return the length of a segment in frames: the setting, or less where the engines have less memory."""
@@ -182,40 +204,39 @@ class Submitter:
                 f"There is no workflow {name!r}; there are {', '.join(sorted(self._workflows))}.",
                 code="unknown_workflow",
             )
-        try:
-            names = ("",) * (images or options.least_images)
-            workflow.build(video="", images=names, output_prefix="", options=options.to_dict())
-        except WorkflowError as error:
-            raise BadRequest(str(error), code="invalid_option") from error
+        if options.at is not None:
+            check_format(options, "image")
+        _check_workflow(workflow, options, images, still=options.at is not None)
         return workflow
 
 
-def check_length(video: VideoFacts, segment_frames: int, frame_rate: Fraction | None, settings: Settings) -> None:
-    """Refuse too much work before any of it is done. Raises `Unprocessable` `video_too_long` or `video_has_gaps`.
+def _check_workflow(workflow: Workflow, options: Options, images: int | None, *, still: bool) -> None:
+    """Raise `BadRequest` unless a workflow has a place for options, and for a still picture where that is wanted."""
+    names, chosen = ("",) * (images or options.least_images), options.to_dict()
+    try:
+        if still:
+            workflow.build_still(picture="", images=names, output_prefix="", options=chosen)
+        else:
+            workflow.build(video="", images=names, output_prefix="", options=chosen)
+    except WorkflowError as error:
+        raise BadRequest(str(error), code="invalid_option") from error
 
-    A few bytes can claim any length: frames that are shown for years, to be repeated 60 times a second.
-    """
-    if video.duration > settings.max_duration_s:
-        limit = f"{settings.max_duration_s:,} seconds"
-        detail = f"The video lasts {round(video.duration):,} seconds; at most {limit} are taken."
-        raise Unprocessable(detail, code="video_too_long")
-    frames = output_frames(video, frame_rate)
-    if frames > settings.max_frames:
-        detail = f"At this frame rate the video has {frames:,} frames; at most {settings.max_frames:,} are taken."
-        raise Unprocessable(detail, code="video_too_long")
-    if frames > max(MOST_REPEATS * video.frames, FEW_FRAMES):
-        detail = (
-            f"The video has {video.frames} frames in {round(video.duration):,} seconds, and {frames:,} at the frame"
-            " rate that was asked for; leave 'frame_rate' out."
-        )
-        raise Unprocessable(detail, code="video_has_gaps")
-    segments = -(-frames // segment_frames) if segment_frames else 1
-    if segments > settings.max_segments:
-        detail = (
-            f"The video would be done in {segments:,} parts of {segment_frames} frames; at most"
-            f" {settings.max_segments:,} are taken."
-        )
-        raise Unprocessable(detail, code="video_too_long")
+
+def _still_inputs(submission: Submission, picture: ImageFacts) -> Inputs:
+    """Return the inputs of a job whose target is a still picture: one frame, and no time."""
+    return Inputs(
+        video_file=submission.video_file,
+        images=submission.images,
+        video_sha256=submission.video_sha256,
+        video_bytes=submission.video_bytes,
+        width=picture.width,
+        height=picture.height,
+        frames=1,
+        frame_rate=Fraction(1),
+        duration_s=0.0,
+        has_audio=False,
+        is_still=True,
+    )
 
 
 def _inputs(submission: Submission, video: VideoFacts) -> Inputs:

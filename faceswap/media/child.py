@@ -68,6 +68,8 @@ def _answer(message: dict[str, Any]) -> dict[str, Any]:
 def _call(name: str, arguments: dict[str, Any]) -> Any:
     if name == "probe_video":
         return probe.probe_video(Path(arguments["path"]), arguments["max_frames"])
+    if name == "probe_target":
+        return probe.probe_target(Path(arguments["path"]), arguments["max_frames"])
     if name == "probe_image":
         return probe.probe_image(Path(arguments["path"]))
     if name == "thumbnail":
@@ -100,8 +102,20 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
         from .credentials import check_signing
 
         return check_signing(Path(arguments["cert"]), Path(arguments["key"]))
+    if name in ("make_still", "verify_still", "finish_picture"):
+        from . import picture
+
+        return getattr(picture, name)(**_with_paths(arguments))
+    if name == "convert":
+        from .convert import convert as convert_result
+
+        return convert_result(**_with_paths(arguments))
     rate = arguments.pop("frame_rate")
     frame_rate = None if rate is None else Fraction(rate)
+    if name == "find_frames":
+        from .cut import find_frames
+
+        return find_frames(Path(arguments["path"]), arguments["start"], arguments["end"], frame_rate)
     if name in ("prepare", "cut"):
         from . import cut
 
@@ -112,13 +126,24 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
         from .join import join
 
         segments = [Path(segment) for segment in arguments["segments"]]
-        source, out, signing = Path(arguments["source"]), Path(arguments["out"]), arguments["signing"]
-        cert_and_key = (Path(signing["cert"]), Path(signing["key"])) if signing else None
-        return join(segments, source, out, frame_rate, arguments["prompt_id"], cert_and_key)
+        source, out, signing = Path(arguments["source"]), Path(arguments["out"]), _signing(arguments["signing"])
+        part = {name: arguments[name] for name in ("first_frame", "start", "end")}
+        return join(segments, source, out, frame_rate, arguments["prompt_id"], signing, **part)
     from .verify import verify
 
     result, source = Path(arguments.pop("result")), Path(arguments.pop("source"))
     return verify(result, source, frame_rate=frame_rate, **arguments)
+
+
+def _with_paths(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return arguments with paths, and certificate and key, in place of their texts."""
+    named = {name: Path(arguments[name]) for name in ("path", "source", "result", "still", "out") if name in arguments}
+    signing = {"signing": _signing(arguments["signing"])} if "signing" in arguments else {}
+    return arguments | named | signing
+
+
+def _signing(files: dict[str, str] | None) -> tuple[Path, Path] | None:
+    return (Path(files["cert"]), Path(files["key"])) if files else None
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 from .. import __version__
 from ..errors import JobFailure
 from .facts import Credentials, SigningFacts
+from .stills import HEAD_BYTES, still_format
 from .tag import SOURCE_TYPE
 from .timeline import open_media
 
@@ -32,6 +33,8 @@ NO_NETWORK = {
 MP4 = "video/mp4"
 FORMATS = {"mov": MP4, "avi": "video/avi"}
 """Containers, as FFmpeg calls them first, whose credentials can be read."""
+PICTURES = {name: f"image/{name}" for name in ("png", "jpeg", "webp", "gif", "avif", "heif")}
+"""Formats of pictures whose credentials can be read."""
 AGENT = {"name": "faceswap", "version": __version__}
 CURVES = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
 
@@ -41,7 +44,7 @@ class Unusable(ValueError):
 
 
 def sign(unsigned: Path, signed: Path, source: Path, prompt_id: str, cert: Path, key: Path) -> None:
-    """Write a copy of an mp4 with credentials that say how it was made of `source`.
+    """Write a copy of a result with credentials that say how it was made of `source`.
 
     The credentials of `source` are kept in them. Raises JobFailure (`not_signed`).
     """
@@ -109,7 +112,9 @@ def _source_types(manifest: dict[str, Any]) -> list[str]:
 def _sign(unsigned: Path, signed: Path, source: Path, prompt_id: str, signer: c2pa.Signer) -> None:
     import c2pa
 
-    builder = c2pa.Builder({"claim_generator_info": [AGENT], "title": prompt_id, "format": MP4}, context=_context())
+    kind = _format(unsigned)
+    assert kind is not None  # of a format that the service makes
+    builder = c2pa.Builder({"claim_generator_info": [AGENT], "title": prompt_id, "format": kind}, context=_context())
     change: dict[str, Any] = {
         "digitalSourceType": SOURCE_TYPE,
         "softwareAgent": AGENT,
@@ -121,7 +126,7 @@ def _sign(unsigned: Path, signed: Path, source: Path, prompt_id: str, signer: c2
     else:
         builder.add_action({"action": "c2pa.created", **change})
     with unsigned.open("rb") as original, signed.open("w+b") as copy:
-        builder.sign(signer, MP4, original, copy)
+        builder.sign(signer, kind, original, copy)
 
 
 def _add_source(builder: c2pa.Builder, source: Path) -> bool:
@@ -140,6 +145,11 @@ def _add_source(builder: c2pa.Builder, source: Path) -> bool:
 
 
 def _format(path: Path) -> str | None:
+    """Return the media type of a file, None for one without credentials."""
+    with path.open("rb") as file:
+        kind = still_format(file.read(HEAD_BYTES))
+    if kind is not None:
+        return PICTURES.get(kind)
     with open_media(path) as container:
         return FORMATS.get(container.format.name.split(",")[0])
 

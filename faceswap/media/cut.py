@@ -17,11 +17,11 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from .. import durable
-from ..errors import JobFailure
-from .facts import CuttingFacts, PieceFacts
+from ..errors import JobFailure, Unprocessable
+from .facts import CuttingFacts, FrameRange, PieceFacts
 from .frames import LEAD_FRAMES, after_seek, from_start
 from .join import disk_full_fails_the_job
-from .timeline import LARGE_PIXELS, Timeline, decoded, open_picture, picture_packets, read_source
+from .timeline import LARGE_PIXELS, Timeline, decoded, open_picture, picture_packets, read_source, read_timeline
 from .worker import partial_path
 
 LONGEST_GROUP = 300
@@ -46,17 +46,28 @@ def _is_cuttable(timeline: Timeline) -> bool:
     return timeline.stamped and timeline.longest_group <= LONGEST_GROUP
 
 
-def prepare(source: Path, out: Path, frame_count: int, frame_rate: Fraction | None) -> CuttingFacts:
+def find_frames(source: Path, start: float | None, end: float | None, frame_rate: Fraction | None) -> FrameRange:
+    """Return the frames of a result that are shown from `start` to `end`. Raises Unprocessable (`undecodable`)."""
+    try:
+        found = read_timeline(source).span(start, end, frame_rate)
+    except av.FFmpegError as error:
+        raise Unprocessable("The video cannot be read.", code="undecodable") from error
+    return FrameRange(found.start, len(found))
+
+
+def prepare(
+    source: Path, out: Path, frame_count: int, frame_rate: Fraction | None, first_frame: int = 0
+) -> CuttingFacts:
     """Make a copy of `source`, in one pass, that pieces can be cut from at little cost: `out`, complete or not at all.
 
-    It holds the `frame_count` frames of the result at `frame_rate`, a key frame among them every second or so, and no
-    sound. Raises JobFailure (`input_damaged`, `disk_full`).
+    It holds the `frame_count` frames of the result at `frame_rate` from `first_frame` on, a key frame among them every
+    second or so, and no sound. Raises JobFailure (`input_damaged`, `disk_full`).
     """
     timeline = read_source(source)
     partial = partial_path(out)
     try:
         with disk_full_fails_the_job():
-            shown = timeline.shown(frame_rate, 0, frame_count)
+            shown = timeline.shown(frame_rate, first_frame, frame_count)
             made = _encode(_until_damaged(from_start(source, shown)), partial, frame_rate or timeline.rate()[0])
             if made != frame_count:
                 message = f"The video is damaged: it cannot be decoded after frame {made} of {frame_count}."

@@ -12,16 +12,21 @@ from ..errors import UnsupportedMedia
 from ..watermark import Plane, Reader
 from .credentials import read_credentials
 from .facts import Provenance
+from .stills import is_still
 from .tag import read_tag
 from .timeline import decoded, open_picture
 
 
 def examine(path: Path) -> Provenance:
-    """Return the tag, the credentials and the watermark of a video. Raises Problem (`not_a_video`)."""
+    """Return the tag, the credentials and the watermark of a video, or of a picture, which has no watermark.
+
+    Raises Problem (`not_a_video`).
+    """
     try:
-        return Provenance(read_tag(path), read_credentials(path), read_watermark(path))
+        mark = None if is_still(path) else read_watermark(path)
+        return Provenance(read_tag(path), read_credentials(path), mark)
     except (av.FFmpegError, UnicodeError) as error:
-        raise UnsupportedMedia("The file is not a video that can be read.", code="not_a_video") from error
+        raise UnsupportedMedia("The file is not a video or picture that can be read.", code="not_a_video") from error
 
 
 def read_watermark(path: Path) -> str | None:

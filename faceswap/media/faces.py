@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import functools
-from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -16,15 +15,13 @@ from .facts import FaceFacts, FacesFacts, ShownFrame, VideoFacts
 from .frames import decode_frames
 from .probe import clockwise, probe_video
 from .stills import Picture, is_still, read_still
-from .timeline import Timeline, read_timeline
+from .timeline import read_timeline
 
 THUMBNAIL_SIDE = 160
 """Pixels of a thumbnail's longer side, at most."""
 THUMBNAIL_QUALITY = 85
 MARGIN = 0.25
 """Surroundings that a thumbnail shows on each side of a face, as a share of the face."""
-ROUNDING_S = Fraction(1, 1000)
-"""Seconds by which a time that a program gives may miss the frame it means."""
 
 DAMAGED = Unprocessable("The video is damaged: this frame cannot be decoded.", code="video_damaged")
 
@@ -39,20 +36,14 @@ def look_for_faces(path: Path, kind: str, at: float, max_frames: int) -> FacesFa
     stat = path.stat()
     facts = _probed(path, stat.st_size, stat.st_mtime_ns, max_frames)
     timeline = read_timeline(path)
-    number = _index_at(timeline, at)
+    number = timeline.index_at(at)
     frame = next(decode_frames(path, timeline, [number]), None)
     if frame is None:
         raise DAMAGED
-    shown_at = float((int(timeline.times[number]) - int(timeline.times[0])) * timeline.time_base)
+    shown_at = float(timeline.time_of(number, None) - timeline.origin)
     shown = ShownFrame(shown_at, float(facts.duration), float(facts.frame_rate), facts.frames)
     upright = np.rot90(frame.to_ndarray(format="bgr24"), -clockwise(frame) // 90)
     return _described(np.ascontiguousarray(upright), shown)
-
-
-def _index_at(timeline: Timeline, seconds: float) -> int:
-    """Return the number of the frame that is shown so many seconds after the first."""
-    ticks = int(timeline.times[0]) + (Fraction(seconds) + ROUNDING_S) / timeline.time_base
-    return max(0, int(timeline.times.searchsorted(int(ticks), side="right")) - 1)
 
 
 @functools.lru_cache(maxsize=4)

@@ -99,7 +99,7 @@ class FaceFacts:
 class ShownFrame:
     """One frame of a video: the time at which it is shown, and what the video is otherwise.
 
-    at, duration   seconds, from the first frame on
+    at, duration   seconds: of the time that a player shows, and from the first frame to the end of the last
     frame_rate     frames a second, the average where they vary
     """
 
@@ -149,6 +149,27 @@ class PieceFacts:
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Return the facts that a worker wrote as JSON."""
         return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class FrameRange:
+    """A run of frames of a result: the first, counted as if nothing was left out, and their number."""
+
+    first: int
+    count: int
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the facts that a worker wrote as JSON."""
+        return cls(**data)
+
+
+@dataclass(frozen=True, slots=True)
+class StillFacts:
+    """A picture that was made for the engine: its size in pixels."""
+
+    width: int
+    height: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,21 +279,25 @@ class Verdict:
         return cls(**{**data, "warnings": tuple(data["warnings"])})
 
 
+def frames_at(frames: int, duration: Fraction, frame_rate: Fraction | None) -> int:
+    """Return the number of frames of a result at `frame_rate` (None: its own) of a clip with so many in `duration`."""
+    if frame_rate is None:
+        return frames
+    return max(1, math.floor(duration * frame_rate + Fraction(1, 2)))
+
+
 def output_frames(facts: VideoFacts, frame_rate: Fraction | None) -> int:
     """Return the number of frames of a job's result at `frame_rate` (None: the clip's own)."""
-    if frame_rate is None:
-        return facts.frames
-    return max(1, math.floor(facts.duration * frame_rate + Fraction(1, 2)))
+    return frames_at(facts.frames, facts.duration, frame_rate)
 
 
-def plan_segments(facts: VideoFacts, segment_frames: int, frame_rate: Fraction | None) -> list[SegmentPlan]:
-    """Split the result's frames into the fewest segments of at most `segment_frames` (0: one segment).
+def plan_segments(total: int, segment_frames: int) -> list[SegmentPlan]:
+    """Split the frames of a result into the fewest segments of at most `segment_frames` (0: one segment).
 
     Their lengths differ by one frame at most, so none is tiny.
     """
     from ..jobs import SegmentPlan  # not above: workers are started often, and plan nothing
 
-    total = output_frames(facts, frame_rate)
     count = -(-total // segment_frames) if segment_frames else min(total, 1)
     bounds = [total * number // count for number in range(count)] + [total]
     return [SegmentPlan(i, bounds[i], bounds[i + 1] - bounds[i]) for i in range(count)]

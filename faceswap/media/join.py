@@ -21,14 +21,13 @@ from numpy.typing import NDArray
 
 from .. import durable
 from ..errors import JobFailure
-from .facts import JoinFacts
-from .sound import AacEncoder, DecodedTrack, add_aac_track, decode_tracks
+from .facts import JoinFacts, frames_at
+from .sound import DecodedTrack, SoundEncoder, Span, add_aac_track, decode_tracks
 from .tag import write_tag
 from .timeline import (
     Timeline,
     open_media,
     open_picture,
-    packets,
     picture_packets,
     picture_stream,
     read_source,
@@ -63,12 +62,17 @@ def join(
     frame_rate: Fraction | None,
     prompt_id: str,
     signing: tuple[Path, Path] | None = None,
+    first_frame: int = 0,
+    start: float | None = None,
+    end: float | None = None,
 ) -> JoinFacts:
-    """Write the frames of `segments`, in order, and all sound of `source` to `out`, an mp4.
+    """Write the frames of `segments`, in order, and the sound of `source` to `out`, an mp4.
 
-    With `frame_rate` None frame i of the result is shown when frame i of the source is; otherwise the rate is
-    constant. The offset between sound and picture is the source's. The file says that job `prompt_id` made it, and is
-    signed with the certificate and key in `signing`. `out` appears complete or not at all.
+    The frames are those of the source at `frame_rate` from `first_frame` on, which it shows from `start` to `end`
+    (seconds; None: its own). With `frame_rate` None each is shown when its frame of the source is; otherwise the rate
+    is constant. The offset between sound and picture is the source's; where frames of the source are left out, its
+    sound is left out too. The file says that job `prompt_id` made it, and is signed with the certificate and key in
+    `signing`. `out` appears complete or not at all.
     Raises JobFailure (`disk_full`, `output_damaged`, `segments_differ`, `sound_missing`,
     `input_damaged`, `not_signed`).
     """
@@ -77,20 +81,25 @@ def join(
         with disk_full_fails_the_job():
             runs = [_read_segment(path) for path in segments]
             in_band = _headers_differ(runs)
-            timeline, decoded_tracks = read_source(source), decode_tracks(source)
+            timeline = read_source(source)
+            frames = range(first_frame, first_frame + sum(len(run.ranks) for run in runs))
+            begins, ends = timeline.bounds(frames, frame_rate, start, end)
+            span = _span_of_sound(timeline, frame_rate, begins, ends)
+            decoded_tracks = decode_tracks(source, span)
             with open_media(source) as sounds, _open_output(partial) as output:
-                origin = Fraction(sounds.start_time or 0, av.time_base)
-                clock = _Clock.of(timeline, frame_rate, origin, sum(len(run.ranks) for run in runs))
+                origin = Fraction(sounds.start_time or 0, av.time_base) if span.start is None else span.start
+                clock = _Clock.of(timeline, frame_rate, frames, (begins, ends), origin)
                 pictures = _pictures(runs, clock, in_band, output)
                 sound = _sound_tracks(sounds, decoded_tracks, output)
-                for _, packet in heapq.merge(pictures, _sound(sounds, sound, origin), key=lambda timed: timed[0]):
+                heard = _sound(sounds, sound, span, origin)
+                for _, packet in heapq.merge(pictures, heard, key=lambda timed: timed[0]):
                     output.mux(packet)
             write_tag(partial, prompt_id)
             if signing is not None:
                 partial.replace(unsigned)
                 _sign(unsigned, partial, source, prompt_id, signing)
                 unsigned.unlink()
-            facts = _sync_and_check(partial, timeline, clock, sound)
+            facts = _sync_and_check(partial, begins, timeline, clock, sound)
             durable.rename(partial, out)
             return facts
     except av.FFmpegError as error:
@@ -99,6 +108,14 @@ def join(
     finally:
         partial.unlink(missing_ok=True)
         unsigned.unlink(missing_ok=True)
+
+
+def _span_of_sound(timeline: Timeline, frame_rate: Fraction | None, begins: Fraction, ends: Fraction) -> Span:
+    """Return the span of the sound for the frames between two times, open where these are the source's own."""
+    count = frames_at(len(timeline.times), timeline.duration, frame_rate)
+    return Span(
+        begins if begins > timeline.start else None, ends if ends < timeline.time_of(count, frame_rate) else None
+    )
 
 
 def _sign(unsigned: Path, signed: Path, source: Path, prompt_id: str, signing: tuple[Path, Path]) -> None:
@@ -191,19 +208,27 @@ class _Clock:
     durations: NDArray[np.int64]
 
     @classmethod
-    def of(cls, source: Timeline, frame_rate: Fraction | None, origin: Fraction, frames: int) -> _Clock:
-        """Return the source's own times, or a constant rate from the time of its first frame."""
-        start = source.start - origin
-        rate = frame_rate or source.rate()[0]
-        if frame_rate is None and frames <= len(source.times):
+    def of(
+        cls,
+        source: Timeline,
+        frame_rate: Fraction | None,
+        frames: range,
+        bounds: tuple[Fraction, Fraction],
+        origin: Fraction,
+    ) -> _Clock:
+        """Return the source's own times of some frames within `bounds`, or a constant rate from where they begin."""
+        start = bounds[0] - origin
+        rate, count = frame_rate or source.rate()[0], len(frames)
+        if frame_rate is None and frames.stop <= len(source.times):
             base = source.time_base
-            times = source.times[:frames] - source.times[0]
-            times = np.maximum.accumulate(times - np.arange(frames)) + np.arange(frames)
-            last = source.last_duration
+            begins, ends = (round(bound / base) for bound in bounds)
+            times = np.maximum(source.times[frames.start : frames.stop] - begins, 0)
+            times = np.maximum.accumulate(times - np.arange(count)) + np.arange(count)
+            last = max(ends - begins - int(times[-1]), 1)
         else:
             scale = -(-CLOCK_HZ // rate.numerator)
             base, step = Fraction(1, rate.numerator * scale), rate.denominator * scale
-            times, last = np.arange(frames, dtype=np.int64) * step, step
+            times, last = np.arange(count, dtype=np.int64) * step, step
         return cls(base, times + round(start / base), np.diff(times, append=times[-1] + last))
 
     def decoding(self, delay: int) -> NDArray[np.int64]:
@@ -264,7 +289,7 @@ class _Sound:
     """The sound that goes into the result, with the facts of each of its tracks in the source, in order."""
 
     copied: dict[int, AudioStream]
-    encoded: dict[int, AacEncoder]
+    encoded: dict[int, SoundEncoder]
     decoded_tracks: list[DecodedTrack]
     warnings: list[str]
 
@@ -287,7 +312,7 @@ def _sound_tracks(source: InputContainer, decoded_tracks: dict[int, DecodedTrack
             track = sound.copied[stream.index] = output.add_stream_from_template(stream, opaque=True)
         else:
             track = add_aac_track(stream, output)
-            sound.encoded[stream.index] = AacEncoder(stream, track)
+            sound.encoded[stream.index] = SoundEncoder(stream, track)
             why = f"({codec}) does not fit into mp4 and was"
             if decoded_track.damaged:
                 why = "of the video is damaged; what can be decoded of it was"
@@ -298,10 +323,10 @@ def _sound_tracks(source: InputContainer, decoded_tracks: dict[int, DecodedTrack
     return sound
 
 
-def _sound(source: InputContainer, sound: _Sound, origin: Fraction) -> Iterator[Timed]:
-    """Yield the sound of the source, its times counted from `origin` (seconds in the source's clock)."""
+def _sound(source: InputContainer, sound: _Sound, span: Span, origin: Fraction) -> Iterator[Timed]:
+    """Yield the sound of the source within a span, its times counted from `origin` (seconds in the source's clock)."""
     latest = dict.fromkeys(sound.copied, -(1 << 62))
-    for packet in packets(source, "audio"):
+    for packet in span.packets(source):
         index = packet.stream_index
         if encoder := sound.encoded.get(index):
             yield from _timed(encoder.encode(packet, origin))
@@ -318,12 +343,16 @@ def _timed(encoded: Iterator[av.Packet[Any]]) -> Iterator[Timed]:
     return ((float((packet.dts or 0) * packet.time_base), packet) for packet in encoded)
 
 
-def _sync_and_check(path: Path, source: Timeline, clock: _Clock, sound: _Sound) -> JoinFacts:
-    """Make the file durable and read it back: all frames there, all sound, and its digest."""
+def _sync_and_check(path: Path, start: Fraction, source: Timeline, clock: _Clock, sound: _Sound) -> JoinFacts:
+    """Make the file durable and read it back: all frames there, all sound, and its digest.
+
+    `start` is when its first frame is shown in the source.
+    """
     timeline = read_timeline(path)
     if len(timeline.times) != len(clock.times):
         raise JobFailure("output_damaged", "The joined result lost frames.", transient=True)
-    _check_sound(list(decode_tracks(path).values()), timeline, sound.decoded_tracks, source)
+    shift_s = float(timeline.start - start)
+    _check_sound(list(decode_tracks(path).values()), sound.decoded_tracks, shift_s, 1 / float(source.rate()[0]))
     with path.open("rb") as file:
         os.fsync(file.fileno())
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -331,16 +360,16 @@ def _sync_and_check(path: Path, source: Timeline, clock: _Clock, sound: _Sound) 
     return JoinFacts(size, digest, len(clock.times), float(timeline.duration), tuple(sound.warnings))
 
 
-def _check_sound(found: list[DecodedTrack], timeline: Timeline, wanted: list[DecodedTrack], source: Timeline) -> None:
+def _check_sound(found: list[DecodedTrack], wanted: list[DecodedTrack], shift_s: float, frame_s: float) -> None:
     """Raise JobFailure (`sound_missing`) unless each track has the seconds it has in the source, at the same time.
 
-    Times are compared from the first frame on, within a frame of the picture or, where that is longer, of the sound.
+    Times are compared from the first frame on, which is shown `shift_s` later than in the source, within a frame of the
+    picture (`frame_s`) or, where that is longer, of the sound.
     """
     if len(found) != len(wanted):
         raise SOUND_MISSING
-    shift_s = float(timeline.start - source.start)
     for ours, theirs in zip(found, wanted, strict=True):
-        tolerance_s = max(1 / float(source.rate()[0]), ours.frame_s, theirs.frame_s)
+        tolerance_s = max(frame_s, ours.frame_s, theirs.frame_s)
         late_s = (ours.start or 0.0) - (theirs.start or 0.0) - shift_s
         missing_s = max(theirs.seconds - ours.seconds, (theirs.end or 0.0) - (ours.end or 0.0) + shift_s)
         if ours.damaged or abs(late_s) > tolerance_s or missing_s > tolerance_s:

@@ -162,3 +162,10 @@ def probe_image(path: Path) -> ImageFacts:
     found, bgr = read_still(path)
     height, width = bgr.shape[:2]
     return ImageFacts(width, height, found, len(find_faces(bgr)))
+
+
+def probe_target(path: Path, max_frames: int) -> VideoFacts | ImageFacts:
+    """Probe the still picture or the video at `path`. Raises as `probe_image` and `probe_video` do."""
+    from .stills import is_still
+
+    return probe_image(path) if is_still(path) else probe_video(path, max_frames)

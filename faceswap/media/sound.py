@@ -1,4 +1,4 @@
-"""Sound, packet by packet: the amount that a file really holds, and AAC for codecs that an mp4 cannot hold.
+"""Sound, packet by packet: the amount that a file really holds, and encoding where a file cannot hold its codec.
 
 Runs in a worker process; memory does not grow with the length of the sound.
 """
@@ -14,21 +14,53 @@ from pathlib import Path
 import av
 from av.audio.frame import AudioFrame
 from av.audio.stream import AudioStream
-from av.container import OutputContainer
+from av.container import InputContainer, OutputContainer
 
 from .timeline import open_media, packets
 
 AAC_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
-AAC_FRAME = 1024
+PACKET_SAMPLES = {"aac": 1024, "libopus": 960}
 LEAST_GAP_S = 0.01
+LEAD_S = Fraction(8, 100)
+"""Sound that a decoder has to hear before it gives what is meant: the most that a format asks for (RFC 7845, 4.6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A span of a file's sound, from `start` to `end` in seconds of its own clock; None where it is open."""
+
+    start: Fraction | None = None
+    end: Fraction | None = None
+
+    def packets(self, container: InputContainer) -> Iterator[av.Packet[AudioStream]]:
+        """Yield the packets of sound that the span is decoded from, in file order."""
+        return (packet for packet in packets(container, "audio") if self.holds(packet, LEAD_S))
+
+    def holds(self, packet: av.Packet[AudioStream], lead: Fraction = Fraction(0)) -> bool:
+        """Return true if a packet begins in the span, or so many seconds before it."""
+        if self.start is None and self.end is None:
+            return True
+        ticks = packet.dts if packet.pts is None else packet.pts
+        if ticks is None:
+            return False
+        time = ticks * packet.time_base
+        return (self.start is None or time >= self.start - lead) and (self.end is None or time < self.end)
+
+    def bound(self, start: float, end: float) -> tuple[float, float]:
+        """Return the part of a time that lies in the span, which is none where it ends before it begins."""
+        low = start if self.start is None else max(start, float(self.start))
+        return low, end if self.end is None else min(end, float(self.end))
+
+
+WHOLE = Span()
 
 
 @dataclass(slots=True)
 class DecodedTrack:
     """The facts of a sound track that was decoded.
 
-    packets     how many the file has
+    packets     how many begin in the span
     damaged     how many of them did not decode
     seconds     of sound that came out
     start, end  when the first of it begins and the last ends, in seconds of the file's clock; None without any
@@ -42,36 +74,39 @@ class DecodedTrack:
     end: float | None = None
     frame_s: float = 0.0
 
-    def add(self, frame: AudioFrame) -> None:
-        """Count the samples of a decoded frame."""
+    def add(self, frame: AudioFrame, span: Span) -> None:
+        """Count the samples of a decoded frame that lie in a span."""
         length_s = frame.samples / frame.sample_rate
-        time_s = self.end if frame.time is None else frame.time
-        self.seconds += length_s
+        time_s = (self.end or 0.0) if frame.time is None else frame.time
+        start_s, end_s = span.bound(time_s, time_s + length_s)
+        if start_s >= end_s:
+            return
+        self.seconds += end_s - start_s
         self.frame_s = max(self.frame_s, length_s)
-        self.start = time_s if self.start is None else self.start
-        self.end = (time_s or 0.0) + length_s
+        self.start = start_s if self.start is None else self.start
+        self.end = end_s
 
 
-def decode_tracks(path: Path) -> dict[int, DecodedTrack]:
-    """Decode all sound of the file at `path` and return the facts of each track, by the index of its stream."""
+def decode_tracks(path: Path, span: Span = WHOLE) -> dict[int, DecodedTrack]:
+    """Decode the sound of a file within a span and return the facts of each track, by the index of its stream."""
     with open_media(path) as container:
         decoded_tracks = {stream.index: DecodedTrack() for stream in container.streams.audio}
-        for packet in packets(container, "audio"):
-            decoded_tracks[packet.stream_index].packets += 1
-            _decode(packet.stream, packet, decoded_tracks[packet.stream_index])
+        for packet in span.packets(container):
+            decoded_tracks[packet.stream_index].packets += span.holds(packet)
+            _decode(packet.stream, packet, decoded_tracks[packet.stream_index], span)
         for stream in container.streams.audio:
             if decoded_tracks[stream.index].packets:
-                _decode(stream, None, decoded_tracks[stream.index])
+                _decode(stream, None, decoded_tracks[stream.index], span)
     return decoded_tracks
 
 
-def _decode(stream: AudioStream, packet: av.Packet[AudioStream] | None, track: DecodedTrack) -> None:
+def _decode(stream: AudioStream, packet: av.Packet[AudioStream] | None, track: DecodedTrack, span: Span) -> None:
     if stream.codec_context is None:
         track.damaged += 1
         return
     try:
         for frame in stream.decode(packet):
-            track.add(frame)
+            track.add(frame, span)
     except av.FFmpegError:
         track.damaged += packet is not None
 
@@ -83,15 +118,16 @@ def add_aac_track(source: AudioStream, output: OutputContainer) -> AudioStream:
     return output.add_stream("aac", rate=rate, layout=AAC_LAYOUTS.get(context.channels, "stereo"))
 
 
-class AacEncoder:
-    """An encoder of decoded frames to AAC packets that keep the time of their samples, across gaps of the source."""
+class SoundEncoder:
+    """An encoder of decoded frames to packets that keep the time of their samples, across gaps of the source."""
 
     def __init__(self, source: AudioStream, track: AudioStream) -> None:
-        """Encode what `source` decodes to for `track`, which `add_aac_track` made."""
+        """Encode what `source` decodes to for `track`, of AAC or Opus."""
         self._source = source
         self._track = track
         context = track.codec_context
         self._rate = context.sample_rate
+        self._packet_samples = PACKET_SAMPLES[context.name]
         self._resampler = av.AudioResampler(context.format.name, context.layout.name, self._rate)
         self._given = 0
         # From which sample on, as the encoder counts, how many samples packets are to be shown later than it says.
@@ -125,7 +161,7 @@ class AacEncoder:
             if self._shift is None:
                 self._shift = gap
             elif gap > LEAST_GAP_S * self._rate:
-                silence = -self._given % AAC_FRAME  # packets are shifted whole
+                silence = -self._given % self._packet_samples  # packets are shifted whole
                 if silence:
                     yield from self._give(_silence(frame, silence))
                 self._shifts.append((self._given, self._last_shift + gap - silence))

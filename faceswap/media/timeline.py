@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import av
 import numpy as np
@@ -21,12 +22,18 @@ from numpy.typing import NDArray
 
 from ..errors import JobFailure
 from ..limits import OPEN_OPTIONS, bound_decoder
+from .facts import frames_at
 
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif"
 """Containers that hold their own media. Playlists (hls, concat, image2, …) would open whatever they name."""
 
 LARGE_PIXELS = 16_000_000
 """A picture with more pixels is decoded by one thread."""
+
+ROUNDING_S = Fraction(1, 1000)
+"""Seconds by which a time that a person or a program gives may miss the frame it means."""
+HELD_S = Fraction(1, 10)
+"""A part of a video begins and ends with whole frames, unless one is shown so much longer than is wanted."""
 
 
 def open_media(path: Path) -> InputContainer:
@@ -73,6 +80,8 @@ class Timeline:
     declared_rate: Fraction
     stamped: bool
     longest_group: int
+    origin: Fraction = Fraction(0)
+    """The time that a player shows as 0, in seconds of the file's own clock: its sound may begin before the picture."""
 
     @property
     def duration(self) -> Fraction:
@@ -97,6 +106,51 @@ class Timeline:
     def start(self) -> Fraction:
         """The time in seconds at which the first frame is shown, in the file's own clock."""
         return int(self.times[0]) * self.time_base
+
+    def index_at(self, seconds: float) -> int:
+        """Return the frame that a player shows at a time: the first before it begins, the last after it has ended."""
+        return min(max(self._begun(Fraction(seconds) + ROUNDING_S, None), 1), len(self.times)) - 1
+
+    def span(self, start: float | None, end: float | None, frame_rate: Fraction | None) -> range:
+        """Return the frames of a result at `frame_rate` (None: the source's own) that a player shows in a span of time.
+
+        `start` and `end` are seconds; None, and an end that comes later, stand for the clip's own.
+        """
+        count = frames_at(len(self.times), self.duration, frame_rate)
+        first, stop = 0, count
+        if start is not None:
+            if Fraction(start) + self.origin >= self.start + self.duration:
+                return range(count, count)
+            first = min(max(self._begun(Fraction(start) + ROUNDING_S, frame_rate), 1), count) - 1
+        if end is not None:
+            stop = max(first, min(self._begun(Fraction(end) - ROUNDING_S, frame_rate), count))
+        return range(first, stop)
+
+    def _begun(self, seconds: Fraction, frame_rate: Fraction | None) -> int:
+        """Return how many frames of a result at `frame_rate` have begun at a time of a player."""
+        if frame_rate is None and self.stamped:
+            return int(self.times.searchsorted(math.floor((seconds + self.origin) / self.time_base), "right"))
+        lead = Fraction(0) if frame_rate is None else self.start - self.origin
+        return math.floor((seconds - lead) * (frame_rate or self.rate()[0])) + 1
+
+    def bounds(
+        self, frames: range, frame_rate: Fraction | None, start: float | None, end: float | None
+    ) -> tuple[Fraction, Fraction]:
+        """Return when the part of a result that `span` found begins and ends, in seconds of the file's own clock."""
+        begins, ends = self.time_of(frames.start, frame_rate), self.time_of(frames.stop, frame_rate)
+        if start is not None and Fraction(start) + self.origin - begins > HELD_S:
+            begins = Fraction(start) + self.origin
+        if end is not None and ends - Fraction(end) - self.origin > HELD_S:
+            ends = Fraction(end) + self.origin
+        return begins, ends
+
+    def time_of(self, number: int, frame_rate: Fraction | None) -> Fraction:
+        """Return when frame `number` of a result at `frame_rate` begins, in seconds of the file's own clock."""
+        if frame_rate is not None:
+            return self.start + number / frame_rate
+        if number < len(self.times):
+            return int(self.times[number]) * self.time_base
+        return self.start + self.duration
 
     def rate(self) -> tuple[Fraction, bool]:
         """Return frames a second, and true if they vary: a rate is constant if each frame lies within a tick of it."""
@@ -156,12 +210,15 @@ class FrameCounter:
         presented = len(self._presented) == self.count
         if not presented and len(self._decoded) != self.count:
             return Timeline(1 / rate, np.arange(self.count, dtype=np.int64), 1, rate, False, self.count)
+        # Before 0 there is only what a decoder of sound has to hear first.
+        container = cast("InputContainer", self._stream.container)
+        origin = max(Fraction(container.start_time or 0, av.time_base), Fraction(0))
         times = np.sort(np.array(self._presented if presented else self._decoded, np.int64))
         last_duration = self._last[1] or max(round(1 / (rate * time_base)), 1)
         # AVI stores no presentation times; what FFmpeg makes up is wrong after a seek.
-        stamped = presented and self._stream.container.format.name != "avi"
+        stamped = presented and container.format.name != "avi"
         groups = np.diff(times.searchsorted(np.sort(np.array(self._keys, np.int64))), append=self.count)
-        return Timeline(time_base, times, last_duration, rate, stamped, int(np.max(groups, initial=0)))
+        return Timeline(time_base, times, last_duration, rate, stamped, int(np.max(groups, initial=0)), origin)
 
 
 def packets(container: InputContainer, *kinds: str) -> Iterator[av.Packet[Any]]:

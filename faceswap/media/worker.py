@@ -20,6 +20,7 @@ from ..marks import Marks, payload_of
 from .facts import (
     CuttingFacts,
     FacesFacts,
+    FrameRange,
     ImageFacts,
     JoinFacts,
     PieceFacts,
@@ -52,6 +53,7 @@ VERIFY_FRAMES_A_SECOND = 2.0
 PREPARE_TIMEOUT_S = 60.0
 PREPARE_FRAMES_A_SECOND = 5.0
 MARK_FRAMES_A_SECOND = 1.0
+CONVERT_FRAMES_A_SECOND = 1.0
 EXAMINE_TIMEOUT_S = 600.0
 SIGN_TIMEOUT_S = 60.0
 
@@ -60,6 +62,10 @@ WORK = {
     "prepare": "Preparing the video",
     "cut": "Cutting the video",
     "join": "Joining the result",
+    "convert": "Encoding the result",
+    "make_still": "Preparing the picture",
+    "verify_still": "Checking the result",
+    "finish_picture": "Writing the result",
     "mark": "Marking the result",
     "check_signing": "Signing a sample",
     "verify": "Checking the result",
@@ -221,6 +227,11 @@ class MediaWorker:
         answer = await self._probe("probe_video", path, max_frames=max_frames)
         return VideoFacts.from_json(answer)
 
+    async def probe_target(self, path: Path, max_frames: int) -> VideoFacts | ImageFacts:
+        """Return what a video or still picture holds. Raises Problem as `probe_video` and `probe_image` do."""
+        answer = await self._probe("probe_target", path, max_frames=max_frames)
+        return VideoFacts.from_json(answer) if "frames" in answer else ImageFacts.from_json(answer)
+
     async def probe_image(self, path: Path) -> ImageFacts:
         """Return size and format of the image at `path`, and the number of its faces.
 
@@ -254,6 +265,13 @@ class MediaWorker:
         answer = await self._probe("thumbnail", path, slots=self._thumbnails, is_picture=is_picture)
         return base64.b64decode(Thumbnail.from_json(answer).jpeg)
 
+    async def find_frames(
+        self, path: Path, start: float | None, end: float | None, frame_rate: Fraction | None
+    ) -> FrameRange:
+        """Return the frames of a result that are shown from `start` to `end`; see `Timeline.span`. Raises Problem."""
+        span: dict[str, Any] = {"start": start, "end": end, "frame_rate": frame_rate}
+        return FrameRange.from_json(await self._probe("find_frames", path, **span))
+
     async def cuttable(self, source: Path) -> bool:
         """Return whether pieces can be cut out of `source` as it is; see `cut.check_cuttable`. Raises JobFailure."""
         timeout = VERIFY_TIMEOUT_S + await _size(source) / PROBE_BYTES_A_SECOND
@@ -266,12 +284,19 @@ class MediaWorker:
         source_frames: int,
         frame_count: int,
         frame_rate: Fraction | None,
+        first_frame: int = 0,
     ) -> None:
         """Make a copy of `source` to cut pieces from; see `cut.prepare`.
 
         Raises JobFailure; `out` is then as it was before.
         """
-        arguments = {"source": source, "out": out, "frame_count": frame_count, "frame_rate": frame_rate}
+        arguments = {
+            "source": source,
+            "out": out,
+            "first_frame": first_frame,
+            "frame_count": frame_count,
+            "frame_rate": frame_rate,
+        }
         timeout = PREPARE_TIMEOUT_S + max(source_frames, frame_count) / PREPARE_FRAMES_A_SECOND
         timeout += await _size(source) / PROBE_BYTES_A_SECOND
         try:
@@ -301,7 +326,15 @@ class MediaWorker:
         return PieceFacts.from_json(await self._check("cut", arguments, timeout))
 
     async def join(
-        self, segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None, prompt_id: str
+        self,
+        segments: Sequence[Path],
+        source: Path,
+        out: Path,
+        frame_rate: Fraction | None,
+        prompt_id: str,
+        first_frame: int = 0,
+        start: float | None = None,
+        end: float | None = None,
     ) -> JoinFacts:
         """Join segment results to `out` with the source's sound, tagged and signed; see `join.join`.
 
@@ -315,10 +348,56 @@ class MediaWorker:
             "out": out,
             "frame_rate": frame_rate,
             "prompt_id": prompt_id,
-            "signing": asdict(self._marking.signing) if self._marking.signing else None,
+            "first_frame": first_frame,
+            "start": start,
+            "end": end,
         }
+        return await self._write_result("join", arguments, out, timeout)
+
+    async def convert(
+        self, path: Path, source: Path, *, kind: str, crf: int, prompt_id: str, frame_count: int
+    ) -> JoinFacts:
+        """Replace a joined result by one of another `kind`; see `convert.convert`. Raises JobFailure."""
+        arguments = {"path": path, "source": source, "kind": kind, "crf": crf, "prompt_id": prompt_id}
+        timeout = JOIN_TIMEOUT_S + frame_count / CONVERT_FRAMES_A_SECOND
+        return await self._write_result("convert", arguments, path, timeout)
+
+    async def make_still(self, source: Path, out: Path, at: float | None) -> None:
+        """Make the picture that is to be changed, as a PNG; see `picture.make_still`. Raises JobFailure."""
+        timeout = VERIFY_TIMEOUT_S + await _size(source) / PROBE_BYTES_A_SECOND
         try:
-            return JoinFacts.from_json(await self._check("join", arguments, timeout))
+            await self._check("make_still", {"source": source, "out": out, "at": at}, timeout)
+        finally:
+            await asyncio.to_thread(partial_path(out).unlink, missing_ok=True)
+
+    async def verify_still(self, result: Path, still: Path) -> Verdict:
+        """Check an engine's picture against the one it was made of; see `picture.verify_still`. Raises JobFailure."""
+        arguments = {"result": result, "still": still}
+        return Verdict.from_json(await self._check("verify_still", arguments, VERIFY_TIMEOUT_S))
+
+    async def finish_picture(
+        self, result: Path, source: Path, out: Path, *, kind: str, crf: int, prompt_id: str
+    ) -> JoinFacts:
+        """Write an engine's picture as a result of a `kind`, labelled, tagged and signed; see `picture.finish_picture`.
+
+        Raises JobFailure; `out` is then as it was before.
+        """
+        arguments = {
+            "result": result,
+            "source": source,
+            "out": out,
+            "kind": kind,
+            "crf": crf,
+            "prompt_id": prompt_id,
+            "label": self._marking.label,
+        }
+        return await self._write_result("finish_picture", arguments, out, JOIN_TIMEOUT_S)
+
+    async def _write_result(self, call: str, arguments: dict[str, Any], out: Path, timeout: float) -> JoinFacts:
+        """Have a result written to `out`, signed where that is wanted."""
+        signing = asdict(self._marking.signing) if self._marking.signing else None
+        try:
+            return JoinFacts.from_json(await self._check(call, {**arguments, "signing": signing}, timeout))
         finally:
             for path in (partial_path(out), unsigned_path(out)):
                 await asyncio.to_thread(path.unlink, missing_ok=True)

@@ -83,6 +83,8 @@ def input_rows(prompt_id: str, inputs: Inputs) -> list[tuple[str, str, int, str,
     }
     if inputs.is_still:  # a node of the version before knows no such fact
         facts["is_still"] = True
+    if inputs.first_frame:
+        facts["first_frame"] = inputs.first_frame
     return [
         (prompt_id, "video", 0, inputs.video_file, inputs.video_bytes, inputs.video_sha256, json.dumps(facts)),
         *(

@@ -50,7 +50,15 @@ class SimulatedMedia:
         return PieceFacts(0, ".mp4")
 
     async def join(
-        self, segments: Sequence[Path], source: Path, out: Path, frame_rate: Fraction | None, prompt_id: str
+        self,
+        segments: Sequence[Path],
+        source: Path,
+        out: Path,
+        frame_rate: Fraction | None,
+        prompt_id: str,
+        first_frame: int = 0,
+        start: float | None = None,
+        end: float | None = None,
     ) -> JoinFacts:
         await self._work()
         parts = [json.loads(path.read_text(encoding="utf-8")) for path in segments]
