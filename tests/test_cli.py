@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import signal
@@ -20,7 +21,7 @@ import pytest
 from clips import make_clip
 from waiting import WAIT_S
 
-from faceswap import __version__, samples
+from faceswap import __version__, blocking, samples
 from faceswap.cli import main
 from faceswap.cli.display import display
 from faceswap.client import FaceSwap
@@ -282,3 +283,37 @@ def test_the_demo_leaves_two_videos_and_a_picture_and_tells_where(tmp_path: Path
     assert re.fullmatch(r"Done in \d+\.\d s\.", took)
     assert frames(out / "source.mp4") == frames(out / "result.mp4") == samples.FRAMES
     assert frames(out / "before_after.png") == 1
+
+
+def ask(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Run a command in this process; returns its exit status and what it printed."""
+    status = main(words)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_jobs_are_listed_watched_cancelled_and_retried(
+    service: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACESWAP_URL", service)
+    with blocking.FaceSwap(service) as client:
+        prompt_id = client.submit(clip, FACE, label="from the tests", options={"frame_rate": 1, "source_face_index": 0})
+    saved = tmp_path / "watched.mp4"
+    status, out, err = ask(["watch", prompt_id, "-o", str(saved), "--json"], capsys)
+    assert (status, frames(saved)) == (0, samples.FRAMES // 25)
+    assert json.loads(out)["path"] == str(saved)
+    assert "100.0%  6/6 frames" in err
+
+    _, out, _ = ask(["jobs", "--label", "from the tests"], capsys)
+    head, *rows = out.splitlines()
+    assert head.split() == ["ID", "STATUS", "DONE", "NAME", "STEP"]
+    assert [prompt_id, "SUCCESS", "100%"] in [row.split()[:3] for row in rows]
+    _, out, _ = ask(["jobs", "--status", "success", "--limit", "1", "--json"], capsys)
+    assert json.loads(out)["status"] == "SUCCESS"
+    assert ask(["jobs", "--status", "lost"], capsys)[0] == 2
+
+    status, _, err = ask(["cancel", prompt_id], capsys)
+    assert (status, err.count("\n")) == (1, 1)
+    assert ask(["retry", prompt_id], capsys)[0] == 1
+    status, _, err = ask(["watch", "no-such-job"], capsys)
+    assert (status, err.startswith("faceswap: ")) == (1, True)

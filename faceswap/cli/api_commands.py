@@ -107,18 +107,16 @@ def watch(prompt_id: str, output: Path | None, server: Server, as_json: bool) ->
 
 
 async def _watch(prompt_id: str, output: Path | None, server: Server, as_json: bool) -> int:
+    from .batch import follow
     from .display import display
-    from .tasks import show_event
 
     with display(sys.stderr) as shown:
         async with server.client() as client:
             with shown.task("") as task:
-                result = await client.wait(prompt_id, on_event=lambda event: show_event(task, event))
+                result = await follow(client, prompt_id, task, cancels=False)
                 if output is not None:
                     await client.download(result, output)
-        for warning in result.warnings:
-            shown.line(f"Warning: {warning}")
-        shown.line(f"Saved {output}" if output else f"{result.filename} is ready.")
+        shown.line(f"Saved {output}." if output else f"{result.filename} is ready.")
     if as_json:
         show_json({**asdict(result), "path": str(output) if output else None})
     return DONE

@@ -46,7 +46,7 @@ class Bars:
         """Show a bar for the task."""
         bar = self._progress.add_task(name, total=None, figures="")
         try:
-            yield _Bar(self._progress, bar)
+            yield _Bar(self, self._progress, bar, f"{name}: " if name else "")
         finally:
             self._progress.remove_task(bar)
 
@@ -64,8 +64,10 @@ class Bars:
 
 
 class _Bar:
-    def __init__(self, progress: Progress, bar: TaskID) -> None:
+    def __init__(self, bars: Bars, progress: Progress, bar: TaskID, prefix: str) -> None:
+        self._bars = bars
         self._progress = progress
+        self._prefix = prefix
         self._bar = bar
         self._since = time.monotonic()
 
@@ -74,6 +76,9 @@ class _Bar:
 
     def step(self, message: str) -> None:
         self._progress.update(self._bar, figures=message)
+
+    def note(self, text: str) -> None:
+        self._bars.line(self._prefix + text)
 
     def sent(self, sent: int, total: int) -> None:
         if sent < total:

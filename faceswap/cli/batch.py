@@ -8,10 +8,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
-from ..client import FaceSwap, FaceSwapError, JobFailed, Result
+from ..client import FaceSwap, FaceSwapError, JobEvent, JobFailed, Result
 from .clips import Clip
 from .record import Record
 from .tasks import Display, Task, show_event
@@ -56,8 +55,6 @@ class Outcome:
         """Write the outcome for people."""
         if self.status == "FAILED":
             display.line(f"{self.clip}: {self.error}")
-        for warning in self.warnings:
-            display.line(f"Warning: {warning}")
         if self.status == "SUCCESS":
             display.line(f"Saved {self.output} ({(self.bytes or 0) / 1e6:.1f} MB) in {self.seconds:.1f} s.")
 
@@ -67,20 +64,33 @@ async def swap_one(client: FaceSwap, clip: Clip, output: Path, display: Display)
     started = time.monotonic()
     with display.task("") as task:
         prompt_id = await _submit(client, clip, task)
-        result = await follow(client, prompt_id, task, display)
+        result = await follow(client, prompt_id, task, cancels=True)
         path = await client.download(result, output)
     return Outcome.of_result(clip, replace(result, path=path), started)
 
 
-async def follow(client: FaceSwap, prompt_id: str, task: Task, display: Display) -> Result:
-    """Show a job until it ends. Cancelling this task cancels the job. Raises `FaceSwapError`."""
+async def follow(client: FaceSwap, prompt_id: str, task: Task, *, cancels: bool) -> Result:
+    """Show a job until it ends, with its warnings. Raises `FaceSwapError`.
+
+    Cancelling this task cancels the job where `cancels` says so.
+    """
+    told: set[str] = set()
+
+    def show(event: JobEvent) -> None:
+        show_event(task, event)
+        for warning in event.data.get("warnings", ()):
+            if warning not in told:
+                told.add(warning)
+                task.note(f"Warning: {warning}")
+
     try:
-        return await client.wait(prompt_id, on_event=partial(show_event, task))
+        return await client.wait(prompt_id, on_event=show)
     except asyncio.CancelledError:
-        display.line("Cancelling the job; press Ctrl-C again to quit at once.")
-        with contextlib.suppress(FaceSwapError, TimeoutError):
-            async with asyncio.timeout(CANCEL_TIMEOUT_S):
-                await client.cancel(prompt_id)
+        if cancels:
+            task.note("Cancelling the job; press Ctrl-C again to quit at once.")
+            with contextlib.suppress(FaceSwapError, TimeoutError):
+                async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                    await client.cancel(prompt_id)
         raise
 
 
@@ -165,7 +175,7 @@ class Batch:
         prompt_id = await self._known_job(clip)
         if prompt_id is None:
             prompt_id = await self._new_job(clip, task)
-        result = await follow(self._client, prompt_id, task, self._display)
+        result = await follow(self._client, prompt_id, task, cancels=True)
         name = clip.output or self._record.free_name(clip, self._names[clip.key], Path(result.filename).suffix)
         try:
             path = await self._client.download(result, self._record.folder / name)

@@ -57,6 +57,9 @@ class _LinesTask:
             self._step = message
             self._lines.line(self._prefix + message)
 
+    def note(self, text: str) -> None:
+        self._lines.line(self._prefix + text)
+
     def sent(self, sent: int, total: int) -> None:
         """Say nothing: a log wants no line for each piece of a file."""
 

@@ -19,6 +19,9 @@ class Task(Protocol):
     def step(self, message: str) -> None:
         """Show what it does now."""
 
+    def note(self, text: str) -> None:
+        """Write a line about it that stays."""
+
     def sent(self, sent: int, total: int) -> None:
         """Show an upload, in bytes; may be called in any thread."""
 
