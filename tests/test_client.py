@@ -379,6 +379,7 @@ class Tus:
         self.cuts = cuts
         self.data = bytearray()
         self.length = 0
+        self.deleted = False
         self.offsets: list[int] = []
 
     @property
@@ -387,6 +388,7 @@ class Tus:
             web.post("/uploads", self._create),
             web.head("/uploads/up-1", self._head),
             web.patch("/uploads/up-1", self._patch),
+            web.delete("/uploads/up-1", self._delete),
         ]
 
     async def _create(self, request: web.Request) -> web.Response:
@@ -395,6 +397,10 @@ class Tus:
 
     async def _head(self, request: web.Request) -> web.Response:
         return web.Response(headers={"Upload-Offset": str(len(self.data)), "Upload-Length": str(self.length)})
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        self.deleted = True
+        return web.Response(status=204)
 
     async def _patch(self, request: web.Request) -> web.Response:
         offset = int(request.headers["Upload-Offset"])
@@ -417,6 +423,28 @@ async def test_a_cut_upload_goes_on_where_it_broke_off(serve: Serve, tmp_path: P
         assert await client.upload(file) == Upload("up-1")
     assert bytes(tus.data) == RESULT
     assert tus.offsets == [0, len(RESULT) // 2, len(RESULT) * 3 // 4]
+
+
+async def test_a_large_video_is_sent_as_an_upload_that_is_erased_when_the_job_has_it(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[tuple[str | None, bytes]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        assert not tus.deleted
+        parts.extend([(part.name, bytes(await part.read())) async for part in await request.multipart()])
+        return web.json_response({"prompt_id": "job"}, status=202)
+
+    monkeypatch.setattr("faceswap.client.service.RESUMABLE_BYTES", 1000)
+    tus, file, face = Tus(cuts=1), tmp_path / "clip.mp4", tmp_path / "face.png"
+    file.write_bytes(RESULT)
+    face.write_bytes(b"face")
+    told: list[tuple[int, int]] = []
+    async with FaceSwap(await serve(*tus.routes, web.post("/face-swap", handler))) as client:
+        await client.submit(file, face, on_upload=lambda *sizes: told.append(sizes))
+    assert parts == [("image", b"face"), ("video_upload", b"up-1")]
+    assert told[-1] == (len(RESULT) + 4, len(RESULT) + 4)
+    assert tus.deleted
 
 
 async def test_every_error_is_a_face_swap_error(serve: Serve, tmp_path: Path) -> None:

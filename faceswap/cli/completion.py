@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import get_completion_class
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -20,6 +19,8 @@ To have it in every new shell:
 @click.pass_context
 def completion(context: click.Context, shell: str) -> int:
     """Print the completion script for a shell."""
+    from click.shell_completion import get_completion_class
+
     kind = get_completion_class(shell)
     assert kind is not None
     root = context.find_root()

@@ -29,6 +29,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 RESUMES = 10
 """The number of tries that takes about a minute, which is enough for a restart of the service."""
 
+RESUMABLE_BYTES = 64 * 1024 * 1024
+"""The size from which a video is sent as an upload, which goes on after a cut, and not within the request."""
 MAX_PAUSE_S = 8.0
 MAX_RETRY_AFTER_S = 90.0
 """The longest pause that a service may ask for before the same call is made again."""
@@ -129,18 +131,34 @@ class FaceSwap:
         """Submit a swap of the face in `image` into `video`; returns the job's `prompt_id` once the job is on disk.
 
         Each input is a file, streamed from disk, an http(s) address as text, which the service fetches, or an upload.
+        A large video is sent resumably, and that upload erased when the job has it.
         `video` may be a picture. `image` may be up to eight. A submission that was cut off, or that the service had no
         room for, is repeated under the same idempotency key, so that it makes one job.
         """
-        headers = {"Prefer": "respond-async", "Idempotency-Key": request.get("idempotency_key") or str(uuid.uuid4())}
-        fields = {name: value for name, value in request.items() if value and name not in _NO_FIELDS}
-        inputs = [("image", source) for source in _several(image)]
+        inputs: list[tuple[str, Source]] = [("image", source) for source in _several(image)]
         if video is not None:
             inputs.append(("video", video))
-        failures = 0
+        tally = Tally(sum(_size(source) for _, source in inputs), request.get("on_upload"))
+        upload = None
+        if video is not None and _size(video) > RESUMABLE_BYTES:
+            upload = await self._send(video, tally)
+            inputs[-1] = ("video", upload)
+        try:
+            return await self._submit(inputs, request, tally)
+        finally:
+            if upload is not None:
+                with contextlib.suppress(FaceSwapError, TimeoutError):
+                    async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                        await self.delete_upload(upload)
+
+    async def _submit(self, inputs: Sequence[tuple[str, Source]], request: Request, tally: Tally) -> str:
+        headers = {"Prefer": "respond-async", "Idempotency-Key": request.get("idempotency_key") or str(uuid.uuid4())}
+        fields = {name: value for name, value in request.items() if value and name not in _NO_FIELDS}
+        failures, sent_before = 0, tally.sent
         while True:
+            tally.sent = sent_before
             try:
-                with _form(inputs, fields, request.get("on_upload")) as form:
+                with _form(inputs, fields, tally) as form:
                     async with self._request("POST", "face-swap", headers=headers, data=form) as response:
                         return str((await _json(response))["prompt_id"])
             except FaceSwapError as error:
@@ -151,13 +169,14 @@ class FaceSwap:
 
     async def upload(self, path: str | PathLike[str], *, on_upload: OnUpload | None = None) -> Upload:
         """Send a file (tus 1.0), going on after each cut; returns the upload, which many jobs may use."""
-        path = Path(path)
-        with file_errors(f"{path} cannot be read"):
-            total = path.stat().st_size
-        async with self._request("POST", "uploads", headers={**_TUS, "Upload-Length": str(total)}) as response:
+        return await self._send(path, Tally(_size(path), on_upload))
+
+    async def _send(self, source: Source, tally: Tally) -> Upload:
+        path, size = Path(str(source)), _size(source)
+        async with self._request("POST", "uploads", headers={**_TUS, "Upload-Length": str(size)}) as response:
             upload = Upload(response.headers.get("Location", "").rpartition("/")[2])
-        tally, offset, failures = Tally(total, on_upload), 0, 0
-        while offset < total:
+        offset, failures = 0, 0
+        while offset < size:
             before = offset
             try:
                 if failures:
@@ -191,7 +210,7 @@ class FaceSwap:
         """
         is_video = at is not None or _is_video(source)
         fields = {} if at is None else {"at": at}
-        with _form([("video" if is_video else "image", source)], fields, None) as form:
+        with _form([("video" if is_video else "image", source)], fields, Tally(_size(source))) as form:
             async with self._request("POST", "faces", data=form) as response:
                 return cast(Faces, await _json(response))
 
@@ -360,21 +379,26 @@ def _several(sources: Source | Sequence[Source]) -> Sequence[Source]:
     return [sources] if isinstance(sources, str | PathLike | Upload) else list(sources)
 
 
+def _size(source: Source) -> int:
+    """Return the bytes of a file; 0 of what is not sent from here."""
+    if isinstance(source, Upload) or is_url(source):
+        return 0
+    with file_errors(f"{source} cannot be read"):
+        return Path(source).stat().st_size
+
+
 def _is_video(source: Source) -> bool:
     name = "" if isinstance(source, Upload) else str(source).partition("?")[0]
     return (mimetypes.guess_type(name)[0] or "").startswith("video/")
 
 
 @contextlib.contextmanager
-def _form(
-    inputs: Sequence[tuple[str, Source]], fields: Mapping[str, Any], on_upload: OnUpload | None
-) -> Iterator[aiohttp.FormData]:
+def _form(inputs: Sequence[tuple[str, Source]], fields: Mapping[str, Any], tally: Tally) -> Iterator[aiohttp.FormData]:
     """Build a request as multipart, its inputs last and in order; the files are open until the block ends."""
     form = aiohttp.FormData(default_to_multipart=True)
     for name, value in fields.items():
         form.add_field(name, value if isinstance(value, str) else json.dumps(value))
     with contextlib.ExitStack() as stack:
-        tally = Tally(0, on_upload)
         for name, source in inputs:
             if isinstance(source, Upload):
                 form.add_field(f"{name}_upload", source.id)
@@ -383,7 +407,6 @@ def _form(
             else:
                 with file_errors(f"{source} cannot be read"):
                     file = stack.enter_context(CountedFile(Path(source), tally))
-                    tally.total += Path(source).stat().st_size
                 form.add_field(name, file, filename=name, content_type="application/octet-stream")
         yield form
 

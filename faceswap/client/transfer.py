@@ -46,7 +46,7 @@ def file_errors(doing: str) -> Iterator[None]:
 class Tally:
     """The bytes of some files that were sent so far, of `total`; each change is told."""
 
-    def __init__(self, total: int, on_upload: OnUpload | None) -> None:
+    def __init__(self, total: int, on_upload: OnUpload | None = None) -> None:
         self.sent = 0
         self.total = total
         self._on_upload = on_upload
