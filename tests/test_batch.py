@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 from clips import make_clip
-from service_rig import EngineRig, ServiceRig, service_and_engines
+from processes import dead_url
+from service_rig import EngineRig, ServiceRig, running_service, service_and_engines
 from waiting import WAIT_S, until
 
 from faceswap import samples
@@ -181,6 +182,22 @@ async def test_a_service_that_is_not_there_is_told_at_once(tmp_path: Path, unuse
     _, errors = await process.communicate()
     assert process.returncode == 1
     assert errors.decode().startswith(f"faceswap: No answer from {url}")
+
+
+async def test_what_a_job_waits_for_is_told_by_name(tmp_path: Path) -> None:
+    comfyui = dead_url()
+    async with running_service(tmp_path / "data", comfyui) as service:
+        url, clip = str(service.client.make_url("")), make_clip(tmp_path / "clip.mp4", 3)
+        waiting = await Command("swap", "--image", FACE, clip, "-o", tmp_path / "out.mp4", "--url", url).begin()
+        assert waiting.stderr is not None
+        async with asyncio.timeout(WAIT_S):
+            while b"the job waits" not in (line := await waiting.stderr.readline()):
+                assert line, "it ended"
+        assert line.startswith(f"ComfyUI at {comfyui} does not answer".encode())
+        waiting.send_signal(signal.SIGINT)
+        async with asyncio.timeout(WAIT_S):
+            await waiting.communicate()
+        assert waiting.returncode == 130
 
 
 def test_one_process_at_a_time_works_on_a_folder(tmp_path: Path) -> None:
