@@ -75,6 +75,10 @@ fuzz-media: $(VENV)/.installed-dev ## 2,000 damaged media files through upload a
 watermark: $(VENV)/.installed-dev ## the watermark of 200 clips, read after crf 28, half size and encoding again; CLIPS=…, FIRST=…
 	cd tests && ../$(BIN)/python -m marked_clips $(if $(CLIPS),--clips $(CLIPS)) $(if $(FIRST),--first $(FIRST)) $(ARGS)
 
+.PHONY: crossing
+crossing: $(VENV)/.installed-dev ## two people who cross ten times: each frame's faces judged by dlib; FRAMES=…
+	FACESWAP_CROSSING_FRAMES=$(or $(FRAMES),240) $(BIN)/python -m pytest -q tests/test_engine_people.py -k through_a_crossing
+
 .PHONY: compat
 compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI client packages from the package index
 	$(BIN)/python tests/compat/run.py

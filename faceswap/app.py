@@ -160,7 +160,15 @@ async def _work(
     node = app[keys.NODE] = Node(store, name, pool, timeouts.node_gone_s, shares_files=files.is_shared)
     await _when_possible(node.join, is_shared=store.is_shared)
     app[keys.SUBMITTER] = Submitter(
-        settings, store, files, ground.media, ground.fetcher, workflows, pool.frame_limit, name
+        settings,
+        store,
+        files,
+        ground.media,
+        ground.fetcher,
+        workflows,
+        pool.frame_limit,
+        pool.person_problem,
+        name,
     )
     app[keys.THUMBNAILS] = Thumbnails(store, files, ground.media)
     progress_reporter = app[keys.PROGRESS_REPORTER] = ProgressReporter(store, files)

@@ -11,6 +11,8 @@ from typing import Any, Self
 
 EXTRA_DATA = "faceswap_marks"
 """The name of the marks in a prompt's extra data, which a ComfyUI ignores."""
+PEOPLE_DATA = "faceswap_people"
+"""The name of the people's pictures there: for some frames a list of JPEG in base64, of each face, large to small."""
 PAYLOAD_BYTES = 8
 MAX_LABEL = 100
 

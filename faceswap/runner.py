@@ -21,7 +21,7 @@ from .comfy.messages import Executing, OutputFile, Preview, Progress
 from .errors import JobFailure
 from .files import Files
 from .jobs import TERMINAL, Job, Segment
-from .marks import EXTRA_DATA
+from .marks import EXTRA_DATA, PEOPLE_DATA
 from .media import MediaWorker, Verdict
 from .metrics import STAGE_S
 from .progress import FIRST_GUESS, FIRST_GUESS_EMBEDDED, SegmentProgress
@@ -187,8 +187,9 @@ class Runner:
         async with prompt.stoppable():
             with attempt.stage("upload"):
                 graph = await self._upload(attempt)
+                people = await self._inputs.people(attempt.job, attempt.backend)
         marks = self._media.marks(attempt.job.prompt_id, attempt.segment.first_frame)
-        extra = extra_data(**{EXTRA_DATA: marks.to_json()})
+        extra = extra_data(**{EXTRA_DATA: marks.to_json()}, **({PEOPLE_DATA: people} if people else {}))
         await attempt.backend.submit(prompt, graph, extra, output_node=attempt.workflow.output)
         if prompt.prompt_id != prompt.segment.comfy_prompt_id:
             set_id = partial(self._store.set_prompt_id, prompt.segment, prompt.prompt_id)

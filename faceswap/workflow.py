@@ -43,6 +43,8 @@ COPY_MARK = " copy "
 PERSON_NODE = "one person"
 BATCHER = "ImageBatch"
 FACE_MODEL_BUILDER = "ReActorBuildFaceModel"
+PERSON_CLASSES = (BATCHER, FACE_MODEL_BUILDER)
+"""The node classes that several pictures of one person need."""
 FACE_MODEL_INPUTS = {"save_mode": False, "send_only": False, "face_model_name": "faceswap", "compute_method": "Mean"}
 
 # The places of an option: the link to follow from the swap node ("" for the node itself) and the input there.

@@ -73,3 +73,11 @@ def _paste(
     cv2.ellipse(shape, (x, int(y + 2.5 * face)), (int(1.4 * face), int(1.6 * face)), 0, 0, 360, 1.0, -1)
     mask = cv2.warpAffine(cv2.GaussianBlur(shape, (0, 0), 4), matrix, size)[..., None]
     frame[:] = (drawn * mask + frame * (1 - mask)).astype(np.uint8)
+
+
+def around(scene: Scene, frame: np.ndarray, person: str) -> np.ndarray:
+    """Cut a person's head out of a frame."""
+    x, y, _ = scene.faces[person]
+    half = frame.shape[0] // 4
+    top, left = max(0, int(y) - half), max(0, int(x) - half)
+    return np.ascontiguousarray(frame[top : int(y) + half, left : int(x) + half])

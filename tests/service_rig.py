@@ -136,14 +136,19 @@ class ServiceRig:
         self.folder = folder
         self.described = described
 
-    async def post(self, video: Path, **options: Any) -> str:
-        """Submit a job; returns its id."""
+    def form(self, video: Path, *images: Path, **options: Any) -> aiohttp.FormData:
+        """Return a request for a job, with the sample face where no pictures are given."""
         form = aiohttp.FormData()
         form.add_field("video", video.read_bytes(), filename=video.name)
-        form.add_field("image", samples.FACE.read_bytes(), filename="face.png")
+        for image in images or (samples.FACE,):
+            form.add_field("image", image.read_bytes(), filename=image.name)
         form.add_field("return_prompt_id_only", "true")
         form.add_field("options", web.json_response(options).text)
-        async with self.client.post("/face-swap", data=form) as response:
+        return form
+
+    async def post(self, video: Path, *images: Path, **options: Any) -> str:
+        """Submit a job; returns its id."""
+        async with self.client.post("/face-swap", data=self.form(video, *images, **options)) as response:
             assert response.status == 200, await response.text()
             return str((await response.json())["prompt_id"])
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from clips import make_clip
-from crossing import PERIOD, Scene, crossing
+from crossing import PERIOD, Scene, around, crossing
 from engine_rig import engine
 from identity import distance, embedding
 from media_samples import ASTRONAUT, GRACE_HOPPER, astronaut_frames, read_image
@@ -27,14 +27,6 @@ FRAMES = int(os.environ.get("FACESWAP_CROSSING_FRAMES", "14"))
 """Frames of each clip, which begins shortly before a crossing; `make crossing` takes more."""
 SIZE = (640, 360)
 OTHER = {"astronaut": "hopper", "hopper": "astronaut"}
-
-
-def around(scene: Scene, frame: np.ndarray, person: str) -> np.ndarray:
-    """Cut a person's head out of a frame."""
-    x, y, _ = scene.faces[person]
-    half = SIZE[1] // 4
-    top, left = max(0, int(y) - half), max(0, int(x) - half)
-    return np.ascontiguousarray(frame[top : int(y) + half, left : int(x) + half])
 
 
 def by_size(scene: Scene) -> list[str]:

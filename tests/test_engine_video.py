@@ -268,7 +268,7 @@ def test_the_facts_of_a_video_are_those_of_videohelpersuite(tmp_path: Path) -> N
     make_clip(tmp_path / "input" / "made.mp4", 60, rate=Fraction(30))
     bars: list[int] = []
     context = NodeContext(
-        folders, Faults(), "veryfast", None, threading.Event(), None, lambda value, *_: bars.append(value)
+        folders, Faults(), "veryfast", None, (), threading.Event(), None, lambda value, *_: bars.append(value)
     )
     inputs = {
         "video": "made.mp4",

@@ -106,6 +106,7 @@ PROBLEMS: Mapping[str, int] = {
     "image_too_large": 422,
     "no_face_in_image": 422,
     "no_such_source_face": 422,
+    "one_person_unavailable": 422,
     "undecodable": 422,
     "upload_locked": 423,
     "headers_too_large": 431,
@@ -159,7 +160,7 @@ _INPUTS = (
     *(*_MEDIA, "missing_video", "missing_image", "invalid_output_name", "idempotency_key_reused", "video_has_gaps"),
     *("invalid_flag", "invalid_option", "unknown_option", "unknown_workflow", "invalid_idempotency_key"),
     *("queue_full", "invalid_consent", "consent_required", "invalid_label"),
-    *("no_face_in_image", "no_such_source_face", "empty_range"),
+    *("no_face_in_image", "no_such_source_face", "empty_range", "one_person_unavailable"),
 )
 _QUEUES = ("rate_limited", "key_queue_full")
 """The problems of an operation that puts a job into the queue."""

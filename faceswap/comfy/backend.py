@@ -17,9 +17,10 @@ from ..config import Timeouts
 from ..errors import JobFailure
 from ..jobs import Segment
 from ..store import LeaseLost
-from ..workflow import Graph
+from ..workflow import PERSON_CLASSES, Graph
 from .capacity import Memory, Speed
 from .client import ComfyClient, ComfyError, Features, Outcome, Place
+from .failures import node_missing
 from .in_flight import GivenUp, InFlightPrompt, Lost, News, Stopped
 from .inspection import node_classes, problems
 from .listener import Listener
@@ -61,6 +62,11 @@ class BackendPool:
         limits = [backend.memory.frame_limit(pixels, frame_rate) for backend in self.backends]
         return min((limit for limit in limits if limit is not None), default=None)
 
+    def person_problem(self) -> str | None:
+        """Return what every backend lacks to make one face of several pictures; None where one of them may do it."""
+        lacking = [backend.person_problem for backend in self.backends]
+        return None if self.elsewhere or not all(lacking) else next(iter(lacking), None)
+
 
 class Backend:
     """A ComfyUI that prompts are given to."""
@@ -91,6 +97,8 @@ class Backend:
         self.features: Features | None = None
         self.problems: tuple[str, ...] | None = None
         """Node classes and models that the workflow misses in it, a sentence each; None until it has told."""
+        self.person_problem: str | None = None
+        """A sentence about what it lacks to make one face of several pictures; None as long as nothing is known."""
         self.listener = make_listener(client, client_id, self._take, self._connected)
         self.address_known = asyncio.Event()
         self._pool = pool
@@ -207,8 +215,10 @@ class Backend:
             return
         # A node that fetches its models while it is asked may keep this answer back, and nothing else.
         with suppress(ComfyError):
-            infos = {name: await self.client.object_info(name) for name in node_classes(self._graph)}
+            names = dict.fromkeys((*node_classes(self._graph), *PERSON_CLASSES))
+            infos = {name: await self.client.object_info(name) for name in names}
             self.problems = problems(self._graph, infos)
+            self.person_problem = next((node_missing(name) for name in PERSON_CLASSES if infos[name] is None), None)
 
     async def _ask(self, question: Coroutine[Any, Any, T]) -> T:
         """Return the answer to a question; one that takes too long cannot be had. Raises `ComfyError`."""

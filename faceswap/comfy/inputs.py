@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..errors import JobFailure
+from ..errors import JobFailure, Problem
 from ..files import Files
 from ..jobs import Job, Segment
 from ..media import MediaWorker, PieceFacts
 from ..progress_reporter import ProgressReporter
 from ..store import EngineFile, Store, retry_writes
+from ..workflow import swap_passes
 from .backend import Backend
 from .client import FORM_BYTES, ComfyError, Features
 
 T = TypeVar("T")
+Work = Coroutine[Any, Any, str]
+
+log = logging.getLogger(__name__)
 
 WHOLE_LEAD = 2.5
 """Segments' lengths that ComfyUI may decode in vain before a segment of the whole video: the first three do not more.
@@ -27,6 +33,8 @@ It decodes all that comes before a segment, so the work for a job would grow wit
 """
 MOST_UNUSED = 2
 """A video is not uploaded whole for a job that is made of less than one in so many of its frames."""
+PEOPLE_AT_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Seconds after a job's first frame at which people are looked for, until all whom it names are there."""
 DEFAULT_UPLOAD_LIMIT_BYTES = 100 * 1024 * 1024
 """Upload limit of a ComfyUI that does not report its own."""
 
@@ -64,6 +72,7 @@ class EngineInputs:
         self._media = media
         self._sent: dict[tuple[str, str, str], asyncio.Task[str]] = {}
         self._prepared: dict[str, asyncio.Task[bool]] = {}
+        self._people: dict[str, asyncio.Task[list[list[str]]]] = {}
 
     async def provide(self, job: Job, segment: Segment, backend: Backend, *, splittable: bool) -> Provided:
         """Upload a segment's inputs to a backend. What segments share is uploaded once, however many ask.
@@ -105,6 +114,35 @@ class EngineInputs:
             )
         return still
 
+    async def people(self, job: Job, backend: Backend) -> list[list[str]]:
+        """Return pictures of the people in a job's first frames, for an engine that tells people apart by them.
+
+        In each segment it then knows who is who as at the beginning. They are looked for once, however many ask.
+        """
+        if not (await _features(backend)).streams or not _people_named(job):
+            return []
+        task = self._people.get(job.prompt_id)
+        if task is None or (task.done() and _is_worth_repeating(task)):
+            meeting = self._meet_people(job)
+            task = self._people[job.prompt_id] = asyncio.create_task(meeting, name=f"people of {job.prompt_id}")
+        return await _result_of(task)
+
+    async def _meet_people(self, job: Job) -> list[list[str]]:
+        video = await self._files.local_video(job.prompt_id, job.inputs)
+        met: list[list[str]] = []
+        for after_s in PEOPLE_AT_S:
+            at_s = (job.options.start or 0) + after_s
+            try:
+                found = await self._media.look_for_faces(video, "video", at_s, job.inputs.frames)
+            except Problem as problem:
+                log.warning("%s: no faces at %s s: %s", job.prompt_id, at_s, problem.code)
+                continue
+            if len(found.faces) > max(map(len, met), default=0):
+                met.append([face.thumbnail.partition(",")[2] for face in found.faces])
+            if len(found.faces) >= _people_named(job) or at_s >= job.inputs.duration_s:
+                break
+        return met
+
     async def original(self, job: Job) -> Original:
         """Return the video that a job's results are made of: the copy for pieces, which is quicker to search, or it."""
         prepared = self._files.prepared(job.prompt_id)
@@ -122,8 +160,9 @@ class EngineInputs:
         """Forget the uploads of a job that has ended."""
         for key in [key for key in self._sent if key[1] == prompt_id]:
             self._sent.pop(key).cancel()
-        if task := self._prepared.pop(prompt_id, None):
-            task.cancel()
+        for tasks in (self._prepared, self._people):
+            if task := tasks.pop(prompt_id, None):
+                task.cancel()
 
     async def _takes_whole(self, job: Job, segment: Segment, backend: Backend) -> bool:
         """Return whether this segment costs little to reach in the whole video."""
@@ -138,11 +177,14 @@ class EngineInputs:
 
     async def _send(self, job: Job, backend: Backend, file: Path) -> str:
         """Upload a file, unless the backend has it. A video that is too large is not tried again."""
-        key = (backend.name, job.prompt_id, file.name)
+        return await self._once(job, backend, file.name, partial(self._upload, job, backend, file, file.name))
+
+    async def _once(self, job: Job, backend: Backend, filename: str, upload: Callable[[], Work]) -> str:
+        """Have a file uploaded once, however many ask; return the name that the backend gave it."""
+        key = (backend.name, job.prompt_id, filename)
         task = self._sent.get(key)
         if task is None or (task.done() and _is_worth_repeating(task)):
-            upload = self._upload(job, backend, file, file.name)
-            task = self._sent[key] = asyncio.create_task(upload, name=f"upload {key}")
+            task = self._sent[key] = asyncio.create_task(upload(), name=f"upload {key}")
         return await _result_of(task)
 
     async def _upload(self, job: Job, backend: Backend, path: Path, filename: str) -> str:
@@ -158,6 +200,21 @@ class EngineInputs:
             file = EngineFile("input", job.prompt_id, filename)
             await retry_writes(partial(self._store.add_engine_files, backend.name, job.prompt_id, [file]))
 
+    async def _send_portrait(self, job: Job, backend: Backend, index: int, picture: Path, name: str) -> str:
+        """Cut the face that is meant out of a picture and upload it.
+
+        ReActor makes a face model of pictures of one size, and of the first face that it finds in each.
+        """
+        await self._files.make_scratch(job.prompt_id)
+        portrait = self._files.portrait(job.prompt_id)
+        try:
+            await self._media.cut_portrait(picture, portrait, index)
+            return await self._upload(job, backend, portrait, name)
+        except Problem as problem:
+            raise JobFailure(problem.code, problem.detail) from problem
+        finally:
+            await self._files.delete(portrait)
+
     async def _send_picture(self, job: Job, backend: Backend, image: Path) -> str:
         try:
             return await self._send(job, backend, image)
@@ -170,7 +227,12 @@ class EngineInputs:
 
     async def _send_images(self, job: Job, backend: Backend) -> tuple[str, ...]:
         paths = self._files.images(job.prompt_id, job.inputs)
-        return tuple([await self._send_picture(job, backend, path) for path in paths])
+        index = int((job.options.source_face_index or "0").partition(",")[0])
+        if len(paths) == 1 or not job.options.one_person or (backend.is_embedded and index == 0):
+            return tuple([await self._send_picture(job, backend, path) for path in paths])
+        portraits = [(f"portrait-{number}.png", path) for number, path in enumerate(paths)]
+        cut = partial(self._send_portrait, job, backend, index)
+        return tuple([await self._once(job, backend, name, partial(cut, path, name)) for name, path in portraits])
 
     async def _send_piece(
         self, job: Job, segment: Segment, backend: Backend, images: tuple[str, ...], *, splittable: bool
@@ -225,6 +287,16 @@ class EngineInputs:
             video, prepared, job.inputs.frames, job.total_frames, job.options.rate, first_frame=first_frame
         )
         return True
+
+
+def _people_named(job: Job) -> int:
+    """Return the number of people who are to be told apart in a job's video; 0 where it replaces but one face."""
+    options = job.options
+    passes = swap_passes(options.to_dict(), len(job.inputs.images))
+    faces = [face for swap_pass in passes for face in swap_pass.faces]
+    if not faces and options.face_index is not None and "," in options.face_index:
+        faces = [int(number) for number in options.face_index.split(",")]
+    return 0 if not faces or job.media == "image" else max(faces) + 1
 
 
 async def _result_of(task: asyncio.Task[T]) -> T:

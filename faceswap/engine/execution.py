@@ -23,7 +23,7 @@ from .faults import Faults, InjectedError
 from .folders import DISK_FULL_MESSAGE, Folders
 from .frames import Frame
 from .graph import Graph, execution_order, is_link, signatures
-from .nodes import RUN, Inputs, NodeContext, Result, depends_on, encoding_of, video_combines
+from .nodes import RUN, Inputs, NodeContext, People, Result, depends_on, encoding_of, video_combines
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class Prompt:
     outputs: list[str]
     faults: Faults = field(default_factory=Faults)
     interrupted: threading.Event = field(default_factory=threading.Event)
+    people_data: Any = ()
+    """Kept apart from `extra`, which is listed: they are faces."""
     steps: int = 0
     """Grows while nodes make progress."""
 
@@ -60,6 +62,16 @@ class Prompt:
         """The marks that its frames get. Raises ValueError for such as are none."""
         wanted = self.extra.get(EXTRA_DATA)
         return None if wanted is None or not self.faults.streams else Marks.from_json(wanted)
+
+    @property
+    def people(self) -> People:
+        """The pictures of people who came into view before its frames. Raises ValueError for such as are none."""
+        frames = self.people_data
+        if not isinstance(frames, list | tuple) or not all(
+            isinstance(faces, list) and all(isinstance(face, str) for face in faces) for faces in frames
+        ):
+            raise ValueError("People are lists of pictures in base64")
+        return tuple(tuple(faces) for faces in frames)
 
     def listed(self) -> list[Any]:
         """Return the prompt as `/queue` and `/history` show it."""
@@ -156,8 +168,8 @@ class _Execution:
     def _run_nodes(self) -> None:
         graph, folders = self._prompt.graph, self._executor.folders
         order = execution_order(graph, self._prompt.outputs, describe(folders))
-        faults, marks = repr(self._prompt.faults), self._prompt.marks
-        digests = signatures(graph, order, lambda node_id: [depends_on(folders, graph, node_id, marks), faults])
+        faults, marks, people = repr(self._prompt.faults), self._prompt.marks, self._prompt.people
+        digests = signatures(graph, order, lambda node_id: [depends_on(folders, graph, node_id, marks, people), faults])
         cached = {node: found for node in order if (found := self._executor.cache.get(digests[node]))}
         self._executor.cache.keep({digests[node] for node in cached})
         self._results.update(cached)
@@ -200,7 +212,9 @@ class _Execution:
         combine = next(video_combines(self._prompt.graph, node_id), None)
         encoding = encoding_of(combine["inputs"], preset, marks) if combine else None
         faults, interrupted = self._prompt.faults, self._prompt.interrupted
-        return NodeContext(self._executor.folders, faults, preset, marks, interrupted, encoding, progress)
+        return NodeContext(
+            self._executor.folders, faults, preset, marks, self._prompt.people, interrupted, encoding, progress
+        )
 
     def _linked(self, inputs: Inputs) -> Inputs:
         """Return the inputs with the outputs of linked nodes, without links of inputs that the class does not have."""

@@ -154,11 +154,16 @@ def read_picture(path: Path) -> Picture:
     """Read an image as it is meant to be shown. Raises ValueError when it is none."""
     if path.stat().st_size > MAX_IMAGE_BYTES:
         raise ValueError(f"{path.name} is larger than {MAX_IMAGE_BYTES >> 20} MiB")
+    return Picture(decode_picture(np.fromfile(path, np.uint8), path.name))
+
+
+def decode_picture(data: NDArray[np.uint8], name: str = "The picture") -> Image:
+    """Return the pixels of an image file as it is meant to be shown, BGR. Raises ValueError when it is none."""
     try:
-        bgr = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        bgr = cv2.imdecode(data, cv2.IMREAD_COLOR)
     except cv2.error as error:
         limits = f"at most {MAX_SIDE} pixels a side and {MAX_PIXELS} in all"
-        raise ValueError(f"{path.name} cannot be decoded: {limits}") from error
+        raise ValueError(f"{name} cannot be decoded: {limits}") from error
     if bgr is None:
-        raise ValueError(f"{path.name} is not an image that can be read")
-    return Picture(np.asarray(bgr, np.uint8))
+        raise ValueError(f"{name} is not an image that can be read")
+    return np.asarray(bgr, np.uint8)

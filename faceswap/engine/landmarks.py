@@ -17,7 +17,7 @@ DETECT_EVERY = 10
 """Frames between two looks for new faces while all known ones are followed."""
 
 SEARCH_S = 3.0
-"""Seconds after a loss in which every second frame is looked at: who passed behind somebody comes back."""
+"""Seconds after a loss in which every second frame is looked at: who is hidden behind somebody comes back."""
 
 FADE_IN = 4
 """Frames over which a face that comes into view is handed over."""
@@ -96,15 +96,18 @@ def find_faces(bgr: Image, max_faces: int = 16) -> list[Face]:
 
 
 class Tracker:
-    """A tracker of up to `max_faces` faces through the frames of a clip, which have to come in order."""
+    """A tracker of up to `max_faces` faces through the frames of a clip, which have to come in order.
 
-    def __init__(self, max_faces: int, frame_rate: float = 25.0) -> None:
+    `is_later_part`: faces may be hidden at its beginning, as after a loss.
+    """
+
+    def __init__(self, max_faces: int, frame_rate: float = 25.0, *, is_later_part: bool = False) -> None:
         self._finder = _Finder()
         self._max_faces = max_faces
         self._seconds = 1 / max(frame_rate, 1.0)
         self._followed: list[_Followed] = []
         self._frames = 0
-        self._lost_at: int | None = None
+        self._lost_at = 0 if is_later_part else None
         self._identities = 0
 
     def __call__(self, bgr: Image) -> list[Track]:

@@ -7,6 +7,7 @@ other are done as one.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
 import logging
@@ -27,19 +28,22 @@ from .catalog import FILE_INPUTS, existing_file, load_formats
 from .clip import Clip, Selection, probe
 from .faults import Faults
 from .folders import Folders, next_number
-from .frames import Frame, Image, Picture, read_picture
+from .frames import Frame, Image, Picture, decode_picture, read_picture
 from .graph import Graph
 from .sound import Sound
 from .streams import EncodedClip, InvertingSwap, ShortenedClip, SwappedClip
 from .video import Encoding, Frames, Swap, SwapCount, as_rate, encode, mux
 
 if TYPE_CHECKING:
+    from .people import Look
     from .swap import SourceFace
 
 log = logging.getLogger(__name__)
 
 Inputs = Mapping[str, Any]
 Stills = tuple[Picture, ...]
+People = tuple[tuple[str, ...], ...]
+"""For some frames before those of a prompt the faces there, large to small, each a JPEG in base64."""
 
 _DEFAULT_CRF = 19
 _PNG_LEVEL = 4
@@ -55,6 +59,7 @@ class NodeContext:
     faults: Faults
     preset: str
     marks: Marks | None
+    people: People
     interrupted: threading.Event
     encoding: Encoding | None
     """The encoding of the frames that this node gives, when that is known."""
@@ -87,15 +92,16 @@ class Result:
                 path.unlink(missing_ok=True)
 
 
-def depends_on(folders: Folders, graph: Graph, node_id: str, marks: Marks | None) -> Any:
-    """Return what a node's outputs depend on beside its inputs: its file, or the encoding and marks of its frames."""
+def depends_on(folders: Folders, graph: Graph, node_id: str, marks: Marks | None, people: People) -> Any:
+    """Return what a node's outputs depend on beside its inputs: its file, or what its frames are made with."""
     node = graph[node_id]
     for class_type, name in FILE_INPUTS:
         if node["class_type"] == class_type and (path := existing_file(folders, node["inputs"][name])):
             stat = path.stat()
             return stat.st_size, stat.st_mtime_ns
     if node["class_type"] == "ReActorFaceSwap":
-        return [repr(marks), *(_encoding_inputs(combine["inputs"]) for combine in video_combines(graph, node_id))]
+        made_with = [repr(marks), repr(people)]
+        return [*made_with, *(_encoding_inputs(combine["inputs"]) for combine in video_combines(graph, node_id))]
     return repr(marks) if node["class_type"] == "VHS_VideoCombine" else None
 
 
@@ -265,7 +271,20 @@ def _swap_maker(context: NodeContext, frames: Frames, faces: Mapping[int, Source
         return functools.partial(InvertingSwap, faults.wait_per_frame_s, faults.hold_until, context.interrupted)
     from .swap import FaceSwapper
 
-    return functools.partial(FaceSwapper, list(faces.values()), list(faces), frame_rate=float(frames.rate))
+    known, rate = _known(context.people), float(frames.rate)
+    return functools.partial(FaceSwapper, list(faces.values()), list(faces), frame_rate=rate, known=known)
+
+
+@functools.lru_cache(maxsize=8)
+def _known(people: People) -> tuple[Look, ...]:
+    """Return the looks of the people whose pictures a prompt has, shared by the segments of a video."""
+    from .people import People as KnownPeople
+
+    known = KnownPeople()
+    for faces in people:
+        if not known.meet([decode_picture(np.frombuffer(base64.b64decode(face), np.uint8)) for face in faces]):
+            break  # who comes after would get another's number
+    return known.looks
 
 
 @functools.lru_cache(maxsize=8)
@@ -284,6 +303,7 @@ def _source_face(stills: Stills, index: int) -> SourceFace:
 def forget_faces() -> None:
     """Release the faces that the segments of a video share."""
     _source_face.cache_clear()
+    _known.cache_clear()
 
 
 def _indices(text: str) -> list[int]:

@@ -7,7 +7,7 @@ enough to tell whose it is.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from . import colour, mesh
 from .colour import Floats
-from .landmarks import Track
+from .landmarks import Track, find_faces
 from .mesh import Image, Points
 
 SHRUNKEN = 40.0
@@ -34,6 +34,9 @@ FAMILIAR = 0.2
 
 LEARNING = 0.1
 """Share of the newest look in what is known of a person."""
+
+NOWHERE = 0
+"""The place of a face that is not followed."""
 
 ALL_WAYS = 5
 """Up to so many faces and people all ways to name them are tried; among more the likest are named first."""
@@ -89,33 +92,46 @@ class People:
         """The looks of each person, as far as they are known."""
         return tuple(self._looks)
 
+    def meet(self, pictures: Sequence[Image]) -> bool:
+        """Get to know the people of one frame by a picture of each, large to small; return whether all show a face."""
+        looks = []
+        for bgr in pictures:
+            faces = find_faces(bgr, max_faces=1)
+            if not faces:
+                return False
+            looks.append(Look.of(bgr, faces[0].landmarks))
+        self._name(looks, [NOWHERE] * len(looks), range(len(looks)))
+        return True
+
     def name(self, bgr: Image, tracks: Sequence[Track]) -> list[int]:
         """Return for each face that is followed in the next frame, uint8 (H, W, 3) BGR, the number of its person.
 
         A face that nobody known is left for is somebody new.
         """
-        looks = [Look.of(bgr, track.raw) for track in tracks]
-        doubts = np.array(
-            [
-                [self._doubt(track, face, person) for person in range(len(self._looks))]
-                for track, face in zip(tracks, looks, strict=True)
-            ]
-        )
-        names = _assign(doubts.reshape(len(tracks), len(self._looks)))
-        newcomers = sorted((k for k in range(len(tracks)) if names[k] is None), key=lambda k: -tracks[k].area)
-        for k in newcomers:
-            names[k] = len(self._looks)
-            self._looks.append(looks[k])
+        places = [track.identity for track in tracks]
+        large_to_small = sorted(range(len(tracks)), key=lambda k: -tracks[k].area)
+        named = self._name([Look.of(bgr, track.raw) for track in tracks], places, large_to_small)
+        self._places = dict(zip(places, named, strict=True))
+        return named
+
+    def _name(self, looks: Sequence[Look], places: Sequence[int], order: Iterable[int]) -> list[int]:
+        """Name faces by their looks and places, new ones in `order`, and learn the looks."""
+        pairs = zip(looks, places, strict=True)
+        doubts = [[self._doubt(face, place, person) for person in range(len(self._looks))] for face, place in pairs]
+        names = _assign(np.array(doubts).reshape(len(looks), len(self._looks)))
+        for k in order:
+            if names[k] is None:
+                names[k] = len(self._looks)
+                self._looks.append(looks[k])
         named = [name for name in names if name is not None]
         for person, face in zip(named, looks, strict=True):
             if face.difference(self._looks[person]) < FAMILIAR:
                 self._looks[person] = self._looks[person].learned(face)
-        self._places = {track.identity: person for track, person in zip(tracks, named, strict=True)}
         return named
 
-    def _doubt(self, track: Track, face: Look, person: int) -> float:
+    def _doubt(self, face: Look, place: int, person: int) -> float:
         """Return how little a face is like a person, the less so where it was this person's a frame ago."""
-        loyalty = LOYALTY if self._places.get(track.identity) == person else 0.0
+        loyalty = LOYALTY if self._places.get(place) == person else 0.0
         return face.difference(self._looks[person]) - loyalty
 
 

@@ -22,6 +22,7 @@ from aiohttp import WSMsgType, web
 from aiohttp.helpers import content_disposition_header
 from aiohttp.typedefs import Handler
 
+from ..marks import PEOPLE_DATA
 from .access import guard
 from .catalog import describe, file_checks
 from .execution import Executor, Prompt
@@ -148,7 +149,8 @@ async def post_prompt(request: web.Request) -> web.StreamResponse:
     if "client_id" in body:
         extra["client_id"] = str(body["client_id"])
     prompt_id = str(body.get("prompt_id") or uuid.uuid4())
-    engine.prompts.submit(Prompt(number, prompt_id, graph, extra, validation.outputs, faults))
+    people = extra.pop(PEOPLE_DATA, ())
+    engine.prompts.submit(Prompt(number, prompt_id, graph, extra, validation.outputs, faults, people_data=people))
     if faults.prompt_500_but_queued:
         return web.Response(status=500, text=_SERVER_ERROR)
     answer = {"prompt_id": prompt_id, "number": number, "node_errors": validation.node_errors}

@@ -75,7 +75,7 @@ class FaceSwapper:
         self._people = People(known) if known or len(self._indices) > 1 else None
         # One more than is replaced, where people are told apart: a stranger is not to be taken for who is missing.
         followed = max(self._indices, default=-1) + (1 if self._people is None else 2)
-        self._tracker = Tracker(min(followed, _MAX_FACES), frame_rate)
+        self._tracker = Tracker(min(followed, _MAX_FACES), frame_rate, is_later_part=bool(known))
         self._targets = _Targets(target_indices, timeouts=round(frame_rate / 2))
         self._first_tracks: dict[int, int] = {}
         self._painters: dict[int, _FacePainter] = {}

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar
+from uuid import uuid4
 
 from .. import durable
 from ..jobs import Inputs, Job, Segment, stored_name
@@ -170,6 +171,10 @@ class Files:
     def still(self, prompt_id: str) -> Path:
         """Return the path of the picture that a job changes, as it goes to the engine."""
         return self._scratch / prompt_id / "still.png"
+
+    def portrait(self, prompt_id: str) -> Path:
+        """Return a new path for a face that is cut out of a job's picture, which exists while it is uploaded."""
+        return self._scratch / prompt_id / f"portrait-{uuid4().hex}.png"
 
     def finished_segment(self, segment: Segment) -> Path:
         """Return the path of a finished segment's output."""

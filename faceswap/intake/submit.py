@@ -14,7 +14,7 @@ from functools import partial
 from aiohttp import web
 
 from ..config import Settings
-from ..errors import BadRequest, Unavailable
+from ..errors import BadRequest, Unavailable, Unprocessable
 from ..files import Files
 from ..jobs import (
     Inputs,
@@ -57,11 +57,13 @@ class Submitter:
         fetcher: Fetcher,
         workflows: Mapping[str, Workflow],
         frame_limit: Callable[[int, float], int | None],
+        person_problem: Callable[[], str | None],
         holder: str = LOCAL_HOLDER,
     ) -> None:
-        """`frame_limit(pixels, frame rate)` is the most frames of a segment that fit into the engines' memory.
+        """Tell the engines by two functions.
 
-        `holder` is the name of this node.
+        `frame_limit(pixels, frame rate)` is the most frames of a segment that fit into their memory, `person_problem()`
+        what none of them has to make one face of several pictures. `holder` is the name of this node.
         """
         self._settings = settings
         self._store = store
@@ -70,6 +72,7 @@ class Submitter:
         self._pictures = Pictures(files, media)
         self._workflows = workflows
         self._frame_limit = frame_limit
+        self._person_problem = person_problem
         room = Room(files, settings.min_free_mb * 1024 * 1024)
         self.uploads = Uploads(settings, store, files, room, holder)
         kept = KeptInputs(store, files, self.uploads)
@@ -142,7 +145,10 @@ class Submitter:
         self, submission: Submission, prompt_id: str, owner: str | None, idempotency_key: str | None
     ) -> NewJob:
         """Check the media of a submission and plan its segments. Raises `Problem`."""
-        workflow = self._workflow_for(submission.options, len(submission.images))
+        options = submission.options
+        workflow = self._workflow_for(options, len(submission.images))
+        if options.one_person and len(submission.images) > 1 and (problem := self._person_problem()):
+            raise Unprocessable(f"Option 'one_person' cannot be had: {problem}", code="one_person_unavailable")
         submission, warnings = await self._pictures.check(submission, prompt_id)
         if not self._settings.comfyui_urls:
             warnings += submission.options.embedded_warnings

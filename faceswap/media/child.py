@@ -81,6 +81,10 @@ def _call(name: str, arguments: dict[str, Any]) -> Any:
         from .faces import look_for_faces
 
         return look_for_faces(Path(arguments.pop("path")), **arguments)
+    if name == "cut_portrait":
+        from .faces import cut_portrait
+
+        return cut_portrait(Path(arguments["path"]), Path(arguments["out"]), arguments["index"])
     if name == "convert_image":
         from .stills import convert
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..engine.landmarks import Face, find_faces
 from ..errors import Unprocessable
-from .facts import FaceFacts, FacesFacts, ShownFrame, VideoFacts
+from .facts import ConvertedFacts, FaceFacts, FacesFacts, ShownFrame, VideoFacts
 from .frames import decode_frames
 from .probe import clockwise, probe_video
 from .stills import Picture, is_still, read_still
@@ -22,6 +22,10 @@ THUMBNAIL_SIDE = 160
 THUMBNAIL_QUALITY = 85
 MARGIN = 0.25
 """Surroundings that a thumbnail shows on each side of a face, as a share of the face."""
+PORTRAIT_SIDE = 512
+"""Pixels of a portrait's side: ReActor's detector works on 640, its embedding on 112."""
+PORTRAIT_MARGIN = 0.5
+"""Surroundings that a portrait shows on each side of a face, as a share of the face."""
 
 DAMAGED = Unprocessable("The video is damaged: this frame cannot be decoded.", code="video_damaged")
 
@@ -44,6 +48,29 @@ def look_for_faces(path: Path, kind: str, at: float, max_frames: int) -> FacesFa
     shown = ShownFrame(shown_at, float(facts.duration), float(facts.frame_rate), facts.frames)
     upright = np.rot90(frame.to_ndarray(format="bgr24"), -clockwise(frame) // 90)
     return _described(np.ascontiguousarray(upright), shown)
+
+
+def cut_portrait(path: Path, out: Path, index: int) -> ConvertedFacts:
+    """Write the face `index` of a picture, or its last, to `out`: a square PNG of one size for all pictures.
+
+    Raises UnsupportedMedia and Unprocessable as `probe_image` does, and `no_face_in_image`.
+    """
+    bgr = read_still(path)[1]
+    faces = find_faces(bgr)
+    if not faces:
+        raise Unprocessable("The picture shows no face that can be found.", code="no_face_in_image")
+    left, top, right, bottom = faces[min(index, len(faces) - 1)].box
+    side = max(right - left, bottom - top) * (1 + 2 * PORTRAIT_MARGIN)
+    x, y, side = round((left + right - side) / 2), round((top + bottom - side) / 2), max(1, round(side))
+    height, width = bgr.shape[:2]
+    part = bgr[max(0, y) : y + side, max(0, x) : x + side]
+    beyond = max(0, -y), max(0, y + side - height), max(0, -x), max(0, x + side - width)
+    square = cv2.copyMakeBorder(part, *beyond, cv2.BORDER_REPLICATE)
+    interpolation = cv2.INTER_AREA if side > PORTRAIT_SIDE else cv2.INTER_CUBIC
+    portrait = cv2.resize(square, (PORTRAIT_SIDE, PORTRAIT_SIDE), interpolation=interpolation)
+    _, png = cv2.imencode(".png", portrait)
+    out.write_bytes(png.tobytes())
+    return ConvertedFacts(len(png))
 
 
 @functools.lru_cache(maxsize=4)

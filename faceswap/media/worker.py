@@ -272,6 +272,13 @@ class MediaWorker:
         span: dict[str, Any] = {"start": start, "end": end, "frame_rate": frame_rate}
         return FrameRange.from_json(await self._probe("find_frames", path, **span))
 
+    async def cut_portrait(self, path: Path, out: Path, index: int) -> None:
+        """Write the face `index` of the image at `path` to `out`, a PNG of one size for all; see `faces.cut_portrait`.
+
+        Raises Problem as `probe_image` does, and 422 `no_face_in_image`.
+        """
+        await self._probe("cut_portrait", path, slots=self._looks, out=out, index=index)
+
     async def cuttable(self, source: Path) -> bool:
         """Return whether pieces can be cut out of `source` as it is; see `cut.check_cuttable`. Raises JobFailure."""
         timeout = VERIFY_TIMEOUT_S + await _size(source) / PROBE_BYTES_A_SECOND

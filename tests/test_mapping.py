@@ -1,0 +1,121 @@
+"""People get the faces that a request maps to them, from the upload to the result, whatever the engine is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import pytest
+from aiohttp import web
+from clips import make_clip
+from crossing import Scene, around, crossing
+from identity import distance, embedding
+from media_samples import ASTRONAUT, GRACE_HOPPER, read_image
+from service_rig import EngineRig, Handler, ServiceRig, service_and_engines
+from waiting import until
+
+from faceswap.api import keys
+from faceswap.engine.landmarks import find_faces
+from faceswap.engine.server import ENGINE
+from faceswap.media.faces import PORTRAIT_SIDE, cut_portrait
+
+SEGMENT = 8
+SIZE = (640, 360)
+PORTRAITS = {"astronaut": ASTRONAUT, "hopper": GRACE_HOPPER}
+
+
+@pytest.fixture
+async def rigs(tmp_path: Path) -> AsyncIterator[tuple[ServiceRig, EngineRig]]:
+    async with service_and_engines(tmp_path, settings={"segment_frames": SEGMENT}) as (service, [engine]):
+        yield service, engine
+
+
+def graphs(engine: EngineRig) -> list[dict[str, Any]]:
+    """Return the graph of each prompt that has ended."""
+    return [entry["prompt"][2] for entry in engine._app[ENGINE].prompts.history.values()]
+
+
+def clip(path: Path, scenes: list[Scene]) -> Path:
+    def draw(number: int, width: int, height: int) -> np.ndarray:
+        return cv2.cvtColor(scenes[number].frame, cv2.COLOR_BGR2RGB)
+
+    return make_clip(path, len(scenes), size=SIZE, draw=draw, crf=16)
+
+
+async def test_people_keep_their_faces_over_the_segments_of_a_job(
+    rigs: tuple[ServiceRig, EngineRig], tmp_path: Path
+) -> None:
+    """The second segment begins while one of the two is hidden behind the other: first comes who was second."""
+    service, engine = rigs
+    scenes = list(crossing(2 * SEGMENT, SIZE, front="astronaut", first=4))
+    people = ["hopper", "astronaut"]
+    assert [round(face.landmarks[:468, 0].mean()) // 320 for face in find_faces(scenes[0].frame)] == [1, 0]
+    assert len(find_faces(scenes[SEGMENT].frame)) == 1
+    mapping = [{"face": 0, "image": 1}, {"face": 1, "image": 0}]
+    job = await service.post(clip(tmp_path / "two.mp4", scenes), GRACE_HOPPER, ASTRONAUT, mapping=mapping)
+    status = await service.ended(job)
+    assert status["status"] == "SUCCESS", status
+    assert status["segments"] == {"done": 2, "total": 2}
+    embeddings = {person: embedding(read_image(path)) for person, path in PORTRAITS.items()}
+    with av.open(await service.download(status, tmp_path / "result.mp4")) as container:
+        frames = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
+    for number in (0, len(frames) - 1):
+        for person, other in (people, people[::-1]):
+            shown = embedding(around(scenes[number], frames[number], person))
+            assert distance(shown, embeddings[other]) < distance(shown, embeddings[person])
+    # Faces are not for everybody who looks at what the engine has done.
+    assert "people" not in json.dumps(engine.extra_data)
+
+
+async def test_pictures_of_one_person_are_cut_to_one_size_and_blended(
+    rigs: tuple[ServiceRig, EngineRig], tmp_path: Path
+) -> None:
+    service, engine = rigs
+    engine.set_faults(paint=True)
+    job = await service.post(make_clip(tmp_path / "clip.mp4", 4), GRACE_HOPPER, ASTRONAUT, one_person=True)
+    status = await service.ended(job)
+    assert status["status"] == "SUCCESS", status
+    (graph,) = graphs(engine)
+    assert graph["3"]["inputs"]["face_model"] == ["one person", 0]
+    pictures = [node["inputs"]["image"] for node in graph.values() if node["class_type"] == "LoadImage"]
+    assert len(pictures) == 2
+    for name in pictures:
+        portrait = read_image(engine.folder / "input" / name)
+        assert portrait.shape == (PORTRAIT_SIDE, PORTRAIT_SIDE, 3)
+        assert len(find_faces(portrait)) == 1
+
+
+async def test_one_person_is_refused_where_no_engine_can_blend_pictures(tmp_path: Path) -> None:
+    async def without_face_models(request: web.Request, handler: Handler) -> web.StreamResponse:
+        return web.json_response({}) if request.path.endswith("/ReActorBuildFaceModel") else await handler(request)
+
+    options = {"lie": without_face_models, "paint": True}
+    async with service_and_engines(tmp_path, **options) as (service, _):
+        [backend] = service.client.app[keys.SCHEDULER].backends
+        await until(lambda: backend.person_problem is not None)
+        form = service.form(make_clip(tmp_path / "clip.mp4", 4), GRACE_HOPPER, ASTRONAUT, one_person=True)
+        async with service.client.post("/face-swap", data=form) as response:
+            problem = await response.json()
+        assert (response.status, problem["code"]) == (422, "one_person_unavailable")
+        assert "ComfyUI has no node class ReActorBuildFaceModel" in problem["detail"]
+
+
+@pytest.mark.parametrize("index", [0, 1, 5])
+def test_a_portrait_shows_the_face_that_is_meant_whole_and_alone(tmp_path: Path, index: int) -> None:
+    both = np.hstack([read_image(ASTRONAUT), read_image(GRACE_HOPPER)[:512]])
+    cv2.imwrite(str(tmp_path / "both.png"), both)
+    faces = find_faces(both)
+    cut_portrait(tmp_path / "both.png", tmp_path / "portrait.png", index)
+    portrait = read_image(tmp_path / "portrait.png")
+    (face,) = find_faces(portrait)
+    left, top, right, bottom = face.box
+    assert 0.4 < (bottom - top) / PORTRAIT_SIDE < 0.6
+    expected = faces[min(index, 1)].box
+    assert (right - left) / (bottom - top) == pytest.approx(
+        (expected[2] - expected[0]) / (expected[3] - expected[1]), 0.05
+    )
