@@ -22,10 +22,16 @@ Plane = NDArray[np.uint8]
 CHECK_BYTES = 4
 """A CRC-32 follows the payload: noise is taken for a watermark once in hundreds of millions of tries."""
 
-STRENGTH = 1.15
-"""Root mean square of the pattern in each chroma plane, in steps of 8 bits: 42 dB in RGB, 46 dB in a plane."""
-PERIOD_FRAMES = 8
-"""The pattern is added in the first half of each period and subtracted in the second, so that what rests cancels."""
+FAINT, STRONG = 0.5, 1.15
+"""Root mean square of the pattern in each chroma plane where the picture is plain and where it has texture, in steps
+of 8 bits."""
+TEXTURE = 3.0
+"""Mean difference of neighbouring luma samples, in steps of 8 bits, from which the pattern has its full strength."""
+LARGEST_DIFFERENCE = 8
+"""An edge of two samples counts as this much: one line makes no texture."""
+PERIOD_FRAMES = 32
+"""The pattern is added in the first half of each period and subtracted in the second: each change costs bytes."""
+HALF_PERIOD_FRAMES = PERIOD_FRAMES // 2
 GRID = 32, 64
 """Cells along the short and the long side of a frame in which the pattern is described and looked for."""
 FREQUENCIES = 9, 16
@@ -38,13 +44,13 @@ GENERATOR = 0xC75
 """The generator polynomial of the Golay code (23, 12), which a parity bit extends to (24, 12)."""
 CODE_BITS = (PAYLOAD_BYTES + CHECK_BYTES) * 8 * WORD_BITS // MESSAGE_BITS
 
+SPANS_FRAMES = 2, 4, 8
+"""Frames before and after a change of the pattern that a reader compares: few where much moves, more where it rests."""
 LARGEST_CHANGE = 0.8
-"""A cell that changes more within half a period, in steps of 8 bits, shows a movement, which counts as this much."""
-WINDOW_FRAMES = 240
+"""A cell that changes more, in steps of 8 bits, shows a movement, which counts as this much."""
+WINDOW_FRAMES = 8 * PERIOD_FRAMES
 WINDOWS = 30
 """A reader gives up after so many windows without a watermark."""
-PHASES = 16
-"""Tries to match the beginning of a period, which a cut may have moved."""
 NEIGHBOURS = 5
 """Side of the square of frequencies that tells how strong the picture itself is at a frequency."""
 
@@ -53,21 +59,39 @@ class Watermark:
     """The pattern of a payload for frames of one size (width and height in pixels, both even)."""
 
     def __init__(self, payload: bytes, size: tuple[int, int]) -> None:
-        width, height = size
-        half = width // 2, height // 2
-        planes = [cv2.resize(plane, half, interpolation=cv2.INTER_CUBIC) for plane in _pattern(payload, size)]
-        pattern = np.rint(np.concatenate([plane.ravel() for plane in planes]))
-        self._height = height
-        self._raised, self._lowered = (np.clip(sign * pattern, 0, 255).astype(np.uint8) for sign in (1, -1))
+        width, self._height = size
+        self._cells = GRID[::-1] if width >= self._height else GRID
+        self._half = width // 2, self._height // 2
+        self._pattern = [
+            np.asarray(cv2.resize(plane, self._half, interpolation=cv2.INTER_CUBIC), np.float32)
+            for plane in _pattern(payload, size)
+        ]
+        self._steps: tuple[Plane, Plane] | None = None
 
     def apply(self, planes: Plane, number: int) -> None:
-        """Mark frame `number` of a video, counted from 0, in place: I420, uint8 (H · 3/2, W), in one piece."""
+        """Mark frame `number` of a video, counted from 0, in place: I420, uint8 (H · 3/2, W), in one piece.
+
+        The strength follows the first picture of each half period, and the first that there is.
+        """
+        if self._steps is None or number % HALF_PERIOD_FRAMES == 0:
+            self._steps = self._fitted(planes[: self._height])
         chroma = planes.reshape(-1, 1)[planes.shape[1] * self._height :, 0]
-        raised, lowered = self._raised, self._lowered
-        if number % PERIOD_FRAMES >= PERIOD_FRAMES // 2:
+        raised, lowered = self._steps
+        if number % PERIOD_FRAMES >= HALF_PERIOD_FRAMES:
             raised, lowered = lowered, raised
         cv2.add(chroma, raised, dst=chroma)
         cv2.subtract(chroma, lowered, dst=chroma)
+
+    def _fitted(self, luma: Plane) -> tuple[Plane, Plane]:
+        """Return the steps by which both chroma planes, in one piece, are raised and lowered in a picture."""
+        across, down = cv2.absdiff(luma[1:, 1:], luma[1:, :-1]), cv2.absdiff(luma[1:, 1:], luma[:-1, 1:])
+        differences = cv2.add(cv2.min(across, LARGEST_DIFFERENCE), cv2.min(down, LARGEST_DIFFERENCE))
+        texture = cv2.resize(differences, self._cells, interpolation=cv2.INTER_AREA).astype(np.float32) / 2
+        # A cell beside a plain one is as faint: the pattern knows no border between them.
+        share = np.minimum(cv2.blur(cv2.erode(texture, np.ones((3, 3))), (3, 3)) / TEXTURE, 1)
+        strength = cv2.resize(FAINT + (STRONG - FAINT) * share, self._half, interpolation=cv2.INTER_LINEAR)
+        steps = np.rint(np.concatenate([(plane * strength).ravel() for plane in self._pattern]))
+        return np.maximum(steps, 0).astype(np.uint8), np.maximum(-steps, 0).astype(np.uint8)
 
 
 class Reader:
@@ -75,7 +99,7 @@ class Reader:
 
     def __init__(self) -> None:
         self._cells: list[Floats] = []
-        self._sum = np.zeros((2, *GRID), np.complex64)
+        self._sum = np.zeros((len(SPANS_FRAMES), HALF_PERIOD_FRAMES, 2, *GRID), np.float32)
         self._windows = 0
 
     @property
@@ -95,7 +119,8 @@ class Reader:
         """Return the payload in the frames so far, None when there is none."""
         if len(self._cells) < PERIOD_FRAMES:
             return None
-        window = _alternation(np.stack(self._cells))
+        cells = np.stack(self._cells)
+        window = np.stack([_changes(cells, span) for span in SPANS_FRAMES])
         self._cells.clear()
         self._sum += window
         self._windows += 1
@@ -104,14 +129,14 @@ class Reader:
 
 
 def _pattern(payload: bytes, size: tuple[int, int]) -> Iterator[Floats]:
-    """Yield the pattern of the U and of the V plane, on the grid as it lies in frames of this size."""
+    """Yield the pattern of the U and of the V plane, of root mean square 1, on the grid as it lies in such frames."""
     bits = _encoded(payload)
     planes, rows, columns, positions, signs = _carriers()
     spectrum = np.zeros((2, *GRID), np.float32)
     spectrum[planes, rows, columns] = signs * bits[positions]
     for plane in spectrum:
         pattern = np.asarray(cv2.idct(plane), np.float32)
-        pattern *= STRENGTH / np.sqrt(np.mean(pattern**2))
+        pattern /= np.sqrt(np.mean(pattern**2))
         yield pattern if size[0] >= size[1] else np.ascontiguousarray(pattern.T)
 
 
@@ -161,31 +186,30 @@ def _decoded(bits: Floats) -> bytes | None:
     return payload if zlib.crc32(payload).to_bytes(CHECK_BYTES) == check else None
 
 
-def _alternation(cells: Floats) -> NDArray[np.complex64]:
-    """Return the part of the cells (frames, 2, H, W) that alternates with the period, as two spectra."""
-    half = PERIOD_FRAMES // 2
-    padded = np.concatenate([cells[:1].repeat(half, 0), cells, cells[-1:].repeat(half, 0)])
-    sums = np.cumsum(np.concatenate([np.zeros_like(cells[:1]), padded]), axis=0, dtype=np.float64)
-    means = (sums[PERIOD_FRAMES:] - sums[:-PERIOD_FRAMES]) / PERIOD_FRAMES
-    changes = np.clip(cells - (means[:-1] + means[1:]) / 2, -LARGEST_CHANGE, LARGEST_CHANGE)
-    angles = 2 * np.pi / PERIOD_FRAMES * np.arange(len(cells))
-    spectra = [
-        [cv2.dct(np.ascontiguousarray(plane)) for plane in np.tensordot(wave, changes, (0, 0)).astype(np.float32)]
-        for wave in (np.cos(angles), -np.sin(angles))
-    ]
-    return (np.asarray(spectra[0]) + 1j * np.asarray(spectra[1])).astype(np.complex64)
+def _changes(cells: Floats, span: int) -> Floats:
+    """Return how the cells (frames, 2, H, W) change at each phase of a half period, as spectra (phases, 2, H, W).
+
+    A change is the mean of `span` frames less that of the `span` before. Every other one counts as its opposite.
+    """
+    sums = np.cumsum(np.concatenate([np.zeros_like(cells[:1]), cells]), axis=0, dtype=np.float64)
+    means = (sums[span:] - sums[:-span]) / span
+    changes = np.clip(means[span:] - means[:-span], -LARGEST_CHANGE, LARGEST_CHANGE).astype(np.float32)
+    numbers = span + np.arange(len(changes))
+    changes[numbers % PERIOD_FRAMES >= HALF_PERIOD_FRAMES] *= -1
+    folded = np.zeros((HALF_PERIOD_FRAMES, *cells.shape[1:]), np.float32)
+    np.add.at(folded, numbers % HALF_PERIOD_FRAMES, changes)
+    return np.asarray([[cv2.dct(plane) for plane in phase] for phase in folded], np.float32)
 
 
-def _search(spectrum: NDArray[np.complex64]) -> bytes | None:
-    """Return the payload in two spectra, at any phase."""
-    power = np.square(np.abs(spectrum), dtype=np.float32)
-    usual = np.stack([cv2.blur(plane, (NEIGHBOURS, NEIGHBOURS)) for plane in power])
+def _search(spectra: Floats) -> bytes | None:
+    """Return the payload in spectra (spans, phases, 2, H, W), at any of them and of either sign."""
     planes, rows, columns, positions, signs = _carriers()
-    values = signs * (spectrum / np.sqrt(usual + np.finfo(np.float32).tiny))[planes, rows, columns]
-    bits = np.zeros(CODE_BITS, np.complex64)
-    np.add.at(bits, positions, values)
-    for phase in np.exp(-2j * np.pi / PHASES * np.arange(PHASES)):
-        found = _decoded((bits * phase).real.astype(np.float32))
-        if found is not None:
-            return found
+    for spectrum in spectra.reshape(-1, *spectra.shape[2:]):
+        usual = np.stack([cv2.blur(plane**2, (NEIGHBOURS, NEIGHBOURS)) for plane in spectrum])
+        values = signs * (spectrum / np.sqrt(usual + np.finfo(np.float32).tiny))[planes, rows, columns]
+        bits = np.bincount(positions, values, CODE_BITS).astype(np.float32)
+        for sign in (1, -1):
+            found = _decoded(sign * bits)
+            if found is not None:
+                return found
     return None

@@ -10,7 +10,7 @@ from marked_clips import TREATMENTS, examine_clip, make, psnr
 from faceswap.engine.frames import Frame
 from faceswap.marker import Marker
 from faceswap.marks import Marks, payload_of
-from faceswap.watermark import PERIOD_FRAMES, Reader
+from faceswap.watermark import PERIOD_FRAMES, WINDOW_FRAMES, Reader
 
 SIZE = (640, 360)
 PAYLOAD = payload_of(JOB)
@@ -39,7 +39,7 @@ def read(frames: list[np.ndarray]) -> bytes | None:
 
 
 def test_the_watermark_is_read_after_every_treatment_and_from_marked_clips_only() -> None:
-    finding = examine_clip(6, make(6, sizes=[SIZE], frames=(72, 73)))
+    finding = examine_clip(12, make(12, frames=(80, 81)))
     assert finding.found == dict.fromkeys(TREATMENTS, True)
     assert finding.false_payload is None
     assert finding.psnr >= 42
@@ -58,6 +58,17 @@ def test_marked_frames_are_read_at_every_size(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("first", [1, 3, 4, 7])
 def test_a_cut_may_begin_anywhere_in_a_period(first: int) -> None:
     assert read(grey_frames(5 * PERIOD_FRAMES, first=first)) == PAYLOAD
+
+
+def test_a_plain_picture_is_marked_fainter_than_one_with_texture() -> None:
+    texture = np.random.default_rng(1).integers(100, 140, (SIZE[1] * 3 // 2, SIZE[0])).astype(np.uint8)
+    halves = texture.copy()
+    halves[: SIZE[1], : SIZE[0] // 2] = 120
+    marked = halves.copy()
+    Marker(Marks(PAYLOAD), SIZE).apply(marked)
+    plain, rough = np.split(np.abs(chroma(marked).astype(int) - chroma(halves)), 2, axis=2)
+    assert plain.max() <= 2
+    assert np.mean(plain**2) < np.mean(rough**2) / 2
 
 
 def test_segments_that_are_marked_apart_are_one_watermark() -> None:
@@ -92,8 +103,8 @@ def test_frames_too_few_hold_none() -> None:
 
 
 def test_a_watermark_that_begins_late_is_found_in_a_later_window() -> None:
-    plain = [np.full((96, 64), 120, np.uint8)] * 480
-    assert read([*plain, *grey_frames(240, (64, 64))]) == PAYLOAD
+    plain = [np.full((96, 64), 120, np.uint8)] * (2 * WINDOW_FRAMES)
+    assert read([*plain, *grey_frames(WINDOW_FRAMES, (64, 64))]) == PAYLOAD
 
 
 def test_a_reader_gives_up_after_its_windows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,4 +114,4 @@ def test_a_reader_gives_up_after_its_windows(monkeypatch: pytest.MonkeyPatch) ->
     while not reader.is_done:
         assert reader.add(*chroma(plain.planes)) is None
         fed += 1
-    assert fed == 480
+    assert fed == 2 * WINDOW_FRAMES
