@@ -85,7 +85,7 @@ class Watermark:
     def _fitted(self, luma: Plane) -> tuple[Plane, Plane]:
         """Return the steps by which both chroma planes, in one piece, are raised and lowered in a picture."""
         across, down = cv2.absdiff(luma[1:, 1:], luma[1:, :-1]), cv2.absdiff(luma[1:, 1:], luma[:-1, 1:])
-        differences = cv2.add(cv2.min(across, LARGEST_DIFFERENCE), cv2.min(down, LARGEST_DIFFERENCE))
+        differences = cv2.add(np.minimum(across, LARGEST_DIFFERENCE), np.minimum(down, LARGEST_DIFFERENCE))
         texture = cv2.resize(differences, self._cells, interpolation=cv2.INTER_AREA).astype(np.float32) / 2
         # A cell beside a plain one is as faint: the pattern knows no border between them.
         share = np.minimum(cv2.blur(cv2.erode(texture, np.ones((3, 3))), (3, 3)) / TEXTURE, 1)
