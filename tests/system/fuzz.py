@@ -131,6 +131,10 @@ parameters = {{ "path.prompt_id" = {{ dictionary = "deleted", probability = 0.5 
 [[operations]]
 include-name = "POST /face-swap"
 checks.positive_data_acceptance.expected-statuses = {json.dumps(MEDIA_REFUSED)}
+
+[[operations]]
+include-name = "POST /faces"
+checks.positive_data_acceptance.expected-statuses = {json.dumps(MEDIA_REFUSED)}
 """
         )
 
