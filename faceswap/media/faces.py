@@ -44,7 +44,7 @@ def look_for_faces(path: Path, kind: str, at: float, max_frames: int) -> FacesFa
     frame = next(decode_frames(path, timeline, [number]), None)
     if frame is None:
         raise DAMAGED
-    shown_at = float(timeline.time_of(number, None) - timeline.origin)
+    shown_at = max(0.0, float(timeline.time_of(number, None) - timeline.origin))
     shown = ShownFrame(shown_at, float(facts.duration), float(facts.frame_rate), facts.frames)
     upright = np.rot90(frame.to_ndarray(format="bgr24"), -clockwise(frame) // 90)
     return _described(np.ascontiguousarray(upright), shown)
