@@ -509,7 +509,13 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ),
     ("GET", "/web/{name}"): Operation(
         "service",
-        {200: Answer("The file.", {"text/javascript": TEXT, "text/css": TEXT})},
+        {
+            200: Answer(
+                "The file.",
+                {"text/javascript": TEXT, "text/css": TEXT}
+                | {sample: {**TEXT, "format": "binary"} for sample in ("image/jpeg", "video/mp4")},
+            )
+        },
         ("not_found", "method_not_allowed"),
         needs_key=False,
     ),

@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..intake import defer_continue
-from . import deliveries, faces, files, jobs, metrics, openapi, service, signing, swap, uploads
+from . import deliveries, faces, files, jobs, metrics, openapi, page, service, signing, swap, uploads
 from .keys import STOPPING
 
 
@@ -15,6 +15,7 @@ def add_routes(app: web.Application) -> None:
     """Add every public route, and the objects that only handlers share."""
     service.add_questions(app)
     app[STOPPING] = asyncio.Event()
+    app[page.SAMPLE] = page.SampleClip()
     app.on_shutdown.append(_stop)
     app.on_response_prepare.append(metrics.count_request)
     app.on_response_prepare.append(uploads.add_tus_headers)
@@ -50,8 +51,8 @@ def add_routes(app: web.Application) -> None:
             web.get("/metrics", metrics.get_metrics),
             web.get("/openapi.json", openapi.get_openapi),
             web.get("/docs", openapi.get_docs),
-            web.get("/", service.get_root),
-            web.get("/web/{name}", service.get_web_file),
+            web.get("/", page.get_root),
+            web.get("/web/{name}", page.get_web_file),
         ]
     )
     openapi.add_description(app)

@@ -1,11 +1,10 @@
-"""Handlers of the service itself: health, web page, description of the API."""
+"""Handlers of the service itself: its health."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from aiohttp import web
@@ -15,16 +14,9 @@ from ..jobs import JobState
 from ..store import StoreError
 from .access import is_stranger
 from .keys import ENGINE, FEED, FILES, HUB, NODE, SCHEDULER, SETTINGS, STORE
-from .openapi import DOCUMENT
 
 T = TypeVar("T")
 
-WEB = Path(__file__).parent.parent / "web"
-WEB_FILES: Mapping[str, str] = {"app.js": "text/javascript", "style.css": "text/css", "docs.css": "text/css"}
-PAGE_POLICY = (
-    "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; object-src 'none';"
-    " base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
-)
 CHECK_TIMEOUT_S = 0.8
 """The bound that lets `/health` always answer within a second."""
 WRITABLE_FOR_S = 1.0
@@ -179,39 +171,3 @@ async def _find_out(app: web.Application) -> _Findings:
     if app[FEED].is_shared:
         checks["feed"] = app[FEED].listening
     return _Findings(checks, counts, free_bytes)
-
-
-async def get_root(request: web.Request) -> web.StreamResponse:
-    """Answer browsers with the web page and programs with the description of the API."""
-    if "text/html" in request.headers.get("Accept", ""):
-        return _page("index.html", "text/html")
-    return web.json_response(_information(request.app[DOCUMENT]))
-
-
-async def get_web_file(request: web.Request) -> web.StreamResponse:
-    """Send the page's script or style sheet."""
-    name = request.match_info["name"]
-    if name not in WEB_FILES:
-        raise web.HTTPNotFound
-    return _page(name, WEB_FILES[name])
-
-
-def _page(name: str, content_type: str) -> web.FileResponse:
-    headers = {
-        "Content-Type": f"{content_type}; charset=utf-8",
-        "Content-Security-Policy": PAGE_POLICY,
-        "Referrer-Policy": "no-referrer",
-        "Cache-Control": "no-cache",
-        "Vary": "Accept",
-    }
-    return web.FileResponse(WEB / name, headers=headers)
-
-
-def _information(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the description of the API in short."""
-    endpoints = {
-        f"{method.upper()} {path}": operation["summary"]
-        for path, methods in document["paths"].items()
-        for method, operation in methods.items()
-    }
-    return {"name": "faceswap", "version": __version__, "endpoints": endpoints}

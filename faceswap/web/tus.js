@@ -1,0 +1,157 @@
+// Resumable uploads (tus 1.0): in pieces, going on after a cut, and after a reload when the same file is chosen again.
+
+import { answerError, authorization, lock, request, ServiceError, UNREACHABLE } from "./api.js";
+
+const PIECE_BYTES = 32 * 2 ** 20;
+const AT_ONCE = 2; // browsers keep six connections to a host; players and event streams need some
+const PAUSES_MS = [500, 1000, 2000, 4000, 8000];
+const ITEM = "faceswap-upload ";
+const VERSION = { "Tus-Resumable": "1.0.0" };
+const LOCKED = 423;
+
+let sending = 0;
+const waiting = [];
+
+async function takeTurn() {
+  if (sending >= AT_ONCE) await new Promise((resolve) => waiting.push(resolve));
+  sending += 1;
+}
+
+function endTurn() {
+  sending -= 1;
+  waiting.shift()?.();
+}
+
+const uploadPath = (id) => `uploads/${encodeURIComponent(id)}`;
+
+function base64(text) {
+  return btoa(String.fromCharCode(...new TextEncoder().encode(text)));
+}
+
+/** One file on its way to the service. Dispatches "change"; `finished` resolves to its id. */
+export class Upload extends EventTarget {
+  constructor(file) {
+    super();
+    this.file = file;
+    this.sent = 0;
+    this.isDone = false;
+    this.error = null;
+    this.stopped = new AbortController();
+    this.item = ITEM + [file.name, file.size, file.lastModified, file.type].join(" ");
+    this.finished = this.run();
+    this.finished.catch(() => {}); // who needs the id sees the error
+  }
+
+  get share() {
+    return this.file.size ? this.sent / this.file.size : 1;
+  }
+
+  stop() {
+    this.stopped.abort();
+  }
+
+  async run() {
+    await takeTurn();
+    try {
+      await this.findOrCreate();
+      await this.send();
+      this.isDone = true;
+      this.changed();
+      return this.id;
+    } catch (error) {
+      this.error = error;
+      this.changed();
+      throw error;
+    } finally {
+      endTurn();
+    }
+  }
+
+  changed() {
+    this.dispatchEvent(new Event("change"));
+  }
+
+  call(path, init) {
+    return request(path, { ...init, headers: { ...VERSION, ...init.headers }, signal: this.stopped.signal });
+  }
+
+  async findOrCreate() {
+    this.id = localStorage.getItem(this.item);
+    if (this.id && (await this.findOffset())) return;
+    const headers = {
+      "Upload-Length": String(this.file.size),
+      "Upload-Metadata": `filename ${base64(this.file.name)}`,
+    };
+    const response = await this.call("uploads", { method: "POST", headers });
+    this.id = response.headers.get("Location").split("/").pop();
+    this.sent = 0;
+    localStorage.setItem(this.item, this.id);
+  }
+
+  /** Ask how much the service has; returns false when it does not know the upload any more. */
+  async findOffset() {
+    try {
+      const response = await this.call(uploadPath(this.id), { method: "HEAD" });
+      this.sent = Number(response.headers.get("Upload-Offset"));
+      return true;
+    } catch (error) {
+      if (error.status !== 404 && error.status !== 410) throw error;
+      localStorage.removeItem(this.item);
+      return false;
+    }
+  }
+
+  async send() {
+    let failures = 0;
+    while (this.sent < this.file.size) {
+      const before = this.sent;
+      try {
+        if (failures && !(await this.findOffset())) await this.findOrCreate();
+        await this.sendPiece();
+        failures = 0;
+      } catch (error) {
+        if (error.name === "AbortError" || (error.status > 0 && error.status < 500 && error.status !== LOCKED && error.status !== 409)) throw error;
+        if (this.sent > before) failures = 0;
+        if (failures === PAUSES_MS.length) throw error;
+        await new Promise((resolve) => setTimeout(resolve, PAUSES_MS[failures]));
+        failures += 1;
+      }
+    }
+  }
+
+  /** Send the next piece by XMLHttpRequest, because fetch does not tell how much was sent. */
+  sendPiece() {
+    const start = this.sent;
+    return new Promise((resolve, reject) => {
+      const call = new XMLHttpRequest();
+      const headers = {
+        ...VERSION,
+        ...authorization(),
+        "Upload-Offset": String(start),
+        "Content-Type": "application/offset+octet-stream",
+      };
+      const stop = () => call.abort();
+      this.stopped.signal.addEventListener("abort", stop);
+      call.open("PATCH", uploadPath(this.id));
+      for (const [name, value] of Object.entries(headers)) call.setRequestHeader(name, value);
+      call.upload.addEventListener("progress", (event) => {
+        this.sent = start + event.loaded;
+        this.changed();
+      });
+      call.addEventListener("load", () => {
+        if (call.status === 204) {
+          this.sent = Number(call.getResponseHeader("Upload-Offset"));
+          this.changed();
+          return resolve();
+        }
+        const problem = answerError(call.status, call.responseText);
+        if (call.status === 401) lock(problem.message);
+        reject(problem);
+      });
+      call.addEventListener("error", () => reject(new ServiceError(UNREACHABLE)));
+      call.addEventListener("abort", () => reject(new DOMException("The upload was stopped.", "AbortError")));
+      call.addEventListener("loadend", () => this.stopped.signal.removeEventListener("abort", stop));
+      call.send(this.file.slice(start, start + PIECE_BYTES));
+    });
+  }
+}
