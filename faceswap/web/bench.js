@@ -9,7 +9,7 @@ import { prepareStage, putOnStage, renderStage, stripGrew } from "./stage.js";
 import { bench, changed, clips, joinAll, joinedOf, makeClip, makePicture, onChange, pictures, sources } from "./state.js";
 import { readStrip } from "./timeline.js";
 import { closeTrial, tryFrame } from "./trial.js";
-import { Upload } from "./tus.js";
+import { uploadOf } from "./tus.js";
 import { clock, percent, plural } from "./words.js";
 
 const STRIP_PICTURES = 14;
@@ -26,7 +26,7 @@ function addFiles(files, zone = null) {
   for (const file of files) {
     const isFace = isPicture(file) && zone !== "clip";
     if (isFace && isFull()) continue;
-    const source = { name: file.name, upload: new Upload(file), url: URL.createObjectURL(file) };
+    const source = { name: file.name, upload: uploadOf(file), url: URL.createObjectURL(file) };
     if (isFace) addPicture(source);
     else addClip({ ...source, isPicture: isPicture(file) });
   }
@@ -74,9 +74,9 @@ function chooseClip(clip) {
   putOnStage(clip);
 }
 
-function removeClip(clip, isSent = false) {
+function removeClip(clip) {
   clip.isGone = true;
-  if (!isSent) clip.upload?.stop();
+  clip.upload?.release();
   clips.splice(clips.indexOf(clip), 1);
   if (bench.current === clip) chooseClip(clips.at(-1) ?? null);
   if (clip.url?.startsWith("blob:")) URL.revokeObjectURL(clip.url);
@@ -84,7 +84,7 @@ function removeClip(clip, isSent = false) {
 }
 
 function removePicture(picture) {
-  picture.upload?.stop();
+  picture.upload?.release();
   pictures.splice(pictures.indexOf(picture), 1);
   if (picture.url?.startsWith("blob:")) URL.revokeObjectURL(picture.url);
   bench.armed = null;
@@ -183,7 +183,7 @@ function start(submit) {
   closeTrial();
   const all = [...clips];
   for (const clip of all) submit(clip, prepareRequest(clip, joinedOf(clip)), all.length === 1);
-  for (const clip of all) removeClip(clip, true);
+  for (const clip of all) removeClip(clip);
 }
 
 // ── All of it, as it is now ──
@@ -301,6 +301,7 @@ function prepareDropping() {
     event.preventDefault();
     show(veil, false);
     const files = [...event.dataTransfer.files];
-    if (!$("bench").hidden) addFiles(files, files.every(isPicture) ? zoneAt(event) : null);
+    location.hash = "";
+    addFiles(files, files.every(isPicture) ? zoneAt(event) : null);
   });
 }

@@ -29,30 +29,43 @@ export const jobHash = (promptId) => `#job=${encodeURIComponent(promptId)}`;
 
 // ── Sent off ──
 
-/** Send a clip's job off once its files are there; resolves to its id, or null when it was stopped. */
+/** Send a clip's job off once its files are there; resolves to its id, or null when it was given up. */
 export async function sendOff(clip, prepared) {
-  const entry = { key: `pending ${clip.key}`, name: clip.name, picture: clip.strip?.[0] ?? null, uploads: prepared.uploads, isStopped: false, problem: null };
+  const entry = {
+    key: `pending ${clip.key}`,
+    name: clip.name,
+    picture: clip.strip?.[0] ?? null,
+    uploads: [...prepared.uploads],
+    isStopped: false,
+    problem: null,
+  };
   const key = idempotencyKey();
   pending.push(entry);
   for (const upload of entry.uploads) upload.addEventListener("change", render);
   render();
-  for (;;) {
+  let job = null;
+  while (!job && !entry.isStopped) {
     try {
-      const job = await submit(entry, prepared, key);
-      if (job) remove(entry);
-      await refresh();
-      return job && job.prompt_id;
+      job = await submit(entry, prepared, key);
     } catch (error) {
-      if (entry.isStopped) return null;
-      entry.problem = error.message;
-      announce(`${entry.name}: ${error.message}`);
-      render();
-      await new Promise((resolve) => (entry.retry = resolve));
-      if (entry.isStopped) return null;
-      entry.problem = null;
-      render();
+      if (entry.isStopped) break;
+      await askToRetry(entry, error.message);
     }
   }
+  prepared.release();
+  remove(entry);
+  await refresh();
+  return job && job.prompt_id;
+}
+
+async function askToRetry(entry, message) {
+  entry.problem = message;
+  announce(`${entry.name}: ${message}`);
+  render();
+  await new Promise((resolve) => (entry.retry = resolve));
+  entry.problem = null;
+  for (const upload of entry.uploads) if (upload.error) upload.start();
+  render();
 }
 
 async function submit(entry, prepared, key) {
@@ -76,14 +89,14 @@ function idempotencyKey() {
 }
 
 function remove(entry) {
-  pending.splice(pending.indexOf(entry), 1);
+  if (pending.includes(entry)) pending.splice(pending.indexOf(entry), 1);
+  render();
 }
 
 function stop(entry) {
   entry.isStopped = true;
   remove(entry);
   entry.retry?.();
-  render();
 }
 
 export const isSending = () => pending.some((entry) => !entry.problem);

@@ -77,7 +77,10 @@ function resultName(name) {
   return stem && `${stem.slice(0, 80)} swapped`;
 }
 
-/** Return a function that makes the request for a clip as it is now, once its files are with the service. */
+/**
+ * Prepare the request for a clip as it is now: `body()` makes it once its files are with the service, `release()` tells
+ * that it needs them no more.
+ */
 export function prepareRequest(clip, joined, more = {}) {
   const options = { ...fieldOptions(clip), ...joined.options };
   if (!clip.isPicture && clip.duration) {
@@ -94,8 +97,11 @@ export function prepareRequest(clip, joined, more = {}) {
     consent: $("consent").value.trim(),
   };
   const sources = [clip, ...joined.pictures];
+  const uploads = sources.map((source) => source.upload).filter(Boolean);
+  for (const upload of uploads) upload.retain();
   return {
-    uploads: sources.map((source) => source.upload).filter(Boolean),
+    uploads,
+    release: () => uploads.splice(0).forEach((upload) => upload.release()),
     async body() {
       const body = new FormData();
       for (const [name, value] of Object.entries(fields)) if (value) body.append(name, value);

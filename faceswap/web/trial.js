@@ -37,6 +37,7 @@ export async function tryFrame() {
     closeTrial();
     showMessage($("form-error"), error.message);
   } finally {
+    prepared.release();
     if (own.id) erase(own.id);
   }
 }

@@ -4,13 +4,23 @@ import { answerError, authorization, lock, request, ServiceError, UNREACHABLE } 
 
 const PIECE_BYTES = 32 * 2 ** 20;
 const AT_ONCE = 2; // browsers keep six connections to a host; players and event streams need some
-const PAUSES_MS = [500, 1000, 2000, 4000, 8000];
+const PAUSES_MS = [500, 1000, 2000, 4000, ...Array(10).fill(8000)];
 const ITEM = "faceswap-upload ";
 const VERSION = { "Tus-Resumable": "1.0.0" };
-const LOCKED = 423;
+const CROSSED = [409, 423]; // statuses of two writers at a time, or of a piece that came twice
 
 let sending = 0;
 const waiting = [];
+const uploads = new Map();
+
+/** Return the upload of a file, the same for all who use it; each releases it in the end. */
+export function uploadOf(file) {
+  const item = ITEM + [file.name, file.size, file.lastModified, file.type].join(" ");
+  if (!uploads.has(item)) uploads.set(item, new Upload(file, item));
+  const upload = uploads.get(item).retain();
+  if (upload.error) upload.start();
+  return upload;
+}
 
 async function takeTurn() {
   if (sending >= AT_ONCE) await new Promise((resolve) => waiting.push(resolve));
@@ -29,15 +39,21 @@ function base64(text) {
 }
 
 /** One file on its way to the service. Dispatches "change"; `finished` resolves to its id. */
-export class Upload extends EventTarget {
-  constructor(file) {
+class Upload extends EventTarget {
+  constructor(file, item) {
     super();
     this.file = file;
+    this.item = item;
+    this.users = 0;
     this.sent = 0;
     this.isDone = false;
-    this.error = null;
     this.stopped = new AbortController();
-    this.item = ITEM + [file.name, file.size, file.lastModified, file.type].join(" ");
+    this.start();
+  }
+
+  /** Send the file, or go on after an error. */
+  start() {
+    this.error = null;
     this.finished = this.run();
     this.finished.catch(() => {}); // who needs the id sees the error
   }
@@ -46,8 +62,19 @@ export class Upload extends EventTarget {
     return this.file.size ? this.sent / this.file.size : 1;
   }
 
-  stop() {
+  retain() {
+    this.users += 1;
+    return this;
+  }
+
+  /** Have the service erase the file once nobody here uses it any more: a job has its own. */
+  release() {
+    this.users -= 1;
+    if (this.users) return;
+    uploads.delete(this.item);
+    localStorage.removeItem(this.item);
     this.stopped.abort();
+    if (this.id) request(uploadPath(this.id), { method: "DELETE", headers: VERSION }).catch(() => {}); // it expires by itself
   }
 
   async run() {
@@ -110,7 +137,8 @@ export class Upload extends EventTarget {
         await this.sendPiece();
         failures = 0;
       } catch (error) {
-        if (error.name === "AbortError" || (error.status > 0 && error.status < 500 && error.status !== LOCKED && error.status !== 409)) throw error;
+        const isFinal = error.status > 0 && error.status < 500 && !CROSSED.includes(error.status);
+        if (error.name === "AbortError" || isFinal) throw error;
         if (this.sent > before) failures = 0;
         if (failures === PAUSES_MS.length) throw error;
         await new Promise((resolve) => setTimeout(resolve, PAUSES_MS[failures]));

@@ -130,9 +130,10 @@ async function renderEnd() {
 
 async function showResult(own, url, original) {
   const { at, start } = own.options;
-  const before = await typeOf(original);
+  const isMoving = /\.gif$/i.test(own.result); // and cannot be held in step
+  const isVideo = own.media !== "image" && !isMoving;
+  const before = isMoving ? null : await typeOf(original);
   if (job !== own) return;
-  const isVideo = own.media !== "image" && !/\.gif$/i.test(own.result);
   const container = $("result");
   show(container, true);
   compare?.close();
@@ -143,7 +144,7 @@ async function showResult(own, url, original) {
     at: at ?? (isVideo ? null : (start ?? 0)),
     name: nameOf(own),
   });
-  const note = before ? "" : "The original is erased already, so there is nothing to compare with.";
+  const note = before || isMoving ? "" : "The original is erased already, so there is nothing to compare with.";
   showMessage($("result-note"), note);
   compare.root.addEventListener("alone", () => showMessage($("result-note"), "Your browser cannot show the original."));
   compare.after.addEventListener("error", () => job === own && compare.after.hasAttribute("src") && resultGone(own));
