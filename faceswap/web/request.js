@@ -11,7 +11,6 @@ const OPTIONS = {
   face_boost: (text) => text === "true",
   one_person: Boolean,
   mapping: Array,
-  face_index: String,
   format: String,
   start: Number,
   end: Number,
@@ -59,9 +58,8 @@ function fieldOptions(clip) {
  */
 export function joinOptions(joins, pictures, isOnePerson) {
   if (isOnePerson) {
-    const faces = joins.map(([face]) => face).sort((one, other) => one - other);
-    const chosen = faces.length && faces.join() !== "0" ? { face_index: faces.join() } : {};
-    return { pictures, options: { one_person: true, ...chosen } };
+    const faces = joins.map(([face]) => ({ face }));
+    return { pictures, options: { one_person: true, ...(faces.length ? { mapping: faces } : {}) } };
   }
   const used = pictures.filter((picture) => joins.some(([, source]) => source.picture === picture));
   const mapping = joins

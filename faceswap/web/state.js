@@ -70,11 +70,18 @@ export function sources() {
 /** Return the source that a face of a clip gets. */
 export const sourceOf = (clip, index, all = sources()) => all.find((source) => source.key === clip.joins.get(index));
 
+/** Return the mapping of an earlier job, also where it gave numbers of faces instead. */
+function mappingOf({ mapping, face_index: faces, source_face_index: from = "0" }) {
+  if (mapping || !faces) return mapping ?? [];
+  const indexes = from.split(",").map(Number);
+  return faces.split(",").map((face, place) => ({ face: Number(face), source_face: indexes[place % indexes.length] }));
+}
+
 /** Join as an earlier job did, or the largest face with the only new one, or the largest with the first and so on. */
 function joinByDefault(clip, all) {
   if (clip.isTouched) return;
   clip.joins.clear();
-  for (const { face, image, source_face: index } of clip.again?.mapping ?? []) {
+  for (const { face, image = 0, source_face: index = 0 } of mappingOf(clip.again ?? {})) {
     const source = all.find((one) => one.picture === pictures[image] && one.index === index);
     if (source) clip.joins.set(face, source.key);
   }

@@ -5,7 +5,7 @@ import { reopen } from "./bench.js";
 import { Compare } from "./compare.js";
 import { $, announce, h, setText, show, showMessage } from "./dom.js";
 import { apply, cancel, erase, figures, jobOf, nameOf, queue, refresh, watch, words } from "./queue.js";
-import { bytes, count, ENDED, percent, plural, STATES } from "./words.js";
+import { bytes, count, ENDED, percent, STATES } from "./words.js";
 
 const RECONNECT_MS = 3000;
 const SHARED_S = 7 * 24 * 3600;
