@@ -51,7 +51,7 @@ async function refreshHealth() {
     showHealth(await call("health"));
   } catch (error) {
     setHealth("degraded", error.message);
-    showAway(error.status ? null : [UNREACHABLE, "What is running goes on when it is back, and this page finds it again by itself.", ["Start it: faceswap serve"]]);
+    showAway(error.status ? null : [UNREACHABLE, "What is running goes on when it is back, and this page finds it again by itself.", ["Start it again on the server: faceswap serve"]]);
   }
 }
 
@@ -70,7 +70,7 @@ function showHealth(health) {
     return showAway([
       "ComfyUI does not answer",
       health.outage || "Jobs are taken and wait; they go on by themselves when it is back.",
-      [...(health.backends ?? []).map((backend) => `Is it running at ${backend.url}?`), "Ask for more: faceswap doctor"],
+      [...(health.backends ?? []).map((backend) => `Is it running at ${backend.url}?`), "On the server, “faceswap doctor” tells what is missing."],
     ]);
   }
   if (health.workflow_status === "invalid") {

@@ -6,9 +6,9 @@ import { clock } from "./words.js";
 const JUMP_S = 0.3; // drift beyond which the follower jumps
 const GENTLE = 0.1; // how much faster or slower it may play to catch up
 
-function media(source, className) {
-  if (source.isVideo) return h("video", { class: className, src: source.url, playsinline: true, preload: "auto", tabindex: "-1" });
-  return h("img", { class: className, src: source.url, alt: "" });
+function media({ isVideo, url }, className, name) {
+  if (!isVideo) return h("img", { class: className, src: url, alt: name });
+  return h("video", { class: className, src: url, playsinline: true, preload: "auto", tabindex: "-1", "aria-label": name });
 }
 
 /**
@@ -19,11 +19,10 @@ export class Compare {
   constructor(container, { before, after, offset = 0, at = null, name = "" }) {
     this.offset = offset;
     this.at = at;
-    this.after = media(after, "after");
-    this.before = before && media(before, "before");
+    this.after = media(after, "after", name);
+    this.before = before && media(before, "before", "Before");
     this.view = h("div", { class: "view" }, this.after);
     this.root = h("div", { class: "compare", dir: "ltr" }, this.view);
-    this.after.setAttribute("aria-label", name);
     if (this.before) this.addSlider();
     if (after.isVideo) this.addControls();
     this.after.addEventListener(after.isVideo ? "loadedmetadata" : "load", () => this.fit(), { once: true });

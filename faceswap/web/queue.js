@@ -199,7 +199,7 @@ export function words(job) {
     if (job.wait_seconds > 1) parts.push(`starts in about ${duration(job.wait_seconds)}`);
     return parts.join(" · ");
   }
-  const parts = [stepWords(job.progress.step)];
+  const parts = [job.progress.step === "Queued" ? "Starting" : stepWords(job.progress.step)];
   if (job.progress.percentage) parts.push(percent(job.progress.percentage));
   if (job.eta_seconds !== null && job.eta_seconds !== undefined) parts.push(`${duration(job.eta_seconds)} left`);
   return parts.join(" · ");
