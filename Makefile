@@ -79,6 +79,10 @@ watermark: $(VENV)/.installed-dev ## the watermark of 200 clips, read after crf 
 crossing: $(VENV)/.installed-dev ## two people who cross ten times: each frame's faces judged by dlib; FRAMES=…
 	FACESWAP_CROSSING_FRAMES=$(or $(FRAMES),240) $(BIN)/python -m pytest -q tests/test_engine_people.py -k through_a_crossing
 
+.PHONY: screenshots
+screenshots: $(VENV)/.installed-dev ## pictures of the web page for docs/, from the real page in Chromium
+	cd tests && ../$(BIN)/python -m screenshots $(ARGS)
+
 .PHONY: compat
 compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI client packages from the package index
 	$(BIN)/python tests/compat/run.py

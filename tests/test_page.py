@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import pytest_asyncio
-from browser import chromium, make_people, visit, violations
+from browser import chromium, make_people, violations, visit
 from playwright.async_api import Browser, Locator, Page, Route, expect
 from processes import Child, Engine, dead_url, free_port
 from service_rig import EngineRig, ServiceRig, running_service
@@ -406,11 +406,13 @@ async def test_the_page_can_be_used_before_the_service_has_told_anything(desk: D
 
 async def test_comfyui_that_is_away_is_told_large_and_with_what_to_do(browser: Browser, tmp_path: Path) -> None:
     url = dead_url()
-    async with running_service(tmp_path / "data", url) as service:
-        async with visit(browser, str(service.client.make_url("/"))) as page:
-            await expect(page.locator("#away-title")).to_have_text("ComfyUI does not answer")
-            await expect(page.locator("#away-steps")).to_contain_text(url)
-            assert await violations(page) == []
+    async with (
+        running_service(tmp_path / "data", url) as service,
+        visit(browser, str(service.client.make_url("/"))) as page,
+    ):
+        await expect(page.locator("#away-title")).to_have_text("ComfyUI does not answer")
+        await expect(page.locator("#away-steps")).to_contain_text(url)
+        assert await violations(page) == []
 
 
 async def test_with_keys_the_page_asks_for_one_and_shares_links(desk: Desk, browser: Browser, tmp_path: Path) -> None:
