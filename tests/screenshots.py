@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ class Album:
         await page.mouse.move(0, 0)
         path = self.folder / f"{name}.jpg"
         await page.screenshot(path=path, full_page=whole, type="jpeg", quality=QUALITY, animations="disabled")
-        print(path)
+        sys.stdout.write(f"{path}\n")
 
 
 async def main() -> None:
