@@ -105,5 +105,6 @@ export function joinedOf(clip) {
   const all = sources();
   const joins = [...clip.joins.keys()].map((index) => [index, sourceOf(clip, index, all)]).filter(([, source]) => source);
   const usable = pictures.filter((picture) => !picture.problem);
-  return joinOptions(joins, usable, isOnePerson());
+  const inOrder = [...usable.filter((picture) => picture.upload), ...usable.filter((picture) => picture.address)]; // of the form
+  return joinOptions(joins, inOrder, isOnePerson());
 }

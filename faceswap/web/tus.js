@@ -110,7 +110,7 @@ class Upload extends EventTarget {
       "Upload-Metadata": `filename ${base64(this.file.name)}`,
     };
     const response = await this.call("uploads", { method: "POST", headers });
-    this.id = response.headers.get("Location").split("/").pop();
+    this.id = (await response.json()).id;
     this.sent = 0;
     localStorage.setItem(this.item, this.id);
   }
