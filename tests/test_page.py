@@ -134,6 +134,12 @@ async def test_two_people_get_two_faces_by_clicking_and_one_frame_is_tried_first
         await expect(person(page, 0)).to_have_attribute("aria-label", "Person 1 in the clip, gets face B")
         await page.locator(".box").nth(1).click()
         await new_face(page, 0).click()
+        await page.get_by_label("Place in the clip").fill("0.5")
+        await page.locator("#try").click()
+        await expect(page.locator("#trial .view")).to_be_visible()
+        await compare_at(page, 20)
+        assert await violations(page) == []
+        await page.get_by_label("Back to the clip").click()
         await page.get_by_label("Start of the part").fill("0.25")
         await page.get_by_label("End of the part").fill("0.75")
         await page.locator("#start").click()
@@ -224,6 +230,28 @@ async def test_waiting_jobs_are_moved_and_cancelled(desk: Desk, browser: Browser
         await expect(page.locator("#active > li")).to_have_count(0)
 
 
+async def test_again_with_other_options_takes_the_clip_and_the_faces_of_the_job(desk: Desk, browser: Browser) -> None:
+    async with visit(browser, desk.url) as page:
+        await choose(page, desk.two)
+        await person(page, 1).click()
+        await person(page, 0).click()
+        await page.locator("#start").click()
+        await expect(page.locator("#job-state")).to_have_text("Done")
+        first = await desk.job("two.mp4")
+        await page.locator("#again").click()
+        await expect(page.locator("#wires path")).to_have_count(1)
+        await expect(person(page, 1)).to_have_attribute("aria-label", "Person 2 in the clip, gets face A")
+        await page.locator("#options > summary").click()
+        await page.get_by_label("Result as").select_option("gif")
+        await page.locator("#start").click()
+        await expect(page.locator("#job-state")).to_have_text("Done")
+        await expect(page.locator("img.after")).to_be_visible()
+        second = await desk.job("two.mp4")
+        assert second["prompt_id"] != first["prompt_id"]
+        assert second["options"] == {**first["options"], "format": "gif"}
+        assert second["result"].endswith(".gif")
+
+
 async def test_everything_works_with_the_keyboard_alone(desk: Desk, browser: Browser) -> None:
     async with visit(browser, desk.url) as page:
         await choose(page, desk.two, faces=(samples.FACE, samples.SCENE))
@@ -236,6 +264,10 @@ async def test_everything_works_with_the_keyboard_alone(desk: Desk, browser: Bro
         await reach(page, "#sources li:nth-child(2) .face")
         await page.keyboard.press("Enter")
         await expect(person(page, 0)).to_have_attribute("aria-label", "Person 1 in the clip, gets face B")
+        await reach(page, "#try")
+        await page.keyboard.press("Enter")
+        await expect(page.get_by_label("Before and after")).to_be_focused()
+        await page.keyboard.press("ArrowRight")
         await reach(page, "#start")
         await page.keyboard.press("Enter")
         await expect(page.locator("#job-state")).to_have_text("Done")
@@ -374,10 +406,10 @@ async def test_the_page_can_be_used_before_the_service_has_told_anything(desk: D
     async def hold(_: Route) -> None:
         """Never answer."""
 
-    async with visit(browser, "about:blank") as page:
+    async with visit(browser, desk.url) as page:
         await page.route("**/health", hold)
         await page.route("**/jobs?*", hold)
-        await page.goto(desk.url)
+        await page.reload()
         await choose(page, desk.one)
         await expect(page.locator("#start")).to_be_enabled()
 
@@ -414,7 +446,7 @@ async def test_with_keys_the_page_asks_for_one_and_shares_links(desk: Desk, brow
             await page.get_by_role("button", name="Share a link").click()
             await expect(page.locator("#shared-link")).to_have_value(re.compile(f"^{url}download/.*signature="))
             shared = await page.locator("#shared-link").input_value()
-        async with visit(browser, "about:blank") as stranger:
+        async with visit(browser, url) as stranger:
             answer = await stranger.request.get(shared)
             assert (answer.status, answer.headers["content-type"]) == (200, "video/mp4")
 
