@@ -35,6 +35,14 @@ QUICK = Timeouts(
 )
 """Pauses a test can wait for; the order of the bounds is that of the real ones."""
 
+
+class PlainServer(TestServer):
+    """A server whose handlers go on when their client is gone, as those of `faceswap serve` do."""
+
+    async def _make_runner(self, **options: Any) -> web.BaseRunner[Any]:
+        return await super()._make_runner(**{**options, "handler_cancellation": False})
+
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Middleware = Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]
 
@@ -212,6 +220,7 @@ async def running_service(
     *engines: EngineRig | str,
     timeouts: Timeouts = QUICK,
     headers: Mapping[str, str] | None = None,
+    server: type[TestServer] = TestServer,
     **settings: Any,
 ) -> AsyncIterator[ServiceRig]:
     """Yield a service in front of these engines, or addresses, ready for jobs. All its answers are to be described.
@@ -221,7 +230,7 @@ async def running_service(
     urls = tuple(URL(engine if isinstance(engine, str) else engine.url) for engine in engines)
     app = create_app(Settings(folder, comfyui_urls=urls, min_free_mb=0, **settings), timeouts)
     described = Described(app)
-    async with TestClient(TestServer(app), headers=headers) as client:
+    async with TestClient(server(app), headers=headers) as client:
         rig = ServiceRig(client, folder, described)
         await rig.ready(sum(isinstance(engine, EngineRig) for engine in engines))
         yield rig

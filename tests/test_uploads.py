@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -18,9 +19,11 @@ import pytest_asyncio
 from clips import make_clip
 from file_places import PLACES, Place, make_place
 from processes import dead_url, files_in
-from service_rig import ServiceRig, running_service
+from service_rig import PlainServer, ServiceRig, running_service
 from stored_jobs import sql
-from waiting import eventually, until
+from tus_clients import Cutter, random_cuts, start_tus_js
+from tusclient.client import TusClient
+from waiting import WAIT_S, eventually, until
 
 from faceswap import samples
 from faceswap.api import keys
@@ -103,7 +106,9 @@ async def rig(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Service
     folder = tmp_path_factory.mktemp("uploads")
     (folder / "keys").write_text(f"ann:{digest(ANN)}\nbob:{digest(BOB)}\n")
     settings = {"api_keys_file": folder / "keys", "max_upload_mb": 8, "rate_limit": 0}
-    async with running_service(folder / "data", dead_url(), headers={"X-API-Key": ANN}, **settings) as rig:
+    async with running_service(
+        folder / "data", dead_url(), headers={"X-API-Key": ANN}, server=PlainServer, **settings
+    ) as rig:
         yield rig
 
 
@@ -436,3 +441,44 @@ async def test_parts_that_nodes_stored_are_read_by_any(place: Place) -> None:
     assert not [name for name in place.stored() if "an-upload" in name]
     for files in (one, other):
         await files.close()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file that takes a while to upload."""
+    path = tmp_path_factory.mktemp("large") / "large.bin"
+    path.write_bytes(random.Random(10).randbytes(8 << 20))
+    return path
+
+
+async def content(rig: ServiceRig, upload_id: str) -> bytes:
+    """Return the bytes of an upload of Ann's."""
+    upload = await rig.client.app[keys.STORE].upload(upload_id, "ann")
+    return b"".join([bytes(part) async for part in rig.client.app[keys.FILES].read_parts(upload_id, upload.parts)])
+
+
+async def test_tus_js_client_goes_on_after_each_of_twenty_cuts(rig: ServiceRig, large: Path, tmp_path: Path) -> None:
+    cuts = random_cuts(random.Random(20), large.stat().st_size, 20)
+    async with Cutter(rig.client.port, cuts).running() as way:
+        process = await start_tus_js(large, f"http://127.0.0.1:{way.port}/uploads", tmp_path / "state", ANN)
+        async with asyncio.timeout(WAIT_S):
+            printed, errors = await process.communicate()
+        assert process.returncode == 0, errors.decode()
+    assert way.cuts == 20
+    assert await content(rig, printed.decode().strip().rpartition("/")[2]) == large.read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
+async def test_tuspy_goes_on_after_cuts(rig: ServiceRig, large: Path) -> None:
+    cuts = random_cuts(random.Random(5), large.stat().st_size, 5)
+    async with Cutter(rig.client.port, cuts).running() as way:
+        client = TusClient(f"http://127.0.0.1:{way.port}/uploads", headers={"X-API-Key": ANN})
+
+        def upload() -> str:
+            uploader = client.uploader(str(large), metadata={"filename": "ä.mp4"}, retries=100, retry_delay=0.05)
+            uploader.upload()
+            return str(uploader.url)
+
+        url = await asyncio.to_thread(upload)
+    assert way.cuts == 5
+    assert await content(rig, url.rpartition("/")[2]) == large.read_bytes()

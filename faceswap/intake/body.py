@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, StreamReader, web
 
 from ..errors import BadRequest, RequestTimeout, TooLarge, UnsupportedMedia
 
@@ -71,3 +71,24 @@ async def body_bytes(request: web.Request) -> bytes:
         raise
     except (OSError, web.RequestPayloadError):
         raise BadRequest("The request's body was cut off.", code="incomplete_body") from None
+
+
+async def bytes_to_the_cut(request: web.Request) -> bytes:
+    """Return the next bytes of a request's body as `body_bytes` does, all that arrived before it was cut off."""
+    try:
+        return await body_bytes(request)
+    except BadRequest:
+        if rest := _unread(request.content):
+            return rest
+        raise
+
+
+def _unread(content: StreamReader) -> bytes:
+    """Return the bytes that are still to be read of a body that was cut off: aiohttp tells of the cut first."""
+    error = content.exception()
+    content._exception = None
+    try:
+        return content.read_nowait()
+    finally:
+        if error is not None:
+            content.set_exception(error)

@@ -17,7 +17,7 @@ from ..jobs import new_prompt_id
 from ..metrics import RECEIVED_BYTES
 from ..store import LOCAL_HOLDER, Lease, Store, upload_lease
 from ..uploads import Upload
-from .body import BoundedBytes, body_bytes, send_continue
+from .body import BoundedBytes, bytes_to_the_cut, send_continue
 from .files import ROOM_CHECK_BYTES, Room, check_size
 
 STORE_BYTES = 32 * 1024 * 1024
@@ -103,7 +103,7 @@ class Uploads:
                 raise Conflict(detail, code="upload_offset_mismatch")
             missing = upload.length - upload.received
             announced = request.content_length
-            body = BoundedBytes(partial(body_bytes, request), announced or 0, missing)
+            body = BoundedBytes(partial(bytes_to_the_cut, request), announced or 0, missing)
             async with self._room.reserved(missing if announced is None else announced) as arrived:
                 await send_continue(request)
                 growth = _Growth(self._store, self._files, upload, self._ttl_s)

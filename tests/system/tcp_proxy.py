@@ -56,6 +56,9 @@ class TcpProxy:
             for writer in connection:
                 writer.transport.abort()
 
+    def saw_request_bytes(self, count: int) -> None:
+        """Take note of bytes that are about to be passed on."""
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Self]:
         """Listen on a free port."""
@@ -102,6 +105,8 @@ class TcpProxy:
             with contextlib.suppress(ConnectionError):
                 chunk = await reader.read(_CHUNK_BYTES)
             await self._passes.wait()
+            if not are_answers:
+                self.saw_request_bytes(len(chunk))
             if are_answers and self._loses_answers and chunk:
                 continue
             with contextlib.suppress(ConnectionError):
