@@ -34,9 +34,15 @@ def png(rgb: NDArray[np.uint8]) -> bytes:
 
 def heic(rgb: NDArray[np.uint8]) -> bytes:
     """Return a picture as the bytes of a HEIC."""
+    return photograph(rgb, "HEIF", 1)
+
+
+def photograph(rgb: NDArray[np.uint8], kind: str, orientation: int) -> bytes:
+    """Return a picture as the bytes of a `HEIF` or `AVIF` that asks to be turned (EXIF 2.32, tag 0x0112)."""
     pillow_heif.register_heif_opener()
-    file = io.BytesIO()
-    Image.fromarray(rgb).save(file, "HEIF", quality=95)
+    file, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(rgb).save(file, kind, quality=95, exif=exif.tobytes())
     return file.getvalue()
 
 

@@ -25,6 +25,7 @@ from faceswap import samples
 from faceswap.api import keys
 from faceswap.config import Settings
 from faceswap.jobs import Options
+from faceswap.media.stills import read_still
 
 ONE_LOOP = pytest.mark.asyncio(loop_scope="module")
 
@@ -166,6 +167,23 @@ async def test_a_heic_is_a_png_to_the_engine_and_to_its_owner(rig: ServiceRig, c
     (image,) = job.inputs.images
     assert image.sha256 == hashlib.sha256(png).hexdigest()
     assert (await rig.ended(prompt_id))["status"] == "SUCCESS"
+
+
+@ONE_LOOP
+@pytest.mark.parametrize(("kind", "media_type"), [("HEIF", "image/heic"), ("AVIF", "image/avif")])
+async def test_a_photograph_of_a_telephone_is_a_target_and_comes_back_upright(
+    rig: ServiceRig, tmp_path: Path, kind: str, media_type: str
+) -> None:
+    sideways = np.ascontiguousarray(np.rot90(face_pictures.group()))
+    status, answer = await submit(rig, face_pictures.photograph(sideways, kind, 6), FACE)
+    assert status == 200, answer
+    ended = await rig.ended(answer["prompt_id"])
+    assert (ended["status"], ended["media"]) == ("SUCCESS", "image"), ended
+    assert ended["result"].endswith(".jpg")
+    found, picture = read_still(await rig.download(ended, tmp_path / "result"))
+    assert (found, picture.shape[1::-1]) == ("jpeg", face_pictures.GROUP_SIZE)
+    async with rig.client.get(f"/jobs/{answer['prompt_id']}/video") as response:
+        assert (response.status, response.content_type) == (200, media_type)
 
 
 def test_what_means_nothing_to_the_embedded_engine_is_told() -> None:
