@@ -25,9 +25,11 @@ from faceswap.files import ERASURE, UPLOAD, Files, open_files
 from faceswap.files import s3 as s3_module
 from faceswap.files import shared as shared_module
 from faceswap.intake.files import FileSink, Room, new_input_folder
+from faceswap.intake.form import Submission
+from faceswap.intake.pictures import Pictures
 from faceswap.janitor import Janitor
-from faceswap.jobs import ImageFile, Inputs, Job, Segment
-from faceswap.media import MediaWorker
+from faceswap.jobs import ImageFile, Inputs, Job, Options, Segment
+from faceswap.media import ImageFacts, MediaWorker
 from faceswap.progress_reporter import ProgressReporter
 from faceswap.store import LOCAL_HOLDER, Store, join_lease
 
@@ -91,6 +93,36 @@ async def test_inputs_that_one_node_received_are_there_for_another(place: Place)
         assert (await files.local_video("job", inputs_of())).read_bytes() == VIDEO
         assert files.images("job", inputs_of())[0].read_bytes() == FACE
     assert not await other.fetch_inputs("another job", inputs_of())
+
+
+class Converter:
+    """Stands for the media worker: every picture is a HEIC with one face, and a PNG afterwards."""
+
+    async def probe_image(self, path: Path) -> ImageFacts:
+        return ImageFacts(64, 64, "heif", 1)
+
+    async def convert_image(self, path: Path, out: Path) -> None:
+        out.write_bytes(b"\x89PNG of " + path.read_bytes())
+
+
+async def test_a_picture_that_was_converted_takes_the_place_of_the_one_received(place: Place) -> None:
+    one, other = await place.started(), await place.started("other")
+    await receive(one, "job")
+    received = ImageFile("image.png", os.urandom(32).hex())
+    unused = dict.fromkeys(Submission.__slots__)
+    submission: Submission = a_record(Submission, **unused | {"images": (received,), "options": Options()})
+    submission, warnings = await Pictures(one, Converter()).check(submission, "job")  # type: ignore[arg-type]
+    (image,) = submission.images
+    png = b"\x89PNG of " + FACE
+    assert (image.sha256, warnings) == (hashlib.sha256(png).hexdigest(), ())
+    await one.accept_upload("job")
+    inputs = replace(inputs_of(), images=(image,))
+    for files in (one, other):
+        assert await files.fetch_inputs("job", inputs)
+        assert files.images("job", inputs)[0].read_bytes() == png
+    assert {path.name for path in one.inputs("job").iterdir()} == {"video.mp4", image.file}
+    await one.delete_inputs("job")
+    assert not [name for name in place.stored() if name.startswith("inputs/")]
 
 
 async def test_an_input_is_found_where_it_lies(place: Place) -> None:
