@@ -127,7 +127,11 @@ def test_a_face_that_comes_into_view_later_fades_in() -> None:
     assert seen[:FADE_IN] == [k / FADE_IN for k in range(1, FADE_IN + 1)]
 
 
-def test_a_small_face_in_a_clip_is_found_after_a_while() -> None:
+def test_a_small_face_in_a_clip_is_found_after_a_while_and_in_the_first_frame_at_once() -> None:
     canvas = on_canvas(read_image(ASTRONAUT), 0.25, 1500, 600, (1920, 1080))
+    assert [track.raw.tolist() for track in Tracker(1)(canvas)] == [
+        face.landmarks.tolist() for face in find_faces(canvas)
+    ]
     tracker = Tracker(1)
+    tracker(np.zeros_like(canvas))
     assert any(tracker(canvas) for _ in range(120))

@@ -25,6 +25,8 @@ from faceswap.workflow import Workflow
 ROOT = Path(__file__).parent.parent
 FRAMES = int(os.environ.get("FACESWAP_CROSSING_FRAMES", "14"))
 """Frames of each clip, which begins shortly before a crossing; `make crossing` takes more."""
+FRONTS = ("astronaut", "hopper")[: 1 if FRAMES < PERIOD else 2]
+"""Who passes in front: first, who is numbered second, so that the first is the one who is lost."""
 SIZE = (640, 360)
 OTHER = {"astronaut": "hopper", "hopper": "astronaut"}
 
@@ -41,7 +43,7 @@ def test_each_person_keeps_the_right_face_through_a_crossing(tmp_path: Path) -> 
     sources = {person: SourceFace.from_image(picture) for person, picture in pictures.items()}
     people = {person: embedding(picture) for person, picture in pictures.items()}
     right = judged = 0
-    for front in OTHER:
+    for front in FRONTS:
         scenes = list(crossing(FRAMES, SIZE, front=front, first=6))
         order = by_size(scenes[0])
         swapper = FaceSwapper([sources[OTHER[person]] for person in order], (0, 1), 24.0)
@@ -64,7 +66,7 @@ def test_each_person_keeps_the_right_face_through_a_crossing(tmp_path: Path) -> 
                     shown = embedding(around(scene, frame, person))
                     judged += 1
                     right += int(np.argmin([distance(shown, outcome) for outcome in outcomes[person]])) == 0
-    assert judged >= FRAMES
+    assert judged >= FRAMES // 2 * len(FRONTS)
     assert right >= 0.98 * judged
 
 

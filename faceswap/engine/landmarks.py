@@ -86,11 +86,7 @@ def find_faces(bgr: Image, max_faces: int = 16) -> list[Face]:
     where the whole picture shows none.
     """
     finder = _Finder()
-    found: list[Points] = []
-    for boxes in _detection_passes(finder, bgr):
-        finder.add(bgr, boxes, found, max_faces)
-        if found:
-            break
+    found = _find_thoroughly(finder, bgr, max_faces)
     found.sort(key=_area, reverse=True)
     return [Face(points, finder.score(bgr, points)) for points in found]
 
@@ -135,7 +131,13 @@ class Tracker:
         return self._frames % (DETECT_EVERY if any_known and not searched else 2) == 0
 
     def _detect_new(self, bgr: Image, found: list[Points], lost: list[_Followed]) -> list[_Followed]:
-        """Find faces beside `found`; one at the place of a lost face is taken for that face."""
+        """Find faces beside `found`; one at the place of a lost face is taken for that face.
+
+        The first frame is looked at as a still is: it may be one, and its faces are those that people choose from.
+        """
+        if self._frames == 0:
+            found += _find_thoroughly(self._finder, bgr, self._max_faces)
+            return [self._followed_at(points, lost) for points in found]
         known = len(found)
         boxes = self._finder.detect(bgr)
         if not known and not len(boxes):
@@ -280,6 +282,16 @@ class _OneEuro:
 def _weight(cutoff: Any, seconds: float) -> Any:
     """Return the share of a new value in a first-order low-pass filter."""
     return 1 / (1 + 1 / (2 * np.pi * cutoff * seconds))
+
+
+def _find_thoroughly(finder: _Finder, bgr: Image, max_faces: int) -> list[Points]:
+    """Return the faces of the first pass that shows any."""
+    found: list[Points] = []
+    for boxes in _detection_passes(finder, bgr):
+        finder.add(bgr, boxes, found, max_faces)
+        if found:
+            break
+    return found
 
 
 def _detection_passes(finder: _Finder, bgr: Image) -> Iterator[Box]:
