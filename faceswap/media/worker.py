@@ -367,7 +367,7 @@ class MediaWorker:
         """Replace a joined result by one of another `kind`; see `convert.convert`. Raises JobFailure."""
         arguments = {"path": path, "source": source, "kind": kind, "crf": crf, "prompt_id": prompt_id}
         timeout = JOIN_TIMEOUT_S + frame_count / CONVERT_FRAMES_A_SECOND
-        return await self._write_result("convert", arguments, path, timeout)
+        return await self._write_result("convert", arguments, path, timeout, self._preparations)
 
     async def make_still(self, source: Path, out: Path, at: float | None) -> None:
         """Make the picture that is to be changed, as a PNG; see `picture.make_still`. Raises JobFailure."""
@@ -400,11 +400,18 @@ class MediaWorker:
         }
         return await self._write_result("finish_picture", arguments, out, JOIN_TIMEOUT_S)
 
-    async def _write_result(self, call: str, arguments: dict[str, Any], out: Path, timeout: float) -> JoinFacts:
+    async def _write_result(
+        self,
+        call: str,
+        arguments: dict[str, Any],
+        out: Path,
+        timeout: float,
+        slots: asyncio.Semaphore | None = None,
+    ) -> JoinFacts:
         """Have a result written to `out`, signed where that is wanted."""
         signing = asdict(self._marking.signing) if self._marking.signing else None
         try:
-            return JoinFacts.from_json(await self._check(call, {**arguments, "signing": signing}, timeout))
+            return JoinFacts.from_json(await self._check(call, {**arguments, "signing": signing}, timeout, slots))
         finally:
             for path in (partial_path(out), unsigned_path(out)):
                 await asyncio.to_thread(path.unlink, missing_ok=True)
