@@ -186,7 +186,9 @@ def marking_of(settings: Settings) -> Marking:
     cert, key = settings.c2pa_cert, settings.c2pa_key
     if bool(cert) != bool(key):
         raise ConfigError("FACESWAP_C2PA_CERT and FACESWAP_C2PA_KEY are set together, or neither")
-    return Marking(settings.label, settings.watermark, Signing(cert, key) if cert and key else None)
+    signing = Signing(cert, key) if cert and key else None
+    is_embedded = not settings.comfyui_urls
+    return Marking(settings.label, settings.watermark, signing, pictures=settings.watermark or is_embedded)
 
 
 async def _check_signing(settings: Settings, media: MediaWorker) -> None:

@@ -130,8 +130,8 @@ class Reader:
 
 def _pattern(payload: bytes, size: tuple[int, int]) -> Iterator[Floats]:
     """Yield the pattern of the U and of the V plane, of root mean square 1, on the grid as it lies in such frames."""
-    bits = _encoded(payload)
-    planes, rows, columns, positions, signs = _carriers()
+    bits = encoded(payload)
+    planes, rows, columns, positions, signs = carriers()
     spectrum = np.zeros((2, *GRID), np.float32)
     spectrum[planes, rows, columns] = signs * bits[positions]
     for plane in spectrum:
@@ -141,7 +141,7 @@ def _pattern(payload: bytes, size: tuple[int, int]) -> Iterator[Floats]:
 
 
 @functools.cache
-def _carriers() -> NDArray[np.int64]:
+def carriers() -> NDArray[np.int64]:
     """Return the carriers as five rows: plane, row and column in the spectrum, the bit that each holds, its sign."""
     short, long = FREQUENCIES
     places = [
@@ -170,14 +170,14 @@ def _words() -> Floats:
     return 2 * (np.array(words)[:, None] >> np.arange(WORD_BITS) & 1).astype(np.float32) - 1
 
 
-def _encoded(payload: bytes) -> Floats:
+def encoded(payload: bytes) -> Floats:
     """Return the bits of the code for a payload and its check, ±1."""
     number = int.from_bytes(payload + zlib.crc32(payload).to_bytes(CHECK_BYTES))
     messages = [number >> shift & 0xFFF for shift in range(0, CODE_BITS * MESSAGE_BITS // WORD_BITS, MESSAGE_BITS)]
     return _words()[messages].ravel()
 
 
-def _decoded(bits: Floats) -> bytes | None:
+def decoded(bits: Floats) -> bytes | None:
     """Return the payload that bits, of any scale and some of them wrong, stand for; None if the check fails."""
     messages = np.argmax(bits.reshape(-1, WORD_BITS) @ _words().T, axis=1)
     number = sum(int(message) << MESSAGE_BITS * place for place, message in enumerate(messages))
@@ -203,13 +203,13 @@ def _changes(cells: Floats, span: int) -> Floats:
 
 def _search(spectra: Floats) -> bytes | None:
     """Return the payload in spectra (spans, phases, 2, H, W), at any of them and of either sign."""
-    planes, rows, columns, positions, signs = _carriers()
+    planes, rows, columns, positions, signs = carriers()
     for spectrum in spectra.reshape(-1, *spectra.shape[2:]):
         usual = np.stack([cv2.blur(plane**2, (NEIGHBOURS, NEIGHBOURS)) for plane in spectrum])
         values = signs * (spectrum / np.sqrt(usual + np.finfo(np.float32).tiny))[planes, rows, columns]
         bits = np.bincount(positions, values, CODE_BITS).astype(np.float32)
         for sign in (1, -1):
-            found = _decoded(sign * bits)
+            found = decoded(sign * bits)
             if found is not None:
                 return found
     return None

@@ -11,7 +11,7 @@ import clips
 import cv2
 import numpy as np
 import pytest
-from media_samples import ASTRONAUT, read_image
+from media_samples import ASTRONAUT, GRACE_HOPPER, read_image
 from PIL import Image, ImageCms
 from signing import make_identity
 
@@ -35,8 +35,8 @@ def written(path: Path, picture: np.ndarray[Any, Any]) -> Path:
 
 
 def finish(result: Path, source: Path, out: Path, **given: Any) -> Any:
-    arguments = {"kind": "png", "crf": 20, "prompt_id": clips.JOB, "label": "", "signing": None, **given}
-    return finish_picture(result, source, out, **arguments)
+    plain = {"kind": "png", "crf": 20, "prompt_id": clips.JOB, "label": "", "payload": None, "signing": None}
+    return finish_picture(result, source, out, **{**plain, **given})
 
 
 @pytest.mark.parametrize(
@@ -136,6 +136,35 @@ def test_colours_are_meant_as_those_of_the_picture_were(tmp_path: Path) -> None:
     finish(ASTRONAUT, written(tmp_path / "plain.png", read_image(ASTRONAUT)), tmp_path / "out")
     with Image.open(tmp_path / "out") as image:
         assert "icc_profile" not in image.info
+
+
+PAYLOAD = "5fb4bde01d0c4c1a"
+
+
+@pytest.mark.parametrize("source", [ASTRONAUT, GRACE_HOPPER], ids=lambda path: path.stem)
+def test_a_watermark_is_read_from_copies_of_a_picture(tmp_path: Path, source: Path) -> None:
+    shown = read_image(source)
+    plain = written(tmp_path / "plain.png", shown)
+    assert examine(plain).watermark is None
+    finish(plain, plain, tmp_path / "marked", payload=PAYLOAD)
+    marked = read_image(tmp_path / "marked")
+    assert cv2.PSNR(marked, shown) > 46
+    half = cv2.resize(marked, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    for name, picture, settings in (
+        ("same.png", marked, []),
+        ("coarse.jpg", marked, [cv2.IMWRITE_JPEG_QUALITY, 60]),
+        ("coarse.webp", marked, [cv2.IMWRITE_WEBP_QUALITY, 70]),
+        ("half.jpg", half, [cv2.IMWRITE_JPEG_QUALITY, 85]),
+    ):
+        assert cv2.imwrite(str(tmp_path / name), picture, settings)
+        assert examine(tmp_path / name).watermark == PAYLOAD, name
+
+
+def test_a_picture_that_is_too_small_for_a_watermark_stays_as_it_is(tmp_path: Path) -> None:
+    small = np.asarray(read_image(ASTRONAUT)[:60, :100])
+    finish(written(tmp_path / "small.png", small), ASTRONAUT, tmp_path / "out", payload=PAYLOAD)
+    assert np.array_equal(read_image(tmp_path / "out"), small)
+    assert examine(tmp_path / "out").watermark is None
 
 
 def test_quality_follows_crf() -> None:

@@ -10,23 +10,30 @@ from av.video.frame import VideoFrame
 
 from ..errors import UnsupportedMedia
 from ..watermark import Plane, Reader
+from . import still_watermark
 from .credentials import read_credentials
 from .facts import Provenance
-from .stills import is_still
+from .stills import is_still, read_still
 from .tag import read_tag
 from .timeline import decoded, open_picture
 
 
 def examine(path: Path) -> Provenance:
-    """Return the tag, the credentials and the watermark of a video, or of a picture, which has no watermark.
+    """Return the tag, the credentials and the watermark of a video or picture. Raises Problem.
 
-    Raises Problem (`not_a_video`).
+    Its code is `not_a_video`, or one of `read_still`.
     """
     try:
-        mark = None if is_still(path) else read_watermark(path)
+        mark = read_still_watermark(path) if is_still(path) else read_watermark(path)
         return Provenance(read_tag(path), read_credentials(path), mark)
     except (av.FFmpegError, UnicodeError) as error:
         raise UnsupportedMedia("The file is not a video or picture that can be read.", code="not_a_video") from error
+
+
+def read_still_watermark(path: Path) -> str | None:
+    """Return the payload of a still picture's watermark in hexadecimal."""
+    found = still_watermark.read(read_still(path)[1])
+    return found.hex() if found else None
 
 
 def read_watermark(path: Path) -> str | None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .. import durable
 from ..errors import JobFailure, Problem
 from ..label import Label
+from . import still_watermark
 from .compare import Reference, blocks, grid
 from .facts import JoinFacts, StillFacts, Verdict
 from .frames import decode_frames
@@ -132,17 +133,20 @@ def finish_picture(
     crf: int,
     prompt_id: str,
     label: str,
+    payload: str | None,
     signing: tuple[Path, Path] | None,
 ) -> JoinFacts:
     """Write the engine's picture to `out` as `kind` (png, jpg, webp), with a label unless it is empty.
 
-    It keeps the colour profile of `source`, says that job `prompt_id` made it, and is signed with the certificate and
-    key in `signing`. `out` appears complete or not at all. Raises JobFailure (`output_damaged`, `disk_full`,
-    `not_signed`).
+    It gets a watermark of `payload` (hexadecimal) unless that is None, keeps the colour profile of `source`, says that
+    job `prompt_id` made it, and is signed with the certificate and key in `signing`. `out` appears complete or not at
+    all. Raises JobFailure (`output_damaged`, `disk_full`, `not_signed`).
     """
     picture = _read(result)
     if label:
         Label(label, (picture.shape[1], picture.shape[0])).draw(picture)
+    if payload is not None:
+        still_watermark.draw(picture, bytes.fromhex(payload))
     partial, unsigned = partial_path(out), unsigned_path(out)
     try:
         with disk_full_fails_the_job():

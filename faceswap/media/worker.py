@@ -87,14 +87,16 @@ class Signing:
 class Marking:
     """The way in which results are made known as such, beside their metadata.
 
-    label    text in the picture, empty for none
-    always   encode ComfyUI's pictures once more for the watermark, which the embedded engine draws itself
-    signing  certificate and key of their content credentials
+    label     text in the picture, empty for none
+    always    encode ComfyUI's pictures once more for the watermark, which the embedded engine draws itself
+    signing   certificate and key of their content credentials
+    pictures  draw a watermark into still pictures
     """
 
     label: str = ""
     always: bool = False
     signing: Signing | None = None
+    pictures: bool = False
 
 
 class ChildError(Exception):
@@ -397,6 +399,7 @@ class MediaWorker:
             "crf": crf,
             "prompt_id": prompt_id,
             "label": self._marking.label,
+            "payload": payload_of(prompt_id).hex() if self._marking.pictures else None,
         }
         return await self._write_result("finish_picture", arguments, out, JOIN_TIMEOUT_S)
 
