@@ -10,15 +10,24 @@ from aiohttp import web
 
 from faceswap.api.openapi import DOCUMENT
 
+_known: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
+"""The documents there have been, nearly always one, each with what validates its schemas."""
+
 
 class Described:
     """The description of a service, and what did not agree with it."""
 
     def __init__(self, app: web.Application) -> None:
-        self.document = json.loads(json.dumps(app[DOCUMENT]))
+        text = json.dumps(app[DOCUMENT])
+        if text not in _known:
+            _known[text] = json.loads(text), {}
+        self.document, self._validators = _known[text]
         self.faults: list[str] = []
-        self._validators: dict[str, Any] = {}
         app.on_response_prepare.append(self._check)
+
+    def hold_against(self, document: dict[str, Any]) -> None:
+        """Hold answers against another document from now on."""
+        self.document, self._validators = document, {}
 
     def schema_errors(self, pointer: str, value: object) -> list[str]:
         """Return why a value is not of the schema at a place in the document."""

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -51,15 +52,19 @@ class Mutation:
     now: str
     tests: tuple[str, ...]
 
-    def apply(self, root: Path) -> None:
-        """Change the file under `root`. Raises ValueError where the text does not occur exactly once."""
-        path = root / self.file
-        text = path.read_text(encoding="utf-8")
+    def broken(self, text: str) -> str:
+        """Return the file's text with the line broken. Raises ValueError where it does not occur exactly once."""
         if text.count(self.was) != 1 or self.was == self.now:
             raise ValueError(f"{self.file}: occurs {text.count(self.was)} times: {self.was!r}")
-        path.write_text(text.replace(self.was, self.now), encoding="utf-8")
+        return text.replace(self.was, self.now)
+
+    def apply(self, root: Path) -> None:
+        """Change the file under `root`."""
+        path = root / self.file
+        path.write_text(self.broken(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
+@cache
 def mutations() -> list[Mutation]:
     """Read all mutations of the list."""
     entries = tomllib.loads(LIST.read_text(encoding="utf-8"))["mutation"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import dataclasses
 import inspect
 import itertools
@@ -176,9 +177,10 @@ async def test_a_webhook_is_as_described(tmp_path: Path) -> None:
 
 async def test_an_answer_that_is_not_described_is_noticed(tmp_path: Path) -> None:
     async with running_service(tmp_path) as service:
-        schemas = service.described.document["components"]["schemas"]
-        schemas["Live"] = {"properties": {"status": {"const": "dead"}}}
-        service.described.document["paths"]["/readyz"]["get"]["responses"] = {}
+        document = copy.deepcopy(service.described.document)
+        document["components"]["schemas"]["Live"] = {"properties": {"status": {"const": "dead"}}}
+        document["paths"]["/readyz"]["get"]["responses"] = {}
+        service.described.hold_against(document)
         await service.get("/livez")
         async with service.client.get("/readyz") as response:
             status = response.status

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,13 +14,16 @@ WAIT_S = float(os.environ.get("WAIT_S", "120"))
 `make mutate`, where waiting in vain is what is expected, has less patience.
 """
 POLL_S = 0.02
+LATER = 0.1
+"""The share of the time waited that may pass until the next look: a busy machine has better to do than to look."""
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]]) -> Any:
     """Wait until a condition holds; returns what it gave."""
+    started = time.monotonic()
     async with asyncio.timeout(WAIT_S):
         while not (result := await condition()):
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(max(POLL_S, LATER * (time.monotonic() - started)))
         return result
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from aiohttp import web
@@ -24,9 +25,25 @@ TAGS: Mapping[str, str] = {
     "service": "The service itself",
 }
 DOCUMENT: web.AppKey[Mapping[str, Any]] = web.AppKey("openapi document")
+
+
+class _Sent:
+    """The two forms in which the document is sent, made when they are first asked for."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        self._document = document
+
+    @cached_property
+    def json(self) -> bytes:
+        return json.dumps(self._document, ensure_ascii=False).encode()
+
+    @cached_property
+    def page(self) -> str:
+        return page(self._document)
+
+
 _PROBLEM_HEADERS: Mapping[int, str] = {401: "WWW-Authenticate", 429: "Retry-After", 503: "Retry-After"}
-_ENCODED = web.AppKey("openapi document as sent", bytes)
-_PAGE = web.AppKey("page of the description", str)
+_SENT = web.AppKey("openapi document as sent", _Sent)
 
 _DESCRIPTION = (
     "Swap faces in videos. A job is submitted, followed by its events or by asking for its status, and fetched."
@@ -37,21 +54,20 @@ _DESCRIPTION = (
 
 def add_description(app: web.Application) -> None:
     """Describe the routes that the application has by now."""
-    app[DOCUMENT] = document = describe(app)
-    app[_ENCODED] = json.dumps(document, ensure_ascii=False).encode()
-    app[_PAGE] = page(document)
+    app[DOCUMENT] = describe(app)
+    app[_SENT] = _Sent(app[DOCUMENT])
 
 
 async def get_openapi(request: web.Request) -> web.Response:
     """Send this description: OpenAPI 3.1."""
-    body = request.app[_ENCODED]
+    body = request.app[_SENT].json
     etag = hashlib.blake2b(body, digest_size=12).hexdigest()
     return web.Response(body=body, content_type="application/json", headers={"ETag": f'"{etag}"'})
 
 
 async def get_docs(request: web.Request) -> web.Response:
     """Send this description as a page to read."""
-    return web.Response(text=request.app[_PAGE], content_type="text/html", headers=PAGE_HEADERS)
+    return web.Response(text=request.app[_SENT].page, content_type="text/html", headers=PAGE_HEADERS)
 
 
 def routes(app: web.Application) -> Iterator[tuple[str, str, web.AbstractRoute]]:

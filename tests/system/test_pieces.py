@@ -69,15 +69,15 @@ async def test_comfyui_decodes_little_in_vain_and_every_frame_comes_back(
         options = {"frame_rate": rate} if rate else {}
         result = await finished(service, clip, tmp_path / "result.mp4", **options)
         prompts = engines[0].loads
-    shown, count = read_numbers(clip), len(read_numbers(result))
-    indices = read_timeline(clip).shown(Fraction(rate) if rate else None, 0, count)
-    assert read_numbers(result) == [shown[index] for index in indices]
+    shown, numbers = read_numbers(clip), read_numbers(result)
+    indices = read_timeline(clip).shown(Fraction(rate) if rate else None, 0, len(numbers))
+    assert numbers == [shown[index] for index in indices]
     assert list(map(len, sound_packets(result))) == list(map(len, sound_packets(clip))) == [len(sound_packets(clip)[0])]
     assert {prompt["force_rate"] for prompt in prompts} == {0}
     assert [whole(prompt) for prompt in prompts] == [not rate and number < 3 for number in range(len(prompts))]
     in_vain = [prompt["skip_first_frames"] for prompt in prompts if not whole(prompt)]
     assert max(in_vain) <= LEAD_FRAMES + KEY_FRAME_EVERY + 1
-    assert len(prompts) == -(-count // SEGMENT) > 2
+    assert len(prompts) == -(-len(numbers) // SEGMENT) > 2
 
 
 async def test_an_engine_that_seeks_gets_the_whole_video_once(tmp_path: Path) -> None:
