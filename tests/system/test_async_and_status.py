@@ -155,12 +155,23 @@ async def test_waiting_for_a_job_that_ended_answers_at_once(api: Api) -> None:
 @on_both_databases
 async def test_waiting_answers_when_something_changes(idle: Api) -> None:
     prompt_id = await idle.submit()
+    await unchanging(idle, prompt_id)
     waiting = asyncio.create_task(idle.get(f"/status/{prompt_id}?wait=60"))
     await watched(idle)
     assert not waiting.done()
     await idle.post(f"/jobs/{prompt_id}/cancel")
     async with asyncio.timeout(AT_ONCE_S):
         assert (await waiting).json["status"] == "CANCELLED"
+
+
+async def unchanging(idle: Api, prompt_id: str) -> None:
+    """Wait until a job changes no more by itself: it has been told that no engine is there."""
+
+    async def told() -> bool:
+        status = await idle.status(prompt_id)
+        return "the job waits" in status["progress"]["step"] and bool(status["updated_at"] > status["created_at"])
+
+    await eventually(told)
 
 
 async def watched(api: Api) -> None:
@@ -175,6 +186,7 @@ async def watched(api: Api) -> None:
 @on_both_databases
 async def test_waiting_answers_when_the_place_in_the_queue_changes(idle: Api) -> None:
     first, second = [await idle.submit() for _ in range(2)]
+    await unchanging(idle, second)
     place = (await idle.status(second))["queue_position"]
     waiting = asyncio.create_task(idle.get(f"/status/{second}?wait=60"))
     await watched(idle)
@@ -192,13 +204,7 @@ async def test_waiting_with_an_older_entity_tag_answers_at_once(idle: Api) -> No
 
 async def test_waiting_ends_after_its_time(idle: Api) -> None:
     prompt_id = await idle.submit()
-
-    async def told() -> bool:
-        status = await idle.status(prompt_id)
-        return "the job waits" in status["progress"]["step"] and bool(status["updated_at"] > status["created_at"])
-
-    # Until then it changes: no engine is there, and it is told so.
-    await eventually(told)
+    await unchanging(idle, prompt_id)
     etag = (await idle.get(f"/status/{prompt_id}")).headers["ETag"]
     started = time.monotonic()
     assert (await idle.get(f"/status/{prompt_id}?wait=0.3")).status == 200
