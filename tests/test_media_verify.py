@@ -132,7 +132,8 @@ def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_real_swap_is_seen_or_cannot_be_told(tmp_path: Path, portrait: Path, crf: int, least: float | None) -> None:
     face = SourceFace.from_image(cv2.imread(str(media_samples.GRACE_HOPPER)))
     count = SwapCount()
-    frames = SwappedClip(Clip(probe(portrait), Selection()), lambda: FaceSwapper([face], [0], frame_rate=24.0), count)
+    clip = Clip(probe(portrait), Selection())
+    frames = SwappedClip(clip, lambda: FaceSwapper([face], [0], frame_rate=24.0), count, {0: face})
     result = tmp_path / "r.mp4"
     encode(frames, result, Fraction(24), Encoding(crf), lambda number, frame: None)
     assert count == SwapCount(24, 24)

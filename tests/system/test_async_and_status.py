@@ -40,6 +40,7 @@ def check_accepted(answer: Answer, status: int) -> None:
         "status": "QUEUED",
         "message": f"Face swap workflow queued successfully. Use /status/{prompt_id} to check progress.",
         "status_url": f"/status/{prompt_id}",
+        "warnings": [],
     }
 
 
@@ -104,6 +105,9 @@ async def test_the_status_of_a_finished_job_tells_everything(api: Api) -> None:
         "warnings": [],
         "bytes": len(answer.body),
         "consent": None,
+        "label": None,
+        "media": "video",
+        "wait_seconds": None,
         "trace_id": None,
     }
 

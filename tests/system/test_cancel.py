@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -147,10 +148,10 @@ async def test_while_it_is_joined(clip: Path, tmp_path: Path, own_database: dict
         media = service.client.app[keys.SCHEDULER]._assembly._media
         join, reached, may_join = media.join, asyncio.Event(), asyncio.Event()
 
-        async def slow_join(*arguments: object) -> JoinFacts:
+        async def slow_join(*arguments: Any, **named: Any) -> JoinFacts:
             reached.set()
             await may_join.wait()
-            return await join(*arguments)
+            return await join(*arguments, **named)
 
         media.join = slow_join
         prompt_id = await service.post(clip)

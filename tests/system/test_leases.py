@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clips import make_clip, read_numbers
@@ -73,10 +74,10 @@ async def test_a_join_whose_lease_was_lost_is_begun_again(
     async with service_and_engines(tmp_path, paint=True, timeouts=TIMEOUTS) as (service, _):
         database = service.client.app[keys.FILES].database
 
-        async def join_and_lose(*arguments: object) -> JoinFacts:
+        async def join_and_lose(*arguments: Any, **named: Any) -> JoinFacts:
             nonlocal joins, stolen
             joins += 1
-            facts: JoinFacts = await join(*arguments)  # type: ignore[arg-type]
+            facts: JoinFacts = await join(*arguments, **named)
             if not stolen:
                 stolen = True
                 await steal(database, "join:%")

@@ -133,9 +133,9 @@ async def test_the_copy_for_pieces_is_made_once_and_again_when_it_is_gone(
     made: list[Path] = []
     prepare = MediaWorker.prepare
 
-    async def counted(self: MediaWorker, source: Path, out: Path, *arguments: Any) -> None:
+    async def counted(self: MediaWorker, source: Path, out: Path, *arguments: Any, **named: Any) -> None:
         made.append(out)
-        await prepare(self, source, out, *arguments)
+        await prepare(self, source, out, *arguments, **named)
 
     monkeypatch.setattr(MediaWorker, "prepare", counted)
     clip = CLIPS["one group"](tmp_path)

@@ -62,6 +62,7 @@ def check_story(events: list[Told], prompt_id: str) -> None:
         "status_url": f"/status/{prompt_id}",
         "events_url": f"/events/{prompt_id}",
         "queue_position": 1,
+        "warnings": [],
     }
     executing = [event.data for event in events if event.type == "executing"]
     assert executing and all(data.keys() == {"node", "title", "message"} for data in executing)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
-import cv2
-import numpy as np
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from clips import make_clip
@@ -20,6 +19,7 @@ from system.book import Book, name_of, server_error
 from system.proxy import Ledger
 
 from faceswap.client import FaceSwap, FaceSwapError, JobEvent
+from faceswap.samples import FACE
 
 CLIP_FRAMES = (4, 9, 16)
 AT_ONCE = 6
@@ -40,8 +40,8 @@ class Users:
         self._rng = rng
         self._url = url
         self._clips = [make_clip(folder / f"{frames}.mp4", frames, sounds=["aac"]) for frames in CLIP_FRAMES]
-        self._face = folder / "face.png"
-        cv2.imwrite(str(self._face), np.full((64, 64, 3), 128, np.uint8))
+        self._face = folder / FACE.name
+        shutil.copyfile(FACE, self._face)
         self._media_url = ""
         self._watching: set[asyncio.Task[None]] = set()
 
