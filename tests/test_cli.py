@@ -305,9 +305,9 @@ def test_jobs_are_listed_watched_cancelled_and_retried(
     assert "100.0%  6/6 frames" in err
 
     _, out, _ = ask(["jobs", "--label", "from the tests"], capsys)
-    head, *rows = out.splitlines()
+    head, row = out.splitlines()
     assert head.split() == ["ID", "STATUS", "DONE", "NAME", "STEP"]
-    assert [prompt_id, "SUCCESS", "100%"] in [row.split()[:3] for row in rows]
+    assert row.split()[:3] == [prompt_id, "SUCCESS", "100%"]
     _, out, _ = ask(["jobs", "--status", "success", "--limit", "1", "--json"], capsys)
     assert json.loads(out)["status"] == "SUCCESS"
     assert ask(["jobs", "--status", "lost"], capsys)[0] == 2
@@ -317,3 +317,23 @@ def test_jobs_are_listed_watched_cancelled_and_retried(
     assert ask(["retry", prompt_id], capsys)[0] == 1
     status, _, err = ask(["watch", "no-such-job"], capsys)
     assert (status, err.startswith("faceswap: ")) == (1, True)
+
+
+def test_faces_are_shown_with_the_numbers_that_options_mean(
+    service: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = ask(["faces", FACE, "--url", service, "--thumbnails", str(tmp_path / "faces")], capsys)
+    head, row = out.splitlines()
+    assert (status, head.split(), row.split()[0]) == (0, ["FACE", "AT", "SIZE", "SURE"], "0")
+    assert frames(tmp_path / "faces" / "face-0.jpg") == 1
+    status, out, _ = ask(["faces", clip, "--at", "2", "--url", service, "--json"], capsys)
+    assert (status, json.loads(out)["at"], len(json.loads(out)["faces"])) == (0, 2.0, 1)
+
+
+def test_the_name_of_the_result_says_its_format(service: str, clip: str, tmp_path: Path) -> None:
+    """A trial frame, which is a picture, for a name that is one."""
+    trial = tmp_path / "trial.jpg"
+    assert main(["swap", "--image", FACE, clip, "-o", str(trial), "--option", "at=1", "--url", service]) == 0
+    with av.open(str(trial)) as picture:
+        assert picture.streams.video[0].codec_context.name == "mjpeg"
+    assert main(["swap", "--image", FACE, clip, "-o", str(tmp_path / "x.png"), "--url", service]) == 2

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 
 import faceswap
 from faceswap import blocking
-from faceswap.api.schemas import STATUS
+from faceswap.api.schemas import SCHEMAS
 from faceswap.client import (
     MAX_EVENT_CHARS,
     EventStreamParser,
+    Face,
+    Faces,
     FaceSwap,
     FaceSwapError,
     JobFailed,
@@ -487,8 +489,10 @@ def test_the_blocking_client_has_all_that_the_other_has() -> None:
     assert public == {name for name in vars(blocking.FaceSwap) if not name.startswith("_")}
 
 
-def test_a_status_has_the_fields_of_the_description() -> None:
-    assert set(JobStatus.__annotations__) >= set(STATUS["properties"])
+@pytest.mark.parametrize(("document", "schema"), [(JobStatus, "Status"), (Faces, "Faces"), (Face, "Face")])
+def test_an_answer_has_the_fields_of_the_description(document: type, schema: str) -> None:
+    described = SCHEMAS["Faces"]["properties"]["faces"]["items"] if schema == "Face" else SCHEMAS[schema]
+    assert set(document.__annotations__) == set(described["properties"])
 
 
 def test_an_editable_install_shows_its_types_to_type_checkers() -> None:

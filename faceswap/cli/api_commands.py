@@ -92,7 +92,13 @@ async def _jobs(status: str | None, label: str | None, limit: int, server: Serve
 
 
 def _row(job: JobStatus) -> tuple[str, ...]:
+    from .tasks import clock
+
     step = job["error"] or job["progress"]["step"]
+    if job["queue_position"] is not None:
+        step = f"place {job['queue_position']} in the queue"
+        if job["wait_seconds"] is not None:
+            step += f", begins in about {clock(job['wait_seconds'])}"
     return job["prompt_id"], job["status"], f"{job['progress']['percentage']:.0f}%", job["output_prefix"], step
 
 

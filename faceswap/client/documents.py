@@ -42,7 +42,7 @@ class JobStatus(TypedDict):
     code: str | None
     queue_position: int | None
     eta_seconds: float | None
-    wait_seconds: NotRequired[float | None]
+    wait_seconds: float | None
     output_prefix: str
     options: dict[str, Any]
     consent: str | None

@@ -204,7 +204,7 @@ class FaceSwap:
             pass
 
     async def faces(self, source: Source, *, at: float | None = None) -> Faces:
-        """Find the faces in a picture, or in the frame of a video at `at` seconds, from left to right.
+        """Find the faces in a picture, or in the frame of a video at `at` seconds, numbered as `face_index` counts.
 
         A file is a video when its name says so, or when `at` is given.
         """
