@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from clips import make_clip
 from processes import dead_url
@@ -110,22 +109,19 @@ async def test_a_batch_of_20_that_is_killed_at_the_tenth_goes_on_and_does_none_t
         assert last.is_file()
 
 
-async def test_a_clip_that_failed_is_tried_again_by_the_next_call_and_the_others_are_not(tmp_path: Path) -> None:
+async def test_clips_that_failed_are_tried_again_by_the_next_call(tmp_path: Path) -> None:
     async with batch(tmp_path, 2) as (service, engine, swap, files):
         files[0].write_bytes(b"not a video at all")
-        told = {Path(end["clip"]).name: end for end in await swap().run(1)}
-        assert told["00.mp4"]["code"] == "not_a_video"
-        assert told["01.mp4"]["status"] == "SUCCESS"
+        engine.set_faults(unswapped=True)
+        failed = {Path(end["clip"]).name: end for end in await swap().run(1)}
+        assert [failed[file.name]["code"] for file in files] == ["not_a_video", "no_face_detected"]
 
         make_clip(files[0], 3)
-        engine.set_faults(unswapped=True)
-        (failed,) = [end for end in await swap().run(1) if end["status"] != "SKIPPED"]
-        assert (failed["status"], failed["code"]) == ("FAILED", "no_face_detected")
-
         engine.set_faults(paint=True)
-        (mended,) = [end for end in await swap().run() if end["status"] != "SKIPPED"]
-        assert (mended["status"], mended["prompt_id"]) == ("SUCCESS", failed["prompt_id"])
-        assert (await service.status(mended["prompt_id"]))["status"] == "SUCCESS"
+        mended = {Path(end["clip"]).name: end for end in await swap().run()}
+        assert [end["status"] for end in mended.values()] == ["SUCCESS"] * 2
+        assert mended["01.mp4"]["prompt_id"] == failed["01.mp4"]["prompt_id"]
+        assert len((await service.get("/jobs"))["jobs"]) == 2
         assert results(tmp_path) == ["00.mp4", "01.mp4"]
 
 
@@ -157,23 +153,6 @@ async def test_an_interrupt_cancels_the_jobs_of_a_batch_and_the_next_call_goes_o
         told = await swap().run()
         assert {job["prompt_id"] for job in held} <= {end["prompt_id"] for end in told}
         assert [end["status"] for end in told] == ["SUCCESS"] * 2
-
-
-async def test_a_batch_without_a_service_keeps_its_own_until_all_is_done(tmp_path: Path) -> None:
-    samples.make_clip(tmp_path / "clip.mp4")
-    swap = Command(
-        "swap", "--image", FACE, tmp_path / "clip.mp4", "-o", f"{tmp_path}/out/", "--json", "--option", "frame_rate=5"
-    )
-    killed = await swap.begin()
-    assert killed.stderr is not None
-    async with asyncio.timeout(WAIT_S):
-        assert b"queued" in await killed.stderr.readline()
-    killed.kill()
-    await killed.wait()
-    assert (tmp_path / "out" / ".faceswap-service" / "faceswap.db").is_file()
-    await swap.run()
-    assert results(tmp_path) == ["clip.mp4"]
-    assert not [process for process in psutil.process_iter(["cmdline"]) if str(tmp_path) in str(process.info)]
 
 
 async def test_a_service_that_is_not_there_is_told_at_once(tmp_path: Path, unused_tcp_port: int) -> None:

@@ -21,7 +21,7 @@ import pytest
 from clips import make_clip
 from waiting import WAIT_S
 
-from faceswap import __version__, blocking, samples
+from faceswap import __version__, blocking, demo, samples
 from faceswap.cli import main
 from faceswap.cli.display import display
 from faceswap.client import FaceSwap
@@ -149,15 +149,15 @@ def test_swap_alone_leaves_the_result_and_nothing_else(clip: str, tmp_path: Path
     temporary.mkdir()
     output.write_bytes(b"an older result")
     ended = subprocess.run(
-        [*COMMAND, "swap", "--image", FACE, "--video", clip, "-o", str(output), "--option", "frame_rate=5"],
+        [*COMMAND, "swap", "--image", FACE, "--video", clip, "-o", str(output), "--option", "frame_rate=1"],
         env={**os.environ, "TMPDIR": str(temporary), "FACESWAP_COMFYUI_URLS": "http://127.0.0.1:1"},
         capture_output=True,
         text=True,
         timeout=WAIT_S,
     )
     assert ended.returncode == 0, ended.stderr
-    assert frames(output) == samples.FRAMES // 5
-    assert "100.0%  30/30 frames" in ended.stderr
+    assert frames(output) == samples.FRAMES // 25
+    assert "100.0%  6/6 frames" in ended.stderr
     assert list(temporary.iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4", "tmp"]
     assert not [process for process in psutil.process_iter(["cmdline"]) if str(temporary) in str(process.info)]
@@ -243,18 +243,20 @@ def test_a_second_interrupt_quits_at_once_and_leaves_nothing(clip: str, tmp_path
     assert list(temporary.iterdir()) == []
 
 
-def test_a_swap_that_is_killed_leaves_no_service_behind(clip: str, tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [*COMMAND, "swap", "--image", FACE, "--video", clip, "-o", str(tmp_path / "out.mp4")],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+def test_a_batch_without_a_service_that_is_killed_leaves_no_process_and_goes_on_with_its_own(
+    clip: str, tmp_path: Path
+) -> None:
+    command = [*COMMAND, "swap", "--image", FACE, clip, "-o", f"{tmp_path}/out/", "--option", "frame_rate=1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         assert "queued" in process.stderr.readline()
         started = psutil.Process(process.pid).children(recursive=True)
         assert started
         process.kill()
+    assert (tmp_path / "out" / ".faceswap-service" / "faceswap.db").is_file()
+    again = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S)
+    assert again.returncode == 0, again.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".faceswap-batch.jsonl", "clip.mp4"]
     _, alive = psutil.wait_procs(started, timeout=WAIT_S)
     assert alive == []
 
@@ -272,16 +274,17 @@ def test_an_engine_alone_speaks_until_it_is_stopped(tmp_path: Path) -> None:
         assert process.wait(WAIT_S) in (0, -signal.SIGTERM)
 
 
-def test_the_demo_leaves_two_videos_and_a_picture_and_tells_where(tmp_path: Path) -> None:
+def test_the_demo_leaves_two_videos_and_a_picture_and_tells_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "demo"
-    ended = subprocess.run(
-        [sys.executable, "-m", "faceswap.demo", "--out", str(out)], capture_output=True, text=True, timeout=WAIT_S
-    )
-    assert ended.returncode == 0, ended.stderr
-    *paths, took = ended.stdout.splitlines()
+    monkeypatch.setattr(sys, "argv", ["demo", "--out", str(out)])
+    monkeypatch.setattr(samples, "FRAMES", 20)
+    assert demo.main() == 0
+    *paths, took = capsys.readouterr().out.splitlines()
     assert paths == [str(out / name) for name in ("source.mp4", "result.mp4", "before_after.png")]
     assert re.fullmatch(r"Done in \d+\.\d s\.", took)
-    assert frames(out / "source.mp4") == frames(out / "result.mp4") == samples.FRAMES
+    assert frames(out / "source.mp4") == frames(out / "result.mp4") == 20
     assert frames(out / "before_after.png") == 1
 
 
