@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 FRAMES = int(os.environ.get("FACESWAP_CROSSING_FRAMES", "14"))
 """Frames of each clip, which begins shortly before a crossing; `make crossing` takes more."""
 FRONTS = ("astronaut", "hopper")[: 1 if FRAMES < PERIOD else 2]
-"""Who passes in front: first, who is numbered second, so that the first is the one who is lost."""
+"""Order in which they are drawn: who is numbered second passes in front, so that the first is the one who is lost."""
 SIZE = (640, 360)
 OTHER = {"astronaut": "hopper", "hopper": "astronaut"}
 
