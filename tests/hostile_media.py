@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
+import numpy as np
 from clips import make_clip
+from face_pictures import photograph
 from media_samples import astronaut_frames
 
 from faceswap.samples import FACE
@@ -61,7 +63,9 @@ def good_videos(folder: Path, kinds: Sequence[str]) -> dict[str, bytes]:
 def good_pictures() -> dict[str, bytes]:
     """Make a small picture of each kind."""
     picture = cv2.resize(cv2.imread(str(FACE)), (96, 112))
-    return {f"face{suffix}": cv2.imencode(suffix, picture)[1].tobytes() for suffix in PICTURES}
+    rgb = np.asarray(picture[..., ::-1], np.uint8)
+    photographs = {f"face.{kind.lower()}": photograph(rgb, kind, 6) for kind in ("HEIF", "AVIF")}
+    return {f"face{suffix}": cv2.imencode(suffix, picture)[1].tobytes() for suffix in PICTURES} | photographs
 
 
 def place(data: Sequence[int], dice: random.Random) -> int:
