@@ -16,8 +16,11 @@ from ..workflow import swap_passes
 from .form import Submission
 
 MOST_SEEN = 1024
-_SEEN: dict[str, ImageFacts] = {}
-"""The facts of the last `MOST_SEEN` pictures by their digests: who tries things sends the same ones again."""
+_SEEN: dict[tuple[str | None, str], ImageFacts] = {}
+"""The facts of the last `MOST_SEEN` pictures, by owner and digest: who tries things sends the same ones again.
+
+By owner, so that the time of an answer tells nobody which pictures others have sent.
+"""
 
 
 class Pictures:
@@ -27,7 +30,9 @@ class Pictures:
         self._files = files
         self._media = media
 
-    async def check(self, submission: Submission, prompt_id: str) -> tuple[Submission, tuple[str, ...]]:
+    async def check(
+        self, submission: Submission, prompt_id: str, owner: str | None
+    ) -> tuple[Submission, tuple[str, ...]]:
         """Return the submission with pictures that every engine reads, and what its user is to be warned of.
 
         A mapping names pictures that are there. Raises Problem: 415 `not_an_image`, 422 `no_face_in_image`,
@@ -37,7 +42,7 @@ class Pictures:
         counts = []
         # One after the other: a refusal erases the folder, which no worker may be reading at that time.
         for number, image in enumerate(images):
-            facts = await self._look_at(prompt_id, image)
+            facts = await self._look_at(prompt_id, image, owner)
             name = _name(number, len(images))
             if facts.faces == 0:
                 raise Unprocessable(
@@ -50,11 +55,11 @@ class Pictures:
         _check_faces(options, counts)
         return replace(submission, images=tuple(images)), tuple(_warnings(options, counts))
 
-    async def _look_at(self, prompt_id: str, image: ImageFile) -> ImageFacts:
-        facts = _SEEN.get(image.sha256)
+    async def _look_at(self, prompt_id: str, image: ImageFile, owner: str | None) -> ImageFacts:
+        facts = _SEEN.get((owner, image.sha256))
         if facts is None:
             facts = await self._media.probe_image(self._files.input(prompt_id, image.file))
-            _SEEN[image.sha256] = facts
+            _SEEN[owner, image.sha256] = facts
             if len(_SEEN) > MOST_SEEN:
                 del _SEEN[next(iter(_SEEN))]
         return facts

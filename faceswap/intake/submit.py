@@ -149,7 +149,7 @@ class Submitter:
         workflow = self._workflow_for(options, len(submission.images))
         if options.one_person and len(submission.images) > 1 and (problem := self._person_problem()):
             raise Unprocessable(f"Option 'one_person' cannot be had: {problem}", code="one_person_unavailable")
-        submission, warnings = await self._pictures.check(submission, prompt_id)
+        submission, warnings = await self._pictures.check(submission, prompt_id, owner)
         if not self._settings.comfyui_urls:
             warnings += submission.options.embedded_warnings
         options, inputs, segments = await self._plan_target(submission, prompt_id, workflow)
