@@ -16,7 +16,7 @@ from .clock import monotonic
 from .comfy.backend import Backend
 from .comfy.client import ComfyError
 from .comfy.in_flight import GivenUp, InFlightPrompt, Lost, News
-from .comfy.inputs import EngineInputs
+from .comfy.inputs import EngineInputs, people_named
 from .comfy.messages import Executing, OutputFile, Preview, Progress
 from .errors import JobFailure
 from .files import Files
@@ -44,6 +44,10 @@ NO_FILE = "ComfyUI reported success but made no file; look into its log and at t
 A_FILE_A_FRAME = (
     "ComfyUI made a file for each frame, which cannot be joined into an mp4; choose the format video/h264-mp4,"
     " video/h265-mp4, video/webm or video/av1-webm in the workflow's VHS_VideoCombine."
+)
+COUNTED_ANEW = (
+    "ReActor numbers the faces of each frame anew, from large to small: where people cross, or one comes nearer than"
+    " the other, they may exchange their faces."
 )
 OUTPUT_LIMIT_BYTES = 64 * 2**30
 
@@ -173,7 +177,7 @@ class Runner:
         if costs and not look_first:  # or they may be those of a part only
             await self._store.learn_phase_costs(costs_key, costs)
             progress.learn(costs)
-        warnings = (*_ignored_options(backend, job), *verdict.warnings)
+        warnings = (*_unhonoured(backend, job), *verdict.warnings)
         finish = partial(self._store.finish_segment, prompt.segment, path.name, verdict.changed_share, warnings)
         moved = await retry_writes(finish)
         progress.finish(segment.number)
@@ -341,11 +345,13 @@ def _made_with(output: OutputFile) -> list[EngineFile]:
     return [EngineFile(output.type, output.subfolder, name) for name in names]
 
 
-def _ignored_options(backend: Backend, job: Job) -> tuple[str, ...]:
-    """Return a warning that names the options the embedded engine has no use for."""
-    if backend.features is None or not backend.features.streams:
+def _unhonoured(backend: Backend, job: Job) -> tuple[str, ...]:
+    """Return a warning about what the job asks for and its engine has no use for, or does not hold to."""
+    if backend.features is None:
         return ()
-    return job.options.embedded_warnings
+    if backend.features.streams:
+        return job.options.embedded_warnings
+    return (COUNTED_ANEW,) if people_named(job) else ()
 
 
 def _costs_key(backend: Backend, job: Job) -> str:

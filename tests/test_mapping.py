@@ -99,11 +99,13 @@ async def test_pictures_of_one_person_are_cut_to_one_size_and_blended(
         assert len(find_faces(portrait)) == 1
 
 
-async def test_one_person_is_refused_where_no_engine_can_blend_pictures(tmp_path: Path) -> None:
+async def test_one_person_is_refused_and_a_mapping_warned_of_where_the_engine_is_such(tmp_path: Path) -> None:
+    """A ComfyUI that lacks the nodes of face models, and numbers the faces of each frame anew."""
+
     async def without_face_models(request: web.Request, handler: Handler) -> web.StreamResponse:
         return web.json_response({}) if request.path.endswith("/ReActorBuildFaceModel") else await handler(request)
 
-    options = {"lie": without_face_models, "paint": True}
+    options = {"lie": without_face_models, "paint": True, "streams": False}
     async with service_and_engines(tmp_path, **options) as (service, _):
         [backend] = service.client.app[keys.SCHEDULER].backends
         await until(lambda: backend.person_problem is not None)
@@ -112,6 +114,9 @@ async def test_one_person_is_refused_where_no_engine_can_blend_pictures(tmp_path
             problem = await response.json()
         assert (response.status, problem["code"]) == (422, "one_person_unavailable")
         assert "ComfyUI has no node class ReActorBuildFaceModel" in problem["detail"]
+        status = await service.ended(await service.post(tmp_path / "clip.mp4", GRACE_HOPPER, ASTRONAUT))
+        assert status["status"] == "SUCCESS", status
+        assert [warning for warning in status["warnings"] if "ReActor numbers the faces of each frame anew" in warning]
 
 
 @pytest.mark.parametrize("index", [0, 1, 5])

@@ -119,7 +119,7 @@ class EngineInputs:
 
         In each segment it then knows who is who as at the beginning. They are looked for once, however many ask.
         """
-        if not (await _features(backend)).streams or not _people_named(job):
+        if not (await _features(backend)).streams or not people_named(job):
             return []
         task = self._people.get(job.prompt_id)
         if task is None or (task.done() and _is_worth_repeating(task)):
@@ -139,7 +139,7 @@ class EngineInputs:
                 continue
             if len(found.faces) > max(map(len, met), default=0):
                 met.append([face.thumbnail.partition(",")[2] for face in found.faces])
-            if len(found.faces) >= _people_named(job) or at_s >= job.inputs.duration_s:
+            if len(found.faces) >= people_named(job) or at_s >= job.inputs.duration_s:
                 break
         return met
 
@@ -289,7 +289,7 @@ class EngineInputs:
         return True
 
 
-def _people_named(job: Job) -> int:
+def people_named(job: Job) -> int:
     """Return the number of people who are to be told apart in a job's video; 0 where it replaces but one face."""
     options = job.options
     passes = swap_passes(options.to_dict(), len(job.inputs.images))
