@@ -63,6 +63,10 @@ proxies: $(VENV)/.installed-dev ## 2 GiB through nginx and Caddy while others wa
 siege: $(VENV)/.installed-dev ## slow senders, idle streams, clients that never read, 256 descriptors: /health below 100 ms
 	cd tests && ../$(BIN)/python -m system.siege $(ARGS)
 
+.PHONY: uploads
+uploads: $(VENV)/.installed-dev ## 1 GiB by tus-js-client, interrupted 20 times: connection, client or service; SIZE_MB=… SEED=…
+	cd tests && ../$(BIN)/python -m system.cut_uploads $(if $(SIZE_MB),--size-mb $(SIZE_MB)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 .PHONY: deliveries
 deliveries: $(VENV)/.installed-dev ## the service killed between the end of a job and its deliveries, 100 times on each database; ROUNDS=…
 	cd tests && ../$(BIN)/python -m system.deliveries $(if $(ROUNDS),--rounds $(ROUNDS)) $(ARGS)

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import os
 import random
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import postgres
 import pytest
 import pytest_asyncio
+from aiohttp.test_utils import TestClient, TestServer
 from clips import make_clip
+from described import Described
 from file_places import PLACES, Place, make_place
+from node_rig import Nodes
 from processes import dead_url, files_in
 from service_rig import PlainServer, ServiceRig, running_service
 from stored_jobs import sql
@@ -27,8 +34,10 @@ from waiting import WAIT_S, eventually, until
 
 from faceswap import samples
 from faceswap.api import keys
-from faceswap.errors import BadRequest
+from faceswap.errors import BadRequest, NotFound
+from faceswap.files import Files
 from faceswap.intake import uploads as uploads_module
+from faceswap.intake.files import FileSink, KeptFile, Room, StoredFile, new_input_folder
 from faceswap.janitor import Janitor
 from faceswap.keyring import digest, new_key
 from faceswap.metrics import RECEIVED_BYTES
@@ -443,6 +452,61 @@ async def test_parts_that_nodes_stored_are_read_by_any(place: Place) -> None:
         await files.close()
 
 
+async def test_inputs_are_taken_from_an_upload_and_from_a_job_wherever_files_are(place: Place) -> None:
+    one, other = await place.started(), await place.started("other")
+    data = os.urandom(6 << 20)
+    writer = one.new_part_writer("an-upload")
+    await writer.write(data)
+    [part] = await writer.store()
+    await writer.close()
+    gone = NotFound("It is gone.", code="unknown_upload")
+    of_upload = KeptFile(len(data), writer.sha256, partial(other.read_parts, "an-upload", [part]), None, gone)
+    whole = replace(of_upload, link=partial(other.link_part, "an-upload", part))
+    sha256 = hashlib.sha256(data).hexdigest()
+    for prompt_id, kept in (("first", of_upload), ("second", whole)):
+        assert await take(other, prompt_id, kept) == StoredFile("video.mp4", len(data), sha256)
+    of_job = partial(one.read_input, "second", "video.mp4")
+    kept = KeptFile(None, sha256, of_job, partial(one.link_input, "second", "video.mp4"), gone)
+    await take(one, "third", kept)
+    await one.delete_parts("an-upload")
+    await one.delete_inputs("second")
+    for prompt_id in ("first", "third"):
+        assert b"".join([bytes(piece) async for piece in other.read_input(prompt_id, "video.mp4")]) == data
+        assert other.input(prompt_id, "video.mp4").is_file() or await other.find_input(prompt_id, "video.mp4", sha256)
+    for lost in (whole, kept):
+        with pytest.raises(NotFound):
+            await take(one, "fourth", lost)
+    assert not [name for name in place.stored() if "fourth" in name]
+    for files in (one, other):
+        await files.close()
+
+
+async def take(files: Files, prompt_id: str, kept: KeptFile) -> StoredFile:
+    """Make a file that is here already the video of a new job."""
+    async with new_input_folder(files, prompt_id, Room(files, 0)) as folder:
+        await folder.expect(0)
+        stored = await FileSink(folder, "video", 2**30).take(kept)
+    await files.accept_upload(prompt_id)
+    return stored
+
+
+async def test_a_page_of_another_site_may_upload_where_that_is_allowed(tmp_path: Path) -> None:
+    site = "https://films.example"
+    asking = {
+        "Origin": site,
+        "Access-Control-Request-Method": "PATCH",
+        "Access-Control-Request-Headers": "tus-resumable",
+    }
+    async with running_service(tmp_path, dead_url(), cors_origins=(site,)) as rig:
+        client = Client(rig)
+        status, answer, _ = await client.call("OPTIONS", "/uploads/any", asking)
+        assert (status, "PATCH" in answer["Access-Control-Allow-Methods"]) == (204, True)
+        path = await client.create(3, Origin=site)
+        status, answer, _ = await client.call("HEAD", path, {"Origin": site})
+        exposed = answer["Access-Control-Expose-Headers"].split(", ")
+        assert {"Location", "Upload-Offset", "Upload-Length", "Tus-Resumable"} <= set(exposed)
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file that takes a while to upload."""
@@ -482,3 +546,30 @@ async def test_tuspy_goes_on_after_cuts(rig: ServiceRig, large: Path) -> None:
         url = await asyncio.to_thread(upload)
     assert way.cuts == 5
     assert await content(rig, url.rpartition("/")[2]) == large.read_bytes()
+
+
+async def test_an_upload_goes_on_at_another_node_and_serves_a_job_at_a_third(tmp_path: Path, clip: bytes) -> None:
+    with postgres.database() as url:
+        nodes = Nodes(tmp_path, url)
+        async with AsyncExitStack() as stack:
+            rigs = [await stack.enter_async_context(running_node(nodes, name)) for name in ("one", "two", "three")]
+            one, two, three = map(Client, rigs)
+            path = await one.create(len(clip))
+            assert (await one.patch(path, 0, clip[:1000]))[0] == 204
+            assert await two.offset(path) == 1000
+            assert (await two.patch(path, 1000, clip[1000:]))[0] == 204
+            face = await two.upload(FACE)
+            status, prompt_id = await three.swap(video_upload=path.rpartition("/")[2], image_upload=face)
+            assert (status, inputs(rigs[0], prompt_id)) == (200, {"video.mp4": clip, "image.jpg": FACE})
+            assert (await three.call("DELETE", path))[0] == 204
+            assert (await one.call("HEAD", path))[0] == 404
+
+
+@asynccontextmanager
+async def running_node(nodes: Nodes, name: str) -> AsyncIterator[ServiceRig]:
+    """Yield a node without an engine."""
+    app = nodes.app(name, dead_url())
+    described = Described(app)
+    async with TestClient(TestServer(app)) as client:
+        yield ServiceRig(client, nodes.folder / name, described)
+    assert not described.faults

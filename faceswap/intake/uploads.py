@@ -20,7 +20,7 @@ from ..uploads import Upload
 from .body import BoundedBytes, bytes_to_the_cut, send_continue
 from .files import ROOM_CHECK_BYTES, Room, check_size
 
-STORE_BYTES = 32 * 1024 * 1024
+STORE_BYTES = 16 * 1024 * 1024
 """Bytes of a request that are stored together, while more of them come."""
 STORE_S = 10.0
 """The time after which fewer are stored."""
