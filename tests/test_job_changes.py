@@ -81,7 +81,7 @@ async def test_jobs_are_found_by_a_label_that_may_change(rig: Rig, clip: Path) -
     for prompt_id in (one, other):
         assert (await patch(service, prompt_id, label="Ünser Fest"))[1]["label"] == "Ünser Fest"
     assert await found("Ünser Fest") == {one, other}
-    status, document = await patch(service, one, label=None, priority=0)
+    status, document = await patch(service, one, label=" ", priority=0)
     assert (status, document["label"]) == (200, None)
     assert await found("Ünser Fest") == {other}
     assert await found("nobody's") == set()

@@ -175,7 +175,9 @@ async def patch_job(request: web.Request) -> web.Response:
             raise BadRequest(f"Unknown field {name[:40]!r}; allowed are {allowed}.", code="unknown_field")
     if not changes:
         raise BadRequest(f"Give {' or '.join(CHANGEABLE)}.", code="nothing_to_change")
-    label = check_label(changes["label"]) if changes.get("label") is not None else None
+    words = changes.get("label")
+    is_blank = words is None or (isinstance(words, str) and not words.strip())
+    label = None if is_blank else check_label(words)
     if "priority" in changes:
         priority = Options.parse({"priority": changes["priority"]}).priority
         job = await store.set_priority(prompt_id, owner, priority)

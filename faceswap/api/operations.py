@@ -166,7 +166,7 @@ _QUEUES = ("rate_limited", "key_queue_full")
 """The problems of an operation that puts a job into the queue."""
 _JOB = ("unknown_prompt_id", "not_found", "method_not_allowed")
 
-REQUIRED_HEADERS = frozenset({"Tus-Resumable", "Upload-Length", "Upload-Offset"})
+REQUIRED_HEADERS = frozenset({"Tus-Resumable", "Upload-Length", "Upload-Offset", "X-HTTP-Method-Override"})
 """The headers without which a request that may have them is refused."""
 
 _BYTES: Schema = {**TEXT, "pattern": "^[0-9]{1,15}$"}

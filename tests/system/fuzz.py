@@ -40,6 +40,8 @@ MEDIA_REFUSED = ["2xx", "400", "401", "403", "404", "409", "410", "413", "415", 
 """Answers to a request for a swap that is as described: its media may be none, and its addresses lead nowhere."""
 GONE = ["2xx", "3xx", "401", "403", "404", "409", "410", "412", "416", "429"]
 """Answers to any other request that is as described: a job may be in any state, or gone."""
+UPLOAD_REFUSED = [*GONE, "413", "423"]
+"""Answers to a request as described to add to an upload: it may be whole, or another's turn."""
 REFUSED = ["400", "401", "403", "404", "405", "409", "410", "411", "412", "413", "415", "416", "422", "429", "431"]
 """Answers to a request that is not as described."""
 
@@ -49,6 +51,7 @@ from pathlib import Path
 import schemathesis
 from hypothesis import strategies as st
 
+schemathesis.serializer.alias("application/offset+octet-stream", "application/octet-stream")
 here = Path(__file__).parent
 good = [path.read_bytes() for path in (here / "clip.mp4", here / "face.png")]
 cut = st.sampled_from(good).flatmap(lambda data: st.integers(0, len(data)).map(lambda end: data[:end]))
@@ -99,6 +102,7 @@ class Fuzz:
             async with session.post(f"/jobs/{cancelled}/cancel") as response:
                 await response.read()
             others = await self._submit(session, OTHER_KEY)
+            uploads = [await self._create_upload(session, key) for key in (KEY, KEY, KEY, OTHER_KEY)]
             results = [await self._end(session, prompt_id) for prompt_id in (*done, failed, cancelled, *disposable)]
         names = [result.rpartition("/")[2] for result in results if result]
         jobs, deleted = [*done, failed, cancelled, others], [*disposable, others]
@@ -113,12 +117,14 @@ warnings = false
 jobs.values = {json.dumps(jobs)}
 deleted.values = {json.dumps(deleted)}
 results.values = {json.dumps(names)}
+uploads.values = {json.dumps(uploads)}
 web.values = ["app.js", "style.css", "docs.css"]
 
 [parameters]
 "path.prompt_id" = {{ dictionary = "jobs", probability = 0.7 }}
 "path.filename" = {{ dictionary = "results", probability = 0.7 }}
 "path.name" = {{ dictionary = "web", probability = 0.7 }}
+"path.upload_id" = {{ dictionary = "uploads", probability = 0.7 }}
 
 [checks]
 positive_data_acceptance.expected-statuses = {json.dumps(GONE)}
@@ -133,6 +139,18 @@ include-name = "POST /face-swap"
 checks.positive_data_acceptance.expected-statuses = {json.dumps(MEDIA_REFUSED)}
 
 [[operations]]
+include-name = "POST /uploads"
+checks.positive_data_acceptance.expected-statuses = {json.dumps(MEDIA_REFUSED)}
+
+[[operations]]
+include-name = "PATCH /uploads/{{upload_id}}"
+checks.positive_data_acceptance.expected-statuses = {json.dumps(UPLOAD_REFUSED)}
+
+[[operations]]
+include-name = "POST /uploads/{{upload_id}}"
+checks.positive_data_acceptance.expected-statuses = {json.dumps(UPLOAD_REFUSED)}
+
+[[operations]]
 include-name = "POST /faces"
 checks.positive_data_acceptance.expected-statuses = {json.dumps(MEDIA_REFUSED)}
 """
@@ -145,6 +163,12 @@ checks.positive_data_acceptance.expected-statuses = {json.dumps(MEDIA_REFUSED)}
         async with session.post("/face-swap", data=form, headers={"X-API-Key": key}) as response:
             assert response.status == 200, await response.text()
             return str((await response.json())["prompt_id"])
+
+    async def _create_upload(self, session: aiohttp.ClientSession, key: str) -> str:
+        headers = {"X-API-Key": key, "Tus-Resumable": "1.0.0", "Upload-Length": "1000"}
+        async with session.post("/uploads", headers=headers) as response:
+            assert response.status == 201, await response.text()
+            return str((await response.json())["id"])
 
     async def _end(self, session: aiohttp.ClientSession, prompt_id: str) -> str | None:
         async def ended() -> dict[str, Any] | None:
