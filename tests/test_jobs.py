@@ -303,6 +303,7 @@ async def test_the_status_document_has_the_fields_of_the_contract(tmp_path: Any)
         "error",
         "code",
         "queue_position",
+        "wait_seconds",
         "eta_seconds",
         "started_at",
         "finished_at",
