@@ -190,6 +190,19 @@ async def test_inputs_that_are_not_given_are_taken_from_a_job(ann: Client, bob: 
     assert await ann.swap(from_job=first) == (410, "inputs_erased")
 
 
+async def test_a_websocket_takes_uploads_and_inputs_of_jobs_too(ann: Client, clip: bytes) -> None:
+    video, face = await ann.upload(clip), await ann.upload(FACE)
+    prompt_id = ""
+    for fields in ({"video_upload": video, "image_upload": [face]}, {"image_upload": face}):
+        first = {**fields, "from_job": prompt_id or None}
+        async with ann.rig.client.ws_connect("/face-swap-ws", headers={"X-API-Key": ANN}) as socket:
+            await socket.send_json(first)
+            event = await socket.receive_json()
+            assert event["event"] == "queued", event
+            prompt_id = event["data"]["prompt_id"]
+        assert inputs(ann.rig, prompt_id) == {"video.mp4": clip, "image.jpg": FACE}
+
+
 async def test_an_upload_is_another_owners_in_no_way(ann: Client, bob: Client, clip: bytes) -> None:
     video, face = await ann.upload(clip), await bob.upload(FACE)
     path = f"/uploads/{video}"
