@@ -10,6 +10,7 @@ in centimetres with y up and z towards the viewer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -271,10 +272,15 @@ def _grown(ids: list[int]) -> Indices:
 
 _ADJACENCY = _adjacency()
 _SMOOTHING = (0.5 * (np.eye(VERTICES) + _ADJACENCY / _ADJACENCY.sum(axis=1, keepdims=True))).astype(np.float32)
-_SMOOTHING_ROUNDS = np.linalg.matrix_power(_SMOOTHING, 6)
 _EYE_BLOCKS = [_grown(eye) for eye in EYES]
 _BROW_BLOCKS = [np.array(brow, np.int32) for brow in BROWS]
 _MOUTH_BLOCK = _grown(LIPS_INNER + LIPS_OUTER)
+
+
+@cache
+def _smoothing_rounds() -> NDArray[np.float32]:
+    """Return several rounds of smoothing as one product, which who only looks for faces has no need of."""
+    return np.linalg.matrix_power(_SMOOTHING, 6)
 
 
 def identity_shift(source: Points, target: Points) -> Points:
@@ -294,7 +300,7 @@ def identity_shift(source: Points, target: Points) -> Points:
         moved[block, 1] *= 0.3
     moved[_MOUTH_BLOCK] = shift[_MOUTH_BLOCK].mean(axis=0) * np.array([0, 0.5, 1], np.float32)
     # not numpy's product: BLAS would start threads for it
-    return np.asarray(cv2.gemm(_SMOOTHING_ROUNDS, moved, 1, np.zeros_like(moved), 0), np.float32)
+    return np.asarray(cv2.gemm(_smoothing_rounds(), moved, 1, np.zeros_like(moved), 0), np.float32)
 
 
 def _as_block(points: Points, shift: Points) -> Points:

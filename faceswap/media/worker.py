@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -126,6 +127,7 @@ class Child:
             stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,
             limit=MAX_ANSWER_BYTES,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy's products are small: threads for them only spin
         )
         return cls(process)
 
