@@ -299,6 +299,7 @@ def test_jobs_are_listed_watched_cancelled_and_retried(
     service: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FACESWAP_URL", service)
+    monkeypatch.setattr("faceswap.client.service.RESUMABLE_BYTES", 1000)  # so that the clip goes up by tus
     with blocking.FaceSwap(service) as client:
         prompt_id = client.submit(clip, FACE, label="from the tests", options={"frame_rate": 1, "source_face_index": 0})
     saved = tmp_path / "watched.mp4"
@@ -333,10 +334,12 @@ def test_faces_are_shown_with_the_numbers_that_options_mean(
     assert (status, json.loads(out)["at"], len(json.loads(out)["faces"])) == (0, 2.0, 1)
 
 
-def test_the_name_of_the_result_says_its_format(service: str, clip: str, tmp_path: Path) -> None:
-    """A trial frame, which is a picture, for a name that is one."""
-    trial = tmp_path / "trial.jpg"
-    assert main(["swap", "--image", FACE, clip, "-o", str(trial), "--option", "at=1", "--url", service]) == 0
-    with av.open(str(trial)) as picture:
+def test_a_manifest_is_run_and_the_name_of_a_result_says_its_format(service: str, clip: str, tmp_path: Path) -> None:
+    manifest = tmp_path / "batch.toml"
+    shared, options = f'url = "{service}"\nimage = "{FACE}"', "options = { at = 1 }"
+    manifest.write_text(f'{shared}\n[[clip]]\nvideo = "{clip}"\noutput = "trial.jpg"\n{options}\n')
+    assert main(["run", str(manifest)]) == 0
+    with av.open(str(tmp_path / "out" / "trial.jpg")) as picture:
         assert picture.streams.video[0].codec_context.name == "mjpeg"
-    assert main(["swap", "--image", FACE, clip, "-o", str(tmp_path / "x.png"), "--url", service]) == 2
+    refused = ["swap", "--image", FACE, clip, "-o", str(tmp_path / "x.png"), "--url", service]
+    assert main(refused) == 2, "a whole clip is no picture"
