@@ -20,7 +20,8 @@ from processes import dead_url
 from service_rig import EngineRig, ServiceRig, running_service, service_and_engines
 from waiting import WAIT_S, until
 
-from faceswap import samples
+from faceswap import FaceSwapError, samples
+from faceswap.cli import main
 from faceswap.cli.clips import Clip, stems
 from faceswap.cli.manifest import read_manifest
 from faceswap.cli.record import RECORD_NAME, Record, RecordError
@@ -185,6 +186,19 @@ def test_one_process_at_a_time_works_on_a_folder(tmp_path: Path) -> None:
     (tmp_path / RECORD_NAME).write_text('{"of": "another version"}\n')
     with pytest.raises(RecordError, match="cannot be read; remove it"):
         Record(tmp_path)
+
+
+def test_a_clip_that_is_gone_is_told_and_no_traceback(tmp_path: Path) -> None:
+    with pytest.raises(FaceSwapError, match=r"gone\.mp4 cannot be read: No such file"):
+        Clip(str(tmp_path / "gone.mp4"), (FACE,)).fingerprint()
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / RECORD_NAME).mkdir()
+    assert main(["swap", "--image", FACE, FACE, "-o", f"{tmp_path}/", "--url", dead_url()]) == 1
+    assert f"{RECORD_NAME}: Is a directory" in capsys.readouterr().err
 
 
 def test_clips_of_the_same_name_have_results_of_their_own() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..client import is_url
+from ..client.transfer import file_errors
 
 FORMATS = {".mp4": "mp4", ".webm": "webm", ".gif": "gif", ".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 """The format that a result's name asks for."""
@@ -63,7 +64,8 @@ def _whole(source: str) -> str:
 def _state(source: str) -> list[Any]:
     if is_url(source):
         return [source]
-    status = Path(source).stat()
+    with file_errors(f"{source} cannot be read"):
+        status = Path(source).stat()
     return [_whole(source), status.st_size, status.st_mtime_ns]
 
 

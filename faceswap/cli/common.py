@@ -109,6 +109,9 @@ def run(work: Coroutine[Any, Any, int]) -> int:
     except FaceSwapError as error:
         say(error.detail)
         return USAGE if error.status == 400 else FAILED
+    except OSError as error:  # a file or folder of the user's, such as on a full disk
+        say(f"{error.filename or 'The disk'}: {error.strerror or error}.")
+        return FAILED
 
 
 def _cancel_on_signals() -> None:
