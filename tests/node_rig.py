@@ -62,7 +62,7 @@ class Nodes:
             rig = NodeRig(client, self.folder / name, described)
             await rig.is_ready()
             yield rig
-        assert not described.faults
+        assert not described.faults, described.faults
 
     @property
     def port(self) -> int:

@@ -68,7 +68,7 @@ class EngineRig:
         async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
             self.calls.append((request.method, request.path))
             if self.submissions == self._held_from:
-                self.set_faults(hold_until=str(self._gate))
+                self._app[ENGINE].faults.now = Faults.parse({"hold_until": str(self._gate)})
             response = await handler(request)
             self.most = max(self.most, len(self.pending) + bool(self.running))
             return response
@@ -80,7 +80,8 @@ class EngineRig:
         return str(self._server.make_url("/"))
 
     def set_faults(self, **faults: Any) -> None:
-        """Set these faults and no others from now on."""
+        """Set these faults and no others from now on, also where it was to be held."""
+        self._held_from = None
         self._app[ENGINE].faults.now = Faults.parse(faults)
 
     def hold(self, *, after: int = 0) -> None:
@@ -234,7 +235,7 @@ async def running_service(
         rig = ServiceRig(client, folder, described)
         await rig.ready(sum(isinstance(engine, EngineRig) for engine in engines))
         yield rig
-    assert not described.faults
+    assert not described.faults, described.faults
 
 
 @asynccontextmanager
