@@ -81,7 +81,7 @@ watermark: $(VENV)/.installed-dev ## the watermark of 200 clips, read after crf 
 
 .PHONY: crossing
 crossing: $(VENV)/.installed-dev ## two people who cross ten times: each frame's faces judged by dlib; FRAMES=…
-	FACESWAP_CROSSING_FRAMES=$(or $(FRAMES),240) $(BIN)/python -m pytest -q tests/test_engine_people.py -k through_a_crossing
+	FACESWAP_CROSSING_FRAMES=$(or $(FRAMES),240) $(BIN)/python -m pytest -q --timeout=0 tests/test_engine_people.py -k through_a_crossing
 
 .PHONY: screenshots
 screenshots: $(VENV)/.installed-dev ## pictures of the web page for docs/, from the real page in Chromium

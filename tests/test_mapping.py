@@ -26,6 +26,8 @@ from faceswap.media.faces import PORTRAIT_SIDE, cut_portrait
 
 SEGMENT = 8
 SIZE = (640, 360)
+EXCHANGE = [{"face": 0, "image": 1}, {"face": 1, "image": 0}]
+"""Each of the two gets the other's face: the first is Grace Hopper, whose picture is sent first."""
 PORTRAITS = {"astronaut": ASTRONAUT, "hopper": GRACE_HOPPER}
 
 
@@ -63,8 +65,7 @@ async def test_people_keep_their_faces_over_the_segments_of_a_job(
     scenes = list(crossing(2 * SEGMENT, SIZE, front="astronaut", first=4))
     assert [round(face.landmarks[:468, 0].mean()) // 320 for face in find_faces(scenes[0].frame)] == [1, 0]
     assert len(find_faces(scenes[SEGMENT].frame)) == 1
-    mapping = [{"face": 0, "image": 1}, {"face": 1, "image": 0}]
-    job = await service.post(clip(tmp_path / "two.mp4", scenes), GRACE_HOPPER, ASTRONAUT, mapping=mapping)
+    job = await service.post(clip(tmp_path / "two.mp4", scenes), GRACE_HOPPER, ASTRONAUT, mapping=EXCHANGE)
     status = await service.ended(job)
     assert status["status"] == "SUCCESS", status
     assert status["segments"] == {"done": 2, "total": 2}
@@ -74,11 +75,15 @@ async def test_people_keep_their_faces_over_the_segments_of_a_job(
         assert_exchanged(scenes[number], frames[number])
     # Faces are not for everybody who looks at what the engine has done.
     assert "people" not in json.dumps(engine.extra_data)
-    cv2.imwrite(str(tmp_path / "two.png"), scenes[0].frame)
-    job = await service.post(tmp_path / "two.png", GRACE_HOPPER, ASTRONAUT, mapping=mapping)
-    status = await service.ended(job)
+
+
+async def test_people_in_a_picture_get_their_faces_too(rigs: tuple[ServiceRig, EngineRig], tmp_path: Path) -> None:
+    service, _ = rigs
+    (scene,) = crossing(1, SIZE, first=4)
+    cv2.imwrite(str(tmp_path / "two.png"), scene.frame)
+    status = await service.ended(await service.post(tmp_path / "two.png", GRACE_HOPPER, ASTRONAUT, mapping=EXCHANGE))
     assert status["status"] == "SUCCESS", status
-    assert_exchanged(scenes[0], read_image(await service.download(status, tmp_path / "result.png")))
+    assert_exchanged(scene, read_image(await service.download(status, tmp_path / "result.png")))
 
 
 async def test_pictures_of_one_person_are_cut_to_one_size_and_blended(
