@@ -301,6 +301,41 @@ def test_a_workflow_without_a_place_for_faces_is_refused_a_mapping() -> None:
         built(Workflow.from_graph("w", graph), options={"mapping": mapping((0, 0, 0))})
 
 
+def built_still(workflow: Workflow, **arguments: Any) -> Graph:
+    given = {"picture": "j/still.png", "images": ("j/face.png",), "output_prefix": "j/0", "options": {}, **arguments}
+    return workflow.build_still(**given)
+
+
+def test_a_still_picture_takes_the_place_of_the_video() -> None:
+    workflow = Workflow.load(SEED_FILE)
+    options = {"face_index": "1", "crf": 30}
+    graph, video = built_still(workflow, options=options), built(workflow, options=options)
+    assert graph.keys() == {"3", "8", "9", "10", "11"}
+    assert {node: graph[node] for node in ("3", "10", "11")} == {node: video[node] for node in ("3", "10", "11")}
+    assert graph["8"] == video["8"] | {"class_type": "LoadImage", "inputs": {"image": "j/still.png"}}
+    saved = {"images": ["3", 0], "filename_prefix": "j/0"}
+    assert graph["9"] == video["9"] | {"class_type": "SaveImage", "inputs": saved}
+    assert [workflow.role(node) for node in ("8", "3", "9")] == ["load", "swap", "combine"]
+
+
+def test_a_mapping_is_done_in_a_still_picture_as_in_a_video() -> None:
+    workflow = Workflow.load(SEED_FILE)
+    options = {"mapping": mapping((0, 1, 0), (1, 0, 0))}
+    graph = built_still(workflow, images=FACES[:2], options=options)
+    video = built(workflow, images=FACES[:2], options=options)
+    assert graph.keys() == video.keys() - {"12"}
+    assert {node: graph[node] for node in graph.keys() - {"8", "9"}} == {
+        node: video[node] for node in graph.keys() - {"8", "9"}
+    }
+
+
+def test_a_workflow_that_needs_more_of_the_video_is_refused_a_picture() -> None:
+    graph = seed()
+    graph["3"]["inputs"]["console_log_level"] = ["8", 1]  # the number of frames
+    with pytest.raises(WorkflowError, match="cannot be used for a picture"):
+        built_still(Workflow.from_graph("w", graph))
+
+
 def test_slots_are_found_by_connection_whatever_the_ids_and_the_extra_nodes() -> None:
     workflow = Workflow.from_graph("w", rewired())
     assert (workflow.loader, workflow.face, workflow.swap, workflow.output) == ("100", "face", "swap:a", "last")

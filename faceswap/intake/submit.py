@@ -42,6 +42,7 @@ from .uploads import Uploads
 
 RETRY_AFTER_S = 60
 """The time after which a client may try a full queue again."""
+RATE_OF_ONE_FRAME = "Option 'frame_rate' changes nothing: one frame has no rate."
 IDEMPOTENCY_KEY_PATTERN = re.compile(r"[ -~]{1,255}")
 
 
@@ -152,6 +153,8 @@ class Submitter:
         submission, warnings = await self._pictures.check(submission, prompt_id, owner)
         if not self._settings.comfyui_urls:
             warnings += submission.options.embedded_warnings
+        if submission.options.at is not None and submission.options.frame_rate is not None:
+            warnings += (RATE_OF_ONE_FRAME,)
         options, inputs, segments = await self._plan_target(submission, prompt_id, workflow)
         name = submission.output_name and result_stem(submission.output_name, extension_of(options, inputs))
         return NewJob(

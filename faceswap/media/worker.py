@@ -55,6 +55,8 @@ PREPARE_TIMEOUT_S = 60.0
 PREPARE_FRAMES_A_SECOND = 5.0
 MARK_FRAMES_A_SECOND = 1.0
 CONVERT_FRAMES_A_SECOND = 1.0
+PICTURE_TIMEOUT_S = 300.0
+"""The largest picture takes 16 s of CPU as WebP, on a machine that may have more to do."""
 EXAMINE_TIMEOUT_S = 600.0
 SIGN_TIMEOUT_S = 60.0
 
@@ -375,7 +377,7 @@ class MediaWorker:
 
     async def make_still(self, source: Path, out: Path, at: float | None) -> None:
         """Make the picture that is to be changed, as a PNG; see `picture.make_still`. Raises JobFailure."""
-        timeout = VERIFY_TIMEOUT_S + await _size(source) / PROBE_BYTES_A_SECOND
+        timeout = PICTURE_TIMEOUT_S + await _size(source) / PROBE_BYTES_A_SECOND
         try:
             await self._check("make_still", {"source": source, "out": out, "at": at}, timeout)
         finally:
@@ -384,7 +386,7 @@ class MediaWorker:
     async def verify_still(self, result: Path, still: Path) -> Verdict:
         """Check an engine's picture against the one it was made of; see `picture.verify_still`. Raises JobFailure."""
         arguments = {"result": result, "still": still}
-        return Verdict.from_json(await self._check("verify_still", arguments, VERIFY_TIMEOUT_S))
+        return Verdict.from_json(await self._check("verify_still", arguments, PICTURE_TIMEOUT_S))
 
     async def finish_picture(
         self, result: Path, source: Path, out: Path, *, kind: str, crf: int, prompt_id: str
@@ -403,7 +405,7 @@ class MediaWorker:
             "label": self._marking.label,
             "payload": payload_of(prompt_id).hex() if self._marking.pictures else None,
         }
-        return await self._write_result("finish_picture", arguments, out, JOIN_TIMEOUT_S)
+        return await self._write_result("finish_picture", arguments, out, PICTURE_TIMEOUT_S)
 
     async def _write_result(
         self,
