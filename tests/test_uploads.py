@@ -418,14 +418,17 @@ async def test_what_is_created_needs_room_on_the_disk(ann: Client, monkeypatch: 
     assert await ann.offset(path) == 0
 
 
-async def test_an_upload_goes_on_after_a_restart(tmp_path: Path) -> None:
-    async with running_service(tmp_path, dead_url()) as rig:
+async def test_an_upload_goes_on_after_a_restart_that_came_in_the_middle(tmp_path: Path) -> None:
+    async with AsyncExitStack() as connections, running_service(tmp_path, dead_url(), server=PlainServer) as rig:
         path = await Client(rig).create(10)
         await Client(rig).patch(path, 0, b"01234")
+        expected = received() + 2
+        await connections.enter_async_context(sending(Client(rig), path, 5, 5, b"56"))
+        await until(lambda: received() >= expected)
     async with running_service(tmp_path, dead_url()) as rig:
         client = Client(rig)
-        assert await client.offset(path) == 5
-        assert (await client.patch(path, 5, b"56789"))[0] == 204
+        assert await client.offset(path) == 7
+        assert (await client.patch(path, 7, b"789"))[0] == 204
         upload = await rig.client.app[keys.STORE].upload(path.rpartition("/")[2], None)
         files = rig.client.app[keys.FILES]
         assert b"".join([bytes(piece) async for piece in files.read_parts(upload.id, upload.parts)]) == b"0123456789"

@@ -245,7 +245,7 @@ _UPLOAD_HEADERS = ("Tus-Resumable", "Upload-Offset", "Upload-Expires")
 _APPENDING = (
     *(*_UPLOAD, "unsupported_tus_version", "unsupported_content_type", "unsupported_content_encoding"),
     *("invalid_upload_offset", "upload_offset_mismatch", "upload_locked", "incomplete_body", "upload_stalled"),
-    *("too_large", "disk_low"),
+    *("too_large", "disk_low", "stopping"),
 )
 _OFFSET_BYTES: Mapping[str, Schema] = {"application/offset+octet-stream": {**TEXT, "format": "binary"}}
 _APPENDED: Mapping[int, Answer] = {204: Answer("The bytes are stored.", _NO_CONTENT, _UPLOAD_HEADERS)}

@@ -8,7 +8,7 @@ from aiohttp import web
 
 from ..intake import defer_continue
 from . import deliveries, faces, files, jobs, metrics, openapi, page, service, signing, swap, uploads
-from .keys import STOPPING
+from .keys import STOPPING, SUBMITTER
 
 
 def add_routes(app: web.Application) -> None:
@@ -60,3 +60,4 @@ def add_routes(app: web.Application) -> None:
 
 async def _stop(app: web.Application) -> None:
     app[STOPPING].set()
+    app[SUBMITTER].uploads.stop()

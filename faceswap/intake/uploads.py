@@ -11,7 +11,7 @@ from aiohttp import web
 
 from ..clock import monotonic
 from ..config import Settings
-from ..errors import Conflict, Locked
+from ..errors import Conflict, Locked, Unavailable
 from ..files import Files
 from ..jobs import new_prompt_id
 from ..metrics import RECEIVED_BYTES
@@ -26,6 +26,8 @@ STORE_S = 10.0
 """The time after which fewer are stored."""
 SILENCE_S = 5.0
 """The silence after which another request may take the place of one that adds to an upload: its client is gone."""
+STOPPING_S = 10
+"""The time after which a client may go on where the service was stopping."""
 MOST_UPLOADS = 1000
 """The most uploads that an owner may have at a time."""
 MOST_LARGEST = 32
@@ -38,6 +40,24 @@ class _Turn:
     def __init__(self) -> None:
         self.lease: Lease | None = None
         self.arrived_at = self.renewed_at = monotonic()
+        self._limit: asyncio.Timeout | None = None
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Read a body, until `stop`, which raises `Unavailable` here."""
+        try:
+            async with asyncio.timeout(None) as self._limit:
+                yield
+        except TimeoutError:
+            detail = "The service is stopping; what has arrived is kept, send the rest later."
+            raise Unavailable(detail, code="stopping", retry_after=STOPPING_S) from None
+        finally:
+            self._limit = None
+
+    def stop(self) -> None:
+        """End the reading."""
+        if self._limit is not None:
+            self._limit.reschedule(monotonic())
 
 
 class Uploads:
@@ -53,6 +73,11 @@ class Uploads:
         self._holder = holder
         self._turns: dict[str, _Turn] = {}
         self._ending: dict[str, asyncio.Task[Upload]] = {}
+
+    def stop(self) -> None:
+        """End the requests that add to uploads: the service stops, and what has arrived is kept."""
+        for turn in self._turns.values():
+            turn.stop()
 
     async def close(self) -> None:
         """Wait until what arrived is stored, at the end of the service."""
@@ -108,12 +133,13 @@ class Uploads:
                 await send_continue(request)
                 growth = _Growth(self._store, self._files, upload, self._ttl_s)
                 try:
-                    while piece := await body.read():
-                        turn.arrived_at = monotonic()
-                        await self._keep_turn(upload_id, turn)
-                        if await growth.add(piece):
-                            await self._room.check()
-                        arrived(len(piece))
+                    async with turn.reading():
+                        while piece := await body.read():
+                            turn.arrived_at = monotonic()
+                            await self._keep_turn(upload_id, turn)
+                            if await growth.add(piece):
+                                await self._room.check()
+                            arrived(len(piece))
                 finally:
                     upload = await self._end(upload_id, growth)
             return upload
