@@ -81,31 +81,26 @@ async def violations(page: Page) -> list[str]:
     return sorted(found)
 
 
-def portrait(path: Path, side: int) -> Picture:
-    """Return the face of a picture, RGB, in a square."""
+def portrait(path: Path, width: int, height: int) -> Picture:
+    """Return the face of a picture, RGB, of this size."""
     picture = cv2.imread(str(path))
     assert picture is not None
     if path == samples.SCENE:
-        picture = picture[:300, 76:376]
-    height, width = picture.shape[:2]
-    edge = min(height, width)
-    left = (width - edge) // 2
-    square = picture[:edge, left : left + edge]
-    return np.asarray(cv2.cvtColor(cv2.resize(square, (side, side)), cv2.COLOR_BGR2RGB))
+        picture = picture[10:270, 96:356]
+    cut = picture.shape[0] * width // height
+    left = (picture.shape[1] - cut) // 2
+    part = picture[:, left : left + cut]
+    return np.asarray(cv2.cvtColor(cv2.resize(part, (width, height)), cv2.COLOR_BGR2RGB))
 
 
 def make_people(path: Path, *people: Path, frames: int = 24) -> Path:
-    """Write a clip of people side by side, the first the largest; each frame differs a little from the last."""
-    sides = [320 - 60 * place for place in range(len(people))]
-    faces = [portrait(person, side) for person, side in zip(people, sides, strict=True)]
+    """Write a clip of people side by side, the first the largest, under a bar that grows."""
+    widths = [320 - 60 * place for place in range(len(people))]
+    scene = np.hstack([portrait(person, width, 320) for person, width in zip(people, widths, strict=True)])
 
     def draw(number: int, width: int, height: int) -> Picture:
-        picture = np.full((height, width, 3), 70 + number % 24, np.uint8)
-        left = 0
-        for face in faces:
-            side = face.shape[0]
-            picture[:side, left : left + side] = face
-            left += side
+        picture = scene.copy()
+        picture[:8, : number % 24 * 8] = 235
         return picture
 
-    return make_clip(path, frames, size=(sum(sides), 320), draw=draw)
+    return make_clip(path, frames, size=(sum(widths), 320), draw=draw)

@@ -68,9 +68,6 @@ async def _bench(browser: Browser, url: str, album: Album, clip: Path, people: P
         await expect(page.locator("#health")).to_have_text("Ready")
         await album.take(page, "start")
         await _choose(page, clip, people, faces=(samples.FACE, samples.SCENE))
-        for person, face in ((0, 0), (1, 1)):
-            await page.locator("#people button.face").nth(person).click()
-            await page.locator("#sources button.face").nth(face).click()
         await page.get_by_label("Start of the part").fill("0.6")
         await page.get_by_label("End of the part").fill("3.2")
         await page.get_by_label("Place in the clip").fill("1.8")

@@ -50,7 +50,7 @@ async function refreshHealth() {
   try {
     showHealth(await call("health"));
   } catch (error) {
-    setHealth("degraded", error.message);
+    setHealth("degraded", error.status ? error.message : "No answer");
     showAway(error.status ? null : [UNREACHABLE, "What is running goes on when it is back, and this page finds it again by itself.", ["Start it again on the server: faceswap serve"]]);
   }
 }

@@ -23,8 +23,11 @@ export function clickPerson(person) {
 
 function clickSource(source) {
   const clip = bench.current;
-  const person = bench.armed?.person ?? (clip?.people.length === 1 ? clip.people[0].index : undefined);
-  if (person !== undefined) return clip.joins.get(person) === source.key ? unjoin(person) : join(person, source.key);
+  if (bench.armed?.person !== undefined) return join(bench.armed.person, source.key);
+  if (clip?.people.length === 1) {
+    const { index } = clip.people[0];
+    return clip.joins.get(index) === source.key ? unjoin(index) : join(index, source.key);
+  }
   const isSecond = bench.armed?.source === source.key;
   bench.armed = isSecond || !clip?.people.length ? null : { source: source.key };
   if (bench.armed) announce("Now choose who gets this face.");
