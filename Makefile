@@ -83,6 +83,10 @@ watermark: $(VENV)/.installed-dev ## the watermark of 200 clips, read after crf 
 crossing: $(VENV)/.installed-dev ## two people who cross ten times: each frame's faces judged by dlib; FRAMES=…
 	FACESWAP_CROSSING_FRAMES=$(or $(FRAMES),240) $(BIN)/python -m pytest -q --timeout=0 tests/test_engine_people.py -k through_a_crossing
 
+.PHONY: page-speed
+page-speed: $(VENV)/.installed-dev ## seconds from the first byte until the web page can be used, the CPU slowed 6 times
+	cd tests && ../$(BIN)/python -m page_speed $(ARGS)
+
 .PHONY: screenshots
 screenshots: $(VENV)/.installed-dev ## pictures of the web page for docs/, from the real page in Chromium
 	cd tests && ../$(BIN)/python -m screenshots $(ARGS)

@@ -140,3 +140,4 @@ setInterval(refreshHealth, HEALTH_MS);
 route();
 refresh();
 refreshHealth();
+performance.mark("usable"); // measured by `make page-speed`

@@ -51,22 +51,23 @@ export function putOnStage(clip) {
 export const stripGrew = (clip) => clip === bench.current && timeline.draw(clip);
 export const pauseStage = () => video.pause();
 
-/** Return the frame on the stage as a picture, or null where the browser shows none. */
-export function pictureOnStage() {
+/** Return the address of what the stage shows, or null where the browser shows nothing. */
+export async function pictureOnStage() {
   const clip = bench.current;
   if (!clip.isPlayable) return null;
-  if (clip.isPicture) return still.src;
-  return canvasOfStage().toDataURL("image/jpeg", 0.95);
+  return clip.isPicture ? still.src : (await canvasOfStage()).toDataURL("image/jpeg", 0.95);
 }
 
-export function frameOnStage() {
+export async function frameOnStage() {
+  const canvas = await canvasOfStage();
   return new Promise((resolve, reject) => {
     const give = (blob) => (blob ? resolve(blob) : reject(new Error("The frame could not be read.")));
-    canvasOfStage().toBlob(give, "image/jpeg", 0.92);
+    canvas.toBlob(give, "image/jpeg", 0.92);
   });
 }
 
-function canvasOfStage() {
+async function canvasOfStage() {
+  if (video.seeking) await new Promise((resolve) => video.addEventListener("seeked", resolve, { once: true }));
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   canvas.getContext("2d").drawImage(video, 0, 0);

@@ -20,12 +20,13 @@ export async function tryFrame() {
   closeTrial();
   pauseStage();
   const clip = bench.current;
-  const own = { id: null, isOver: false, before: pictureOnStage() };
+  const own = { id: null, isOver: false, before: null };
   bench.trial = own;
   tell(own, "Trying this frame…");
   const moment = clip.isPicture ? {} : { at: Math.round(clip.at * 1e4) / 1e4 };
   const prepared = prepareRequest(clip, joinedOf(clip), { priority: PRIORITY, ...moment });
   try {
+    own.before = await pictureOnStage();
     const body = await prepared.body();
     if (own.isOver) return;
     own.id = (await call("face-swap", { method: "POST", body, headers: { Prefer: "respond-async" } })).prompt_id;
