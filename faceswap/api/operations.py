@@ -504,7 +504,10 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("GET", "/docs"): Operation("service", {200: Answer("The page.", {"text/html": TEXT})}, needs_key=False),
     ("GET", "/"): Operation(
         "service",
-        {200: Answer("The page, or the description.", {JSON: ref("Information"), "text/html": TEXT})},
+        {
+            200: Answer("The page, or the description.", {JSON: ref("Information"), "text/html": TEXT}),
+            304: Answer("It is as the client knows it.", _NO_CONTENT),
+        },
         needs_key=False,
     ),
     ("GET", "/web/{name}"): Operation(
@@ -514,7 +517,8 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
                 "The file.",
                 {"text/javascript": TEXT, "text/css": TEXT}
                 | {sample: {**TEXT, "format": "binary"} for sample in ("image/jpeg", "video/mp4")},
-            )
+            ),
+            304: Answer("It is as the client knows it.", _NO_CONTENT),
         },
         ("not_found", "method_not_allowed"),
         needs_key=False,
