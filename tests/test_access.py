@@ -74,8 +74,9 @@ class Rig:
         files.inputs(job.prompt_id).mkdir(parents=True)
         files.video(job.prompt_id, job.inputs).write_bytes(b"the video")
         files.images(job.prompt_id, job.inputs)[0].write_bytes(b"the image")
+        # First, and for another: the service, which has only just started, may look for what is to be joined.
+        lease = await acquire(self.store, join_lease(job.prompt_id), "another")
         await self.store.finish_segment(await claim(self.store), "0.mp4", 1.0)
-        lease = await acquire(self.store, join_lease(job.prompt_id))
         await files.make_scratch(job.prompt_id)
         files.joined(job.prompt_id, lease.epoch).write_bytes(content)
         await files.keep_result(job.prompt_id, lease.epoch, job.stored_result, "")
