@@ -22,7 +22,7 @@ Examples:
   faceswap serve
   faceswap serve --port 9000 --comfyui-url http://127.0.0.1:8188 --comfyui-url http://gpu-2:8188
 
-Everything else is set by FACESWAP_... variables; README.md lists them."""
+Everything else is set by FACESWAP_... variables; docs/settings.md lists them."""
 )
 @click.option("--host", help="Address to listen on (127.0.0.1).")
 @click.option("--port", help="Port to listen on, 0 for a free one (8000).")
