@@ -15,7 +15,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from aiohttp.test_utils import TestServer
 from browser import chromium
 from clips import make_clip
 from machine import program
-from service_rig import EngineRig, ServiceRig, running_service
+from service_rig import QUICK, EngineRig, ServiceRig, running_service
 from waiting import WAIT_S
 
 from faceswap import samples
@@ -171,7 +171,10 @@ async def reader(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Read
     (folder / "service").mkdir()
     async with TestServer(pages) as server, EngineRig(folder / "service", paint=True) as engine:
         allowed = (ipaddress.ip_network("127.0.0.0/8"),)
-        async with running_service(folder / "service" / "data", engine, url_allow=allowed, rate_limit=0) as service:
+        patient = replace(QUICK, stuck_s=WAIT_S)  # a job is held while commands are started
+        async with running_service(
+            folder / "service" / "data", engine, timeouts=patient, url_allow=allowed, rate_limit=0
+        ) as service:
             yield Reader(folder, service, engine, str(server.make_url("")).rstrip("/"))
 
 
@@ -256,7 +259,7 @@ async def _job_for(reader: Reader, command: str) -> str:
     service = reader.service
     if "cancel" in command:
         reader.engine.hold()
-    prompt_id = await service.submit(reader.folder / "clip.mp4", samples.FACE)
+    prompt_id = await service.post(reader.folder / "clip.mp4", samples.FACE)
     if "retry" in command:
         async with service.client.post(f"/jobs/{prompt_id}/cancel") as response:
             assert response.status == 202
@@ -268,13 +271,10 @@ async def _job_for(reader: Reader, command: str) -> str:
 async def _run_in_browser(reader: Reader, text: str) -> None:
     async with chromium() as browser:
         page = await browser.new_page()
-        await page.goto(f"{reader.url}/docs")
+        await page.goto(f"{reader.url}/")
         await page.evaluate(
-            """() => ["video", "image"].forEach((name) => {
-                const input = document.createElement("input");
-                Object.assign(input, {type: "file", name});
-                document.body.append(input);
-            })"""
+            """() => document.body.replaceChildren(...["video", "image"].map((name) =>
+                Object.assign(document.createElement("input"), {type: "file", name})))"""
         )
         await page.locator("input[name=video]").set_input_files(reader.folder / "clip.mp4")
         await page.locator("input[name=image]").set_input_files(reader.folder / "face.jpg")
