@@ -410,8 +410,8 @@ async def test_the_page_can_be_used_before_the_service_has_told_anything(desk: D
         await page.route("**/health", hold)
         await page.route("**/jobs?*", hold)
         await page.reload()
-        await choose(page, desk.one)
-        await expect(page.locator("#start")).to_be_enabled()
+        await page.get_by_role("button", name="Try the sample").click()
+        await expect(page.locator("#wires path")).to_have_count(1)
 
 
 async def test_comfyui_that_is_away_is_told_large_and_with_what_to_do(browser: Browser, tmp_path: Path) -> None:
