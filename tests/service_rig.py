@@ -17,7 +17,7 @@ from yarl import URL
 
 from faceswap import samples
 from faceswap.api import keys
-from faceswap.app import create_app
+from faceswap.app import FAILED, create_app
 from faceswap.config import Settings, Timeouts
 from faceswap.engine.faults import Faults
 from faceswap.engine.server import ENGINE
@@ -174,6 +174,7 @@ class ServiceRig:
         """Return the status of a job once it has ended."""
 
         async def end() -> dict[str, Any] | None:
+            assert not self.client.app[FAILED].is_set(), "a background task of the service died"
             status = await self.status(prompt_id)
             return status if status["finished_at"] else None
 

@@ -283,8 +283,8 @@ async def test_a_result_with_fewer_frames_than_the_clip_is_not_a_success(clip: P
         media = service.client.app[keys.SCHEDULER]._assembly._media
         join = media.join
 
-        async def join_some(segments: list[Path], *arguments: Any) -> JoinFacts:
-            return await join(segments[:-1], *arguments)
+        async def join_some(segments: list[Path], *arguments: Any, **named: Any) -> JoinFacts:
+            return await join(segments[:-1], *arguments, **named)
 
         media.join = join_some
         status = await service.ended(await service.post(clip))
