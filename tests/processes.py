@@ -83,10 +83,14 @@ class Child:
 
     async def start(self) -> Self:
         printed = await self._spawn()
-        async with asyncio.timeout(WAIT_S):
-            line = await printed.readline()
-        found = LISTENING.search(line)
-        assert found, f"{self._command} printed {line!r}; its log: {self.log()}"
+        try:
+            async with asyncio.timeout(WAIT_S):
+                line = await printed.readline()
+            found = LISTENING.search(line)
+            assert found, f"{self._command} printed {line!r}; its log: {self.log()}"
+        except BaseException:
+            await self.kill()
+            raise
         self.url = found[1].decode()
         self._drain = asyncio.create_task(printed.read())
         return self
