@@ -164,6 +164,18 @@ async def test_an_upload_serves_several_jobs_and_what_is_deleted_is_no_jobs_inpu
     assert await ann.swap(video_upload=video, image_upload=face) == (404, "unknown_upload")
 
 
+async def test_a_repeated_request_makes_one_job_though_its_upload_is_another(ann: Client, clip: bytes) -> None:
+    again = Client(ann.rig)
+    again._key = {**ann._key, "Idempotency-Key": "once"}
+    answers = [
+        await again.swap(video_upload=await ann.upload(clip, pieces), image_upload=await ann.upload(FACE))
+        for pieces in (1, 3)
+    ]
+    assert answers[0] == answers[1]
+    other = await again.swap(video_upload=await ann.upload(clip + b"more"), image_upload=await ann.upload(FACE))
+    assert other == (422, "idempotency_key_reused")
+
+
 async def test_an_upload_in_one_go_is_not_copied(ann: Client, clip: bytes) -> None:
     video, face = await ann.upload(clip), await ann.upload(FACE)
     _, prompt_id = await ann.swap(video_upload=video, image_upload=face)

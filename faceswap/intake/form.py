@@ -195,17 +195,21 @@ class SwapForm(Form):
         return [kind for kind in INPUTS if not self.is_given(kind)]
 
     def digest(self) -> str:
-        """Return the SHA-256 of the values and the uploads; called before URLs are fetched, which count by address."""
+        """Return the SHA-256 of the values and of what was sent, once all inputs are closed.
+
+        An upload counts as a file of the request does, by its bytes; a URL by its address, another job by its id.
+        """
         asked: dict[str, object] = {
             name: _one_or_all([str(url) for url in value]) if isinstance(value, list) else str(value)
             for name, value in self.values.items()
-            if name != "return_prompt_id_only"
+            if name not in ("return_prompt_id_only", "video_upload", "image_upload")
         }
         asked["options"] = self.values.get("options", Options()).to_dict()
-        asked |= {kind: _one_or_all([file.sha256 for file in files]) for kind, files in self._files.items() if files}
+        sent = [kind for kind in INPUTS if self._given.intersection((kind, f"{kind}_upload"))]
+        asked |= {kind: _one_or_all([file.sha256 for file in self._files[kind]]) for kind in sent}
         return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
-    def submission(self, digest: str, *, respond_async: bool) -> Submission:
+    def submission(self, *, respond_async: bool) -> Submission:
         """Return the request as a whole, once all inputs are closed."""
         [video], images = self._files["video"], self._files["image"]
         return Submission(
@@ -219,7 +223,7 @@ class SwapForm(Form):
             options=self.values.get("options", Options()),
             respond_async=respond_async,
             id_only=self.values.get("return_prompt_id_only", False),
-            digest=digest,
+            digest=self.digest(),
             consent=self.values.get("consent"),
             label=self.values.get("label"),
         )

@@ -129,9 +129,8 @@ class RequestReader:
 
     async def _complete(self, form: SwapForm, owner: str | None, *, respond_async: bool) -> Submission:
         form.check_complete()
-        digest = form.digest()
         await self._fetch(form, owner, form.wanted)
-        return form.submission(digest, respond_async=respond_async)
+        return form.submission(respond_async=respond_async)
 
     async def _fetch(self, form: Form, owner: str | None, wanted: Sequence[str]) -> None:
         """Get the inputs that are not in the request, the smaller ones first; `wanted` are those of another job."""
