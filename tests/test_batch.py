@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from clips import make_clip
@@ -20,9 +21,11 @@ from processes import dead_url
 from service_rig import EngineRig, ServiceRig, running_service, service_and_engines
 from waiting import WAIT_S, until
 
-from faceswap import FaceSwapError, samples
+from faceswap import FaceSwap, FaceSwapError, Result, samples
 from faceswap.cli import main
+from faceswap.cli.batch import Batch
 from faceswap.cli.clips import Clip, stems
+from faceswap.cli.display import display
 from faceswap.cli.manifest import read_manifest
 from faceswap.cli.record import RECORD_NAME, Record, RecordError
 from faceswap.errors import BadRequest
@@ -205,6 +208,36 @@ def test_clips_of_the_same_name_have_results_of_their_own() -> None:
     names = ["a/clip.mp4", "b/clip.mov", "https://example.org/clip.mp4?x=1", "b/clip-2.mp4"]
     clips = [Clip(name, (FACE,)) for name in names]
     assert list(stems(clips).values()) == ["clip", "clip-2", "clip-3", "clip-2-2"]
+
+
+class _Service:
+    """A service whose results are there at once, and arrive together."""
+
+    url = ""
+
+    def __init__(self, downloads: int) -> None:
+        self._together = asyncio.Barrier(downloads)
+
+    async def submit(self, video: str, *_: Any, **__: Any) -> str:
+        return video
+
+    async def wait(self, prompt_id: str, **_: Any) -> Result:
+        return Result(prompt_id, "result.mp4", len(prompt_id), sha256="")
+
+    async def download(self, result: Result, path: Path) -> Path:
+        await self._together.wait()
+        path.write_text(result.prompt_id)
+        return path
+
+
+async def test_two_results_that_arrive_together_have_names_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"somebody's")
+    clips = [Clip(f"http://{host}.example/clip.mp4", (FACE,)) for host in "ab"]
+    with Record(tmp_path) as record, display(io.StringIO()) as shown:
+        batch = Batch(cast(FaceSwap, _Service(2)), "here", record, stems(clips), shown)
+        async with asyncio.timeout(WAIT_S):
+            await batch.run(clips, 2, lambda _: None)
+        assert sorted(record.result(clip).read_text() for clip in clips) == [clip.video for clip in clips]
 
 
 MANIFEST = """

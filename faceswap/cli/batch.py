@@ -177,6 +177,7 @@ class Batch:
             prompt_id = await self._new_job(clip, task)
         result = await follow(self._client, prompt_id, task, cancels=True)
         name = clip.output or self._record.free_name(clip, self._names[clip.key], Path(result.filename).suffix)
+        self._record.change(clip, output=name, bytes=None)  # first: the name is taken, also after a kill
         try:
             path = await self._client.download(result, self._record.folder / name)
         except FaceSwapError as error:
