@@ -262,4 +262,5 @@ async def test_more_looks_for_faces_than_are_taken_are_told_to_come_back(
     assert len(found.faces) == 1
     assert isinstance(problem, Problem)
     assert (problem.status, problem.code, problem.retry_after) == (503, "too_busy", 5)
-    assert isinstance(await media.look_for_faces(SAMPLES / "astronaut.png", "image", 0.0, 9), FacesFacts)
+    looks = (media.look_for_faces(SAMPLES / "astronaut.png", "image", 0.0, 9, waits=waits) for waits in (False, True))
+    assert all(isinstance(found, FacesFacts) for found in await asyncio.gather(*looks))

@@ -133,7 +133,7 @@ class EngineInputs:
         for after_s in PEOPLE_AT_S:
             at_s = (job.options.start or 0) + after_s
             try:
-                found = await self._media.look_for_faces(video, "video", at_s, job.inputs.frames)
+                found = await self._media.look_for_faces(video, "video", at_s, job.inputs.frames, waits=True)
             except Problem as problem:
                 log.warning("%s: no faces at %s s: %s", job.prompt_id, at_s, problem.code)
                 continue

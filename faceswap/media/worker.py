@@ -249,12 +249,14 @@ class MediaWorker:
         """Write the image at `path` to `out` as PNG, upright. Raises Problem as `probe_image` does."""
         await self._probe("convert_image", path, out=out)
 
-    async def look_for_faces(self, path: Path, kind: str, at: float, max_frames: int) -> FacesFacts:
+    async def look_for_faces(
+        self, path: Path, kind: str, at: float, max_frames: int, *, waits: bool = False
+    ) -> FacesFacts:
         """Return the faces of an `image`, or of a `video`'s frame `at` so many seconds; see `faces.look_for_faces`.
 
-        Raises Problem as `probe_image` and `probe_video` do, and 503 `too_busy`.
+        Raises Problem as `probe_image` and `probe_video` do, and 503 `too_busy` unless it `waits` for its turn.
         """
-        if self._looking >= MOST_LOOKS:
+        if self._looking >= MOST_LOOKS and not waits:
             detail = "Faces are looked for in too many files at the moment; try again in a few seconds."
             raise errors.Unavailable(detail, code="too_busy", retry_after=BUSY_S)
         self._looking += 1
