@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from contextlib import aclosing, suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ from .media import MediaWorker
 from .store import Store
 
 RESULT, INPUT = "result", "input"
+MADE_AT_ONCE = 2
+"""Thumbnails that are made at a time: of a file that is not here a copy is made for that."""
 
 
 class Thumbnails:
@@ -22,13 +25,25 @@ class Thumbnails:
         self._store = store
         self._files = files
         self._media = media
+        self._making = asyncio.Semaphore(MADE_AT_ONCE)
 
     async def of(self, job: Job) -> bytes:
         """Return the JPEG of a job. Raises `Gone` where all was erased, `NotFound` where nothing can be shown."""
         shown = await self._shown(job)
-        kept = await self._files.thumbnail(job.prompt_id, shown)
-        if kept is not None:
-            return kept
+        image = await self._files.thumbnail(job.prompt_id, shown)
+        if image is not None:
+            return image
+        async with self._making:
+            image = await self._files.thumbnail(job.prompt_id, shown)  # another request may have had it made
+            if image is None:
+                image = await self._made(job, shown)
+        if not await self._is_there(job, shown):  # it was erased meanwhile
+            await self._files.delete_thumbnails(job.prompt_id)
+            raise self._gone(job)
+        return image
+
+    async def _made(self, job: Job, shown: str) -> bytes:
+        """Make a thumbnail and keep it. Raises as `of` does."""
         is_picture = job.media == "image" if shown == RESULT else job.inputs.is_still
         try:
             image = await self._make(await self._find(job, shown), is_picture=is_picture)
@@ -38,9 +53,6 @@ class Thumbnails:
             ) from None
         with suppress(OSError):  # it is made again then
             await self._files.put_thumbnail(job.prompt_id, shown, image)
-        if not await self._is_there(job, shown):  # it was erased meanwhile
-            await self._files.delete_thumbnails(job.prompt_id)
-            raise self._gone(job)
         return image
 
     async def _shown(self, job: Job) -> str:

@@ -21,6 +21,7 @@ from faceswap.backlog import Backlog, pace
 from faceswap.errors import Conflict
 from faceswap.janitor import Janitor
 from faceswap.media.thumbnail import SIDE
+from faceswap.thumbnails import MADE_AT_ONCE
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -151,6 +152,25 @@ async def test_a_job_is_shown_small_until_it_is_erased(rig: Rig, clip: Path) -> 
         assert response.status == 204
     assert (await thumbnail(service, prompt_id))[0] == 404
     assert not [name for name in service.files() if prompt_id in name]
+
+
+async def test_few_thumbnails_are_made_at_a_time_and_each_once(
+    rig: Rig, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service, _ = rig
+    prompt_id = await service.post(clip)
+    await service.ended(prompt_id)
+    media, made = service.client.app[keys.MEDIA], []
+    make = media.thumbnail
+
+    async def counted(path: Path, *, is_picture: bool) -> bytes:
+        made.append(path)
+        return await make(path, is_picture=is_picture)
+
+    monkeypatch.setattr(media, "thumbnail", counted)
+    shown = await asyncio.gather(*(thumbnail(service, prompt_id) for _ in range(6)))
+    assert {status for status, _, _ in shown} == {200}
+    assert len(made) <= MADE_AT_ONCE
 
 
 async def test_what_was_erased_is_shown_no_more(rig: Rig, clip: Path) -> None:
