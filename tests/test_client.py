@@ -427,6 +427,19 @@ async def test_a_cut_upload_goes_on_where_it_broke_off(serve: Serve, tmp_path: P
     assert tus.offsets == [0, len(RESULT) // 2, len(RESULT) * 3 // 4]
 
 
+async def test_an_upload_that_is_given_up_is_erased(serve: Serve, tmp_path: Path) -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.Response(status=410)
+
+    clip, tus = tmp_path / "clip.mp4", Tus(cuts=0)
+    clip.write_bytes(RESULT)
+    routes = [route for route in tus.routes if route.method != "PATCH"]
+    async with FaceSwap(await serve(*routes, web.patch("/uploads/up-1", refuse))) as client:
+        with pytest.raises(FaceSwapError):
+            await client.upload(clip)
+    assert tus.deleted
+
+
 async def test_a_large_video_is_sent_as_an_upload_that_is_erased_when_the_job_has_it(
     serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,9 +147,7 @@ class FaceSwap:
             return await self._submit(inputs, request, tally)
         finally:
             if upload is not None:
-                with contextlib.suppress(FaceSwapError, TimeoutError):
-                    async with asyncio.timeout(CANCEL_TIMEOUT_S):
-                        await self.delete_upload(upload)
+                await self._give_up(upload)
 
     async def _submit(self, inputs: Sequence[tuple[str, Source]], request: Request, tally: Tally) -> str:
         headers = {"Prefer": "respond-async", "Idempotency-Key": request.get("idempotency_key") or str(uuid.uuid4())}
@@ -175,6 +173,21 @@ class FaceSwap:
         path, size = Path(str(source)), _size(source)
         async with self._request("POST", "uploads", headers={**_TUS, "Upload-Length": str(size)}) as response:
             upload = Upload(response.headers.get("Location", "").rpartition("/")[2])
+        try:
+            await self._fill(upload, path, size, tally)
+        except BaseException:  # what has arrived would stay until it expires
+            await self._give_up(upload)
+            raise
+        return upload
+
+    async def _give_up(self, upload: Upload) -> None:
+        """Have an upload erased, if the service can be reached."""
+        with contextlib.suppress(FaceSwapError, TimeoutError):
+            async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                await self.delete_upload(upload)
+
+    async def _fill(self, upload: Upload, path: Path, size: int, tally: Tally) -> None:
+        """Send the bytes of a file."""
         offset, failures = 0, 0
         while offset < size:
             before = offset
@@ -192,7 +205,6 @@ class FaceSwap:
                     raise
                 failures = 1 if offset > before else failures + 1
                 await self._pause(failures, 0.5, error)
-        return upload
 
     async def _upload_offset(self, upload: Upload) -> int:
         async with self._request("HEAD", "uploads", upload.id, headers=_TUS) as response:
