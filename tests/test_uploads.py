@@ -410,6 +410,15 @@ async def test_an_upload_that_expired_is_gone_with_its_bytes(ann: Client, clip: 
     assert await app[keys.STORE].known_uploads([video, other]) == {other}
 
 
+async def test_an_upload_has_no_more_parts_than_are_quickly_read(ann: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads_module, "MOST_PARTS", 2)
+    path = await ann.create(3)
+    assert [(await ann.patch(path, offset, b"x"))[0] for offset in range(2)] == [204, 204]
+    status, _, code = await ann.patch(path, 2, b"x")
+    assert (status, code) == (409, "too_many_parts")
+    assert await ann.offset(path) == 2
+
+
 async def test_an_owner_has_no_more_uploads_than_allowed(bob: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     async def refusal(length: int) -> Any:
         return (await bob.call("POST", "/uploads", {"Upload-Length": str(length)}))[::2]

@@ -78,6 +78,7 @@ PROBLEMS: Mapping[str, int] = {
     "not_retryable": 409,
     "nothing_to_deliver": 409,
     "upload_unfinished": 409,
+    "too_many_parts": 409,
     "upload_offset_mismatch": 409,
     "inputs_erased": 410,
     "result_expired": 410,
@@ -244,7 +245,8 @@ _TUS = {"Tus-Resumable": HEADERS["Tus-Resumable"]}
 _UPLOAD_HEADERS = ("Tus-Resumable", "Upload-Offset", "Upload-Expires")
 _APPENDING = (
     *(*_UPLOAD, "unsupported_tus_version", "unsupported_content_type", "unsupported_content_encoding"),
-    *("invalid_upload_offset", "upload_offset_mismatch", "upload_locked", "incomplete_body", "upload_stalled"),
+    *("invalid_upload_offset", "upload_offset_mismatch", "too_many_parts", "upload_locked"),
+    *("incomplete_body", "upload_stalled"),
     *("too_large", "disk_low", "stopping"),
 )
 _OFFSET_BYTES: Mapping[str, Schema] = {"application/offset+octet-stream": {**TEXT, "format": "binary"}}

@@ -30,6 +30,8 @@ STOPPING_S = 10
 """The time after which a client may go on where the service was stopping."""
 MOST_UPLOADS = 1000
 """The most uploads that an owner may have at a time."""
+MOST_PARTS = 10_000
+"""The most parts of an upload, one or more for each request: they are read with it, and each is a file."""
 MOST_LARGEST = 32
 """The most uploads of the largest size that an owner may have at a time, or more of less in all."""
 
@@ -126,6 +128,8 @@ class Uploads:
             if offset != upload.received:
                 detail = f"The upload has {upload.received:,} bytes, not {offset:,}."
                 raise Conflict(detail, code="upload_offset_mismatch")
+            if len(upload.parts) >= MOST_PARTS:
+                raise Conflict("The upload came in too many parts; send larger ones.", code="too_many_parts")
             missing = upload.length - upload.received
             announced = request.content_length
             body = BoundedBytes(partial(bytes_to_the_cut, request), announced or 0, missing)
