@@ -24,6 +24,8 @@ from service_rig import ServiceRig, service_and_engines
 from faceswap import samples
 from faceswap.api import keys
 from faceswap.config import Settings
+from faceswap.errors import BadRequest
+from faceswap.intake.form import LookForm
 from faceswap.jobs import Options
 from faceswap.media.stills import read_still
 
@@ -232,3 +234,8 @@ async def test_faces_are_found_and_nothing_is_kept(rig: ServiceRig, tmp_path: Pa
         status, problem = await look(rig, **fields)
         assert (status, problem["code"]) == refused
     assert await kept(rig) == before
+
+
+def test_a_number_that_python_does_not_read_is_a_wrong_one() -> None:
+    with pytest.raises(BadRequest, match="whole number below"):
+        LookForm.checks["number"]("number", "0" * 5000)

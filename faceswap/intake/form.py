@@ -360,7 +360,7 @@ def _role(name: str, raw: object) -> str:
 
 def _image_number(name: str, raw: object) -> int:
     text = str(raw)
-    if not (text.isascii() and text.isdecimal()) or int(text[:3]) >= MAX_IMAGES:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 3 or int(text) >= MAX_IMAGES:
         raise BadRequest(f"'{name}' must be a whole number below {MAX_IMAGES}.", code="malformed_field")
     return int(text)
 
