@@ -96,14 +96,22 @@ class Janitor:
 
     async def _erase_uploads(self) -> None:
         """Erase resumable uploads that have expired, and bytes that were stored of one after its end."""
-        while expired := await self._store.expired_uploads(BATCH):
-            for upload_id in expired:
-                await self._files.delete_parts(upload_id)
-                await self._store.forget_upload(upload_id)
+        while any([await self._erase_upload(upload_id) for upload_id in await self._store.expired_uploads(BATCH)]):
+            pass
         before = datetime.now(UTC) - timedelta(seconds=self._settings.upload_ttl_s)
         async for old in self._files.list_parted(before):
             for upload_id in old - await self._store.known_uploads(old):
-                await self._files.delete_parts(upload_id)
+                await self._erase_upload(upload_id)
+
+    async def _erase_upload(self, upload_id: str) -> bool:
+        """Erase an upload; returns whether it could be, for else it is tried again in the next round."""
+        try:
+            await self._files.delete_parts(upload_id)
+        except OSError as error:
+            log.error("upload %s cannot be erased yet: %s", upload_id, error)
+            return False
+        await self._store.forget_upload(upload_id)
+        return True
 
     async def _erase_inputs(self, prompt_id: str) -> None:
         """Erase the inputs of a job, unless it was retried; what fails is tried again in the next round."""

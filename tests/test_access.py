@@ -343,6 +343,11 @@ async def test_submissions_and_waiting_jobs_of_a_key_are_limited(tmp_path: Path,
             assert response.status == 200  # looks for faces are counted by themselves
             assert response.headers["RateLimit-Policy"] == '"faces";q=40;w=60'
             assert response.headers["RateLimit"].startswith('"faces";r=39;')
+        length = {"Tus-Resumable": "1.0.0", "Upload-Length": "1", "X-API-Key": ANN}
+        async with rig.client.post("/uploads", headers=length) as response:
+            assert response.status == 201  # and so are uploads
+            assert response.headers["RateLimit-Policy"] == '"uploads";q=40;w=60'
+            assert response.headers["RateLimit"].startswith('"uploads";r=39;')
 
 
 @pytest.mark.usefixtures("one_minute")

@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import WAIT_S
 
 import faceswap
 from faceswap import blocking
@@ -425,6 +426,22 @@ async def test_a_cut_upload_goes_on_where_it_broke_off(serve: Serve, tmp_path: P
         assert await client.upload(file) == Upload("up-1")
     assert bytes(tus.data) == RESULT
     assert tus.offsets == [0, len(RESULT) // 2, len(RESULT) * 3 // 4]
+
+
+async def test_a_file_that_becomes_shorter_while_it_is_sent_is_told(serve: Serve, tmp_path: Path) -> None:
+    tus, file = Tus(cuts=0), tmp_path / "clip.mp4"
+    file.write_bytes(RESULT)
+
+    async def shorten(_: web.Request) -> web.Response:
+        file.write_bytes(RESULT[:100])
+        return web.Response(status=201, headers={"Location": "/uploads/up-1"})
+
+    routes = [route for route in tus.routes if route.method != "POST"]
+    async with FaceSwap(await serve(*routes, web.post("/uploads", shorten))) as client:
+        with pytest.raises(FaceSwapError, match="shorter"):
+            async with asyncio.timeout(WAIT_S):
+                await client.upload(file)
+    assert tus.offsets == [0, 100] and tus.deleted
 
 
 async def test_an_upload_that_is_given_up_is_erased(serve: Serve, tmp_path: Path) -> None:

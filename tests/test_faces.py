@@ -236,6 +236,15 @@ async def test_faces_are_found_and_nothing_is_kept(rig: ServiceRig, tmp_path: Pa
     assert await kept(rig) == before
 
 
+@ONE_LOOP
+async def test_a_look_that_cannot_be_had_is_refused_before_its_file_is_received(
+    rig: ServiceRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("faceswap.media.worker.MOST_LOOKS", 0)
+    async with rig.client.post("/faces", json={}) as response:  # nothing to look at, which nobody has read
+        assert (response.status, (await response.json())["code"]) == (503, "too_busy")
+
+
 def test_a_number_that_python_does_not_read_is_a_wrong_one() -> None:
     with pytest.raises(BadRequest, match="whole number below"):
         LookForm.checks["number"]("number", "0" * 5000)

@@ -410,6 +410,30 @@ async def test_an_upload_that_expired_is_gone_with_its_bytes(ann: Client, clip: 
     assert await app[keys.STORE].known_uploads([video, other]) == {other}
 
 
+async def test_an_upload_that_cannot_be_erased_keeps_no_other(
+    ann: Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stuck, other = await ann.upload(b"stuck"), await ann.upload(b"other")
+    expire = "UPDATE upload SET expires_at = 1 + (id = ?) WHERE id IN (?, ?)"  # the stuck one first
+    sql(ann.rig.folder / "faceswap.db", expire, other, stuck, other)
+    app = ann.rig.client.app
+    store, files = app[keys.STORE], app[keys.FILES]
+    delete = files.delete_parts
+
+    async def refuse(upload_id: str) -> None:
+        if upload_id == stuck:
+            raise PermissionError("no")
+        await delete(upload_id)
+
+    with monkeypatch.context() as fault:
+        fault.setattr(files, "delete_parts", refuse)
+        await Janitor(app[keys.SETTINGS], store, files).sweep()
+    assert await store.known_uploads([stuck, other]) == {stuck}
+    assert f"upload {stuck} cannot be erased yet: no" in caplog.text
+    await Janitor(app[keys.SETTINGS], store, files).sweep()
+    assert not await store.known_uploads([stuck]) and not uploaded(ann.rig, stuck)
+
+
 async def test_an_upload_has_no_more_parts_than_are_quickly_read(ann: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploads_module, "MOST_PARTS", 2)
     path = await ann.create(3)

@@ -15,6 +15,7 @@ from .rate_limit import count_look
 async def post_faces(request: web.Request) -> web.Response:
     """Find the faces of a picture, or of one frame of a video; nothing is kept."""
     await count_look(request)
+    request.app[MEDIA].check_looks()
     async with request.app[SUBMITTER].looked_at(request, owner_of(request)) as look:
         facts = await request.app[MEDIA].look_for_faces(look.path, look.kind, look.at, request.app[SETTINGS].max_frames)
     return web.json_response(_document(facts))

@@ -457,7 +457,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
         {201: Answer("The upload, without a byte yet.", {JSON: ref("Upload")}, ("Location", *_UPLOAD_HEADERS))},
         (
             *("invalid_upload_length", "invalid_upload_metadata", "unsupported_tus_version", "too_large"),
-            *("too_many_uploads", "disk_low"),
+            *("rate_limited", "too_many_uploads", "disk_low"),
         ),
         headers={
             **_TUS,

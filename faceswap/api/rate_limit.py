@@ -1,4 +1,4 @@
-"""The limits of submissions and of looks for faces a minute, for each key, or each address where there are no keys."""
+"""The limits of submissions, looks for faces and uploads a minute: of each key, or each address if there are none."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ PROXY_HEADERS = ("X-Forwarded-For", hdrs.FORWARDED)
 """The headers by which a proxy on this machine is told from a user of it."""
 KEY = "key "
 """The beginning of what a key is counted under."""
-SUBMISSIONS, LOOKS = "submissions", "faces"
+SUBMISSIONS, LOOKS, UPLOADS = "submissions", "faces", "uploads"
 """The names of the limits in the `RateLimit` headers."""
 LOOKS_PER_SUBMISSION = 10
 """Looks for faces that are allowed where one submission is: who searches a video for a frame makes many."""
+UPLOADS_PER_SUBMISSION = 10
+"""Uploads that may be begun where one submission is allowed: a job takes a video and up to eight pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class RateLimit:
 
 RATE_LIMIT = web.AppKey("rate_limit", RateLimit)
 LOOK_LIMIT = web.AppKey("look_limit", RateLimit)
+UPLOAD_LIMIT = web.AppKey("upload_limit", RateLimit)
 
 
 async def count_submission(request: web.Request) -> None:
@@ -84,6 +87,11 @@ async def count_submission(request: web.Request) -> None:
 async def count_look(request: web.Request) -> None:
     """Count a request that has faces looked for. Raises `TooManyRequests`, as `count_submission` does."""
     await _count(request, request.app[LOOK_LIMIT], "looks for faces")
+
+
+async def count_upload(request: web.Request) -> None:
+    """Count a request that begins an upload. Raises `TooManyRequests`, as `count_submission` does."""
+    await _count(request, request.app[UPLOAD_LIMIT], "uploads")
 
 
 async def _count(request: web.Request, limit: RateLimit, things: str) -> None:

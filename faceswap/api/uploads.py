@@ -11,6 +11,7 @@ from ..errors import BadRequest, PreconditionFailed, UnsupportedMedia
 from ..intake import Uploads, check_uncompressed
 from ..uploads import Upload, check_metadata, parse_length, parse_offset
 from .keys import SETTINGS, SUBMITTER, owner_of
+from .rate_limit import count_upload
 
 VERSION = "1.0.0"
 EXTENSIONS = "creation,expiration,termination"
@@ -31,6 +32,7 @@ async def options_uploads(request: web.Request) -> web.Response:
 async def post_uploads(request: web.Request) -> web.Response:
     """Create a resumable upload."""
     _check_version(request)
+    await count_upload(request)
     length = parse_length(request.headers.get("Upload-Length"))
     metadata = check_metadata(request.headers.get("Upload-Metadata", ""))
     upload = await _uploads(request).create(length, metadata, owner_of(request))

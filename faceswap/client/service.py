@@ -198,7 +198,10 @@ class FaceSwap:
                     tally.sent = file.seek(offset)
                     headers = {**_TUS, "Upload-Offset": str(offset), "Content-Type": "application/offset+octet-stream"}
                     async with self._request("PATCH", "uploads", upload.id, headers=headers, data=file) as response:
-                        offset = int(response.headers["Upload-Offset"])
+                        arrived = int(response.headers["Upload-Offset"])
+                if arrived <= offset:
+                    raise FaceSwapError(0, "file", f"{path} has become shorter while it was sent.")
+                offset = arrived
             except FaceSwapError as error:
                 # 409, 423: the service has not noticed the cut yet.
                 if not error.transient and error.status not in (409, 423):

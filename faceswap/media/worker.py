@@ -249,6 +249,12 @@ class MediaWorker:
         """Write the image at `path` to `out` as PNG, upright. Raises Problem as `probe_image` does."""
         await self._probe("convert_image", path, out=out)
 
+    def check_looks(self) -> None:
+        """Raise 503 `too_busy` when no more looks for faces are taken, so that no file need be received for one."""
+        if self._looking >= MOST_LOOKS:
+            detail = "Faces are looked for in too many files at the moment; try again in a few seconds."
+            raise errors.Unavailable(detail, code="too_busy", retry_after=BUSY_S)
+
     async def look_for_faces(
         self, path: Path, kind: str, at: float, max_frames: int, *, waits: bool = False
     ) -> FacesFacts:
@@ -256,9 +262,8 @@ class MediaWorker:
 
         Raises Problem as `probe_image` and `probe_video` do, and 503 `too_busy` unless it `waits` for its turn.
         """
-        if self._looking >= MOST_LOOKS and not waits:
-            detail = "Faces are looked for in too many files at the moment; try again in a few seconds."
-            raise errors.Unavailable(detail, code="too_busy", retry_after=BUSY_S)
+        if not waits:
+            self.check_looks()
         self._looking += 1
         try:
             answer = await self._probe(
