@@ -27,6 +27,7 @@ from faceswap.keyring import new_key
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+TUS = {"Tus-Resumable": "1.0.0"}
 PHONE: dict[str, Any] = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
 
 
@@ -400,6 +401,44 @@ async def test_what_the_service_refuses_is_told_in_the_queue_and_tried_again(des
         await page.get_by_role("button", name="Try again").click()
         await expect(page.locator("#job-state")).to_have_text("Done")
     assert len(refused) == 1
+
+
+async def test_uploads_that_the_service_has_lost_are_sent_anew(desk: Desk, browser: Browser) -> None:
+    async with visit(browser, desk.url) as page:
+        await choose(page, desk.two)
+        lost = await whole_uploads(desk, page, 2, set())
+        await lose(desk, lost)
+        async with page.expect_response(lambda answer: answer.url.endswith("/faces") and answer.ok):
+            await page.get_by_label("Place in the clip").fill("0.5")
+        await expect(page.locator("#clips .wrong")).to_have_count(0)
+        await page.locator("#image-file").set_input_files([samples.SCENE])
+        await expect(page.locator("#sources button.face")).to_have_count(2)
+        await lose(desk, await whole_uploads(desk, page, 2, lost))
+        await page.locator("#start").click()
+        await expect(page.locator("#job-state")).to_have_text("Done")
+
+
+async def whole_uploads(desk: Desk, page: Page, wanted: int, lost: set[str]) -> set[str]:
+    """Return the uploads that the page remembers and the service has, once all of so many are whole."""
+
+    async def find() -> set[str] | None:
+        items: dict[str, str] = await page.evaluate("({...localStorage})")
+        ids = {value for name, value in items.items() if name.startswith("faceswap-upload ")} - lost
+        for upload_id in ids:
+            async with desk.service.client.head(f"/uploads/{upload_id}", headers=TUS) as answer:
+                if answer.headers.get("Upload-Offset") != answer.headers.get("Upload-Length"):
+                    return None
+        return ids if len(ids) == wanted else None
+
+    found: set[str] = await eventually(find)
+    return found
+
+
+async def lose(desk: Desk, uploads: set[str]) -> None:
+    """Delete uploads behind the back of the page."""
+    for upload_id in uploads:
+        async with desk.service.client.delete(f"/uploads/{upload_id}", headers=TUS) as answer:
+            assert answer.status == 204
 
 
 async def test_the_page_can_be_used_before_the_service_has_told_anything(desk: Desk, browser: Browser) -> None:

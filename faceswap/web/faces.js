@@ -5,10 +5,13 @@ import { announce } from "./dom.js";
 import { whereabouts } from "./request.js";
 import { frameOnStage } from "./stage.js";
 import { changed, joinAll, setDuration } from "./state.js";
+import { withUploads } from "./tus.js";
 import { plural } from "./words.js";
 
 const PLACES = [0.25, 0.5, 0.75]; // shares of a clip, looked at where its first frame has no face
 const UNFIT = [404, 415, 422]; // statuses that tell of the file, not of the service
+
+const uploadsOf = (source) => (source.upload ? [source.upload] : []);
 
 async function ask(clip, at) {
   if (clip.upload && !clip.upload.isDone && !clip.isPicture) {
@@ -29,11 +32,11 @@ export async function look(clip, at = clip.at, further = PLACES) {
   changed();
   let found = null;
   try {
-    found = await ask(clip, at);
+    found = await withUploads(uploadsOf(clip), () => ask(clip, at));
     clip.lookProblem = null;
   } catch (error) {
     if (turn !== clip.looks || error.name === "AbortError") return;
-    if (UNFIT.includes(error.status)) clip.problem = error.message;
+    if (UNFIT.includes(error.status) && error.code !== "unknown_upload") clip.problem = error.message;
     else clip.lookProblem = error.message;
   }
   if (turn !== clip.looks || clip.isGone) return;
@@ -58,8 +61,11 @@ function learn(clip, found, at) {
 
 export async function lookAtPicture(picture) {
   try {
-    const [name, value] = await whereabouts(picture, "image");
-    picture.faces = (await callWithJson("faces", "POST", { [name]: value })).faces;
+    const found = await withUploads(uploadsOf(picture), async () => {
+      const [name, value] = await whereabouts(picture, "image");
+      return callWithJson("faces", "POST", { [name]: value });
+    });
+    picture.faces = found.faces;
     if (!picture.faces.length) picture.problem = "No face was found in this picture.";
     announce(plural(picture.faces.length, `One face found in ${picture.name}.`, `# faces found in ${picture.name}.`));
   } catch (error) {

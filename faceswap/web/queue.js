@@ -3,6 +3,7 @@
 import { call, callWithJson, downloadPath, hasKey, jobPath, showPicture, signatures, withQuery } from "./api.js";
 import { $, announce, confirm, h, iconButton, renderList, setText, show, showMessage } from "./dom.js";
 import { trials } from "./trial.js";
+import { withUploads } from "./tus.js";
 import { ago, bytes, count, duration, ENDED, moment, percent, rate, STATES, stepWords } from "./words.js";
 
 const PAGE = 24;
@@ -46,7 +47,7 @@ export async function sendOff(clip, prepared) {
   let job = null;
   while (!job && !entry.isStopped) {
     try {
-      job = await submit(entry, prepared, key);
+      job = await withUploads(entry.uploads, () => submit(entry, prepared, key));
     } catch (error) {
       if (entry.isStopped) break;
       await askToRetry(entry, error.message);

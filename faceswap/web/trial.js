@@ -6,6 +6,7 @@ import { $, announce, iconButton, setText, show, showMessage } from "./dom.js";
 import { prepareRequest } from "./request.js";
 import { pauseStage, pictureOnStage } from "./stage.js";
 import { bench, changed, joinedOf } from "./state.js";
+import { withUploads } from "./tus.js";
 import { ENDED, stepWords } from "./words.js";
 
 const PRIORITY = 10;
@@ -27,9 +28,12 @@ export async function tryFrame() {
   const prepared = prepareRequest(clip, joinedOf(clip), { priority: PRIORITY, ...moment });
   try {
     own.before = await pictureOnStage();
-    const body = await prepared.body();
-    if (own.isOver) return;
-    own.id = (await call("face-swap", { method: "POST", body, headers: { Prefer: "respond-async" } })).prompt_id;
+    const job = await withUploads(prepared.uploads, async () => {
+      const body = await prepared.body();
+      return own.isOver ? null : call("face-swap", { method: "POST", body, headers: { Prefer: "respond-async" } });
+    });
+    if (!job) return;
+    own.id = job.prompt_id;
     trials.add(own.id);
     const status = await follow(own);
     if (status) await showEnd(own, status);

@@ -1,13 +1,17 @@
-// Resumable uploads (tus 1.0): in pieces, going on after a cut, and after a reload when the same file is chosen again.
+// Resumable uploads (tus 1.0): in one request, since the service links a file that came whole and copies one that came
+// in parts; going on after a cut, and after a reload when the same file is chosen again.
 
 import { answerError, authorization, lock, request, ServiceError, UNREACHABLE } from "./api.js";
 
-const PIECE_BYTES = 32 * 2 ** 20;
+const PIECE_BYTES = 32 * 2 ** 20; // where something in between lets no larger request through
 const AT_ONCE = 2; // browsers keep six connections to a host; players and event streams need some
 const PAUSES_MS = [500, 1000, 2000, 4000, ...Array(10).fill(8000)];
 const ITEM = "faceswap-upload ";
 const VERSION = { "Tus-Resumable": "1.0.0" };
 const CROSSED = [409, 423]; // statuses of two writers at a time, or of a piece that came twice
+const GONE = [404, 410]; // statuses of an upload that has expired, or was deleted by another tab
+const TOO_LARGE = 413;
+const IN_BETWEEN = [0, TOO_LARGE, 502, 504]; // statuses by which a proxy may refuse a request that is too large for it
 
 let sending = 0;
 const waiting = [];
@@ -20,6 +24,17 @@ export function uploadOf(file) {
   const upload = uploads.get(item).retain();
   if (upload.error) upload.start();
   return upload;
+}
+
+/** Ask for what needs uploads; once more where the service has lost one of them, when it is there again. */
+export async function withUploads(uploads, ask) {
+  try {
+    return await ask();
+  } catch (error) {
+    if (error.code !== "unknown_upload") throw error;
+    await Promise.all(uploads.map((upload) => upload.renew()));
+    return ask();
+  }
 }
 
 async function takeTurn() {
@@ -45,7 +60,8 @@ class Upload extends EventTarget {
     this.file = file;
     this.item = item;
     this.users = 0;
-    this.sent = 0;
+    this.offset = 0; // what the service has
+    this.sent = 0; // what has left the browser, for who looks on
     this.isDone = false;
     this.stopped = new AbortController();
     this.start();
@@ -56,6 +72,15 @@ class Upload extends EventTarget {
     this.error = null;
     this.finished = this.run();
     this.finished.catch(() => {}); // who needs the id sees the error
+  }
+
+  /** Send again what the service has lost; resolves to the id. */
+  renew() {
+    if (this.isDone || this.error) {
+      this.isDone = false;
+      this.start();
+    }
+    return this.finished;
   }
 
   get share() {
@@ -111,7 +136,7 @@ class Upload extends EventTarget {
     };
     const response = await this.call("uploads", { method: "POST", headers });
     this.id = (await response.json()).id;
-    this.sent = 0;
+    this.offset = this.sent = 0;
     localStorage.setItem(this.item, this.id);
   }
 
@@ -119,10 +144,10 @@ class Upload extends EventTarget {
   async findOffset() {
     try {
       const response = await this.call(uploadPath(this.id), { method: "HEAD" });
-      this.sent = Number(response.headers.get("Upload-Offset"));
+      this.offset = this.sent = Number(response.headers.get("Upload-Offset"));
       return true;
     } catch (error) {
-      if (error.status !== 404 && error.status !== 410) throw error;
+      if (!GONE.includes(error.status)) throw error;
       localStorage.removeItem(this.item);
       return false;
     }
@@ -130,16 +155,22 @@ class Upload extends EventTarget {
 
   async send() {
     let failures = 0;
-    while (this.sent < this.file.size) {
-      const before = this.sent;
+    let most = this.file.size;
+    let reason = null; // of the last failure
+    while (this.offset < this.file.size) {
       try {
-        if (failures && !(await this.findOffset())) await this.findOrCreate();
-        await this.sendPiece();
+        if (failures) {
+          const before = this.offset;
+          if (!(await this.findOffset())) await this.findOrCreate();
+          if (this.offset > before) failures = 0;
+          else if (IN_BETWEEN.includes(reason)) most = Math.min(most, PIECE_BYTES);
+        }
+        await this.sendNext(most);
         failures = 0;
       } catch (error) {
-        const isFinal = error.status > 0 && error.status < 500 && !CROSSED.includes(error.status);
-        if (error.name === "AbortError" || isFinal) throw error;
-        if (this.sent > before) failures = 0;
+        reason = error.status;
+        const isPassing = CROSSED.includes(reason) || GONE.includes(reason) || (reason === TOO_LARGE && most > PIECE_BYTES);
+        if (error.name === "AbortError" || (reason > 0 && reason < 500 && !isPassing)) throw error;
         if (failures === PAUSES_MS.length) throw error;
         await new Promise((resolve) => setTimeout(resolve, PAUSES_MS[failures]));
         failures += 1;
@@ -147,9 +178,9 @@ class Upload extends EventTarget {
     }
   }
 
-  /** Send the next piece by XMLHttpRequest, because fetch does not tell how much was sent. */
-  sendPiece() {
-    const start = this.sent;
+  /** Send what comes next by XMLHttpRequest, because fetch does not tell how much was sent. */
+  sendNext(most) {
+    const start = this.offset;
     return new Promise((resolve, reject) => {
       const call = new XMLHttpRequest();
       const headers = {
@@ -168,7 +199,7 @@ class Upload extends EventTarget {
       });
       call.addEventListener("load", () => {
         if (call.status === 204) {
-          this.sent = Number(call.getResponseHeader("Upload-Offset"));
+          this.offset = this.sent = Number(call.getResponseHeader("Upload-Offset"));
           this.changed();
           return resolve();
         }
@@ -179,7 +210,7 @@ class Upload extends EventTarget {
       call.addEventListener("error", () => reject(new ServiceError(UNREACHABLE)));
       call.addEventListener("abort", () => reject(new DOMException("The upload was stopped.", "AbortError")));
       call.addEventListener("loadend", () => this.stopped.signal.removeEventListener("abort", stop));
-      call.send(this.file.slice(start, start + PIECE_BYTES));
+      call.send(this.file.slice(start, start + most));
     });
   }
 }
