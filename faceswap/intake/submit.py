@@ -43,6 +43,7 @@ from .uploads import Uploads
 RETRY_AFTER_S = 60
 """The time after which a client may try a full queue again."""
 RATE_OF_ONE_FRAME = "Option 'frame_rate' changes nothing: one frame has no rate."
+CRF_WITHOUT_LOSS = "Option 'crf' changes nothing: a PNG loses nothing."
 IDEMPOTENCY_KEY_PATTERN = re.compile(r"[ -~]{1,255}")
 
 
@@ -156,7 +157,10 @@ class Submitter:
         if submission.options.at is not None and submission.options.frame_rate is not None:
             warnings += (RATE_OF_ONE_FRAME,)
         options, inputs, segments = await self._plan_target(submission, prompt_id, workflow)
-        name = submission.output_name and result_stem(submission.output_name, extension_of(options, inputs))
+        extension = extension_of(options, inputs)
+        if extension == "png" and options.crf != Options().crf:
+            warnings += (CRF_WITHOUT_LOSS,)
+        name = submission.output_name and result_stem(submission.output_name, extension)
         return NewJob(
             prompt_id=prompt_id,
             output_name=name or default_output_name(datetime.now(UTC)),
