@@ -177,7 +177,7 @@ class Runner:
         if costs and not look_first:  # or they may be those of a part only
             await self._store.learn_phase_costs(costs_key, costs)
             progress.learn(costs)
-        warnings = (*_unhonoured(backend, job), *verdict.warnings)
+        warnings = (*_unhonoured(backend, job), *self._inputs.unmet(job), *verdict.warnings)
         finish = partial(self._store.finish_segment, prompt.segment, path.name, verdict.changed_share, warnings)
         moved = await retry_writes(finish)
         progress.finish(segment.number)

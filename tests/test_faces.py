@@ -139,6 +139,16 @@ async def test_several_faces_of_which_none_is_chosen_are_told_everywhere(rig: Se
 
 
 @ONE_LOOP
+async def test_people_who_are_named_and_not_found_are_told(rig: ServiceRig, clip: bytes) -> None:
+    for faces, told in (("0,1", True), ("0", False)):
+        status, answer = await submit(rig, clip, FACE, face_index=faces)
+        assert status == 200, answer
+        ended = await rig.ended(answer["prompt_id"])
+        assert ended["status"] == "SUCCESS", ended
+        assert any("shows 2 faces: face 1 is whoever" in warning for warning in ended["warnings"]) is told
+
+
+@ONE_LOOP
 async def test_a_picture_that_was_looked_at_is_not_looked_at_again(
     rig: ServiceRig, clip: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,6 +35,10 @@ MOST_UNUSED = 2
 """A video is not uploaded whole for a job that is made of less than one in so many of its frames."""
 PEOPLE_AT_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds after a job's first frame at which people are looked for, until all whom it names are there."""
+UNMET = (
+    "No frame that was looked at in the first seconds shows {} faces: face {} is whoever comes into view later, if"
+    " anybody does."
+)
 DEFAULT_UPLOAD_LIMIT_BYTES = 100 * 1024 * 1024
 """Upload limit of a ComfyUI that does not report its own."""
 
@@ -142,6 +146,14 @@ class EngineInputs:
             if len(found.faces) >= people_named(job) or at_s >= job.inputs.duration_s:
                 break
         return met
+
+    def unmet(self, job: Job) -> tuple[str, ...]:
+        """Return a warning about people whom a job names, when they were looked for and not found."""
+        task = self._people.get(job.prompt_id)
+        if task is None or not task.done() or _is_worth_repeating(task):
+            return ()
+        named = people_named(job)
+        return () if any(len(faces) >= named for faces in task.result()) else (UNMET.format(named, named - 1),)
 
     async def original(self, job: Job) -> Original:
         """Return the video that a job's results are made of: the copy for pieces, which is quicker to search, or it."""
