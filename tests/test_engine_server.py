@@ -295,6 +295,13 @@ async def test_clearing_the_queue_spares_what_runs(tmp_path: Path) -> None:
         assert await rig.get("/history/two") == {}
 
 
+async def test_an_engine_that_stops_begins_no_prompt_that_waits(tmp_path: Path) -> None:
+    async with engine(tmp_path, SLOW) as rig, rig.socket() as mine:
+        await rig.submit(workflow(), "one")
+        await rig.submit(workflow(), "two")
+        await mine.until(lambda f: f["type"] == "progress" and f["data"]["node"] == "3")
+
+
 async def test_prompts_run_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     async with engine(tmp_path, SLOW) as rig, rig.socket() as mine:
         numbers = [

@@ -129,7 +129,8 @@ class Prompts:
         self._sockets.broadcast("status", self.status())
 
     async def close(self) -> None:
-        """Stop the running prompt and wait until its thread has released its files."""
+        """Stop the running prompt, begin none that waits, and wait until the thread has released its files."""
+        self.pending.clear()
         self.interrupt(None)
         await asyncio.to_thread(self._thread.shutdown, wait=True)
         self._executor.cache.keep(set())
