@@ -447,8 +447,9 @@ async def test_an_owner_has_no_more_uploads_than_allowed(bob: Client, monkeypatc
     async def refusal(length: int) -> Any:
         return (await bob.call("POST", "/uploads", {"Upload-Length": str(length)}))[::2]
 
+    await bob.create(1)
     monkeypatch.setattr(uploads_module, "MOST_LARGEST", 1)
-    assert await refusal(8 << 20) == (429, "too_many_uploads")  # there was a small one before
+    assert await refusal(8 << 20) == (429, "too_many_uploads")
     monkeypatch.setattr(uploads_module, "MOST_UPLOADS", 1)
     assert await refusal(1) == (429, "too_many_uploads")
 
