@@ -66,11 +66,6 @@ class ImageFacts:
     format: str
     faces: int
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Return the facts that a worker wrote as JSON."""
-        return cls(**data)
-
 
 @dataclass(frozen=True, slots=True)
 class ConvertedFacts:
@@ -132,11 +127,6 @@ class Thumbnail:
 
     jpeg: str
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Return the picture that a worker wrote as JSON."""
-        return cls(**data)
-
 
 @dataclass(frozen=True, slots=True)
 class PieceFacts:
@@ -145,11 +135,6 @@ class PieceFacts:
     lead: int
     suffix: str
 
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Return the facts that a worker wrote as JSON."""
-        return cls(**data)
-
 
 @dataclass(frozen=True, slots=True)
 class FrameRange:
@@ -157,11 +142,6 @@ class FrameRange:
 
     first: int
     count: int
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Return the facts that a worker wrote as JSON."""
-        return cls(**data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +157,6 @@ class CuttingFacts:
     """The result of looking at a video: `cuttable` if pieces can be cut out at little cost, wherever they lie."""
 
     cuttable: bool
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Return the facts that a worker wrote as JSON."""
-        return cls(**data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,11 +187,6 @@ class SigningFacts:
     """The result of a signature made to see if it can be: the problem in words, None if there is none."""
 
     problem: str | None
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        """Return the facts that a worker wrote as JSON."""
-        return cls(**data)
 
 
 @dataclass(frozen=True, slots=True)

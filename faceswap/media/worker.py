@@ -236,14 +236,14 @@ class MediaWorker:
     async def probe_target(self, path: Path, max_frames: int) -> VideoFacts | ImageFacts:
         """Return what a video or still picture holds. Raises Problem as `probe_video` and `probe_image` do."""
         answer = await self._probe("probe_target", path, max_frames=max_frames)
-        return VideoFacts.from_json(answer) if "frames" in answer else ImageFacts.from_json(answer)
+        return VideoFacts.from_json(answer) if "frames" in answer else ImageFacts(**answer)
 
     async def probe_image(self, path: Path) -> ImageFacts:
         """Return size and format of the image at `path`, and the number of its faces.
 
         Raises Problem: 415 `not_an_image`, 422 `image_too_large` or `undecodable`.
         """
-        return ImageFacts.from_json(await self._probe("probe_image", path))
+        return ImageFacts(**await self._probe("probe_image", path))
 
     async def convert_image(self, path: Path, out: Path) -> None:
         """Write the image at `path` to `out` as PNG, upright. Raises Problem as `probe_image` does."""
@@ -276,14 +276,14 @@ class MediaWorker:
     async def thumbnail(self, path: Path, *, is_picture: bool) -> bytes:
         """Return a small JPEG of a picture or a video. Raises Problem."""
         answer = await self._probe("thumbnail", path, slots=self._thumbnails, is_picture=is_picture)
-        return base64.b64decode(Thumbnail.from_json(answer).jpeg)
+        return base64.b64decode(Thumbnail(**answer).jpeg)
 
     async def find_frames(
         self, path: Path, start: float | None, end: float | None, frame_rate: Fraction | None
     ) -> FrameRange:
         """Return the frames of a result that are shown from `start` to `end`; see `Timeline.span`. Raises Problem."""
         span: dict[str, Any] = {"start": start, "end": end, "frame_rate": frame_rate}
-        return FrameRange.from_json(await self._probe("find_frames", path, **span))
+        return FrameRange(**await self._probe("find_frames", path, **span))
 
     async def cut_portrait(self, path: Path, out: Path, index: int) -> None:
         """Write the face `index` of the image at `path` to `out`, a PNG of one size for all; see `faces.cut_portrait`.
@@ -295,7 +295,7 @@ class MediaWorker:
     async def cuttable(self, source: Path) -> bool:
         """Return whether pieces can be cut out of `source` as it is; see `cut.check_cuttable`. Raises JobFailure."""
         timeout = VERIFY_TIMEOUT_S + await _size(source) / PROBE_BYTES_A_SECOND
-        return CuttingFacts.from_json(await self._check("check_cuttable", {"source": source}, timeout)).cuttable
+        return CuttingFacts(**await self._check("check_cuttable", {"source": source}, timeout)).cuttable
 
     async def prepare(
         self,
@@ -343,7 +343,7 @@ class MediaWorker:
             "max_bytes": max_bytes,
         }
         timeout = VERIFY_TIMEOUT_S + frame_count / VERIFY_FRAMES_A_SECOND + await _size(source) / PROBE_BYTES_A_SECOND
-        return PieceFacts.from_json(await self._check("cut", arguments, timeout))
+        return PieceFacts(**await self._check("cut", arguments, timeout))
 
     async def join(
         self,
@@ -457,7 +457,7 @@ class MediaWorker:
         signing = self._marking.signing
         if signing is None:
             return None
-        return SigningFacts.from_json(await self._check("check_signing", asdict(signing), SIGN_TIMEOUT_S)).problem
+        return SigningFacts(**await self._check("check_signing", asdict(signing), SIGN_TIMEOUT_S)).problem
 
     async def verify(
         self,
