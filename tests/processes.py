@@ -86,10 +86,13 @@ class Child:
         try:
             async with asyncio.timeout(WAIT_S):
                 line = await printed.readline()
+                if not line:
+                    await self.ended()  # with an exit status of its own, which a signal would take from it
             found = LISTENING.search(line)
             assert found, f"{self._command} printed {line!r}; its log: {self.log()}"
         except BaseException:
-            await self.kill()
+            if self.running:
+                await self.kill()
             raise
         self.url = found[1].decode()
         self._drain = asyncio.create_task(printed.read())
@@ -122,8 +125,9 @@ class Child:
 
     async def _signal(self, number: int) -> int:
         assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(number)
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)  # `send_signal` would reap one that has just ended, and lose its status
         async with asyncio.timeout(WAIT_S):
             return await self._process.wait()
 

@@ -12,6 +12,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import postgres
+from waiting import WAIT_S
 
 from faceswap.config import resource_dir
 from faceswap.jobs import Event, ImageFile, Inputs, Job, NewJob, Options, Segment, SegmentPlan
@@ -115,7 +116,7 @@ def sql(where: Path | str, statement: str, *parameters: Any) -> list[tuple[Any, 
     """Run a statement past the store, as time or another process would."""
     if isinstance(where, str):
         return postgres.sql(where, statement, *parameters)
-    with closing(sqlite3.connect(where)) as connection, connection:
+    with closing(sqlite3.connect(where, timeout=WAIT_S)) as connection, connection:
         return connection.execute(statement, parameters).fetchall()
 
 
