@@ -39,8 +39,6 @@ class Erasure:
         forget: Callable[[str], None],
     ) -> None:
         """`cancel` stops the prompts of a job everywhere; `forget` drops what is kept of it in memory."""
-        self.interrupted: set[str] = set()
-        """The jobs whose work here was interrupted: another node may have erased them since."""
         self.erased_elsewhere: set[str] = set()
         """The jobs that other nodes erased, whose files here are still to be deleted."""
         self._store = store
@@ -52,6 +50,7 @@ class Erasure:
         self._cancel = cancel
         self._forget = forget
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._worked_on: set[str] = set()
 
     async def erase(self, job: Job) -> None:
         """Erase a job that has ended, or was asked to.
@@ -114,12 +113,20 @@ class Erasure:
         while tasks := list(self._attempts.get(prompt_id, {}).values()):
             await asyncio.wait(tasks)
 
+    def look_at(self, prompt_id: str) -> None:
+        """Have a job looked at whose work here has ended in any way: another node may have erased it meanwhile.
+
+        This node may have been frozen or cut off then, and have written files of it after that.
+        """
+        if self._store.is_shared:
+            self._worked_on.add(prompt_id)
+
     async def delete_erased(self) -> None:
-        """Delete what this node has of jobs that other nodes erased, and wrote after that because it was frozen."""
-        if self.interrupted:
-            interrupted = set(self.interrupted)
-            self.erased_elsewhere |= interrupted - await self._store.known(interrupted)
-            self.interrupted -= interrupted
+        """Delete what this node has of jobs that other nodes erased."""
+        if self._worked_on:
+            worked_on = set(self._worked_on)
+            self.erased_elsewhere |= worked_on - await self._store.known(worked_on)
+            self._worked_on -= worked_on
         for prompt_id in list(self.erased_elsewhere):
             await self._files.delete_inputs(prompt_id)
             if self._files.is_shared:  # results are found by the id of their job

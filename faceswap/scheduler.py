@@ -278,14 +278,12 @@ class Scheduler:
             complete = await self._attempt(prompt, backend, look_first)
             if prompt.stopping_since is not None:
                 await retry_writes(partial(self._store.mark_stopped, prompt.segment))
-        except asyncio.CancelledError:
-            self._erasure.interrupted.add(prompt_id)
-            raise
         except LeaseLost:
             held.lose()
         except NotFound:
             log.info("job %s was erased", prompt_id)
         finally:
+            self._erasure.look_at(prompt_id)
             backend.end(prompt)
             others = self._attempts[prompt_id]
             del others[prompt]
@@ -346,7 +344,9 @@ class Scheduler:
                     await self._assemble(prompt_id, held.lease)
                     finished = True
             except LeaseLost:
-                self._erasure.interrupted.add(prompt_id)
+                pass  # begin again
+            finally:
+                self._erasure.look_at(prompt_id)
         if self._joins[prompt_id] is asyncio.current_task():
             del self._joins[prompt_id]
         if prompt_id not in self._attempts:  # else it was cancelled, and is done again
