@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from .group_commit import GroupCommit
 
 _MONOTONIC_EPOCH_MS = time.time_ns() // 1_000_000 - time.monotonic_ns() // 1_000_000
 _SCRIPT = re.compile(r"(\d+)_\w+(?:\.(\w+))?\.sql")
@@ -24,6 +27,10 @@ class StoreError(Exception):
         super().__init__(message)
         self.transient = transient
         self.disk_full = disk_full
+
+    def again(self) -> StoreError:
+        """Return the same error for another who met it: each is raised, and told of, by itself."""
+        return StoreError(str(self), transient=self.transient, disk_full=self.disk_full)
 
 
 class CommitUnknown(StoreError):
@@ -53,14 +60,24 @@ class Row(Protocol):
         """Return the names of its values."""
 
 
-class Connection(Protocol):
-    """A connection to a database. Every method raises `StoreError`."""
+class Statements(Protocol):
+    """What executes the statements of a transaction. Every method raises `StoreError`."""
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
         """Execute a statement, its parameters marked by `?`; returns its rows."""
 
     async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Execute a statement once for each row of parameters."""
+
+    async def now_ms(self) -> int:
+        """Return the Unix time in milliseconds, for times that are told. It may jump."""
+
+    async def monotonic_ms(self) -> int:
+        """Return the time in milliseconds by which leases and pauses end."""
+
+
+class Connection(Statements, Protocol):
+    """A connection to a database. Every method raises `StoreError`."""
 
     async def begin(self) -> None:
         """Begin a transaction that may write."""
@@ -70,12 +87,6 @@ class Connection(Protocol):
 
     async def roll_back(self) -> None:
         """End the transaction, if there is one, as if it had not been."""
-
-    async def now_ms(self) -> int:
-        """Return the Unix time in milliseconds, for times that are told. It may jump."""
-
-    async def monotonic_ms(self) -> int:
-        """Return the time in milliseconds by which leases and pauses end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +117,10 @@ class Engine(Protocol):
     dialect: Dialect
     is_shared: bool
     """True where other nodes may use the same database."""
+
+    @property
+    def group(self) -> GroupCommit | None:
+        """What carries out whole transactions where all have one connection; None where each has one of its own."""
 
     async def acquire(self) -> Connection:
         """Wait for a connection to write through, which nobody else uses until it is released."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ..jobs import Event
 from . import sqlite
@@ -16,6 +17,8 @@ from .sqlite import SQLite
 from .transaction import Transaction
 
 T = TypeVar("T")
+P = ParamSpec("P")
+D = TypeVar("D", bound="Database")
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +77,25 @@ class Database:
         """
         await self._engine.listen(on_note, on_listening)
 
+    async def _run(self, body: Callable[[Transaction], Coroutine[Any, Any, T]]) -> T:
+        """Carry out the body of a transaction; the events that were added to it are published after the commit."""
+        group = self._engine.group
+        if group is None:
+            async with self._transaction() as transaction:
+                return await body(transaction)
+        transaction = Transaction(group.statements, self._dialect)
+        return await group.run(partial(body, transaction), partial(self._tell, transaction))
+
+    def _tell(self, transaction: Transaction) -> None:
+        """Tell what was committed."""
+        for event in transaction.events:
+            self._publish(event)
+        for line, fields in transaction.log_lines:
+            log.info("%s", line, extra={"fields": fields})
+
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Transaction]:
-        """Begin a transaction, and end it; the events that were added to it are published after the commit.
+        """Begin a transaction that waits for more than its statements, and end it.
 
         Its end runs to its end, and only then lets the next one in, even when who waits for it is cancelled.
         """
@@ -99,10 +118,7 @@ class Database:
     async def _commit(self, connection: Connection, transaction: Transaction) -> None:
         try:
             await connection.commit()
-            for event in transaction.events:
-                self._publish(event)
-            for line, fields in transaction.log_lines:
-                log.info("%s", line, extra={"fields": fields})
+            self._tell(transaction)
         except StoreError:
             await connection.roll_back()
             raise
@@ -112,6 +128,22 @@ class Database:
     async def _read(self, sql: str, *parameters: Any) -> Sequence[Row]:
         """Return the rows that a question is answered with by what is committed."""
         return await self._engine.fetch(sql, parameters)
+
+
+def transaction(
+    method: Callable[Concatenate[D, Transaction, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[D, P], Coroutine[Any, Any, T]]:
+    """Make a method one transaction, which it is given: all of it is committed when it returns, nothing if it raises.
+
+    It may wait for its own statements only, since they are all executed in one call to the database's thread where
+    there is one.
+    """
+
+    @wraps(method)
+    async def in_transaction(self: D, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._run(lambda tx: method(self, tx, *args, **kwargs))
+
+    return in_transaction
 
 
 async def find_version(where: Path | str, migrations: Path) -> tuple[int | None, int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .database import Database
+from .database import Database, transaction
+from .transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +21,17 @@ class EngineFile:
 class EngineFiles(Database):
     """The needs of who empties them."""
 
-    async def add_engine_files(self, backend: str, prompt_id: str, files: Iterable[EngineFile]) -> None:
+    @transaction
+    async def add_engine_files(
+        self, tx: Transaction, backend: str, prompt_id: str, files: Iterable[EngineFile]
+    ) -> None:
         """Remember files of a job that a backend is about to have."""
-        async with self._transaction() as tx:
-            now = await tx.now_ms()
-            await tx.execute_many(
-                "INSERT INTO engine_file (backend, kind, subfolder, name, prompt_id, added_at)"
-                " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
-                [(backend, file.kind, file.subfolder, file.name, prompt_id, now) for file in files],
-            )
+        now = await tx.now_ms()
+        await tx.execute_many(
+            "INSERT INTO engine_file (backend, kind, subfolder, name, prompt_id, added_at)"
+            " VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+            [(backend, file.kind, file.subfolder, file.name, prompt_id, now) for file in files],
+        )
 
     async def engine_files_to_empty(self, backend: str, limit: int) -> list[EngineFile]:
         """Return files at a backend of jobs that were erased, or whose inputs were."""
@@ -40,19 +43,19 @@ class EngineFiles(Database):
         )
         return [EngineFile(*row) for row in rows]
 
-    async def forget_engine_files(self, backend: str, files: Iterable[EngineFile]) -> None:
+    @transaction
+    async def forget_engine_files(self, tx: Transaction, backend: str, files: Iterable[EngineFile]) -> None:
         """Forget files that were emptied."""
-        async with self._transaction() as tx:
-            await tx.execute_many(
-                "DELETE FROM engine_file WHERE backend = ? AND kind = ? AND subfolder = ? AND name = ?",
-                [(backend, file.kind, file.subfolder, file.name) for file in files],
-            )
+        await tx.execute_many(
+            "DELETE FROM engine_file WHERE backend = ? AND kind = ? AND subfolder = ? AND name = ?",
+            [(backend, file.kind, file.subfolder, file.name) for file in files],
+        )
 
-    async def forget_old_engine_files(self, before: int) -> None:
+    @transaction
+    async def forget_old_engine_files(self, tx: Transaction, before: int) -> None:
         """Forget files at backends that were not reached since a time: they may be there no more."""
-        async with self._transaction() as tx:
-            await tx.run(
-                "DELETE FROM engine_file WHERE added_at < ? AND NOT EXISTS"
-                " (SELECT 1 FROM job WHERE job.prompt_id = engine_file.prompt_id AND inputs_erased = 0)",
-                before,
-            )
+        await tx.run(
+            "DELETE FROM engine_file WHERE added_at < ? AND NOT EXISTS"
+            " (SELECT 1 FROM job WHERE job.prompt_id = engine_file.prompt_id AND inputs_erased = 0)",
+            before,
+        )

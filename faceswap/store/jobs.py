@@ -15,7 +15,7 @@ from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob, Segment,
 from ..progress import Report
 from .audit import Audit, add_audit_line, record_accepted, record_ended, record_retried
 from .connection import CommitUnknown, StoreError
-from .database import retry_writes
+from .database import retry_writes, transaction
 from .deliveries import Deliveries
 from .leases import Lease, Leases, join_lease
 from .rows import SELECT_JOB, found, input_rows, job_of
@@ -50,29 +50,31 @@ class Jobs(Leases, Audit, Deliveries):
                 raise StoreError(str(unknown), transient=True) from unknown
             return job, True
 
-    async def _created(self, prompt_id: str) -> Job | None:
+    @transaction
+    async def _created(self, tx: Transaction, prompt_id: str) -> Job | None:
         """Return a job whose commit was not answered, None when there is none and will be none."""
-        async with self._transaction() as tx:
-            await tx.lock(QUEUE_LOCK)  # which that transaction holds while it is not over
-            rows = await tx.all(f"{SELECT_JOB} WHERE job.prompt_id = ?", prompt_id)
+        await tx.lock(QUEUE_LOCK)  # which that transaction holds while it is not over
+        rows = await tx.all(f"{SELECT_JOB} WHERE job.prompt_id = ?", prompt_id)
         return job_of(rows[0]) if rows else None
 
-    async def _create(self, new: NewJob, queue_limit: int, owner_limit: int | None) -> tuple[Job, bool]:
-        async with self._transaction() as tx:
-            await tx.lock(QUEUE_LOCK)
-            if new.idempotency_key is not None:
-                first = await self._first_with_key(tx, new)
-                if first is not None:
-                    return first, False
-            row = await tx.one("SELECT count(*) FROM job WHERE state = 'QUEUED'")
-            if row is not None and row[0] >= queue_limit:
-                raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
-            await self._check_owners_queue(tx, new.owner, owner_limit)
-            job = await self._insert_job(tx, new, await self._free_name(tx, stored_name(new.owner, new.output_name)))
-            place = await queue_place(tx.all, job)
-            assert place is not None
-            await tx.add_event(job.prompt_id, payloads.queued(job.prompt_id, place, job.warnings))
-            await record_accepted(tx, job)
+    @transaction
+    async def _create(
+        self, tx: Transaction, new: NewJob, queue_limit: int, owner_limit: int | None
+    ) -> tuple[Job, bool]:
+        await tx.lock(QUEUE_LOCK)
+        if new.idempotency_key is not None:
+            first = await self._first_with_key(tx, new)
+            if first is not None:
+                return first, False
+        row = await tx.one("SELECT count(*) FROM job WHERE state = 'QUEUED'")
+        if row is not None and row[0] >= queue_limit:
+            raise Unavailable("The queue is full; try again later.", code="queue_full", retry_after=60)
+        await self._check_owners_queue(tx, new.owner, owner_limit)
+        job = await self._insert_job(tx, new, await self._free_name(tx, stored_name(new.owner, new.output_name)))
+        place = await queue_place(tx.all, job)
+        assert place is not None
+        await tx.add_event(job.prompt_id, payloads.queued(job.prompt_id, place, job.warnings))
+        await record_accepted(tx, job)
         return job, True
 
     async def _check_owners_queue(self, tx: Transaction, owner: str | None, limit: int | None) -> None:
@@ -163,18 +165,18 @@ class Jobs(Leases, Audit, Deliveries):
         )
         return await self._job(tx, new.prompt_id)
 
-    async def add_event(self, prompt_id: str, payload: Payload, step: str | None = None) -> None:
+    @transaction
+    async def add_event(self, tx: Transaction, prompt_id: str, payload: Payload, step: str | None = None) -> None:
         """Store and publish an event of a job that has not ended, and the step `/status` shows."""
-        async with self._transaction() as tx:
-            if taken := await self._take_step(tx, prompt_id, step):
-                await tx.add_event(prompt_id, payload, taken[1])
+        if taken := await self._take_step(tx, prompt_id, step):
+            await tx.add_event(prompt_id, payload, taken[1])
 
-    async def add_status(self, prompt_id: str, message: str, step: str | None = None) -> None:
+    @transaction
+    async def add_status(self, tx: Transaction, prompt_id: str, message: str, step: str | None = None) -> None:
         """Store and publish a `status` event of a job that has not ended, with the state it is in."""
-        async with self._transaction() as tx:
-            if taken := await self._take_step(tx, prompt_id, step):
-                state, seq = taken
-                await tx.add_event(prompt_id, payloads.status(state, message), seq)
+        if taken := await self._take_step(tx, prompt_id, step):
+            state, seq = taken
+            await tx.add_event(prompt_id, payloads.status(state, message), seq)
 
     async def _take_step(self, tx: Transaction, prompt_id: str, step: str | None) -> tuple[JobState, int] | None:
         """Note what a job does now, unless that is None, and raise its last event number.
@@ -190,37 +192,39 @@ class Jobs(Leases, Audit, Deliveries):
         )
         return None if row is None else (JobState(row["state"]), row["last_seq"])
 
-    async def record_progress(self, reports: Mapping[str, Report], transient: Mapping[str, Payload]) -> None:
+    @transaction
+    async def record_progress(
+        self, tx: Transaction, reports: Mapping[str, Report], transient: Mapping[str, Payload]
+    ) -> None:
         """Publish the progress of jobs, by id, and keep it, in place of the older one, for who asks or comes later.
 
         `transient` events, by the id of their job, are numbered in order with the others, but not stored: the next of
         their kind supersedes them.
         """
-        async with self._transaction() as tx:
-            await tx.lock_jobs(self._dialect.values, json.dumps([*reports, *transient]))
-            for prompt_id, report in reports.items():
-                moved = await tx.one(
-                    "UPDATE job SET percentage = ?, current_frame = ?, fps = ?, eta_s = ?, updated_at = ?,"
-                    " last_seq = last_seq + 1"
-                    " WHERE prompt_id = ? AND state = 'PROCESSING' AND percentage <= ? RETURNING last_seq",
-                    report.percentage,
-                    report.current,
-                    report.fps,
-                    report.eta_s,
-                    await tx.now_ms(),
-                    prompt_id,
-                    report.percentage,
-                )
-                if moved:
-                    await self._replace(tx, prompt_id, payloads.progress(report), moved["last_seq"])
-            for prompt_id, payload in transient.items():
-                row = await tx.one(
-                    "UPDATE job SET last_seq = last_seq + 1 WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')"
-                    " RETURNING last_seq",
-                    prompt_id,
-                )
-                if row is not None:
-                    tx.events.append(Event(prompt_id, row["last_seq"], payload.type, payload.data))
+        await tx.lock_jobs(self._dialect.values, json.dumps([*reports, *transient]))
+        for prompt_id, report in reports.items():
+            moved = await tx.one(
+                "UPDATE job SET percentage = ?, current_frame = ?, fps = ?, eta_s = ?, updated_at = ?,"
+                " last_seq = last_seq + 1"
+                " WHERE prompt_id = ? AND state = 'PROCESSING' AND percentage <= ? RETURNING last_seq",
+                report.percentage,
+                report.current,
+                report.fps,
+                report.eta_s,
+                await tx.now_ms(),
+                prompt_id,
+                report.percentage,
+            )
+            if moved:
+                await self._replace(tx, prompt_id, payloads.progress(report), moved["last_seq"])
+        for prompt_id, payload in transient.items():
+            row = await tx.one(
+                "UPDATE job SET last_seq = last_seq + 1 WHERE prompt_id = ? AND state IN ('QUEUED', 'PROCESSING')"
+                " RETURNING last_seq",
+                prompt_id,
+            )
+            if row is not None:
+                tx.events.append(Event(prompt_id, row["last_seq"], payload.type, payload.data))
 
     async def _replace(self, tx: Transaction, prompt_id: str, payload: Payload, seq: int | None = None) -> None:
         """Store an event in place of the older ones of its kind; for `seq` see `add_event`."""
@@ -229,8 +233,17 @@ class Jobs(Leases, Audit, Deliveries):
             "DELETE FROM event WHERE prompt_id = ? AND type = ? AND seq < ?", prompt_id, payload.type, tx.events[-1].seq
         )
 
+    @transaction
     async def succeed(
-        self, job: Job, lease: Lease, *, result_file: str, size: int, sha256: str, warnings: tuple[str, ...]
+        self,
+        tx: Transaction,
+        job: Job,
+        lease: Lease,
+        *,
+        result_file: str,
+        size: int,
+        sha256: str,
+        warnings: tuple[str, ...],
     ) -> bool:
         """Move a job from PROCESSING to SUCCESS with the checked result; False when it had ended otherwise.
 
@@ -238,47 +251,46 @@ class Jobs(Leases, Audit, Deliveries):
         Raises `LeaseLost` when another has the lease on the job's joining.
         """
         assert lease.name == join_lease(job.prompt_id)
-        async with self._transaction() as tx:
-            await tx.lock_job(job.prompt_id)
-            await self._check_lease(tx, lease)
-            ended = await self._is_done(tx, job.prompt_id) and await self._end(
-                tx,
-                job.prompt_id,
-                JobState.SUCCESS,
-                step="Face swap completed successfully",
-                result_file=stored_name(job.owner, result_file),
-                result_bytes=size,
-                result_sha256=sha256,
-                warnings=json.dumps(warnings, ensure_ascii=False),
-                percentage=100.0,
-                current_frame=job.total_frames,
-                eta_s=0.0,
-            )
-            if ended:
-                whole = Report(100.0, job.total_frames, job.total_frames, job.fps, 0)
-                await self._replace(tx, job.prompt_id, payloads.progress(whole))
-                completed = payloads.completed(
-                    job, result_file=result_file, size=size, sha256=sha256, warnings=warnings
-                )
-                await tx.add_event(job.prompt_id, completed)
-            same = "SELECT 1 FROM job WHERE prompt_id = ? AND state = 'SUCCESS' AND result_sha256 = ?"
-            return ended or await tx.one(same, job.prompt_id, sha256) is not None
+        await tx.lock_job(job.prompt_id)
+        await self._check_lease(tx, lease)
+        ended = await self._is_done(tx, job.prompt_id) and await self._end(
+            tx,
+            job.prompt_id,
+            JobState.SUCCESS,
+            step="Face swap completed successfully",
+            result_file=stored_name(job.owner, result_file),
+            result_bytes=size,
+            result_sha256=sha256,
+            warnings=json.dumps(warnings, ensure_ascii=False),
+            percentage=100.0,
+            current_frame=job.total_frames,
+            eta_s=0.0,
+        )
+        if ended:
+            whole = Report(100.0, job.total_frames, job.total_frames, job.fps, 0)
+            await self._replace(tx, job.prompt_id, payloads.progress(whole))
+            completed = payloads.completed(job, result_file=result_file, size=size, sha256=sha256, warnings=warnings)
+            await tx.add_event(job.prompt_id, completed)
+        same = "SELECT 1 FROM job WHERE prompt_id = ? AND state = 'SUCCESS' AND result_sha256 = ?"
+        return ended or await tx.one(same, job.prompt_id, sha256) is not None
 
-    async def fail(self, prompt_id: str, code: str, message: str, cause: Segment | Lease | None = None) -> bool:
+    @transaction
+    async def fail(
+        self, tx: Transaction, prompt_id: str, code: str, message: str, cause: Segment | Lease | None = None
+    ) -> bool:
         """Move a job to FAILED; False when it had ended otherwise.
 
         `cause` is the submitted segment that failed, or the lease under which the joining did. Raises `LeaseLost` when
         another works on that by now.
         """
-        async with self._transaction() as tx:
-            await tx.lock_job(prompt_id)
-            if cause is not None:
-                await self._check_lease(tx, cause)
-            if isinstance(cause, Lease) and not await self._is_done(tx, prompt_id):
-                return False
-            ended = await self._end(tx, prompt_id, JobState.FAILED, step="Failed", error=message, code=code)
-            if ended:
-                await tx.add_event(prompt_id, payloads.error(prompt_id, code, message))
+        await tx.lock_job(prompt_id)
+        if cause is not None:
+            await self._check_lease(tx, cause)
+        if isinstance(cause, Lease) and not await self._is_done(tx, prompt_id):
+            return False
+        ended = await self._end(tx, prompt_id, JobState.FAILED, step="Failed", error=message, code=code)
+        if ended:
+            await tx.add_event(prompt_id, payloads.error(prompt_id, code, message))
         return ended
 
     async def _is_done(self, tx: Transaction, prompt_id: str) -> bool:
@@ -314,20 +326,20 @@ class Jobs(Leases, Audit, Deliveries):
         )
         return True
 
-    async def request_cancel(self, prompt_id: str, owner: str | None) -> Job:
+    @transaction
+    async def request_cancel(self, tx: Transaction, prompt_id: str, owner: str | None) -> Job:
         """Ask for a job's end, which comes at once unless a backend works on it. Raises `Conflict`, `NotFound`."""
-        async with self._transaction() as tx:
-            await tx.lock_job(prompt_id)
-            job = await self._owned(tx, prompt_id, owner)
-            if job.state in TERMINAL:
-                raise Conflict(f"The job has ended already ({job.state}).", code="job_ended", prompt_id=prompt_id)
-            await tx.run(
-                "UPDATE job SET cancel_requested = 1, step = 'Cancelling', updated_at = ? WHERE prompt_id = ?",
-                await tx.now_ms(),
-                prompt_id,
-            )
-            await self._settle_cancel(tx, prompt_id)
-            return await self._job(tx, prompt_id)
+        await tx.lock_job(prompt_id)
+        job = await self._owned(tx, prompt_id, owner)
+        if job.state in TERMINAL:
+            raise Conflict(f"The job has ended already ({job.state}).", code="job_ended", prompt_id=prompt_id)
+        await tx.run(
+            "UPDATE job SET cancel_requested = 1, step = 'Cancelling', updated_at = ? WHERE prompt_id = ?",
+            await tx.now_ms(),
+            prompt_id,
+        )
+        await self._settle_cancel(tx, prompt_id)
+        return await self._job(tx, prompt_id)
 
     async def _settle_cancel(self, tx: Transaction, prompt_id: str) -> bool:
         """End a job that was asked to, once no segment is with a backend; until then nothing of it may be claimed."""
@@ -338,95 +350,95 @@ class Jobs(Leases, Audit, Deliveries):
             return False
         return await self._cancelled(tx, prompt_id)
 
-    async def retry(self, prompt_id: str, owner: str | None, owner_limit: int | None = None) -> Job:
+    @transaction
+    async def retry(self, tx: Transaction, prompt_id: str, owner: str | None, owner_limit: int | None = None) -> Job:
         """Queue a failed or cancelled job again, finished segments kept. Raises `Conflict`, `Gone`, `NotFound`.
 
         So too `TooManyRequests` when `owner_limit` jobs of its owner wait.
         When all were finished, the last is done again: its end leads to the joining at which the job had ended.
         """
-        async with self._transaction() as tx:
-            await tx.lock_job(prompt_id)
-            job = await self._owned(tx, prompt_id, owner)
-            if JobState.QUEUED not in TRANSITIONS[job.state]:
-                raise Conflict(
-                    f"Only a failed or cancelled job can be retried; this one is {job.state}.",
-                    code="not_retryable",
-                    prompt_id=prompt_id,
-                )
-            row = await tx.one("SELECT inputs_erased FROM job WHERE prompt_id = ?", prompt_id)
-            if row is None or row[0]:
-                raise Gone(
-                    "The video and the face of this job were erased already; post them again.",
-                    code="inputs_erased",
-                    prompt_id=prompt_id,
-                )
-            await self._check_owners_queue(tx, owner, owner_limit)
-            all_done = int(job.segments_done == job.segments_total)
-            await tx.run(
-                "UPDATE job SET state = 'QUEUED', step = 'Queued', finished_at = NULL, error = NULL, code = NULL,"
-                " cancel_requested = 0, segments_done = segments_done - ?, updated_at = ? WHERE prompt_id = ?",
-                all_done,
-                await tx.now_ms(),
-                prompt_id,
+        await tx.lock_job(prompt_id)
+        job = await self._owned(tx, prompt_id, owner)
+        if JobState.QUEUED not in TRANSITIONS[job.state]:
+            raise Conflict(
+                f"Only a failed or cancelled job can be retried; this one is {job.state}.",
+                code="not_retryable",
+                prompt_id=prompt_id,
             )
-            await tx.run(
-                "UPDATE segment SET state = 'waiting', failures = 0, losses = 0, deaths = 0, not_before = 0,"
-                " backend = NULL"
-                " WHERE prompt_id = ? AND (state = 'failed' OR (number = ? AND ? = 1))",
-                prompt_id,
-                job.segments_total - 1,
-                all_done,
+        row = await tx.one("SELECT inputs_erased FROM job WHERE prompt_id = ?", prompt_id)
+        if row is None or row[0]:
+            raise Gone(
+                "The video and the face of this job were erased already; post them again.",
+                code="inputs_erased",
+                prompt_id=prompt_id,
             )
-            again = payloads.status(JobState.QUEUED, "Queued again by a retry.")
-            await tx.add_event(prompt_id, again)
-            queued = await self._job(tx, prompt_id)
-            await record_retried(tx, queued)
-            return queued
+        await self._check_owners_queue(tx, owner, owner_limit)
+        all_done = int(job.segments_done == job.segments_total)
+        await tx.run(
+            "UPDATE job SET state = 'QUEUED', step = 'Queued', finished_at = NULL, error = NULL, code = NULL,"
+            " cancel_requested = 0, segments_done = segments_done - ?, updated_at = ? WHERE prompt_id = ?",
+            all_done,
+            await tx.now_ms(),
+            prompt_id,
+        )
+        await tx.run(
+            "UPDATE segment SET state = 'waiting', failures = 0, losses = 0, deaths = 0, not_before = 0,"
+            " backend = NULL"
+            " WHERE prompt_id = ? AND (state = 'failed' OR (number = ? AND ? = 1))",
+            prompt_id,
+            job.segments_total - 1,
+            all_done,
+        )
+        again = payloads.status(JobState.QUEUED, "Queued again by a retry.")
+        await tx.add_event(prompt_id, again)
+        queued = await self._job(tx, prompt_id)
+        await record_retried(tx, queued)
+        return queued
 
-    async def set_priority(self, prompt_id: str, owner: str | None, priority: int) -> Job:
+    @transaction
+    async def set_priority(self, tx: Transaction, prompt_id: str, owner: str | None, priority: int) -> Job:
         """Change the place of what waits of a job. Raises `Conflict` when it has ended, `NotFound`."""
-        async with self._transaction() as tx:
-            await tx.lock_job(prompt_id)
-            job = await self._owned(tx, prompt_id, owner)
-            if job.state in TERMINAL:
-                raise Conflict(f"The job has ended already ({job.state}).", code="job_ended", prompt_id=prompt_id)
-            options = json.dumps({**job.options.to_dict(), "priority": priority})
-            sql = "UPDATE job SET priority = ?, options = ?, updated_at = ? WHERE prompt_id = ?"
-            await tx.run(sql, priority, options, await tx.now_ms(), prompt_id)
-            await tx.run("UPDATE segment SET priority = ? WHERE prompt_id = ?", priority, prompt_id)
-            await tx.add_event(prompt_id, payloads.status(job.state, f"The priority is {priority} now."))
-            await add_audit_line(tx, prompt_id, job.owner, "priority", priority=priority)
-            return await self._job(tx, prompt_id)
+        await tx.lock_job(prompt_id)
+        job = await self._owned(tx, prompt_id, owner)
+        if job.state in TERMINAL:
+            raise Conflict(f"The job has ended already ({job.state}).", code="job_ended", prompt_id=prompt_id)
+        options = json.dumps({**job.options.to_dict(), "priority": priority})
+        sql = "UPDATE job SET priority = ?, options = ?, updated_at = ? WHERE prompt_id = ?"
+        await tx.run(sql, priority, options, await tx.now_ms(), prompt_id)
+        await tx.run("UPDATE segment SET priority = ? WHERE prompt_id = ?", priority, prompt_id)
+        await tx.add_event(prompt_id, payloads.status(job.state, f"The priority is {priority} now."))
+        await add_audit_line(tx, prompt_id, job.owner, "priority", priority=priority)
+        return await self._job(tx, prompt_id)
 
-    async def set_label(self, prompt_id: str, owner: str | None, label: str | None) -> Job:
+    @transaction
+    async def set_label(self, tx: Transaction, prompt_id: str, owner: str | None, label: str | None) -> Job:
         """Change the words by which a user finds a job. Raises `NotFound`."""
-        async with self._transaction() as tx:
-            await tx.lock_job(prompt_id)
-            await self._owned(tx, prompt_id, owner)
-            sql = "UPDATE job SET label = ?, updated_at = ? WHERE prompt_id = ?"
-            await tx.run(sql, label, await tx.now_ms(), prompt_id)
-            return await self._job(tx, prompt_id)
+        await tx.lock_job(prompt_id)
+        await self._owned(tx, prompt_id, owner)
+        sql = "UPDATE job SET label = ?, updated_at = ? WHERE prompt_id = ?"
+        await tx.run(sql, label, await tx.now_ms(), prompt_id)
+        return await self._job(tx, prompt_id)
 
-    async def begin_erasure(self, prompt_id: str) -> None:
+    @transaction
+    async def begin_erasure(self, tx: Transaction, prompt_id: str) -> None:
         """Store that a job's inputs and result are about to go for good, and its record after them.
 
         Nothing of it can be retried or claimed from now on.
         """
-        async with self._transaction() as tx:
-            await tx.run(
-                "UPDATE job SET inputs_erased = 1, result_erased = 1, cancel_requested = 1 WHERE prompt_id = ?",
-                prompt_id,
-            )
-            await self._settle_cancel(tx, prompt_id)
+        await tx.run(
+            "UPDATE job SET inputs_erased = 1, result_erased = 1, cancel_requested = 1 WHERE prompt_id = ?",
+            prompt_id,
+        )
+        await self._settle_cancel(tx, prompt_id)
 
-    async def erase(self, prompt_id: str) -> None:
+    @transaction
+    async def erase(self, tx: Transaction, prompt_id: str) -> None:
         """Delete a job's record, segments and events for good; its watchers are told that it is cancelled."""
-        async with self._transaction() as tx:
-            await self._cancelled(tx, prompt_id)
-            row = await tx.one("DELETE FROM job WHERE prompt_id = ? RETURNING owner", prompt_id)
-            if row is not None:
-                await add_audit_line(tx, prompt_id, row["owner"], "erased", reason="request")
-            await tx.run("DELETE FROM lease WHERE name = ?", join_lease(prompt_id))
+        await self._cancelled(tx, prompt_id)
+        row = await tx.one("DELETE FROM job WHERE prompt_id = ? RETURNING owner", prompt_id)
+        if row is not None:
+            await add_audit_line(tx, prompt_id, row["owner"], "erased", reason="request")
+        await tx.run("DELETE FROM lease WHERE name = ?", join_lease(prompt_id))
 
     async def _job(self, tx: Transaction, prompt_id: str) -> Job:
         return found(await tx.all(f"{SELECT_JOB} WHERE job.prompt_id = ?", prompt_id))

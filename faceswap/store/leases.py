@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..jobs import Segment
-from .database import Database
+from .database import Database, transaction
 from .transaction import Transaction
 
 JANITOR_LEASE = "janitor"
@@ -61,18 +61,21 @@ class Leases(Database):
         """
         if self._dialect.locks_rows and await self._is_held_by_another(name, holder):
             return None
-        async with self._transaction() as tx:
-            now = await tx.monotonic_ms()
-            row = await tx.one(
-                "INSERT INTO lease (name, holder, epoch, expires_at) VALUES (?, ?, 1, ?)"
-                " ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, epoch = lease.epoch + 1,"
-                " expires_at = excluded.expires_at WHERE lease.holder = excluded.holder OR lease.expires_at <= ?"
-                " RETURNING epoch",
-                name,
-                holder,
-                now + int(ttl_s * 1000),
-                now,
-            )
+        return await self._take_lease(name, holder, ttl_s)
+
+    @transaction
+    async def _take_lease(self, tx: Transaction, name: str, holder: str, ttl_s: float) -> Lease | None:
+        now = await tx.monotonic_ms()
+        row = await tx.one(
+            "INSERT INTO lease (name, holder, epoch, expires_at) VALUES (?, ?, 1, ?)"
+            " ON CONFLICT (name) DO UPDATE SET holder = excluded.holder, epoch = lease.epoch + 1,"
+            " expires_at = excluded.expires_at WHERE lease.holder = excluded.holder OR lease.expires_at <= ?"
+            " RETURNING epoch",
+            name,
+            holder,
+            now + int(ttl_s * 1000),
+            now,
+        )
         return None if row is None else Lease(name, holder, row["epoch"])
 
     async def _is_held_by_another(self, name: str, holder: str) -> bool:
@@ -80,30 +83,30 @@ class Leases(Database):
         sql = f"SELECT 1 FROM lease WHERE name = ? AND holder <> ? AND expires_at > {self._dialect.now_ms}"
         return bool(await self._read(sql, name, holder))
 
-    async def renew_lease(self, lease: Lease, ttl_s: float) -> bool:
+    @transaction
+    async def renew_lease(self, tx: Transaction, lease: Lease, ttl_s: float) -> bool:
         """Keep a lease for `ttl_s` seconds from now; False when it has run out or another has it: it is lost then."""
-        async with self._transaction() as tx:
-            now = await tx.monotonic_ms()
-            row = await tx.one(
-                "UPDATE lease SET expires_at = ? WHERE name = ? AND epoch = ? AND expires_at > ? RETURNING 1",
-                now + int(ttl_s * 1000),
-                lease.name,
-                lease.epoch,
-                now,
-            )
+        now = await tx.monotonic_ms()
+        row = await tx.one(
+            "UPDATE lease SET expires_at = ? WHERE name = ? AND epoch = ? AND expires_at > ? RETURNING 1",
+            now + int(ttl_s * 1000),
+            lease.name,
+            lease.epoch,
+            now,
+        )
         return row is not None
 
-    async def release_lease(self, lease: Lease) -> None:
+    @transaction
+    async def release_lease(self, tx: Transaction, lease: Lease) -> None:
         """Let others take a lease at once, unless one has it already."""
-        async with self._transaction() as tx:
-            await tx.run("UPDATE lease SET expires_at = 0 WHERE name = ? AND epoch = ?", lease.name, lease.epoch)
-            if lease.name.startswith(_JOIN):
-                # Of a job that was erased meanwhile nothing is left.
-                await tx.run(
-                    "DELETE FROM lease WHERE name = ? AND NOT EXISTS (SELECT 1 FROM job WHERE prompt_id = ?)",
-                    lease.name,
-                    lease.name.removeprefix(_JOIN),
-                )
+        await tx.run("UPDATE lease SET expires_at = 0 WHERE name = ? AND epoch = ?", lease.name, lease.epoch)
+        if lease.name.startswith(_JOIN):
+            # Of a job that was erased meanwhile nothing is left.
+            await tx.run(
+                "DELETE FROM lease WHERE name = ? AND NOT EXISTS (SELECT 1 FROM job WHERE prompt_id = ?)",
+                lease.name,
+                lease.name.removeprefix(_JOIN),
+            )
 
     async def _check_lease(self, tx: Transaction, lease: Lease | Segment) -> None:
         """Raise `LeaseLost` unless a lease, or the one on a submitted segment's backend, is still the same holder's."""

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .database import Database
+from .database import Database, transaction
+from .transaction import Transaction
 
 FORGOTTEN_MS = 24 * 3600 * 1000
 """The time after which a node that died is forgotten."""
@@ -37,27 +38,29 @@ class LeaseRow:
 class Nodes(Database):
     """The nodes that share the database."""
 
-    async def heartbeat(self, node: str, version: str, report: Mapping[str, Any], *, starting: bool = False) -> None:
+    @transaction
+    async def heartbeat(
+        self, tx: Transaction, node: str, version: str, report: Mapping[str, Any], *, starting: bool = False
+    ) -> None:
         """Store that a node is alive, and what it tells of itself, such as the engines it knows.
 
         One that is `starting` has the nodes forgotten that were not seen for `FORGOTTEN_MS`.
         """
-        async with self._transaction() as tx:
-            now = await tx.now_ms()
-            await tx.run(
-                "INSERT INTO node (name, version, started_at, seen_at, report) VALUES (?, ?, ?, ?, ?)"
-                " ON CONFLICT (name) DO UPDATE SET version = excluded.version, seen_at = excluded.seen_at,"
-                " report = excluded.report,"
-                " started_at = CASE WHEN 1 = ? THEN excluded.started_at ELSE node.started_at END",
-                node,
-                version,
-                now,
-                now,
-                json.dumps(report),
-                int(starting),
-            )
-            if starting:
-                await tx.run("DELETE FROM node WHERE seen_at < ?", now - FORGOTTEN_MS)
+        now = await tx.now_ms()
+        await tx.run(
+            "INSERT INTO node (name, version, started_at, seen_at, report) VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET version = excluded.version, seen_at = excluded.seen_at,"
+            " report = excluded.report,"
+            " started_at = CASE WHEN 1 = ? THEN excluded.started_at ELSE node.started_at END",
+            node,
+            version,
+            now,
+            now,
+            json.dumps(report),
+            int(starting),
+        )
+        if starting:
+            await tx.run("DELETE FROM node WHERE seen_at < ?", now - FORGOTTEN_MS)
 
     async def nodes(self, within_s: float) -> list[NodeRow]:
         """Return the nodes that were seen in the last `within_s` seconds, by name."""
@@ -71,10 +74,10 @@ class Nodes(Database):
             for name, version, started_at, seen_at, report in rows
         ]
 
-    async def forget_node(self, name: str) -> None:
+    @transaction
+    async def forget_node(self, tx: Transaction, name: str) -> None:
         """Forget a node, which has stopped."""
-        async with self._transaction() as tx:
-            await tx.run("DELETE FROM node WHERE name = ?", name)
+        await tx.run("DELETE FROM node WHERE name = ?", name)
 
     async def leases(self) -> list[LeaseRow]:
         """Return the leases that last, by name."""

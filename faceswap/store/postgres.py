@@ -219,6 +219,7 @@ class PostgreSQL:
         ),
     )
     is_shared = True
+    group = None
 
     def __init__(self, pool: Any, connect: Callable[[], Any]) -> None:
         self._pool = pool

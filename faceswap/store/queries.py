@@ -14,8 +14,9 @@ from ..jobs import (
     JobState,
     stored_name,
 )
-from .database import Database
+from .database import Database, transaction
 from .rows import SELECT_JOB, found, job_of, parse_cursor
+from .transaction import Transaction
 from .turns import queue_place, queue_places
 
 PACE_JOBS = 20
@@ -148,7 +149,7 @@ class Queries(Database):
         found = {row[0]: row[1] for row in await self._read(sql)}
         return {state: found.get(state, 0) for state in (JobState.QUEUED, JobState.PROCESSING)}
 
-    async def check_writable(self) -> None:
+    @transaction
+    async def check_writable(self, tx: Transaction) -> None:
         """Raise `StoreError` when the database cannot be written."""
-        async with self._transaction() as tx:
-            await tx.run("UPDATE backend SET client_id = client_id WHERE 1 = 0")
+        await tx.run("UPDATE backend SET client_id = client_id WHERE 1 = 0")

@@ -17,7 +17,7 @@ from ..jobs import (
 )
 from .audit import record_started
 from .connection import CommitUnknown, Row
-from .database import retry_writes
+from .database import retry_writes, transaction
 from .jobs import Jobs
 from .leases import Lease
 from .rows import SEGMENT_COLUMNS, SELECT_JOB, job_of, segment_of
@@ -60,37 +60,47 @@ class Segments(Jobs):
         self, lease: Lease, conditions: tuple[int, str, int], lock: str
     ) -> tuple[bool, Segment | None]:
         """Return whether a segment waits, and it, unless another node took it between the look and the lock."""
-        segment = None
+        taken: list[Segment] = []
         try:
-            async with self._transaction() as tx:
-                now = await tx.monotonic_ms()
-                claimable = now, now + LONGEST_PAUSE_MS, *conditions
-                row = await tx.one(
-                    "SELECT segment.prompt_id, number, attempt, segment.owner FROM segment JOIN job USING (prompt_id)"
-                    f" WHERE segment.owner = {NEXT_OWNER.format(condition=_CLAIMABLE)} AND {_CLAIMABLE}"
-                    f" ORDER BY {_ORDER} LIMIT 1{lock}",
-                    *claimable,
-                    *claimable,
-                )
-                await self._check_lease(tx, lease)
-                if row is not None:
-                    segment = await self._take(tx, lease, row)
+            waits = await self._take_next(lease, conditions, lock, taken)
         except CommitUnknown:
             # Nobody else would ever look for it while this node holds the lease.
-            if segment is None or not await retry_writes(partial(self._is_taken, segment)):
+            if not taken or not await retry_writes(partial(self._is_taken, taken[0])):
                 raise
-        return row is not None, segment
+            waits = True
+        return waits, taken[0] if taken else None
 
-    async def _is_taken(self, segment: Segment) -> bool:
+    @transaction
+    async def _take_next(
+        self, tx: Transaction, lease: Lease, conditions: tuple[int, str, int], lock: str, taken: list[Segment]
+    ) -> bool:
+        """Take the next segment, if one waits; it is added to those `taken` even if it cannot be told of the commit."""
+        now = await tx.monotonic_ms()
+        claimable = now, now + LONGEST_PAUSE_MS, *conditions
+        row = await tx.one(
+            "SELECT segment.prompt_id, number, attempt, segment.owner FROM segment JOIN job USING (prompt_id)"
+            f" WHERE segment.owner = {NEXT_OWNER.format(condition=_CLAIMABLE)} AND {_CLAIMABLE}"
+            f" ORDER BY {_ORDER} LIMIT 1{lock}",
+            *claimable,
+            *claimable,
+        )
+        await self._check_lease(tx, lease)
+        if row is not None:
+            segment = await self._take(tx, lease, row)
+            if segment is not None:
+                taken.append(segment)
+        return row is not None
+
+    @transaction
+    async def _is_taken(self, tx: Transaction, segment: Segment) -> bool:
         """Return whether a claim whose commit was not answered was committed, and holds."""
-        async with self._transaction() as tx:
-            await tx.lock_job(segment.prompt_id)  # which that transaction holds while it is not over
-            row = await tx.one(
-                "SELECT 1 FROM segment WHERE comfy_prompt_id = ? AND state = 'submitted' AND backend = ? AND epoch = ?",
-                segment.comfy_prompt_id,
-                segment.backend,
-                segment.epoch,
-            )
+        await tx.lock_job(segment.prompt_id)  # which that transaction holds while it is not over
+        row = await tx.one(
+            "SELECT 1 FROM segment WHERE comfy_prompt_id = ? AND state = 'submitted' AND backend = ? AND epoch = ?",
+            segment.comfy_prompt_id,
+            segment.backend,
+            segment.epoch,
+        )
         return row is not None
 
     async def _take(self, tx: Transaction, lease: Lease, waiting: Row) -> Segment | None:
@@ -126,45 +136,52 @@ class Segments(Jobs):
         )
         return segment_of(claimed)
 
-    async def adopt(self, lease: Lease) -> list[Segment]:
+    @transaction
+    async def adopt(self, tx: Transaction, lease: Lease) -> list[Segment]:
         """Take over the segments that the backend of a lease may know; they are to be looked up there.
 
         Who submitted them can change nothing of them any more. Raises `LeaseLost`.
         """
-        async with self._transaction() as tx:
-            await tx.lock_jobs("SELECT prompt_id FROM segment WHERE state = 'submitted' AND backend = ?", lease.backend)
-            await self._check_lease(tx, lease)
-            rows = await tx.all(
-                f"UPDATE segment SET epoch = ? WHERE state = 'submitted' AND backend = ? RETURNING {SEGMENT_COLUMNS}",
-                lease.epoch,
-                lease.backend,
-            )
+        await tx.lock_jobs("SELECT prompt_id FROM segment WHERE state = 'submitted' AND backend = ?", lease.backend)
+        await self._check_lease(tx, lease)
+        rows = await tx.all(
+            f"UPDATE segment SET epoch = ? WHERE state = 'submitted' AND backend = ? RETURNING {SEGMENT_COLUMNS}",
+            lease.epoch,
+            lease.backend,
+        )
         return [segment_of(row) for row in rows]
 
-    async def set_prompt_id(self, segment: Segment, comfy_prompt_id: str) -> Segment:
+    @transaction
+    async def set_prompt_id(self, tx: Transaction, segment: Segment, comfy_prompt_id: str) -> Segment:
         """Store the id that an older ComfyUI gave a submitted segment's prompt. Raises `LeaseLost`."""
-        async with self._transaction() as tx:
-            await tx.lock_job(segment.prompt_id)
-            await self._check_lease(tx, segment)
-            await tx.run(
-                "UPDATE segment SET comfy_prompt_id = ? WHERE prompt_id = ? AND number = ? AND attempt = ?",
-                comfy_prompt_id,
-                segment.prompt_id,
-                segment.number,
-                segment.attempt,
-            )
+        await tx.lock_job(segment.prompt_id)
+        await self._check_lease(tx, segment)
+        await tx.run(
+            "UPDATE segment SET comfy_prompt_id = ? WHERE prompt_id = ? AND number = ? AND attempt = ?",
+            comfy_prompt_id,
+            segment.prompt_id,
+            segment.number,
+            segment.attempt,
+        )
         return replace(segment, comfy_prompt_id=comfy_prompt_id)
 
+    @transaction
     async def requeue(
-        self, segment: Segment, *, pause_s: float = 0, failed: bool = False, lost: bool = False, died: bool = False
+        self,
+        tx: Transaction,
+        segment: Segment,
+        *,
+        pause_s: float = 0,
+        failed: bool = False,
+        lost: bool = False,
+        died: bool = False,
     ) -> None:
         """Let a submitted segment wait again, `pause_s` at least; the failure, loss or death is counted.
 
         That of a job whose end was asked for does not wait: the job ends with the last of them. Raises `LeaseLost`.
         """
-        async with self._transaction() as tx:
-            await self._requeue(tx, segment, pause_s, failed, lost, died)
-            await self._settle_cancel(tx, segment.prompt_id)
+        await self._requeue(tx, segment, pause_s, failed, lost, died)
+        await self._settle_cancel(tx, segment.prompt_id)
 
     async def _requeue(
         self, tx: Transaction, segment: Segment, pause_s: float, failed: bool, lost: bool, died: bool
@@ -186,8 +203,10 @@ class Segments(Jobs):
         )
         return moved is not None
 
+    @transaction
     async def split(
         self,
+        tx: Transaction,
         segment: Segment,
         limit: int,
         *,
@@ -202,55 +221,54 @@ class Segments(Jobs):
         What else of its job waits is cut to that length as well, unless it `alone` is to be; what is cut off are
         segments of their own. An attempt that was `unsent` does not count. Raises `LeaseLost`.
         """
-        async with self._transaction() as tx:
-            requeued = await self._requeue(tx, segment, pause_s, failed, lost=died, died=died)
-            if unsent and requeued:
-                await tx.run("UPDATE job SET attempts = attempts - 1 WHERE prompt_id = ?", segment.prompt_id)
-            rows = await tx.all(
-                "SELECT * FROM segment WHERE prompt_id = ? AND state = 'waiting' AND frame_count > ?"
-                " AND (number = ? OR 0 = ?)",
-                segment.prompt_id,
-                limit,
-                segment.number,
-                int(alone),
-            )
-            for row in rows:
-                await self._cut(tx, dict(row), limit)
-            await self._settle_cancel(tx, segment.prompt_id)
+        requeued = await self._requeue(tx, segment, pause_s, failed, lost=died, died=died)
+        if unsent and requeued:
+            await tx.run("UPDATE job SET attempts = attempts - 1 WHERE prompt_id = ?", segment.prompt_id)
+        rows = await tx.all(
+            "SELECT * FROM segment WHERE prompt_id = ? AND state = 'waiting' AND frame_count > ?"
+            " AND (number = ? OR 0 = ?)",
+            segment.prompt_id,
+            limit,
+            segment.number,
+            int(alone),
+        )
+        for row in rows:
+            await self._cut(tx, dict(row), limit)
+        await self._settle_cancel(tx, segment.prompt_id)
 
-    async def mark_stopped(self, segment: Segment) -> bool:
+    @transaction
+    async def mark_stopped(self, tx: Transaction, segment: Segment) -> bool:
         """Store that no engine works on a submitted segment of a job whose end was asked for.
 
         Returns whether the job has ended with it, as CANCELLED. Raises `LeaseLost`.
         """
-        async with self._transaction() as tx:
-            await tx.lock_job(segment.prompt_id)
-            await self._check_lease(tx, segment)
-            await tx.run(
-                "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND number = ? AND attempt = ?"
-                " AND state = 'submitted' AND EXISTS"
-                " (SELECT 1 FROM job WHERE job.prompt_id = segment.prompt_id AND cancel_requested = 1)",
-                segment.prompt_id,
-                segment.number,
-                segment.attempt,
-            )
-            return await self._settle_cancel(tx, segment.prompt_id)
+        await tx.lock_job(segment.prompt_id)
+        await self._check_lease(tx, segment)
+        await tx.run(
+            "UPDATE segment SET state = 'failed' WHERE prompt_id = ? AND number = ? AND attempt = ?"
+            " AND state = 'submitted' AND EXISTS"
+            " (SELECT 1 FROM job WHERE job.prompt_id = segment.prompt_id AND cancel_requested = 1)",
+            segment.prompt_id,
+            segment.number,
+            segment.attempt,
+        )
+        return await self._settle_cancel(tx, segment.prompt_id)
 
-    async def abandon(self, backend: str, comfy_prompt_id: str) -> None:
+    @transaction
+    async def abandon(self, tx: Transaction, backend: str, comfy_prompt_id: str) -> None:
         """Remember a prompt that was given up and that its ComfyUI may still know."""
-        async with self._transaction() as tx:
-            await tx.run(
-                "INSERT INTO abandoned_prompt (comfy_prompt_id, backend) VALUES (?, ?) ON CONFLICT DO NOTHING",
-                comfy_prompt_id,
-                backend,
-            )
+        await tx.run(
+            "INSERT INTO abandoned_prompt (comfy_prompt_id, backend) VALUES (?, ?) ON CONFLICT DO NOTHING",
+            comfy_prompt_id,
+            backend,
+        )
 
-    async def forget_abandoned(self, comfy_prompt_ids: Iterable[str]) -> None:
+    @transaction
+    async def forget_abandoned(self, tx: Transaction, comfy_prompt_ids: Iterable[str]) -> None:
         """Forget given-up prompts that their ComfyUI knows no more."""
-        async with self._transaction() as tx:
-            await tx.execute_many(
-                "DELETE FROM abandoned_prompt WHERE comfy_prompt_id = ?", [(id_,) for id_ in sorted(comfy_prompt_ids)]
-            )
+        await tx.execute_many(
+            "DELETE FROM abandoned_prompt WHERE comfy_prompt_id = ?", [(id_,) for id_ in sorted(comfy_prompt_ids)]
+        )
 
     async def abandoned(self, backend: str) -> set[str]:
         """Return the prompts that were given up at a backend and that it may still know."""
@@ -284,37 +302,42 @@ class Segments(Jobs):
             )
         await tx.run("UPDATE job SET segments_total = segments_total + ? WHERE prompt_id = ?", count - 1, prompt_id)
 
+    @transaction
     async def finish_segment(
-        self, segment: Segment, output_file: str, changed_share: float | None, warnings: Iterable[str] = ()
+        self,
+        tx: Transaction,
+        segment: Segment,
+        output_file: str,
+        changed_share: float | None,
+        warnings: Iterable[str] = (),
     ) -> Job | None:
         """Store that a submitted segment's checked output is in the work folder.
 
         Returns the job, or None when it has ended meanwhile; so too when it is told again. Raises `LeaseLost`.
         """
-        async with self._transaction() as tx:
-            await tx.lock_job(segment.prompt_id)
-            await self._check_lease(tx, segment)
-            done = await tx.one(
-                "UPDATE segment SET state = 'done', output_file = ?, changed_share = ?, warnings = ?"
-                " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted' RETURNING number",
-                output_file,
-                changed_share,
-                json.dumps(tuple(warnings), ensure_ascii=False),
-                segment.prompt_id,
-                segment.number,
-                segment.attempt,
-            )
-            if done is None:
-                return await self._finished(tx, segment, output_file)
-            row = await tx.one(
-                "UPDATE job SET segments_done = segments_done + 1, updated_at = ?"
-                " WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING cancel_requested",
-                await tx.now_ms(),
-                segment.prompt_id,
-            )
-            if row is None or (row["cancel_requested"] and await self._settle_cancel(tx, segment.prompt_id)):
-                return None
-            return await self._job(tx, segment.prompt_id)
+        await tx.lock_job(segment.prompt_id)
+        await self._check_lease(tx, segment)
+        done = await tx.one(
+            "UPDATE segment SET state = 'done', output_file = ?, changed_share = ?, warnings = ?"
+            " WHERE prompt_id = ? AND number = ? AND attempt = ? AND state = 'submitted' RETURNING number",
+            output_file,
+            changed_share,
+            json.dumps(tuple(warnings), ensure_ascii=False),
+            segment.prompt_id,
+            segment.number,
+            segment.attempt,
+        )
+        if done is None:
+            return await self._finished(tx, segment, output_file)
+        row = await tx.one(
+            "UPDATE job SET segments_done = segments_done + 1, updated_at = ?"
+            " WHERE prompt_id = ? AND state = 'PROCESSING' RETURNING cancel_requested",
+            await tx.now_ms(),
+            segment.prompt_id,
+        )
+        if row is None or (row["cancel_requested"] and await self._settle_cancel(tx, segment.prompt_id)):
+            return None
+        return await self._job(tx, segment.prompt_id)
 
     async def _finished(self, tx: Transaction, segment: Segment, output_file: str) -> Job | None:
         """Return the job, if it goes on, of a segment that was finished with this output before."""

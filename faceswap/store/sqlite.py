@@ -6,20 +6,26 @@ import asyncio
 import math
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiosqlite
 
 from .. import durable
 from .connection import Clock, Connection, Dialect, Row, StoreError, SystemClock, newer_database, scripts
+from .group_commit import Body, GroupCommit, Outcome
+
+T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 5000
 """The time another process may keep the database locked before that is an error."""
 
 PRAGMAS = ("synchronous = FULL", "foreign_keys = ON", "secure_delete = ON")
+STATEMENTS = 256
+"""Prepared statements that a connection keeps: more than the store has."""
 SHRINK_PAGES = 250
 """Pages (1 MB) that the file is shortened by at a time."""
 SPARE_PAGES = 250
@@ -56,18 +62,57 @@ def store_errors() -> Iterator[None]:
         raise store_error(error) from error
 
 
+class DatabaseThread(aiosqlite.Connection):
+    """A connection that can be used, within its thread, for many statements in one call."""
+
+    async def call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        """Call a function in the thread with the connection; returns what it returned."""
+        result: T = await self._execute(function, self._conn)  # type: ignore[no-untyped-call]  # it has no types
+        return result
+
+
+class InThread:
+    """The statements of a transaction, executed by the thread that its body runs in."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.raw: sqlite3.Connection | None = None
+        self._clock = clock
+
+    async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
+        """Execute a statement; returns its rows."""
+        assert self.raw is not None
+        with store_errors():
+            return self.raw.execute(sql, parameters).fetchall()
+
+    async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Execute a statement once for each row of parameters."""
+        assert self.raw is not None
+        with store_errors():
+            self.raw.executemany(sql, rows)
+
+    async def now_ms(self) -> int:
+        """Return the Unix time in milliseconds. It may jump."""
+        return self._clock.now_ms()
+
+    async def monotonic_ms(self) -> int:
+        """Return the time in milliseconds by which leases and pauses end. It never jumps."""
+        return self._clock.monotonic_ms()
+
+
 class SQLiteConnection:
     """A connection whose statements are executed by a thread, one after another. Times are those of a `Clock`."""
 
-    def __init__(self, raw: aiosqlite.Connection, clock: Clock) -> None:
+    def __init__(self, raw: DatabaseThread, clock: Clock) -> None:
         self.raw = raw
+        self.statements = InThread(clock)
         self._clock = clock
 
     @classmethod
     async def connect(cls, path: Path, clock: Clock, *, read_only: bool) -> Self:
         """Open a connection; in one that is `read_only` nothing can be written."""
         with store_errors():
-            raw = await aiosqlite.connect(path, isolation_level=None)
+            raw = DatabaseThread(partial(sqlite3.connect, path, isolation_level=None, cached_statements=STATEMENTS), 64)
+            await raw
             raw.row_factory = aiosqlite.Row
             try:
                 for pragma in (*PRAGMAS, f"busy_timeout = {BUSY_TIMEOUT_MS}", f"query_only = {read_only}"):
@@ -101,6 +146,25 @@ class SQLiteConnection:
         with store_errors():
             await self.raw.rollback()
 
+    async def transact(self, bodies: Sequence[Body[Any]]) -> list[Outcome]:
+        """Carry out the bodies of transactions, within the thread, and commit what they did.
+
+        Raises `StoreError` when nothing of it could be kept.
+        """
+        with store_errors():
+            return await self.raw.call(partial(self._transact, bodies))
+
+    def _transact(self, bodies: Sequence[Body[Any]], raw: sqlite3.Connection) -> list[Outcome]:
+        self.statements.raw = raw
+        raw.execute("BEGIN IMMEDIATE")
+        try:
+            outcomes = [_carry_out(raw, body) for body in bodies]
+            raw.commit()
+        except BaseException:
+            raw.rollback()
+            raise
+        return outcomes
+
     async def now_ms(self) -> int:
         """Return the Unix time in milliseconds. It may jump."""
         return self._clock.now_ms()
@@ -114,6 +178,30 @@ class SQLiteConnection:
         await self.raw.close()
 
 
+def _carry_out(raw: sqlite3.Connection, body: Body[Any]) -> Outcome:
+    """Carry out the body of one of several transactions that have one commit; undo what it did if it raises."""
+    raw.execute("SAVEPOINT one")
+    try:
+        outcome = Outcome(_result_of(body()))
+    except Exception as error:
+        if not raw.in_transaction:  # SQLite has undone all of them, as when the disk is full
+            raise
+        raw.execute("ROLLBACK TO one")
+        outcome = Outcome(error=error)
+    raw.execute("RELEASE one")
+    return outcome
+
+
+def _result_of(body: Coroutine[Any, Any, Any]) -> Any:
+    """Run a coroutine that never waits; returns its result."""
+    try:
+        body.send(None)
+    except StopIteration as ended:
+        return ended.value
+    body.close()
+    raise RuntimeError("the body of a transaction waited for something else than its statements")
+
+
 class SQLite:
     """A file of SQLite. Writes go one after another through one connection; reads have another."""
 
@@ -124,6 +212,7 @@ class SQLite:
         self.writer = writer
         self.reader = reader
         self._lock = asyncio.Lock()
+        self.group = GroupCommit(writer, self._lock)
 
     @classmethod
     async def open(cls, path: Path, migrations: Path, clock: Clock | None = None) -> Self:
@@ -189,6 +278,7 @@ class SQLite:
 
     async def close(self) -> None:
         """End both connections, once nobody writes."""
+        await self.group.close()
         async with self._lock:
             await self.reader.close()
             await self.writer.close()

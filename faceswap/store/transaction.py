@@ -8,7 +8,7 @@ from typing import Any
 
 from ..events import Payload
 from ..jobs import Event
-from .connection import Connection, Dialect, Row
+from .connection import Dialect, Row, Statements
 
 QUEUE_LOCK = 0x_FACE_0001
 """The number of the lock under which jobs are accepted."""
@@ -25,8 +25,8 @@ class Transaction:
     of a lease: none waits for another that waits for it, and what is read after the lock is what will be changed.
     """
 
-    def __init__(self, connection: Connection, dialect: Dialect) -> None:
-        self._connection = connection
+    def __init__(self, statements: Statements, dialect: Dialect) -> None:
+        self._statements = statements
         self._dialect = dialect
         self._locked_at_ms: int | None = None
         self.events: list[Event] = []
@@ -35,28 +35,28 @@ class Transaction:
 
     async def run(self, sql: str, *parameters: Any) -> None:
         """Execute a statement."""
-        await self._connection.fetch(sql, parameters)
+        await self._statements.fetch(sql, parameters)
 
     async def all(self, sql: str, *parameters: Any) -> Sequence[Row]:
         """Execute a statement; returns its rows."""
-        return await self._connection.fetch(sql, parameters)
+        return await self._statements.fetch(sql, parameters)
 
     async def one(self, sql: str, *parameters: Any) -> Row | None:
         """Execute a statement; returns its first row, None when there is none."""
-        rows = await self._connection.fetch(sql, parameters)
+        rows = await self._statements.fetch(sql, parameters)
         return rows[0] if rows else None
 
     async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Execute a statement once for each row of parameters."""
-        await self._connection.execute_many(sql, rows)
+        await self._statements.execute_many(sql, rows)
 
     async def now_ms(self) -> int:
         """Return the Unix time in milliseconds, for times that are told. It may jump."""
-        return self._locked_at_ms or await self._connection.now_ms()
+        return self._locked_at_ms or await self._statements.now_ms()
 
     async def monotonic_ms(self) -> int:
         """Return the time in milliseconds by which leases and pauses end."""
-        return self._locked_at_ms or await self._connection.monotonic_ms()
+        return self._locked_at_ms or await self._statements.monotonic_ms()
 
     async def lock_job(self, prompt_id: str) -> None:
         """Let no other transaction move a job before this one has ended: every move of a job begins with it.

@@ -7,9 +7,9 @@ import uuid
 from collections.abc import Iterable, Mapping
 
 from .audit import add_audit_line
-from .database import Database
+from .database import Database, transaction
 from .leases import join_lease
-from .transaction import COSTS_LOCK
+from .transaction import COSTS_LOCK, Transaction
 
 
 class Upkeep(Database):
@@ -40,51 +40,51 @@ class Upkeep(Database):
         )
         return [(row[0], row[1]) for row in await self._read(sql, before, limit)]
 
-    async def delete_record(self, prompt_id: str, limit: int) -> bool:
+    @transaction
+    async def delete_record(self, tx: Transaction, prompt_id: str, limit: int) -> bool:
         """Delete the record of an ended job whose files are gone, at most `limit` rows of a kind at a time.
 
         Returns whether nothing of it is left; until then the next call goes on.
         """
-        async with self._transaction() as tx:
-            await tx.lock_job(prompt_id)
-            ended = "SELECT 1 FROM job WHERE prompt_id = ? AND finished_at IS NOT NULL AND inputs_erased = 1"
-            if not await tx.one(ended, prompt_id):
-                return True
-            for table, number in (("event", "seq"), ("segment", "number")):
-                some = f"SELECT {number} FROM {table} WHERE prompt_id = ? ORDER BY {number} LIMIT ?"
-                sql = f"DELETE FROM {table} WHERE prompt_id = ? AND {number} IN ({some}) RETURNING 1"
-                if len(await tx.all(sql, prompt_id, prompt_id, limit)) == limit:
-                    return False
-            row = await tx.one("DELETE FROM job WHERE prompt_id = ? RETURNING owner", prompt_id)
-            assert row is not None
-            await tx.run("DELETE FROM lease WHERE name = ?", join_lease(prompt_id))
-            await add_audit_line(tx, prompt_id, row["owner"], "erased", reason="time")
+        await tx.lock_job(prompt_id)
+        ended = "SELECT 1 FROM job WHERE prompt_id = ? AND finished_at IS NOT NULL AND inputs_erased = 1"
+        if not await tx.one(ended, prompt_id):
+            return True
+        for table, number in (("event", "seq"), ("segment", "number")):
+            some = f"SELECT {number} FROM {table} WHERE prompt_id = ? ORDER BY {number} LIMIT ?"
+            sql = f"DELETE FROM {table} WHERE prompt_id = ? AND {number} IN ({some}) RETURNING 1"
+            if len(await tx.all(sql, prompt_id, prompt_id, limit)) == limit:
+                return False
+        row = await tx.one("DELETE FROM job WHERE prompt_id = ? RETURNING owner", prompt_id)
+        assert row is not None
+        await tx.run("DELETE FROM lease WHERE name = ?", join_lease(prompt_id))
+        await add_audit_line(tx, prompt_id, row["owner"], "erased", reason="time")
         return True
 
     async def shrink(self) -> None:
         """Give the disk back what was deleted, a little at a time: nobody waits long for that."""
         await self._engine.shrink()
 
-    async def mark_inputs_erased(self, prompt_id: str) -> bool:
+    @transaction
+    async def mark_inputs_erased(self, tx: Transaction, prompt_id: str) -> bool:
         """Store that an ended job's inputs are about to go: it cannot be retried. False when it was."""
-        async with self._transaction() as tx:
-            row = await tx.one(
-                "UPDATE job SET inputs_erased = 1 WHERE prompt_id = ? AND finished_at IS NOT NULL"
-                " AND inputs_erased = 0 RETURNING owner",
-                prompt_id,
-            )
-            if row is not None:
-                await add_audit_line(tx, prompt_id, row["owner"], "inputs_erased", reason="time")
+        row = await tx.one(
+            "UPDATE job SET inputs_erased = 1 WHERE prompt_id = ? AND finished_at IS NOT NULL"
+            " AND inputs_erased = 0 RETURNING owner",
+            prompt_id,
+        )
+        if row is not None:
+            await add_audit_line(tx, prompt_id, row["owner"], "inputs_erased", reason="time")
         return row is not None
 
-    async def mark_result_erased(self, prompt_id: str) -> None:
+    @transaction
+    async def mark_result_erased(self, tx: Transaction, prompt_id: str) -> None:
         """Store that an ended job's result is about to go."""
-        async with self._transaction() as tx:
-            row = await tx.one(
-                "UPDATE job SET result_erased = 1 WHERE prompt_id = ? AND result_erased = 0 RETURNING owner", prompt_id
-            )
-            if row is not None:
-                await add_audit_line(tx, prompt_id, row["owner"], "result_erased", reason="time")
+        row = await tx.one(
+            "UPDATE job SET result_erased = 1 WHERE prompt_id = ? AND result_erased = 0 RETURNING owner", prompt_id
+        )
+        if row is not None:
+            await add_audit_line(tx, prompt_id, row["owner"], "result_erased", reason="time")
 
     async def known(self, prompt_ids: Iterable[str]) -> set[str]:
         """Return the ids that are jobs."""
@@ -121,15 +121,15 @@ class Upkeep(Database):
         )
         return {row[0] for row in await self._read(sql, ids)}
 
-    async def client_id(self, backend: str) -> str:
+    @transaction
+    async def client_id(self, tx: Transaction, backend: str) -> str:
         """Return the client id under which a backend's socket is opened: the same while the database lives."""
-        async with self._transaction() as tx:
-            row = await tx.one(
-                "INSERT INTO backend (name, client_id) VALUES (?, ?)"
-                " ON CONFLICT (name) DO UPDATE SET client_id = backend.client_id RETURNING client_id",
-                backend,
-                uuid.uuid4().hex,
-            )
+        row = await tx.one(
+            "INSERT INTO backend (name, client_id) VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET client_id = backend.client_id RETURNING client_id",
+            backend,
+            uuid.uuid4().hex,
+        )
         assert row is not None
         return str(row[0])
 
@@ -138,18 +138,20 @@ class Upkeep(Database):
         sql = "SELECT phase, seconds FROM stat WHERE key = ?"
         return {row[0]: row[1] for row in await self._read(sql, key)}
 
-    async def learn_phase_costs(self, key: str, costs: Mapping[str, float], weight: float = 0.3) -> None:
+    @transaction
+    async def learn_phase_costs(
+        self, tx: Transaction, key: str, costs: Mapping[str, float], weight: float = 0.3
+    ) -> None:
         """Fold measured seconds per frame into what was learned, and forget phases that no longer occur."""
-        async with self._transaction() as tx:
-            await tx.lock(COSTS_LOCK)
-            await tx.execute_many(
-                "INSERT INTO stat (key, phase, seconds) VALUES (?, ?, ?)"
-                " ON CONFLICT (key, phase) DO UPDATE SET"
-                " seconds = stat.seconds + (excluded.seconds - stat.seconds) * ?",
-                [(key, phase, seconds, weight) for phase, seconds in costs.items()],
-            )
-            await tx.run(
-                f"DELETE FROM stat WHERE key = ? AND phase NOT IN ({self._dialect.values})",
-                key,
-                json.dumps(list(costs)),
-            )
+        await tx.lock(COSTS_LOCK)
+        await tx.execute_many(
+            "INSERT INTO stat (key, phase, seconds) VALUES (?, ?, ?)"
+            " ON CONFLICT (key, phase) DO UPDATE SET"
+            " seconds = stat.seconds + (excluded.seconds - stat.seconds) * ?",
+            [(key, phase, seconds, weight) for phase, seconds in costs.items()],
+        )
+        await tx.run(
+            f"DELETE FROM stat WHERE key = ? AND phase NOT IN ({self._dialect.values})",
+            key,
+            json.dumps(list(costs)),
+        )

@@ -200,6 +200,7 @@ class SimulatedEngine:
     """The database as one process of a node has it open."""
 
     dialect = Dialect()
+    group = None
 
     def __init__(self, node: Node) -> None:
         self.is_shared = node.world.is_shared

@@ -6,12 +6,14 @@ It makes the order of everything that happens in a simulation depend on its seed
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from faceswap.store.connection import Clock, SystemClock
 from faceswap.store.sqlite import PRAGMAS, SQLite, SQLiteConnection, migrate, store_errors
+
+T = TypeVar("T")
 
 
 class Inline:
@@ -26,6 +28,9 @@ class Inline:
 
     async def executemany(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         self.raw.executemany(sql, rows)
+
+    async def call(self, function: Callable[[sqlite3.Connection], T]) -> T:
+        return function(self.raw)
 
     async def commit(self) -> None:
         self.raw.commit()

@@ -1,0 +1,100 @@
+"""Transactions of one connection that come at the same time: one call to its thread, and one commit, for all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from .connection import Statements, StoreError
+
+T = TypeVar("T")
+Body = Callable[[], Coroutine[Any, Any, T]]
+"""The work of a transaction, which waits for its own statements only."""
+
+MOST_TOGETHER = 64
+"""Transactions with one commit, at most: none waits for more than so many others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a body returned, or the exception that it ended with: nothing is kept then of what it did."""
+
+    result: Any = None
+    error: BaseException | None = None
+
+
+class Thread(Protocol):
+    """A connection whose statements a thread executes."""
+
+    @property
+    def statements(self) -> Statements:
+        """What the bodies of transactions execute their statements with."""
+
+    async def transact(self, bodies: Sequence[Body[Any]]) -> list[Outcome]:
+        """Carry out bodies one after another, within the thread, and commit what they did.
+
+        Raises `StoreError` when nothing of it could be kept.
+        """
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    body: Body[Any]
+    on_commit: Callable[[], None]
+    outcome: asyncio.Future[Any]
+
+
+class GroupCommit:
+    """Carries out transactions in the order in which they came."""
+
+    def __init__(self, thread: Thread, lock: asyncio.Lock) -> None:
+        self.statements = thread.statements
+        self._thread = thread
+        self._lock = lock
+        self._waiting: list[_Waiting] = []
+        self._task: asyncio.Task[None] | None = None
+
+    async def run(self, body: Body[T], on_commit: Callable[[], None]) -> T:
+        """Carry out a body and commit what it did; raises what it raised, or the `StoreError` of the commit.
+
+        One whose waiter is cancelled before it began is left out; one that has begun runs to its end. `on_commit` is
+        called after the commit, in the order of the transactions, whether or not somebody still waits.
+        """
+        waiting = _Waiting(body, on_commit, asyncio.get_running_loop().create_future())
+        self._waiting.append(waiting)
+        if self._task is None:
+            self._task = asyncio.create_task(self._run_waiting(), name="transactions")
+        result: T = await waiting.outcome
+        return result
+
+    async def close(self) -> None:
+        """Wait for the transactions that came before."""
+        if self._task is not None:
+            await self._task
+
+    async def _run_waiting(self) -> None:
+        try:
+            while self._waiting:
+                async with self._lock:
+                    group = [one for one in self._waiting[:MOST_TOGETHER] if not one.outcome.done()]
+                    del self._waiting[:MOST_TOGETHER]
+                    await self._run_group(group)
+        finally:
+            self._task = None
+
+    async def _run_group(self, group: Sequence[_Waiting]) -> None:
+        try:
+            outcomes = await self._thread.transact([one.body for one in group])
+        except StoreError as error:
+            outcomes = [Outcome(error=error.again()) for _ in group]
+        for one, outcome in zip(group, outcomes, strict=True):
+            if outcome.error is None:
+                one.on_commit()
+            if one.outcome.done():
+                continue
+            if outcome.error is None:
+                one.outcome.set_result(outcome.result)
+            else:
+                one.outcome.set_exception(outcome.error)
