@@ -33,7 +33,7 @@ async def feed_watchdog(store: Store) -> None:
     while True:
         try:
             async with asyncio.timeout(CHECK_TIMEOUT_S):
-                await store.counts()
+                await store.check_readable()
             notify("WATCHDOG=1")
         except (StoreError, TimeoutError):
             pass  # without the message systemd restarts the service

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from .group_commit import GroupCommit
+    from .queue import Queue
 
 _MONOTONIC_EPOCH_MS = time.time_ns() // 1_000_000 - time.monotonic_ns() // 1_000_000
 _SCRIPT = re.compile(r"(\d+)_\w+(?:\.(\w+))?\.sql")
@@ -121,6 +122,10 @@ class Engine(Protocol):
     @property
     def group(self) -> GroupCommit | None:
         """What carries out whole transactions where all have one connection; None where each has one of its own."""
+
+    @property
+    def queue(self) -> Queue | None:
+        """The jobs that have not ended, in memory; None where others may change them."""
 
     async def acquire(self) -> Connection:
         """Wait for a connection to write through, which nobody else uses until it is released."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from .connection import Statements, StoreError
+from .queue import Change, Queue, Turn
 
 T = TypeVar("T")
 Body = Callable[[], Coroutine[Any, Any, T]]
@@ -38,6 +39,9 @@ class Thread(Protocol):
         Raises `StoreError` when nothing of it could be kept.
         """
 
+    def take_changes(self) -> Sequence[Change | Turn]:
+        """Return what was committed since the last call."""
+
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
@@ -49,10 +53,11 @@ class _Waiting:
 class GroupCommit:
     """Carries out transactions in the order in which they came."""
 
-    def __init__(self, thread: Thread, lock: asyncio.Lock) -> None:
+    def __init__(self, thread: Thread, lock: asyncio.Lock, queue: Queue | None) -> None:
         self.statements = thread.statements
         self._thread = thread
         self._lock = lock
+        self._queue = queue
         self._waiting: list[_Waiting] = []
         self._task: asyncio.Task[None] | None = None
 
@@ -89,6 +94,8 @@ class GroupCommit:
             outcomes = await self._thread.transact([one.body for one in group])
         except StoreError as error:
             outcomes = [Outcome(error=error.again()) for _ in group]
+        if self._queue is not None:
+            self._queue.apply(self._thread.take_changes())
         for one, outcome in zip(group, outcomes, strict=True):
             if outcome.error is None:
                 one.on_commit()

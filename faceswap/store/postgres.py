@@ -220,6 +220,7 @@ class PostgreSQL:
     )
     is_shared = True
     group = None
+    queue = None
 
     def __init__(self, pool: Any, connect: Callable[[], Any]) -> None:
         self._pool = pool

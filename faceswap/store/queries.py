@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..backlog import Backlog, pace
@@ -58,6 +58,8 @@ class Queries(Database):
 
     async def queue_position(self, job: Job) -> int | None:
         """Return a job's place in the queue, 1 for the next to start; None when it is not queued."""
+        if self._engine.queue is not None:
+            return self._engine.queue.place(job.prompt_id)
         return await queue_place(self._read, job) if job.state == JobState.QUEUED else None
 
     async def queue_positions(self, jobs: Sequence[Job]) -> dict[str, int]:
@@ -65,6 +67,9 @@ class Queries(Database):
         queued = [job for job in jobs if job.state == JobState.QUEUED]
         if not queued:
             return {}
+        if self._engine.queue is not None:
+            places = {job.prompt_id: self._engine.queue.place(job.prompt_id) for job in queued}
+            return {prompt_id: place for prompt_id, place in places.items() if place is not None}
         owner = queued[0].owner
         rows = await self._read(
             "SELECT prompt_id, place FROM (SELECT prompt_id, row_number() OVER"
@@ -78,24 +83,32 @@ class Queries(Database):
 
     async def queued_of(self, owner: str | None) -> int:
         """Return the number of an owner's queued jobs."""
+        if self._engine.queue is not None:
+            return self._engine.queue.queued_of(owner or "")
         sql = "SELECT count(*) FROM job WHERE state = 'QUEUED' AND coalesce(owner, '') = ?"
         return int((await self._read(sql, owner or ""))[0][0])
 
     async def backlog(self) -> Backlog:
         """Return the work that waits, of all owners, and the pace of the last jobs."""
-        rows = await self._read(
-            "SELECT state, count(*), coalesce(sum(total_frames - current_frame), 0) FROM job"
-            " WHERE state IN ('QUEUED', 'PROCESSING') GROUP BY state"
-        )
-        left = {row[0]: (int(row[1]), int(row[2])) for row in rows}
-        queued_jobs, queued_frames = left.get(JobState.QUEUED, (0, 0))
+        counts, frames = await self._unended_work()
         ended = await self._read(
             "SELECT started_at, finished_at, total_frames FROM job WHERE finished_at IS NOT NULL"
             " AND started_at IS NOT NULL AND state = 'SUCCESS' ORDER BY finished_at DESC LIMIT ?",
             PACE_JOBS,
         )
         seconds_per_frame = pace((row[0], row[1], row[2]) for row in ended)
-        return Backlog(left.get(JobState.PROCESSING, (0, 0))[1], queued_frames, queued_jobs, seconds_per_frame)
+        return Backlog(frames[JobState.PROCESSING], frames[JobState.QUEUED], counts[JobState.QUEUED], seconds_per_frame)
+
+    async def _unended_work(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
+        """Return the numbers of queued and of processing jobs, and the frames that are left of them."""
+        if self._engine.queue is not None:
+            return self._engine.queue.counts, self._engine.queue.frames_left
+        rows = await self._read(
+            "SELECT state, count(*), coalesce(sum(total_frames - current_frame), 0) FROM job"
+            " WHERE state IN ('QUEUED', 'PROCESSING') GROUP BY state"
+        )
+        none: dict[str, int] = dict.fromkeys((JobState.QUEUED, JobState.PROCESSING), 0)
+        return none | {row[0]: int(row[1]) for row in rows}, none | {row[0]: int(row[2]) for row in rows}
 
     async def jobs(
         self, *, state: JobState | None, limit: int, cursor: str | None, owner: str | None, label: str | None = None
@@ -143,11 +156,13 @@ class Queries(Database):
         sql = f"SELECT prompt_id FROM job WHERE cancel_requested = 1 AND prompt_id IN ({self._dialect.values})"
         return {row[0] for row in await self._read(sql, json.dumps(list(prompt_ids)))}
 
-    async def counts(self) -> dict[str, int]:
+    async def counts(self) -> Mapping[str, int]:
         """Return the numbers of queued and of processing jobs."""
-        sql = "SELECT state, count(*) FROM job WHERE state IN ('QUEUED', 'PROCESSING') GROUP BY state"
-        found = {row[0]: row[1] for row in await self._read(sql)}
-        return {state: found.get(state, 0) for state in (JobState.QUEUED, JobState.PROCESSING)}
+        return (await self._unended_work())[0]
+
+    async def check_readable(self) -> None:
+        """Raise `StoreError` when the database cannot be read."""
+        await self._read("SELECT 1 FROM job LIMIT 1")
 
     @transaction
     async def check_writable(self, tx: Transaction) -> None:

@@ -17,6 +17,7 @@ import aiosqlite
 from .. import durable
 from .connection import Clock, Connection, Dialect, Row, StoreError, SystemClock, newer_database, scripts
 from .group_commit import Body, GroupCommit, Outcome
+from .queue import Change, Queue, Turn
 
 T = TypeVar("T")
 
@@ -99,6 +100,21 @@ class InThread:
         return self._clock.monotonic_ms()
 
 
+_CHANGE = "{row}.prompt_id, {state}, coalesce({row}.owner, ''), {row}.priority, {row}.created_at, {frames}"
+_FRAMES_LEFT = "{row}.total_frames - {row}.current_frame"
+_JOB = _CHANGE.format(row="new", state="new.state", frames=_FRAMES_LEFT.format(row="new"))
+_UNENDED = _CHANGE.format(row="job", state="job.state", frames=_FRAMES_LEFT.format(row="job"))
+_GONE = _CHANGE.format(row="old", state="NULL", frames="0")
+TRIGGERS = (
+    f"CREATE TEMP TRIGGER job_added AFTER INSERT ON main.job BEGIN SELECT note_job({_JOB}); END",
+    f"CREATE TEMP TRIGGER job_changed AFTER UPDATE ON main.job BEGIN SELECT note_job({_JOB}); END",
+    f"CREATE TEMP TRIGGER job_deleted AFTER DELETE ON main.job BEGIN SELECT note_job({_GONE}); END",
+    "CREATE TEMP TRIGGER turn_added AFTER INSERT ON main.turn BEGIN SELECT note_turn(new.owner, new.number); END",
+    "CREATE TEMP TRIGGER turn_taken AFTER UPDATE ON main.turn BEGIN SELECT note_turn(new.owner, new.number); END",
+)
+"""Statements that have a connection note every row of a job, or of a turn, that it changes."""
+
+
 class SQLiteConnection:
     """A connection whose statements are executed by a thread, one after another. Times are those of a `Clock`."""
 
@@ -106,6 +122,7 @@ class SQLiteConnection:
         self.raw = raw
         self.statements = InThread(clock)
         self._clock = clock
+        self._changes: list[Change | Turn] = []
 
     @classmethod
     async def connect(cls, path: Path, clock: Clock, *, read_only: bool) -> Self:
@@ -145,6 +162,7 @@ class SQLiteConnection:
         """End the transaction, if there is one, as if it had not been."""
         with store_errors():
             await self.raw.rollback()
+        self._changes.clear()
 
     async def transact(self, bodies: Sequence[Body[Any]]) -> list[Outcome]:
         """Carry out the bodies of transactions, within the thread, and commit what they did.
@@ -158,12 +176,45 @@ class SQLiteConnection:
         self.statements.raw = raw
         raw.execute("BEGIN IMMEDIATE")
         try:
-            outcomes = [_carry_out(raw, body) for body in bodies]
+            outcomes = [self._carry_out(raw, body) for body in bodies]
             raw.commit()
         except BaseException:
             raw.rollback()
+            self._changes.clear()
             raise
         return outcomes
+
+    def _carry_out(self, raw: sqlite3.Connection, body: Body[Any]) -> Outcome:
+        """Carry out the body of one of several transactions with one commit; undo what it did if it raises."""
+        noted = len(self._changes)
+        raw.execute("SAVEPOINT one")
+        try:
+            outcome = Outcome(_result_of(body()))
+        except Exception as error:
+            if not raw.in_transaction:  # SQLite has undone all of them, as when the disk is full
+                raise
+            raw.execute("ROLLBACK TO one")
+            del self._changes[noted:]
+            outcome = Outcome(error=error)
+        raw.execute("RELEASE one")
+        return outcome
+
+    async def note_changes(self) -> None:
+        """Note from now on what is changed of jobs and turns, for `take_changes`."""
+        with store_errors():
+            await self.raw.call(self._note_changes)
+
+    def _note_changes(self, raw: sqlite3.Connection) -> None:
+        raw.create_function("note_job", 6, lambda *values: self._changes.append(Change(*values)))
+        raw.create_function("note_turn", 2, lambda *values: self._changes.append(Turn(*values)))
+        raw.execute("PRAGMA temp_store = MEMORY")
+        for trigger in TRIGGERS:
+            raw.execute(trigger)
+
+    def take_changes(self) -> Sequence[Change | Turn]:
+        """Return what was committed since the last call."""
+        taken, self._changes = self._changes, []
+        return taken
 
     async def now_ms(self) -> int:
         """Return the Unix time in milliseconds. It may jump."""
@@ -176,20 +227,6 @@ class SQLiteConnection:
     async def close(self) -> None:
         """End the connection and its thread."""
         await self.raw.close()
-
-
-def _carry_out(raw: sqlite3.Connection, body: Body[Any]) -> Outcome:
-    """Carry out the body of one of several transactions that have one commit; undo what it did if it raises."""
-    raw.execute("SAVEPOINT one")
-    try:
-        outcome = Outcome(_result_of(body()))
-    except Exception as error:
-        if not raw.in_transaction:  # SQLite has undone all of them, as when the disk is full
-            raise
-        raw.execute("ROLLBACK TO one")
-        outcome = Outcome(error=error)
-    raw.execute("RELEASE one")
-    return outcome
 
 
 def _result_of(body: Coroutine[Any, Any, Any]) -> Any:
@@ -208,11 +245,12 @@ class SQLite:
     dialect = Dialect()
     is_shared = False
 
-    def __init__(self, writer: SQLiteConnection, reader: SQLiteConnection) -> None:
+    def __init__(self, writer: SQLiteConnection, reader: SQLiteConnection, queue: Queue | None = None) -> None:
         self.writer = writer
         self.reader = reader
+        self.queue = queue
         self._lock = asyncio.Lock()
-        self.group = GroupCommit(writer, self._lock)
+        self.group = GroupCommit(writer, self._lock, queue)
 
     @classmethod
     async def open(cls, path: Path, migrations: Path, clock: Clock | None = None) -> Self:
@@ -221,11 +259,19 @@ class SQLite:
         await asyncio.to_thread(migrate, path, migrations)
         writer = await SQLiteConnection.connect(path, clock, read_only=False)
         try:
+            await writer.note_changes()
+            queue = Queue(
+                [
+                    Change(*row)
+                    for row in await writer.fetch(f"SELECT {_UNENDED} FROM job WHERE state IN ('QUEUED', 'PROCESSING')")
+                ],
+                [Turn(*row) for row in await writer.fetch("SELECT owner, number FROM turn")],
+            )
             reader = await SQLiteConnection.connect(path, clock, read_only=True)
         except BaseException:
             await writer.close()
             raise
-        return cls(writer, reader)
+        return cls(writer, reader, queue)
 
     async def acquire(self) -> Connection:
         """Wait until nobody else writes; returns the connection that writes."""
@@ -234,6 +280,8 @@ class SQLite:
 
     async def release(self, connection: Connection) -> None:
         """Let the next one write."""
+        if self.queue is not None:
+            self.queue.apply(self.writer.take_changes())
         self._lock.release()
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:

@@ -73,14 +73,16 @@ async def queue_places(fetch: Fetch, owner: str | None, own_places: Mapping[str,
 
 
 async def _places(fetch: Fetch, owner: str | None, own_places: Iterable[int]) -> list[int]:
-    """Return the place among all for each place among the jobs of an owner.
-
-    Before the n-th job of an owner each other has n turns, or n - 1 where theirs comes later.
-    """
     lines = {row[0]: (row[1], row[2]) for row in await fetch(_LINES)}
-    own = owner or ""
-    _, own_turn = lines.pop(own, (0, 0))
-    return [
-        place + sum(min(jobs, place - ((turn, other) > (own_turn, own))) for other, (jobs, turn) in lines.items())
-        for place in own_places
-    ]
+    return places_in_turn(owner or "", own_places, lines)
+
+
+def places_in_turn(owner: str, own_places: Iterable[int], lines: Mapping[str, tuple[int, int]]) -> list[int]:
+    """Return the place among all for each place among the queued jobs of an owner.
+
+    `lines` has the number of queued jobs, and that of the last turn, of each owner. Before the n-th job of an owner
+    each other has n turns, or n - 1 where theirs comes later.
+    """
+    _, own_turn = lines.get(owner, (0, 0))
+    others = [(jobs, (turn, other) > (own_turn, owner)) for other, (jobs, turn) in lines.items() if other != owner]
+    return [place + sum(min(jobs, place - later) for jobs, later in others) for place in own_places]

@@ -201,6 +201,7 @@ class SimulatedEngine:
 
     dialect = Dialect()
     group = None
+    queue = None
 
     def __init__(self, node: Node) -> None:
         self.is_shared = node.world.is_shared

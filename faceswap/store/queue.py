@@ -1,0 +1,111 @@
+"""The jobs that have not ended, in memory: their places and their number need no count of rows.
+
+There is one where all that changes the database goes through one connection, whose triggers tell of every row of a job
+that a commit has changed. It never shows what is not committed.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
+
+from ..jobs import JobState
+from .turns import places_in_turn
+
+
+class Change(NamedTuple):
+    """A job as a commit has left it; its state is None when it was deleted."""
+
+    prompt_id: str
+    state: str | None
+    owner: str
+    priority: int
+    created_at: int
+    frames_left: int
+
+
+class Turn(NamedTuple):
+    """The number of an owner's last turn."""
+
+    owner: str
+    number: int
+
+
+_Key = tuple[int, int, str]
+
+
+class Queue:
+    """The queued and the processing jobs, and the turns of their owners, as they were committed last."""
+
+    def __init__(self, jobs: Iterable[Change], turns: Iterable[Turn]) -> None:
+        self.version = 0
+        """It is another one whenever a place in the queue, or the work that waits, may be."""
+        self.on_change: list[Callable[[str], None]] = []
+        """Functions that are called with the id of each job that a commit has changed, before anybody is told of it."""
+        self._jobs: dict[str, Change] = {}
+        self._lines: dict[str, list[_Key]] = {}
+        """The queued jobs of each owner who has any, in order."""
+        self._turns: dict[str, int] = {}
+        self._counts: dict[str, int] = dict.fromkeys((JobState.QUEUED, JobState.PROCESSING), 0)
+        self._frames = dict(self._counts)
+        self.apply([*jobs, *turns])
+
+    def apply(self, changes: Iterable[Change | Turn]) -> None:
+        """Take over what a commit has changed, in the order in which it did."""
+        for change in changes:
+            if isinstance(change, Turn):
+                self._turns[change.owner] = change.number
+                self.version += 1
+                continue
+            was, state = self._jobs.pop(change.prompt_id, None), change.state
+            if was is not None:
+                self._count(was, -1)
+            if state in self._counts:
+                self._jobs[change.prompt_id] = change
+                self._count(change, 1)
+            if was is not None or state in self._counts:
+                self.version += 1
+            for on_change in self.on_change:
+                on_change(change.prompt_id)
+
+    def _count(self, job: Change, number: int) -> None:
+        assert job.state is not None
+        self._counts[job.state] += number
+        self._frames[job.state] += number * job.frames_left
+        if job.state != JobState.QUEUED:
+            return
+        line = self._lines.setdefault(job.owner, [])
+        if number > 0:
+            insort(line, _key(job))
+        else:
+            del line[bisect_left(line, _key(job))]
+            if not line:
+                del self._lines[job.owner]
+
+    def place(self, prompt_id: str) -> int | None:
+        """Return the place of a job, 1 for the next to start; None when it is not queued."""
+        job = self._jobs.get(prompt_id)
+        if job is None or job.state != JobState.QUEUED:
+            return None
+        own_place = bisect_left(self._lines[job.owner], _key(job)) + 1
+        lines = {owner: (len(line), self._turns.get(owner, 0)) for owner, line in self._lines.items()}
+        return places_in_turn(job.owner, [own_place], lines)[0]
+
+    def queued_of(self, owner: str) -> int:
+        """Return the number of an owner's queued jobs."""
+        return len(self._lines.get(owner, ()))
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The numbers of queued and of processing jobs."""
+        return dict(self._counts)
+
+    @property
+    def frames_left(self) -> Mapping[str, int]:
+        """The frames that are still to be swapped of queued and of processing jobs."""
+        return dict(self._frames)
+
+
+def _key(job: Change) -> _Key:
+    return -job.priority, job.created_at, job.prompt_id
