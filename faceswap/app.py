@@ -16,7 +16,9 @@ from aiohttp import web
 from yarl import URL
 
 from .api import access, keys, middleware, rate_limit
+from .api.origins import Origins
 from .api.routes import add_routes
+from .api.status import ANSWERS, Answers
 from .comfy.backend import EMBEDDED, Backend, BackendPool
 from .comfy.client import ComfyClient
 from .comfy.embedded import EmbeddedEngine
@@ -74,6 +76,7 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
     name = node_name(settings)
     app = web.Application(middlewares=[middleware.problems, middleware.same_origin, access.authenticate])
     app[keys.SETTINGS] = settings
+    app[middleware.ORIGINS] = Origins(settings)
     app[rate_limit.RATE_LIMIT] = rate_limit.RateLimit(settings.rate_limit)
     looks = rate_limit.LOOKS_PER_SUBMISSION * settings.rate_limit
     app[rate_limit.LOOK_LIMIT] = rate_limit.RateLimit(looks, rate_limit.LOOKS)
@@ -177,6 +180,7 @@ async def _work(
     scheduler = app[keys.SCHEDULER] = Scheduler(
         store, files, ground.media, progress_reporter, workflows, pool, timeouts, feed, node
     )
+    app[ANSWERS] = Answers(store, lambda: scheduler.outage)
     janitor = Janitor(settings, store, files, name)
     outbox = Outbox(settings, store, files, ground.guard, name)
     await _when_possible(janitor.clear_debris, is_shared=store.is_shared or files.is_shared)

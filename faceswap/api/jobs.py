@@ -1,81 +1,23 @@
-"""Handlers of existing jobs: status, events, preview, list, change, cancel, retry, delete."""
+"""Handlers of existing jobs: events, preview, list, change, cancel, retry, delete."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import json
 import re
-from contextlib import nullcontext
-from typing import Any
 
 from aiohttp import web
 
 from ..errors import BadRequest, Conflict, NotFound
-from ..hub import Closing, Lagging
 from ..intake import read_object
 from ..jobs import TERMINAL, Job, JobState, Options, check_label
-from .keys import FEED, PROGRESS_REPORTER, SCHEDULER, SETTINGS, STORE, owner_of
+from .keys import PROGRESS_REPORTER, SCHEDULER, SETTINGS, STORE, owner_of
 from .rate_limit import count_submission
+from .status import status_of
 from .stream import stream_events
 
-MAX_WAIT_S = 60.0
-LOOK_S = 1.0
-"""The time between two looks at a job for `?wait=`: some changes, such as the place in the queue, raise no event."""
 DEFAULT_PAGE, LARGEST_PAGE = 50, 200
-NUMBER_PATTERN = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
-"""A number as JSON writes it: Python reads more than that as one."""
 CHANGEABLE = ("priority", "label")
 """The fields of a job that can be changed."""
 EVENT_ID_PATTERN = re.compile("[0-9]{1,15}")
-
-
-async def get_status(request: web.Request) -> web.Response:
-    """Answer with a job's status; with `?wait=` once it has changed."""
-    store, prompt_id = request.app[STORE], request.match_info["prompt_id"]
-    wait_s = _parse_wait(request)
-    async with request.app[FEED].watch(prompt_id) if wait_s else nullcontext() as subscription:
-        job = await store.owned_job(prompt_id, owner_of(request))
-        body, etag = await _status(request.app, job)
-        if subscription is not None and job.state not in TERMINAL:
-            known = _known_etags(request) or {etag}
-            try:
-                async with asyncio.timeout(wait_s):
-                    while etag in known:
-                        await subscription.next(LOOK_S)
-                        body, etag = await _status(request.app, await store.owned_job(prompt_id, owner_of(request)))
-            except (TimeoutError, Lagging, Closing):
-                pass
-    headers = {"ETag": f'"{etag}"', "Cache-Control": "no-cache"}
-    if _known_etags(request) & {etag, "*"}:
-        return web.Response(status=304, headers=headers)
-    return web.Response(body=body, content_type="application/json", charset="utf-8", headers=headers)
-
-
-def _known_etags(request: web.Request) -> set[str]:
-    return {etag.value for etag in request.if_none_match or ()}
-
-
-async def _status(app: web.Application, job: Job) -> tuple[bytes, str]:
-    """Return the status document and its entity tag."""
-    body = json.dumps(await _document(app, job), ensure_ascii=False).encode()
-    return body, hashlib.blake2b(body, digest_size=12).hexdigest()
-
-
-async def _document(app: web.Application, job: Job) -> dict[str, Any]:
-    """Return the status of a job, with its place in the queue and the time until it starts."""
-    store, outage = app[STORE], app[SCHEDULER].outage
-    place = await store.queue_position(job)
-    wait_s = None if place is None or outage else (await store.backlog()).wait_s(place)
-    return job.status(place, outage, wait_s)
-
-
-def _parse_wait(request: web.Request) -> float:
-    text = request.query.get("wait", "0")
-    wait_s = float(text) if NUMBER_PATTERN.fullmatch(text) else -1.0
-    if not 0 <= wait_s <= MAX_WAIT_S:
-        raise BadRequest(f"'wait' must be a number of seconds from 0 to {MAX_WAIT_S:.0f}.", code="invalid_wait")
-    return wait_s
 
 
 async def get_events(request: web.Request) -> web.StreamResponse:
@@ -161,7 +103,7 @@ async def post_retry(request: web.Request) -> web.Response:
     limit = None if owner is None else request.app[SETTINGS].queue_limit_per_key
     job = await request.app[STORE].retry(request.match_info["prompt_id"], owner, limit)
     request.app[SCHEDULER].wake()
-    return web.json_response(await _document(request.app, job), status=202)
+    return await status_of(request, job, status=202)
 
 
 async def patch_job(request: web.Request) -> web.Response:
@@ -184,7 +126,7 @@ async def patch_job(request: web.Request) -> web.Response:
         request.app[SCHEDULER].wake()
     if "label" in changes:
         job = await store.set_label(prompt_id, owner, label)
-    return web.json_response(await _document(request.app, job))
+    return await status_of(request, job)
 
 
 async def delete_job(request: web.Request) -> web.Response:

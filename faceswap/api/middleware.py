@@ -10,18 +10,18 @@ from typing import Any
 
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler
-from yarl import URL
 
-from ..config import Settings, is_loopback
 from ..durable import DISK_FULL
 from ..errors import Forbidden, Problem, Unauthorized, Unavailable
 from ..files import FilesUnavailable
 from ..store import StoreError
 from .keys import SETTINGS
+from .origins import Origins
 
 log = logging.getLogger(__name__)
 
 SERVER_NAME = "faceswap"
+ORIGINS = web.AppKey("origins", Origins)
 CHALLENGE: Mapping[str, str] = {hdrs.WWW_AUTHENTICATE: 'Bearer realm="faceswap"'}
 """The header of an answer to a request without a key that is let in."""
 RETRY_AFTER_S = 10
@@ -129,13 +129,13 @@ def _answer_instead(request: web.Request, problem: Problem) -> web.Response:
 @web.middleware
 async def same_origin(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse browsers on another site's page, unless the site is one of `FACESWAP_CORS_ORIGINS`."""
-    settings, host = request.app[SETTINGS], request.headers.get(hdrs.HOST)
-    if is_loopback(settings.host) and host is not None and not _is_known_host(host, settings):
+    origins, host = request.app[ORIGINS], request.headers.get(hdrs.HOST)
+    if not origins.is_our_host(host):
         raise Forbidden("This host name is not ours; see FACESWAP_PUBLIC_URL.", code="foreign_host")
     origin = request.headers.get(hdrs.ORIGIN)
-    if origin is None or _is_own_origin(origin, host, settings):
+    if origin is None or origins.is_our_page(origin, host):
         return await handler(request)
-    if origin not in settings.cors_origins:
+    if origin not in request.app[SETTINGS].cors_origins:
         raise Forbidden("Calls from other sites are refused; see FACESWAP_CORS_ORIGINS.", code="foreign_origin")
     if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
         response: web.StreamResponse = web.Response(status=204)
@@ -146,49 +146,6 @@ async def same_origin(request: web.Request, handler: Handler) -> web.StreamRespo
     if not response.prepared:
         _allow_origin(response, origin)
     return response
-
-
-def _is_known_host(host: str, settings: Settings) -> bool:
-    """Tell whether a request to a loopback address names that address, or the proxy in front of it.
-
-    Otherwise a foreign page whose own host name points to 127.0.0.1 (DNS rebinding) would pass as of our origin.
-    """
-    authority = _authority(f"http://{host}")
-    if authority is None:
-        return False
-    public = [URL(origin) for origin in settings.cors_origins]
-    if settings.public_url is not None:
-        public.append(settings.public_url.origin())
-    return is_loopback(authority[0]) or any(_is_host_of(url, host) for url in public)
-
-
-def _is_host_of(url: URL, host: str) -> bool:
-    # A `Host` without a port means the default port of the scheme that the client used with the proxy.
-    return _authority(f"{url.scheme}://{host}") == _authority(str(url))
-
-
-def _is_own_origin(origin: str, host: str | None, settings: Settings) -> bool:
-    """Tell whether a page's origin is the public address, or the address that the request was sent to."""
-    scheme, authority = origin.partition("://")[0], _authority(origin)
-    if authority is None or scheme not in ("http", "https"):
-        return False
-    public = settings.public_url.origin() if settings.public_url is not None else None
-    if public is not None and scheme == public.scheme and authority == _authority(str(public)):
-        return True
-    if host is None or (public is not None and _is_host_of(public, host)):
-        return False
-    return authority == _authority(f"{scheme}://{host}")
-
-
-def _authority(address: str) -> tuple[str, int] | None:
-    """Return the host name and the effective port of an address without user, path or query; None for any other."""
-    try:
-        url = URL(address)
-        if url.user is None and url.raw_path_qs in ("", "/") and not url.raw_fragment and url.raw_host and url.port:
-            return url.raw_host.rstrip("."), url.port
-    except ValueError:
-        pass
-    return None
 
 
 async def add_common_headers(request: web.Request, response: web.StreamResponse) -> None:

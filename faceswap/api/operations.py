@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from ..jobs import RESULT_TYPES, JobState
 from .files import MEDIA_TYPES
-from .jobs import DEFAULT_PAGE, LARGEST_PAGE, MAX_WAIT_S
+from .jobs import DEFAULT_PAGE, LARGEST_PAGE
 from .schemas import COUNT, TEXT, Schema, ref
 from .signing import LIFETIME_S, LONGEST_LIFETIME_S
+from .status import MAX_WAIT_S
 
 JSON = "application/json"
 STREAM = "text/event-stream"

@@ -7,7 +7,7 @@ import asyncio
 from aiohttp import web
 
 from ..intake import defer_continue
-from . import deliveries, faces, files, jobs, metrics, openapi, page, service, signing, swap, uploads
+from . import deliveries, faces, files, jobs, metrics, openapi, page, service, signing, status, swap, uploads
 from .keys import STOPPING, SUBMITTER
 
 
@@ -24,7 +24,7 @@ def add_routes(app: web.Application) -> None:
             web.post("/face-swap", swap.post_face_swap, expect_handler=defer_continue),
             web.post("/faces", faces.post_faces, expect_handler=defer_continue),
             web.get("/face-swap-ws", swap.face_swap_socket, allow_head=False),
-            web.get("/status/{prompt_id}", jobs.get_status),
+            web.get("/status/{prompt_id}", status.get_status),
             web.get("/events/{prompt_id}", jobs.get_events, allow_head=False),
             web.get("/preview/{prompt_id}", jobs.get_preview),
             web.get("/jobs", jobs.get_jobs),

@@ -15,6 +15,7 @@ from ..jobs import (
     stored_name,
 )
 from .database import Database, transaction
+from .queue import Queue
 from .rows import SELECT_JOB, found, job_of, parse_cursor
 from .transaction import Transaction
 from .turns import queue_place, queue_places
@@ -25,6 +26,14 @@ PACE_JOBS = 20
 
 class Queries(Database):
     """Questions that change nothing."""
+
+    _pace: tuple[int | None, float | None] | None = None
+    """The pace of the jobs that ended last, and the version of the queue's ends that it is of."""
+
+    @property
+    def queue(self) -> Queue | None:
+        """The jobs that have not ended, in memory; None where other nodes may change them."""
+        return self._engine.queue
 
     async def job(self, prompt_id: str) -> Job:
         """Return a job, whoever owns it. Raises `NotFound`."""
@@ -58,8 +67,8 @@ class Queries(Database):
 
     async def queue_position(self, job: Job) -> int | None:
         """Return a job's place in the queue, 1 for the next to start; None when it is not queued."""
-        if self._engine.queue is not None:
-            return self._engine.queue.place(job.prompt_id)
+        if self.queue is not None:
+            return self.queue.place(job.prompt_id)
         return await queue_place(self._read, job) if job.state == JobState.QUEUED else None
 
     async def queue_positions(self, jobs: Sequence[Job]) -> dict[str, int]:
@@ -67,8 +76,8 @@ class Queries(Database):
         queued = [job for job in jobs if job.state == JobState.QUEUED]
         if not queued:
             return {}
-        if self._engine.queue is not None:
-            places = {job.prompt_id: self._engine.queue.place(job.prompt_id) for job in queued}
+        if self.queue is not None:
+            places = {job.prompt_id: self.queue.place(job.prompt_id) for job in queued}
             return {prompt_id: place for prompt_id, place in places.items() if place is not None}
         owner = queued[0].owner
         rows = await self._read(
@@ -83,26 +92,33 @@ class Queries(Database):
 
     async def queued_of(self, owner: str | None) -> int:
         """Return the number of an owner's queued jobs."""
-        if self._engine.queue is not None:
-            return self._engine.queue.queued_of(owner or "")
+        if self.queue is not None:
+            return self.queue.queued_of(owner or "")
         sql = "SELECT count(*) FROM job WHERE state = 'QUEUED' AND coalesce(owner, '') = ?"
         return int((await self._read(sql, owner or ""))[0][0])
 
     async def backlog(self) -> Backlog:
         """Return the work that waits, of all owners, and the pace of the last jobs."""
+        seconds_per_frame = await self._recent_pace()
         counts, frames = await self._unended_work()
-        ended = await self._read(
-            "SELECT started_at, finished_at, total_frames FROM job WHERE finished_at IS NOT NULL"
-            " AND started_at IS NOT NULL AND state = 'SUCCESS' ORDER BY finished_at DESC LIMIT ?",
-            PACE_JOBS,
-        )
-        seconds_per_frame = pace((row[0], row[1], row[2]) for row in ended)
         return Backlog(frames[JobState.PROCESSING], frames[JobState.QUEUED], counts[JobState.QUEUED], seconds_per_frame)
+
+    async def _recent_pace(self) -> float | None:
+        """Return the seconds a frame took of the jobs that ended last."""
+        version = None if self.queue is None else self.queue.ended
+        if self._pace is None or version is None or self._pace[0] != version:
+            ended = await self._read(
+                "SELECT started_at, finished_at, total_frames FROM job WHERE finished_at IS NOT NULL"
+                " AND started_at IS NOT NULL AND state = 'SUCCESS' ORDER BY finished_at DESC LIMIT ?",
+                PACE_JOBS,
+            )
+            self._pace = version, pace((row[0], row[1], row[2]) for row in ended)
+        return self._pace[1]
 
     async def _unended_work(self) -> tuple[Mapping[str, int], Mapping[str, int]]:
         """Return the numbers of queued and of processing jobs, and the frames that are left of them."""
-        if self._engine.queue is not None:
-            return self._engine.queue.counts, self._engine.queue.frames_left
+        if self.queue is not None:
+            return self.queue.counts, self.queue.frames_left
         rows = await self._read(
             "SELECT state, count(*), coalesce(sum(total_frames - current_frame), 0) FROM job"
             " WHERE state IN ('QUEUED', 'PROCESSING') GROUP BY state"

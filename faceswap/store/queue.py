@@ -41,6 +41,8 @@ class Queue:
     def __init__(self, jobs: Iterable[Change], turns: Iterable[Turn]) -> None:
         self.version = 0
         """It is another one whenever a place in the queue, or the work that waits, may be."""
+        self.ended = 0
+        """It is another one whenever a job ended, or one that had was changed."""
         self.on_change: list[Callable[[str], None]] = []
         """Functions that are called with the id of each job that a commit has changed, before anybody is told of it."""
         self._jobs: dict[str, Change] = {}
@@ -64,6 +66,8 @@ class Queue:
             if state in self._counts:
                 self._jobs[change.prompt_id] = change
                 self._count(change, 1)
+            else:
+                self.ended += 1
             if was is not None or state in self._counts:
                 self.version += 1
             for on_change in self.on_change:
