@@ -103,8 +103,6 @@ def create_app(settings: Settings, timeouts: Timeouts | None = None) -> web.Appl
 
     app.cleanup_ctx.append(parts)
     app.on_shutdown.append(_close_streams)
-    app.on_response_prepare.append(middleware.add_common_headers)
-    app.on_response_prepare.append(rate_limit.add_allowance)
     add_routes(app)
     return app
 

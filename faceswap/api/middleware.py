@@ -55,16 +55,22 @@ def known_failures() -> Iterator[None]:
     try:
         yield
     except (StoreError, OSError) as error:
-        problem = _unavailable(error)
+        problem = _known_failure(error)
         if problem is None:
             raise
-        # Not the whole text of an `OSError`, which names the file.
-        log.error("%s (%s)", problem.detail, (isinstance(error, OSError) and error.strerror) or error)
         raise problem from error
 
 
+def _known_failure(error: StoreError | OSError) -> Unavailable | None:
+    """Return the problem to answer with, which is logged; None for an error that is a fault of the program."""
+    problem = _unavailable(error)
+    if problem is not None:
+        # Not the whole text of an `OSError`, which names the file.
+        log.error("%s (%s)", problem.detail, (isinstance(error, OSError) and error.strerror) or error)
+    return problem
+
+
 def _unavailable(error: StoreError | OSError) -> Unavailable | None:
-    """Return the problem to answer with, or None for an error that is a fault of the program."""
     if isinstance(error, FilesUnavailable):
         detail = "The server's store of files cannot be reached now; try again later."
         return Unavailable(detail, code="files_unavailable", retry_after=RETRY_AFTER_S)
@@ -97,8 +103,7 @@ def problem_response(problem: Problem, headers: Mapping[str, str] | None = None)
 async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turn a handler's exception into an answer, which never holds a traceback or a path."""
     try:
-        with known_failures():
-            return await handler(request)
+        return await handler(request)
     except Unauthorized as problem:
         return problem_response(problem, CHALLENGE)
     except Problem as problem:
@@ -113,7 +118,10 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return problem_response(unserved, {"Allow": error.headers["Allow"]} if allowed else None)
     except ConnectionError:
         return _answer_instead(request, Problem("The client went away."))  # nobody reads it
-    except Exception:  # the top of the request
+    except Exception as error:  # the top of the request
+        failure = _known_failure(error) if isinstance(error, StoreError | OSError) else None
+        if failure is not None:
+            return _answer_instead(request, failure)
         resource = request.match_info.route.resource  # not the path: names of files are people's
         log.exception("%s %s", request.method, "-" if resource is None else resource.canonical)
         return _answer_instead(request, Problem("Something went wrong inside the service; its log says what."))
@@ -148,8 +156,8 @@ async def same_origin(request: web.Request, handler: Handler) -> web.StreamRespo
     return response
 
 
-async def add_common_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Add the headers of every answer, streams included, just before they are sent."""
+def add_common_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Add the headers of every answer, streams included."""
     response.headers.setdefault("X-Content-Type-Options", "nosniff")
     response.headers[hdrs.SERVER] = SERVER_NAME
     origin = request.headers.get(hdrs.ORIGIN)

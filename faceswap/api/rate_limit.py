@@ -122,8 +122,8 @@ def _who(request: web.Request) -> str | None:
     return str(address)
 
 
-async def add_allowance(request: web.Request, response: web.StreamResponse) -> None:
-    """Add the `RateLimit` headers (draft-ietf-httpapi-ratelimit-headers-10), just before the others are sent."""
+def add_allowance(request: web.Request, response: web.StreamResponse) -> None:
+    """Add the `RateLimit` headers (draft-ietf-httpapi-ratelimit-headers-10)."""
     allowance = request.get(ALLOWANCE)
     if allowance is not None:
         response.headers["RateLimit-Policy"] = f'"{allowance.policy}";q={allowance.limit};w={WINDOW_S}'

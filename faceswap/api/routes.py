@@ -7,8 +7,23 @@ import asyncio
 from aiohttp import web
 
 from ..intake import defer_continue
-from . import deliveries, faces, files, jobs, metrics, openapi, page, service, signing, status, swap, uploads
+from . import (
+    deliveries,
+    faces,
+    files,
+    jobs,
+    metrics,
+    openapi,
+    page,
+    rate_limit,
+    service,
+    signing,
+    status,
+    swap,
+    uploads,
+)
 from .keys import STOPPING, SUBMITTER
+from .middleware import add_common_headers
 
 
 def add_routes(app: web.Application) -> None:
@@ -17,8 +32,7 @@ def add_routes(app: web.Application) -> None:
     app[STOPPING] = asyncio.Event()
     app[page.SAMPLE] = page.SampleClip()
     app.on_shutdown.append(_stop)
-    app.on_response_prepare.append(metrics.count_request)
-    app.on_response_prepare.append(uploads.add_tus_headers)
+    app.on_response_prepare.append(_complete)
     app.add_routes(
         [
             web.post("/face-swap", swap.post_face_swap, expect_handler=defer_continue),
@@ -56,6 +70,14 @@ def add_routes(app: web.Application) -> None:
         ]
     )
     openapi.add_description(app)
+
+
+async def _complete(request: web.Request, response: web.StreamResponse) -> None:
+    """Count an answer and add the headers that are not its handler's, just before it is sent."""
+    add_common_headers(request, response)
+    rate_limit.add_allowance(request, response)
+    uploads.add_tus_headers(request, response)
+    metrics.count_request(request, response)
 
 
 async def _stop(app: web.Application) -> None:

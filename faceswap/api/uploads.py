@@ -87,8 +87,8 @@ async def post_upload(request: web.Request) -> web.Response:
     return await handle(request)
 
 
-async def add_tus_headers(request: web.Request, response: web.StreamResponse) -> None:
-    """Tell the version of tus in every answer about uploads, just before it is sent."""
+def add_tus_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Tell the version of tus in every answer about uploads."""
     resource = request.match_info.route.resource
     if resource is not None and resource.canonical.startswith(PATH):
         response.headers["Tus-Resumable"] = VERSION
