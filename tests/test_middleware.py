@@ -13,7 +13,8 @@ from aiohttp.test_utils import make_mocked_request
 from yarl import URL
 
 from faceswap.api.keys import SETTINGS
-from faceswap.api.middleware import known_failures, same_origin
+from faceswap.api.middleware import ORIGINS, known_failures, same_origin
+from faceswap.api.origins import Origins
 from faceswap.config import Settings
 from faceswap.errors import Problem
 from faceswap.store import StoreError
@@ -28,6 +29,7 @@ async def outcome(settings: dict[str, object], **headers: str) -> str:
     """Return the result of a request with these headers: `ok`, or the problem's code."""
     app = web.Application()
     app[SETTINGS] = Settings(Path("data"), **settings)  # type: ignore[arg-type]
+    app[ORIGINS] = Origins(app[SETTINGS])
     request = make_mocked_request("GET", "/jobs", headers=headers, app=app)
     try:
         response = await same_origin(request, ok)

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-if TYPE_CHECKING:
-    from .group_commit import GroupCommit
-    from .queue import Queue
+from typing import Any, Protocol
 
 _MONOTONIC_EPOCH_MS = time.time_ns() // 1_000_000 - time.monotonic_ns() // 1_000_000
 _SCRIPT = re.compile(r"(\d+)_\w+(?:\.(\w+))?\.sql")
@@ -62,7 +58,7 @@ class Row(Protocol):
 
 
 class Statements(Protocol):
-    """What executes the statements of a transaction. Every method raises `StoreError`."""
+    """The statements of a transaction. Every method raises `StoreError`."""
 
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
         """Execute a statement, its parameters marked by `?`; returns its rows."""
@@ -110,49 +106,6 @@ class Dialect:
     """A statement after which new audit lines are numbered from the last one on, where copied ones are not counted."""
     pairs: str = "json_each(?)"
     """The table of `key` and `value` of a JSON object of texts."""
-
-
-class Engine(Protocol):
-    """A database that is open. Every method raises `StoreError`."""
-
-    dialect: Dialect
-    is_shared: bool
-    """True where other nodes may use the same database."""
-
-    @property
-    def group(self) -> GroupCommit | None:
-        """What carries out whole transactions where all have one connection; None where each has one of its own."""
-
-    @property
-    def queue(self) -> Queue | None:
-        """The jobs that have not ended, in memory; None where others may change them."""
-
-    async def acquire(self) -> Connection:
-        """Wait for a connection to write through, which nobody else uses until it is released."""
-
-    async def release(self, connection: Connection) -> None:
-        """Give back a connection that was acquired, its transaction ended."""
-
-    async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
-        """Return the rows that a question is answered with by what is committed."""
-
-    async def now_ms(self) -> int:
-        """Return the Unix time in milliseconds, for times that are told. It may jump."""
-
-    async def monotonic_ms(self) -> int:
-        """Return the time in milliseconds by which leases and pauses end."""
-
-    async def notify(self, notes: Sequence[str]) -> None:
-        """Tell all nodes that listen, this one included; each note is shorter than 8,000 bytes."""
-
-    async def listen(self, on_note: Callable[[str], None], on_listening: Callable[[], None]) -> None:
-        """Hear what nodes are told, until cancelled. Raises `StoreError` when the connection is lost."""
-
-    async def shrink(self) -> None:
-        """Give the disk back what was deleted, a little at a time, so that nobody waits long for that."""
-
-    async def close(self) -> None:
-        """End the connections. Without it the process would hang at its exit."""
 
 
 class Clock(Protocol):

@@ -12,7 +12,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from ..jobs import Event
 from . import sqlite
-from .connection import Clock, Connection, Engine, Row, StoreError
+from .connection import Clock, Connection, Row, StoreError
+from .engine import Engine
 from .sqlite import SQLite
 from .transaction import Transaction
 

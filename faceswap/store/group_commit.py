@@ -20,7 +20,7 @@ MOST_TOGETHER = 64
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a body returned, or the exception that it ended with: nothing is kept then of what it did."""
+    """The result of a body, or the exception that it ended with: nothing is kept then of what it did."""
 
     result: Any = None
     error: BaseException | None = None
@@ -31,7 +31,7 @@ class Thread(Protocol):
 
     @property
     def statements(self) -> Statements:
-        """What the bodies of transactions execute their statements with."""
+        """Those that the bodies of transactions execute."""
 
     async def transact(self, bodies: Sequence[Body[Any]]) -> list[Outcome]:
         """Carry out bodies one after another, within the thread, and commit what they did.
