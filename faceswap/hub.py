@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from .jobs import SUPERSEDED_EVENTS, Event
@@ -25,8 +25,10 @@ class Subscription:
     """One watcher's view of one job."""
 
     def __init__(self) -> None:
-        self._events: deque[Event] = deque()
-        self._wake = asyncio.Event()
+        self.pass_on: Callable[[Event], bool] | None = None
+        """A function that hands an event over at once; it returns False where the event has to be queued."""
+        self._events: list[Event] = []
+        self._waiter: asyncio.Future[None] | None = None
         self._overflowed = False
         self._turned_away = False
         self._closing = False
@@ -37,24 +39,30 @@ class Subscription:
         return len(self._events)
 
     def offer(self, event: Event) -> None:
-        """Queue an event. A newer `progress` or `preview` takes the place of one that was not read yet."""
+        """Hand an event over, or queue it behind others. A newer `progress` or `preview` takes the place of one there."""
+        if self.pass_on is not None and not self._events and not self._overflowed and self.pass_on(event):
+            return
         if event.type in SUPERSEDED_EVENTS and self._events and self._events[-1].type == event.type:
             self._events[-1] = event
         elif len(self._events) >= QUEUE_LIMIT:
             self._overflowed = True
         else:
             self._events.append(event)
-        self._wake.set()
+        self._wake()
 
     def turn_away(self) -> None:
         """End the subscription once what is queued was read, as one that was too slow."""
         self._turned_away = True
-        self._wake.set()
+        self._wake()
 
     def close(self) -> None:
         """End the subscription once what is queued was read."""
         self._closing = True
-        self._wake.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def next(self, timeout: float | None = None) -> Event | None:
         """Wait for the next event; returns None after `timeout` seconds of silence.
@@ -62,19 +70,21 @@ class Subscription:
         Raises `Lagging` when the queue overflowed or nothing more can come, `Closing` when the service stops.
         """
         if not (self._events or self._overflowed or self._turned_away or self._closing):
-            self._wake.clear()
+            self._waiter = asyncio.get_running_loop().create_future()
             try:
                 async with asyncio.timeout(timeout):
-                    await self._wake.wait()
+                    await self._waiter
             except TimeoutError:
                 return None
+            finally:
+                self._waiter = None
         if self._overflowed:
             raise Lagging
         if not self._events and self._turned_away:
             raise Lagging
         if not self._events and self._closing:
             raise Closing
-        return self._events.popleft()
+        return self._events.pop(0)
 
 
 class Hub:

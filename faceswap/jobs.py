@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 import json
 import re
+import struct
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from fractions import Fraction
@@ -57,6 +58,9 @@ TERMINAL = frozenset({JobState.SUCCESS, JobState.FAILED, JobState.CANCELLED})
 
 TERMINAL_EVENTS = frozenset({"completed", "error", "cancelled"})
 """The event types that end a stream."""
+
+TEXT_FRAME = 0x81
+"""The first byte of a text message of a WebSocket that is one frame."""
 
 SUPERSEDED_EVENTS = frozenset({"progress", "preview"})
 """Event types of which only the newest matters: replay leaves older ones out."""
@@ -556,7 +560,7 @@ class Event:
     seq: int
     type: str
     data: Mapping[str, Any]
-    _encoded: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    _encoded: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def terminal(self) -> bool:
@@ -565,14 +569,36 @@ class Event:
 
     def sse(self) -> bytes:
         """Return the event as Server-Sent Events bytes."""
-        if "sse" not in self._encoded:
-            data = json.dumps(self.data, ensure_ascii=False)
-            self._encoded["sse"] = f"id: {self.seq}\nevent: {self.type}\ndata: {data}\n\n".encode()
-        return bytes(self._encoded["sse"])
+        return self._once("sse", self._sse)
 
-    def text(self) -> str:
-        """Return the event as a WebSocket text frame."""
-        if "text" not in self._encoded:
-            document = {"id": self.seq, "event": self.type, "data": self.data}
-            self._encoded["text"] = json.dumps(document, ensure_ascii=False)
-        return str(self._encoded["text"])
+    def _sse(self) -> bytes:
+        data = json.dumps(self.data, ensure_ascii=False)
+        return f"id: {self.seq}\nevent: {self.type}\ndata: {data}\n\n".encode()
+
+    def chunk(self) -> bytes:
+        """Return the event as Server-Sent Events bytes in a chunk of an answer of HTTP/1.1."""
+        return self._once("chunk", lambda: chunk(self.sse()))
+
+    def frame(self) -> bytes:
+        """Return the event as a text frame of a server's WebSocket (RFC 6455, 5.2)."""
+        return self._once("frame", self._frame)
+
+    def _frame(self) -> bytes:
+        document = {"id": self.seq, "event": self.type, "data": self.data}
+        text = json.dumps(document, ensure_ascii=False).encode()
+        if len(text) < 126:
+            return struct.pack(">BB", TEXT_FRAME, len(text)) + text
+        if len(text) < 2**16:
+            return struct.pack(">BBH", TEXT_FRAME, 126, len(text)) + text
+        return struct.pack(">BBQ", TEXT_FRAME, 127, len(text)) + text
+
+    def _once(self, form: str, encode: Callable[[], bytes]) -> bytes:
+        encoded = self._encoded.get(form)
+        if encoded is None:
+            encoded = self._encoded[form] = encode()
+        return encoded
+
+
+def chunk(data: bytes) -> bytes:
+    """Return bytes as a chunk of an answer of HTTP/1.1 (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

@@ -93,6 +93,10 @@ class EngineRig:
         """Let what is held go on, painting."""
         self._gate.touch()
 
+    def broadcast(self, kind: str, data: dict[str, Any]) -> None:
+        """Send a message to all who listen."""
+        self._app[ENGINE].sockets.broadcast(kind, data)
+
     @property
     def running(self) -> str | None:
         """The prompt it works on."""

@@ -42,6 +42,26 @@ async def test_a_waiting_watcher_is_woken_by_an_event() -> None:
         assert await asyncio.wait_for(waiting, WAIT_S) == event(1)
 
 
+async def test_an_event_is_handed_over_at_once_unless_others_wait_before_it() -> None:
+    hub, handed, takes = Hub(), list[int](), [True]
+
+    def pass_on(event: Event) -> bool:
+        if takes[0]:
+            handed.append(event.seq)
+        return takes[0]
+
+    with hub.subscribe("job") as subscription:
+        subscription.pass_on = pass_on
+        hub.publish(event(1))
+        takes[0] = False
+        hub.publish(event(2))
+        takes[0] = True
+        hub.publish(event(3))
+        assert (handed, await drain(subscription)) == ([1], [2, 3])
+        hub.publish(event(4))
+        assert (handed, await drain(subscription)) == ([1, 4], [])
+
+
 async def test_silence_is_told_as_none() -> None:
     with Hub().subscribe("job") as subscription:
         assert await subscription.next(0.001) is None

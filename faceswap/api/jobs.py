@@ -22,10 +22,11 @@ EVENT_ID_PATTERN = re.compile("[0-9]{1,15}")
 
 async def get_events(request: web.Request) -> web.StreamResponse:
     """Stream a job's events from the beginning, or from `Last-Event-ID` on."""
-    job = await request.app[STORE].owned_job(request.match_info["prompt_id"], owner_of(request))
+    prompt_id = request.match_info["prompt_id"]
+    await request.app[STORE].owned_job(prompt_id, owner_of(request))
     query, header = request.query.get("last_event_id"), request.headers.get("Last-Event-ID")
     after = parse_event_id(query)
-    return await stream_events(request, job, after if header is None else parse_event_id(header))
+    return await stream_events(request, prompt_id, after if header is None else parse_event_id(header))
 
 
 def parse_event_id(value: object) -> int:

@@ -1,16 +1,20 @@
-"""Event streams: one subscription, written as Server-Sent Events or to a WebSocket."""
+"""Event streams: Server-Sent Events or a WebSocket. Live events are written straight to every connection.
+
+Each event is encoded once, however many watch. A task, a queue and a time limit are at work only for the watchers that
+are behind.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import Callable
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from ..feed import Feed
 from ..hub import Closing, Lagging
-from ..jobs import TERMINAL, Event, Job
+from ..jobs import TERMINAL, Event, chunk
 from ..store import Store
 from .keys import FEED, STORE
 
@@ -20,48 +24,111 @@ KEEPALIVE_SPREAD = 0.5
 """The share of `KEEPALIVE_S` by which some are earlier: a thousand watchers of one job are not all woken at once."""
 WRITE_TIMEOUT_S = 60.0
 """The time after which a watcher that reads nothing is dropped; it resumes by `Last-Event-ID`."""
+STILL_HERE = b": still here\n\n"
+BEHIND_BYTES = 16 * 1024
+"""The bytes that the connection of a watcher may have taken over and not sent, before more are queued as events."""
 
 
-async def follow(store: Store, feed: Feed, prompt_id: str, after: int) -> AsyncIterator[Event | None]:
-    """Yield the events of a job after number `after`: the stored ones, then the live ones, until it has ended.
+class Watcher:
+    """A client that the events of a job after a number are written to.
 
-    None stands for at most `KEEPALIVE_S` of silence. Raises `Lagging` and `Closing` as the subscription does.
+    `encode` makes the bytes of an event; `silence` are those that are written when there was none for a while. Nothing
+    is written any more once `is_closed` says so.
     """
-    async with feed.watch(prompt_id) as subscription:
-        stored = await store.events(prompt_id, after)
+
+    def __init__(
+        self,
+        request: web.Request,
+        encode: Callable[[Event], bytes],
+        after: int,
+        silence: bytes = b"",
+        is_closed: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._writer = request.writer
+        self._encode = encode
+        self._after = after
+        self._silence = silence
+        self._is_closed = is_closed
+
+    async def follow(self, store: Store, feed: Feed, prompt_id: str) -> None:
+        """Write the stored events, then the live ones, until the job has ended.
+
+        Raises `Lagging` and `Closing` as the subscription does, `TimeoutError` for a watcher that does not read, and
+        `ConnectionError`.
+        """
+        async with feed.watch(prompt_id) as subscription:
+            if await self._replay(store, prompt_id):
+                return
+            subscription.pass_on = self._pass_on
+            while True:
+                live = await subscription.next(KEEPALIVE_S * (1 - random.uniform(0, KEEPALIVE_SPREAD)))
+                if live is None:
+                    await self._write(self._silence)
+                elif live.seq > self._after:
+                    await self._send(live)
+                    if live.terminal:
+                        return
+
+    async def _replay(self, store: Store, prompt_id: str) -> bool:
+        """Write the stored events; returns whether the last of them is the job's end.
+
+        What it read is not kept for as long as the stream lasts.
+        """
+        stored = await store.events(prompt_id, self._after)
         for event in stored:
-            yield event
-            after = event.seq
+            await self._send(event)
         # A retried job has ended before: only the last event can be the end.
-        if stored[-1].terminal if stored else (await store.job(prompt_id)).state in TERMINAL:
-            return
-        while True:
-            live = await subscription.next(KEEPALIVE_S * (1 - random.uniform(0, KEEPALIVE_SPREAD)))
-            if live is None:
-                yield None
-            elif live.seq > after:
-                yield live
-                after = live.seq
-                if live.terminal:
-                    return
+        return stored[-1].terminal if stored else (await store.job(prompt_id)).state in TERMINAL
+
+    def _pass_on(self, event: Event) -> bool:
+        """Write a live event at once; False when the connection is behind or gone, and for the last event."""
+        transport = self._writer.transport
+        if event.terminal or transport is None or transport.is_closing() or self._is_closed():
+            return False
+        if transport.get_write_buffer_size() > BEHIND_BYTES:
+            return False
+        if event.seq > self._after:
+            self._put(transport, self._encode(event))
+            self._after = event.seq
+        return True
+
+    async def _send(self, event: Event) -> None:
+        self._after = event.seq
+        await self._write(self._encode(event))
+
+    async def _write(self, data: bytes) -> None:
+        """Write bytes, and wait until the connection has taken them."""
+        transport = self._writer.transport
+        if transport is None or transport.is_closing() or self._is_closed():
+            raise ConnectionResetError
+        self._put(transport, data)
+        if transport.get_write_buffer_size():
+            async with asyncio.timeout(WRITE_TIMEOUT_S):
+                await self._writer.drain()
+
+    def _put(self, transport: asyncio.WriteTransport, data: bytes) -> None:
+        transport.write(data)
+        self._writer.output_size += len(data)  # past the writer of the answer, which would count them
 
 
-async def stream_events(request: web.Request, job: Job, after: int) -> web.StreamResponse:
+async def stream_events(request: web.Request, prompt_id: str, after: int) -> web.StreamResponse:
     """Answer with a job's events as `text/event-stream`."""
     response = web.StreamResponse(
         headers={
             "Content-Type": "text/event-stream; charset=utf-8",
             "Cache-Control": "no-store",
             "X-Accel-Buffering": "no",
-            "Location": f"/status/{job.prompt_id}",
+            "Location": f"/status/{prompt_id}",
         }
     )
+    is_chunked = request.version >= HttpVersion11
+    if is_chunked:
+        response.enable_chunked_encoding()
     await response.prepare(request)
+    encode, silence = (Event.chunk, chunk(STILL_HERE)) if is_chunked else (Event.sse, STILL_HERE)
     try:
         try:
-            async for event in follow(request.app[STORE], request.app[FEED], job.prompt_id, after):
-                async with asyncio.timeout(WRITE_TIMEOUT_S):
-                    await response.write(b": still here\n\n" if event is None else event.sse())
+            await Watcher(request, encode, after, silence).follow(request.app[STORE], request.app[FEED], prompt_id)
         except Closing:
             await response.write(b": the service is stopping; come back with Last-Event-ID\n\n")
         await response.write_eof()
@@ -74,8 +141,7 @@ async def stream_events(request: web.Request, job: Job, after: int) -> web.Strea
 
 
 async def send_events(request: web.Request, socket: web.WebSocketResponse, prompt_id: str, after: int) -> None:
-    """Send a job's events as text frames."""
-    async for event in follow(request.app[STORE], request.app[FEED], prompt_id, after):
-        if event is not None:
-            async with asyncio.timeout(WRITE_TIMEOUT_S):
-                await socket.send_str(event.text())
+    """Send a job's events as text frames of the WebSocket that a request has opened."""
+    await Watcher(request, Event.frame, after, is_closed=lambda: socket.closed).follow(
+        request.app[STORE], request.app[FEED], prompt_id
+    )

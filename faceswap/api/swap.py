@@ -36,7 +36,7 @@ async def post_face_swap(request: web.Request) -> web.StreamResponse:
     request.app[SCHEDULER].wake()
     if submission.respond_async or submission.id_only:
         return _accepted(job, 202 if submission.respond_async else 200)
-    return await stream_events(request, job, after=0)
+    return await stream_events(request, job.prompt_id, after=0)
 
 
 def _accepted(job: Job, status: int) -> web.Response:
