@@ -1,7 +1,7 @@
-"""A ComfyUI that holds a prompt and sends so many `executing` messages a second for it: `talker FOLDER 25`.
+"""A ComfyUI that holds a prompt and sends so many `executing` messages a second: `talker FOLDER 25`.
 
-It begins once there is a file `go` in the folder. The name of the node is `t` and the time of `time.monotonic_ns`, which
-all processes of a machine share.
+It begins once there is a file `go` in the folder. The name of the node is `t` and the time of `time.monotonic_ns`,
+which all processes of a machine share.
 """
 
 from __future__ import annotations

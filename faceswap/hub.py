@@ -39,7 +39,7 @@ class Subscription:
         return len(self._events)
 
     def offer(self, event: Event) -> None:
-        """Hand an event over, or queue it behind others. A newer `progress` or `preview` takes the place of one there."""
+        """Hand an event over, or queue it. A newer `progress` or `preview` takes the place of the one before it."""
         if self.pass_on is not None and not self._events and not self._overflowed and self.pass_on(event):
             return
         if event.type in SUPERSEDED_EVENTS and self._events and self._events[-1].type == event.type:
