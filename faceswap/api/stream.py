@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 
 from aiohttp import HttpVersion11, web
+from aiohttp.abc import AbstractStreamWriter
 
 from ..feed import Feed
 from ..hub import Closing, Lagging
@@ -38,13 +39,13 @@ class Watcher:
 
     def __init__(
         self,
-        request: web.Request,
+        writer: AbstractStreamWriter,
         encode: Callable[[Event], bytes],
         after: int,
         silence: bytes = b"",
         is_closed: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._writer = request.writer
+        self._writer = writer
         self._encode = encode
         self._after = after
         self._silence = silence
@@ -128,7 +129,9 @@ async def stream_events(request: web.Request, prompt_id: str, after: int) -> web
     encode, silence = (Event.chunk, chunk(STILL_HERE)) if is_chunked else (Event.sse, STILL_HERE)
     try:
         try:
-            await Watcher(request, encode, after, silence).follow(request.app[STORE], request.app[FEED], prompt_id)
+            await Watcher(request.writer, encode, after, silence).follow(
+                request.app[STORE], request.app[FEED], prompt_id
+            )
         except Closing:
             await response.write(b": the service is stopping; come back with Last-Event-ID\n\n")
         await response.write_eof()
@@ -142,6 +145,6 @@ async def stream_events(request: web.Request, prompt_id: str, after: int) -> web
 
 async def send_events(request: web.Request, socket: web.WebSocketResponse, prompt_id: str, after: int) -> None:
     """Send a job's events as text frames of the WebSocket that a request has opened."""
-    await Watcher(request, Event.frame, after, is_closed=lambda: socket.closed).follow(
+    await Watcher(request.writer, Event.frame, after, is_closed=lambda: socket.closed).follow(
         request.app[STORE], request.app[FEED], prompt_id
     )

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from faceswap.store import StoreError
 from faceswap.store.connection import CommitUnknown, Connection, Dialect, Row
-from faceswap.store.sqlite import PRAGMAS
+from faceswap.store.group_commit import Body, GroupCommit, Outcome
+from faceswap.store.sqlite import PRAGMAS, InThread
 
 from .inline import Inline, InlineConnection
 
@@ -87,12 +88,24 @@ class Way:
             raise StoreError("the database is away", transient=True)
 
 
+class NotedReadings(InThread):
+    """The statements of a transaction that is carried out whole."""
+
+    now_read_ms = 0
+    """The last reading of the clock that leases are measured with."""
+
+    async def monotonic_ms(self) -> int:
+        self.now_read_ms = await super().monotonic_ms()
+        return self.now_read_ms
+
+
 class Session(InlineConnection):
     """A connection of one node, with a moment between any two statements."""
 
     def __init__(self, node: Node, *, read_only: bool) -> None:
         inline: Any = Inline(node.world.database)
         super().__init__(inline, node)
+        self.statements = NotedReadings(node)
         for pragma in (*PRAGMAS, "synchronous = OFF", f"query_only = {read_only}"):
             inline.raw.execute(f"PRAGMA {pragma}")
         self.inner: sqlite3.Connection = inline.raw
@@ -158,6 +171,16 @@ class Session(InlineConnection):
         if is_lost:
             raise CommitUnknown("the answer of a commit was lost")
 
+    async def transact(self, bodies: Sequence[Body[Any]]) -> list[Outcome]:
+        """Carry out transactions that have one commit, at once, with a moment before and after."""
+        await self._speak()
+        self._world.check_disk_of_database()
+        await asyncio.sleep(0)
+        outcomes = await super().transact(bodies)
+        self._world.invariants.committed(self._node, self.statements.now_read_ms)
+        await asyncio.sleep(0)
+        return outcomes
+
     async def monotonic_ms(self) -> int:
         self.now_read_ms = await super().monotonic_ms()
         return self.now_read_ms
@@ -200,7 +223,6 @@ class SimulatedEngine:
     """The database as one process of a node has it open."""
 
     dialect = Dialect()
-    group = None
     queue = None
 
     def __init__(self, node: Node) -> None:
@@ -208,8 +230,10 @@ class SimulatedEngine:
         self._node = node
         self._reader = Session(node, read_only=True)
         self._free: asyncio.Queue[Session] = asyncio.Queue()
-        for _ in range(SESSIONS if self.is_shared else 1):
-            self._free.put_nowait(Session(node, read_only=False))
+        sessions = [Session(node, read_only=False) for _ in range(SESSIONS if self.is_shared else 1)]
+        for session in sessions:
+            self._free.put_nowait(session)
+        self.group = None if self.is_shared else GroupCommit(sessions[0], asyncio.Lock(), None)
 
     async def acquire(self) -> Connection:
         """Wait for a session that may write."""

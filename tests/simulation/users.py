@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from random import Random
+from typing import TYPE_CHECKING, Any, Self
 
-from faceswap.api.stream import follow
+from faceswap.api import stream
 from faceswap.errors import Conflict, NotFound, Problem
 from faceswap.hub import Closing, Lagging
 from faceswap.intake.files import FileSink, Room, new_input_folder
-from faceswap.jobs import ImageFile, Inputs, NewJob, Options, SegmentPlan
+from faceswap.jobs import Event, ImageFile, Inputs, NewJob, Options, SegmentPlan
 from faceswap.store import CommitUnknown, StoreError
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ FRAMES, LONG = (3, 20), (30, 40)
 """Frames of a segment, at least and at most, of most jobs and of those that take long."""
 PAUSE_S = 3.0
 """The mean time between two requests."""
+BEHIND = 0.2
+"""The share of live events that find the connection of their watcher behind."""
 RECONNECT_S = 1.0
 """The longest that a watcher waits before it comes back."""
 
@@ -165,6 +168,38 @@ class Users:
         watcher.connect(node)
 
 
+class Wire:
+    """The connection of a watcher: what is written to it arrives at once, and now and then it is behind."""
+
+    def __init__(self, heard: Callable[[Event], None], seed: str) -> None:
+        self.output_size = 0
+        self._heard = heard
+        self._random = Random(seed)  # of its own: how often it is asked does not change the world
+        self._event: Event | None = None
+
+    @property
+    def transport(self) -> Self:
+        return self
+
+    def encode(self, event: Event) -> bytes:
+        self._event = event
+        return event.sse()
+
+    def write(self, data: bytes) -> None:
+        if data:
+            assert self._event is not None and data == self._event.sse()
+            self._heard(self._event)
+
+    def is_closing(self) -> bool:
+        return False
+
+    def get_write_buffer_size(self) -> int:
+        return stream.BEHIND_BYTES + 1 if self._random.random() < BEHIND else 0
+
+    async def drain(self) -> None:
+        await asyncio.sleep(0)
+
+
 class Watcher:
     """A client that watches a job, wherever it is let in, until it has heard the end. `ended` then."""
 
@@ -204,12 +239,15 @@ class Watcher:
     def _come_back(self) -> None:
         self._world.environment.call_later(self._world.random.uniform(0.1, RECONNECT_S), self.connect)
 
+    def _heard(self, machine: Machine, event: Event) -> None:
+        if self._machine is machine:
+            self._world.invariants.heard(self, event)
+            self.last = event.seq
+
     async def _follow(self, node: Node, machine: Machine) -> None:
+        wire: Any = Wire(partial(self._heard, machine), self.prompt_id)
         try:
-            async for event in follow(node.store, node.feed, self.prompt_id, self.last):
-                if event is not None and self._machine is machine:
-                    self._world.invariants.heard(self, event)
-                    self.last = event.seq
+            await stream.Watcher(wire, wire.encode, self.last).follow(node.store, node.feed, self.prompt_id)
             self.ended = True
         except NotFound:
             self.ended = True
