@@ -91,21 +91,21 @@ class Hub:
     """Carries events to the watchers of each job. It only ever carries what the database already holds."""
 
     def __init__(self) -> None:
-        self._subscriptions: defaultdict[str, set[Subscription]] = defaultdict(set)
+        self._subscriptions: defaultdict[str, dict[Subscription, None]] = defaultdict(dict)
         self._closing = False
 
     @contextmanager
     def subscribe(self, prompt_id: str) -> Iterator[Subscription]:
         """Watch a job for as long as the context lasts."""
         subscription = Subscription()
-        self._subscriptions[prompt_id].add(subscription)
+        self._subscriptions[prompt_id][subscription] = None
         if self._closing:
             subscription.close()
         try:
             yield subscription
         finally:
             watchers = self._subscriptions[prompt_id]
-            watchers.discard(subscription)
+            del watchers[subscription]
             if not watchers:
                 del self._subscriptions[prompt_id]
 

@@ -83,6 +83,20 @@ class Scheduler:
         return True
 
 
+class Task(asyncio.Task[Any]):
+    """A task whose place in a set, as a task group has one, is the same in every run: that of others is their address.
+
+    The group cancels its tasks in that order.
+    """
+
+    def __init__(self, coro: Any, number: int, **more: Any) -> None:
+        self._number = number
+        super().__init__(coro, **more)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
 class Machine(asyncio.AbstractEventLoop):
     """The event loop of one process. `clock_s` is how far its wall clock is off, `rate` how fast its clocks run."""
 
@@ -165,7 +179,7 @@ class Machine(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
-        task: asyncio.Task[Any] = asyncio.Task(coro, loop=self, name=name, context=context)
+        task = Task(coro, len(self.tasks), loop=self, name=name, context=context)
         self.tasks.append(task)
         return task
 
