@@ -487,6 +487,19 @@ async def test_what_is_written_of_an_erased_job_goes_where_files_are_not_shared(
     assert not scheduler._erasure.erased_elsewhere
 
 
+async def test_a_job_that_was_erased_while_this_node_was_cut_off_goes_once_its_work_has_ended(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(house.store._engine, "is_shared", True)
+    scheduler, known = scheduler_of(house.store, house.files), await house.job(JobState.PROCESSING)
+    before = everything(house.files)
+    await house.files.make_scratch("erased")
+    for prompt_id in ("erased", known.prompt_id):
+        scheduler._erasure.look_at(prompt_id)
+    await scheduler._erasure.delete_erased()
+    assert everything(house.files) == before
+
+
 async def test_a_result_that_a_crash_kept_from_being_committed_is_cleared(house: House) -> None:
     job = await house.job(JobState.PROCESSING)
     await house.janitor.clear_debris()

@@ -15,6 +15,7 @@ from faceswap.jobs import Job, JobState
 from faceswap.progress import Report
 from faceswap.store import Store
 from faceswap.store.queue import Change, Queue, Turn
+from faceswap.store.transaction import Transaction
 from faceswap.store.turns import queue_place
 
 MOVES = 120
@@ -91,10 +92,16 @@ async def test_a_move_that_is_undone_does_not_show(tmp_path: Path) -> None:
         assert queue is not None
         queue.on_change.append(changed.append)
         version = queue.version
+
+        async def undone(tx: Transaction) -> None:
+            await tx.run("UPDATE job SET state = 'FAILED'")
+            raise ValueError("undone")
+
         with pytest.raises(ValueError, match="undone"):
             async with store._transaction() as tx:
-                await tx.run("UPDATE job SET state = 'FAILED'")
-                raise ValueError("undone")
+                await undone(tx)
+        with pytest.raises(ValueError, match="undone"):
+            await store._run(undone)
         await store.set_label(job.prompt_id, None, "a label")
         assert (changed, queue.place(job.prompt_id)) == ([job.prompt_id], 1)
         assert queue.version == version + 1
