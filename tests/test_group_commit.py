@@ -153,3 +153,11 @@ async def test_one_that_has_begun_is_told_of_though_nobody_waits_any_more(store:
     assert waiter.cancelled()
     assert published[-1].data["message"] == "told"
     assert [event.seq for event in await store.events(job.prompt_id, 0)] == [1, 2]
+
+
+async def test_nobody_waits_for_a_connection_that_is_closed(tmp_path: Path) -> None:
+    store = await Store.open(tmp_path / "closed.db", MIGRATIONS, lambda event: None)
+    await store.close()
+    async with asyncio.timeout(WAIT_S):
+        results = await asyncio.gather(store.check_writable(), store.check_writable(), return_exceptions=True)
+    assert [type(result) for result in results] == [ValueError, ValueError]
