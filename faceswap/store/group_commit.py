@@ -94,7 +94,7 @@ class GroupCommit:
             outcomes = await self._thread.transact([one.body for one in group])
         except StoreError as error:
             outcomes = [Outcome(error=error.again()) for _ in group]
-        except Exception as error:  # the top of the task: nobody may wait for ever
+        except Exception as error:  # noqa: BLE001  # the top of the task: nobody may wait for ever
             outcomes = [Outcome(error=error) for _ in group]
         if self._queue is not None:
             self._queue.apply(self._thread.take_changes())
