@@ -25,10 +25,6 @@ class StoreError(Exception):
         self.transient = transient
         self.disk_full = disk_full
 
-    def again(self) -> StoreError:
-        """Return the same error for another who met it: each is raised, and told of, by itself."""
-        return StoreError(str(self), transient=self.transient, disk_full=self.disk_full)
-
 
 class CommitUnknown(StoreError):
     """The connection was lost during a commit: it cannot be told whether anything was changed."""

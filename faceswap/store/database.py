@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial, wraps
+from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -84,8 +84,13 @@ class Database:
         if group is None:
             async with self._transaction() as transaction:
                 return await body(transaction)
-        transaction = Transaction(group.statements, self._dialect)
-        return await group.run(partial(body, transaction), partial(self._tell, transaction))
+
+        async def begun() -> tuple[T, Transaction]:
+            transaction = Transaction(group.statements, self._dialect)
+            return await body(transaction), transaction
+
+        result, _ = await group.run(begun, lambda ended: self._tell(ended[1]))
+        return result
 
     def _tell(self, transaction: Transaction) -> None:
         """Tell what was committed."""

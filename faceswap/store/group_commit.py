@@ -7,7 +7,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from .connection import Statements, StoreError
+from .connection import Statements
 from .queue import Change, Queue, Turn
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Thread(Protocol):
 @dataclass(slots=True, eq=False)
 class _Waiting:
     body: Body[Any]
-    on_commit: Callable[[], None]
+    on_commit: Callable[[Any], None]
     outcome: asyncio.Future[Any]
 
 
@@ -61,11 +61,12 @@ class GroupCommit:
         self._waiting: list[_Waiting] = []
         self._task: asyncio.Task[None] | None = None
 
-    async def run(self, body: Body[T], on_commit: Callable[[], None]) -> T:
+    async def run(self, body: Body[T], on_commit: Callable[[T], None]) -> T:
         """Carry out a body and commit what it did; raises what it raised, or the `StoreError` of the commit.
 
-        One whose waiter is cancelled before it began is left out; one that has begun runs to its end. `on_commit` is
-        called after the commit, in the order of the transactions, whether or not somebody still waits.
+        It is called again where a commit with others failed. One whose waiter is cancelled before it began is left out;
+        one that has begun runs to its end. `on_commit` is called with the body's result after the commit, in the order
+        of the transactions, whether or not somebody still waits.
         """
         waiting = _Waiting(body, on_commit, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
@@ -92,15 +93,17 @@ class GroupCommit:
     async def _run_group(self, group: Sequence[_Waiting]) -> None:
         try:
             outcomes = await self._thread.transact([one.body for one in group])
-        except StoreError as error:
-            outcomes = [Outcome(error=error.again()) for _ in group]
         except Exception as error:  # noqa: BLE001  # the top of the task: nobody may wait for ever
-            outcomes = [Outcome(error=error) for _ in group]
+            if len(group) > 1:  # one of them may be the cause, as one that needs more room than there is
+                for one in group:
+                    await self._run_group([one])
+                return
+            outcomes = [Outcome(error=error)]
         if self._queue is not None:
             self._queue.apply(self._thread.take_changes())
         for one, outcome in zip(group, outcomes, strict=True):
             if outcome.error is None:
-                one.on_commit()
+                one.on_commit(outcome.result)
             if one.outcome.done():
                 continue
             if outcome.error is None:
