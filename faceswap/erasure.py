@@ -64,16 +64,26 @@ class Erasure:
             return
         task = self._under_way.get(job.prompt_id)
         if task is None:
-            task = self._tasks.create_task(self._erase_among_nodes(job), name=f"erase {job.prompt_id}")
-            self._under_way[job.prompt_id] = task
-            task.add_done_callback(lambda _: self._under_way.pop(job.prompt_id))
+            task = self._begin_among_nodes(job)
         done, _ = await asyncio.wait({task}, timeout=WAIT_S)
         if not done:
             message = "The job is still being stopped; it is erased as soon as it is."
             raise Unavailable(message, code="still_stopping", retry_after=10)
         if task.cancelled():
-            raise Unavailable("The service is stopping; delete the job again.", code="stopping", retry_after=10)
+            raise _stopping()
         task.result()
+
+    def _begin_among_nodes(self, job: Job) -> asyncio.Task[None]:
+        """Start the task that erases a job. Raises `Unavailable` once this node takes no more tasks."""
+        work = self._erase_among_nodes(job)
+        try:
+            task = self._tasks.create_task(work, name=f"erase {job.prompt_id}")
+        except RuntimeError as error:
+            work.close()
+            raise _stopping() from error
+        self._under_way[job.prompt_id] = task
+        task.add_done_callback(lambda _: self._under_way.pop(job.prompt_id))
+        return task
 
     async def _erase_among_nodes(self, job: Job) -> None:
         """Erase a job once no node works on it; the bound of that is theirs. Try again what may pass by itself."""
@@ -132,3 +142,7 @@ class Erasure:
             if self._files.is_shared:  # results are found by the id of their job
                 await self._files.delete_result(prompt_id, "")
             self.erased_elsewhere.discard(prompt_id)
+
+
+def _stopping() -> Unavailable:
+    return Unavailable("The service is stopping; delete the job again.", code="stopping", retry_after=10)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -20,7 +20,11 @@ from faceswap import samples
 
 ARGUMENTS = ("--no-sandbox", "--mute-audio", "--disable-gpu")
 AXE = resources.files("axe_playwright_python").joinpath("axe.min.js")
-RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+RULES: Mapping[Literal["light", "dark"], Any] = {
+    "light": {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]},
+    "dark": {"runOnly": {"type": "rule", "values": ["color-contrast"]}},
+}
+"""Options of axe-core for each theme."""
 
 expect.set_options(timeout=WAIT_S * 1000)
 
@@ -71,8 +75,8 @@ async def violations(page: Page) -> list[str]:
     if not await page.evaluate("Boolean(window.axe)"):
         await page.evaluate(AXE.read_text())
     found = set()
-    for scheme, options in (("light", RULES), ("dark", {"runOnly": {"type": "rule", "values": ["color-contrast"]}})):
-        await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+    for scheme, options in RULES.items():
+        await page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         results = await page.evaluate("options => axe.run(document, options)", options)
         for violation in results["violations"]:
             for node in violation["nodes"]:

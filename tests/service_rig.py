@@ -37,7 +37,10 @@ QUICK = Timeouts(
 
 
 class PlainServer(TestServer):
-    """A server whose handlers go on when their client is gone, as those of `faceswap serve` do."""
+    """A server whose handlers go on when their client is gone, as those of `faceswap serve` and of the engine do.
+
+    One that is cancelled while its file is opened would leave that open.
+    """
 
     async def _make_runner(self, **options: Any) -> web.BaseRunner[Any]:
         return await super()._make_runner(**{**options, "handler_cancellation": False})
@@ -61,7 +64,7 @@ class EngineRig:
         if lie is not None:
             self._app.middlewares.append(web.middleware(lie))
         self._app.middlewares.insert(0, self._recorder())
-        self._server = TestServer(self._app)
+        self._server = PlainServer(self._app)
 
     def _recorder(self) -> Middleware:
         @web.middleware

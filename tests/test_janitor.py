@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -14,7 +15,7 @@ from stored_jobs import MIGRATIONS, acquire, claim, create, opened, sql
 
 from faceswap.comfy.backend import BackendPool
 from faceswap.config import Settings, Timeouts
-from faceswap.errors import Gone, NotFound
+from faceswap.errors import Gone, NotFound, Unavailable
 from faceswap.feed import Feed
 from faceswap.files import ERASURE, Files
 from faceswap.files.shared import SharedFolder
@@ -444,6 +445,22 @@ async def test_a_delete_that_was_cut_off_is_carried_out_at_the_next_start(
     assert not house.files.lost.exists()
     with pytest.raises(NotFound):
         await house.store.job(job.prompt_id)
+
+
+async def test_a_delete_that_comes_while_the_service_stops_is_refused(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await house.job(JobState.SUCCESS)
+    scheduler = scheduler_of(house.store, house.files)
+    monkeypatch.setattr(Store, "is_shared", True)
+    running = asyncio.create_task(scheduler.run())
+    await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.wait({running})
+    with pytest.raises(Unavailable) as refused:
+        await scheduler.erase(job)
+    assert refused.value.code == "stopping"
+    assert house.has_result(job)
 
 
 async def test_a_delete_that_had_not_begun_takes_nothing_at_the_next_start(

@@ -95,7 +95,7 @@ async def test_inputs_that_one_node_received_are_there_for_another(place: Place)
     assert not await other.fetch_inputs("another job", inputs_of())
 
 
-class Converter:
+class Converter(MediaWorker):
     """Stands for the media worker: every picture is a HEIC with one face, and a PNG afterwards."""
 
     async def probe_image(self, path: Path) -> ImageFacts:
@@ -111,7 +111,7 @@ async def test_a_picture_that_was_converted_takes_the_place_of_the_one_received(
     received = ImageFile("image.png", os.urandom(32).hex())
     unused = dict.fromkeys(Submission.__slots__)
     submission: Submission = a_record(Submission, **unused | {"images": (received,), "options": Options()})
-    submission, warnings = await Pictures(one, Converter()).check(submission, "job", None)  # type: ignore[arg-type]
+    submission, warnings = await Pictures(one, Converter()).check(submission, "job", None)
     (image,) = submission.images
     png = b"\x89PNG of " + FACE
     assert (image.sha256, warnings) == (hashlib.sha256(png).hexdigest(), ())

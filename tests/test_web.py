@@ -124,5 +124,7 @@ def test_every_option_of_the_page_is_one_the_service_knows() -> None:
 def test_every_state_and_every_event_has_its_place() -> None:
     assert all(re.search(rf"^  {state}: ", SCRIPTS["words.js"], re.MULTILINE) for state in JobState)
     handled = set(re.findall(r"\bon\(\"(\w+)\"", SCRIPTS["queue.js"]))
-    handled |= set(re.findall(r"\"(\w+)\"", re.search(r"for \(const type of \[(.*?)\]\) on\(", SCRIPTS["queue.js"])[1]))  # type: ignore[index]
+    in_one_loop = re.search(r"for \(const type of \[(.*?)\]\) on\(", SCRIPTS["queue.js"])
+    assert in_one_loop
+    handled |= set(re.findall(r"\"(\w+)\"", in_one_loop[1]))
     assert handled == {"queued", "executing", "status"} | TERMINAL_EVENTS | SUPERSEDED_EVENTS
