@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
     ("where things lie", frozenset({"files", "config"})),
     (
         "what a job is, and how it is counted",
-        frozenset({"backlog", "deliveries", "events", "jobs", "links", "metrics", "tracing", "uploads"}),
+        frozenset({"backlog", "deliveries", "events", "jobs", "links", "metrics", "options", "tracing", "uploads"}),
     ),
     (
         "ground",
@@ -180,7 +180,7 @@ def test_the_detector_needs_nothing_else_of_the_engine() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["jobs", "deliveries", "events", "progress", "errors", "workflow", "uploads", "backlog"]
+    "name", ["jobs", "options", "deliveries", "events", "progress", "errors", "workflow", "uploads", "backlog"]
 )
 def test_what_is_pure_knows_of_no_loop_socket_or_database(name: str) -> None:
     roots = {full_name.split(".")[0] for full_name in imports(FILES[name])}

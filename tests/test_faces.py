@@ -26,8 +26,8 @@ from faceswap.api import keys
 from faceswap.config import Settings
 from faceswap.errors import BadRequest
 from faceswap.intake.form import LookForm
-from faceswap.jobs import Options
 from faceswap.media.stills import read_still
+from faceswap.options import Options
 
 ONE_LOOP = pytest.mark.asyncio(loop_scope="module")
 

@@ -32,7 +32,7 @@ from faceswap.intake import files as inputs_module
 from faceswap.intake.fetch import Fetcher
 from faceswap.intake.files import InputFolder, Room, extension
 from faceswap.intake.readers import RequestReader
-from faceswap.jobs import Options
+from faceswap.options import Options
 from faceswap.url_guard import UrlGuard
 
 VIDEO = b"\x00\x00\x00\x18ftypisom" + bytes(range(256)) * 40

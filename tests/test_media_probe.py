@@ -13,12 +13,12 @@ import pytest
 from faceswap.config import Settings
 from faceswap.errors import Problem
 from faceswap.intake.shape import check_length
-from faceswap.jobs import Options
 from faceswap.limits import MAX_TRACKS
 from faceswap.media import output_frames, plan_segments, probe
 from faceswap.media.facts import VideoFacts
 from faceswap.media.probe import probe_image
 from faceswap.media.timeline import read_timeline
+from faceswap.options import Options
 
 SAMPLES = Path(__file__).parent.parent / "faceswap" / "samples"
 

@@ -31,7 +31,7 @@ from faceswap.config import Settings
 from faceswap.deliveries import webhook_body
 from faceswap.errors import BadRequest
 from faceswap.intake.form import INPUTS, SwapForm
-from faceswap.jobs import Options
+from faceswap.options import Options
 
 PACKAGE = Path(errors.__file__).parent
 TREES = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py") if "engine" not in path.parts}

@@ -28,8 +28,9 @@ from faceswap.intake.files import FileSink, Room, new_input_folder
 from faceswap.intake.form import Submission
 from faceswap.intake.pictures import Pictures
 from faceswap.janitor import Janitor
-from faceswap.jobs import ImageFile, Inputs, Job, Options, Segment
+from faceswap.jobs import ImageFile, Inputs, Job, Segment
 from faceswap.media import ImageFacts, MediaWorker
+from faceswap.options import Options
 from faceswap.progress_reporter import ProgressReporter
 from faceswap.store import LOCAL_HOLDER, Store, join_lease
 

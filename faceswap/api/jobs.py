@@ -8,7 +8,8 @@ from aiohttp import web
 
 from ..errors import BadRequest, Conflict, NotFound
 from ..intake import read_object
-from ..jobs import TERMINAL, Job, JobState, Options, check_label
+from ..jobs import TERMINAL, Job, JobState
+from ..options import Options, check_label
 from .keys import PROGRESS_REPORTER, SCHEDULER, SETTINGS, STORE, owner_of
 from .rate_limit import count_submission
 from .status import status_of

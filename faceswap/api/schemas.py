@@ -8,7 +8,8 @@ from typing import Any
 
 from ..deliveries import WEBHOOK_TYPES, DeliveryKind, DeliveryState
 from ..intake import MAX_TEXT_BYTES
-from ..jobs import (
+from ..jobs import JobState
+from ..options import (
     CONSENT_LIMIT,
     LABEL_LIMIT,
     MAX_IMAGES,
@@ -17,7 +18,6 @@ from ..jobs import (
     NAME_PATTERN,
     PICTURE_FORMATS,
     VIDEO_FORMATS,
-    JobState,
 )
 
 Schema = Mapping[str, Any]

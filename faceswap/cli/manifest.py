@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..client import is_url
-from ..jobs import Options
+from ..options import Options
 from .clips import Clip, with_format
 from .common import MAX_JOBS
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ..jobs import Options
+from ..options import Options
 from .common import (
     API_KEY_VARIABLE,
     DONE,

@@ -13,7 +13,8 @@ from typing import Any
 from yarl import URL
 
 from ..errors import BadRequest, NotFound, TooLarge
-from ..jobs import MAX_IMAGES, MAX_SECONDS, ImageFile, Options, check_consent, check_label, check_output_name
+from ..jobs import ImageFile
+from ..options import MAX_IMAGES, MAX_SECONDS, Options, check_consent, check_label, check_output_name
 from ..url_guard import check_url
 from .files import FileSink, InputFolder, KeptFile, StoredFile
 

@@ -10,8 +10,9 @@ import aiofiles
 
 from ..errors import Unprocessable
 from ..files import PIECE_BYTES, Files
-from ..jobs import ImageFile, Options
+from ..jobs import ImageFile
 from ..media import ENGINE_FORMATS, ImageFacts, MediaWorker
+from ..options import Options
 from ..workflow import swap_passes
 from .form import Submission
 

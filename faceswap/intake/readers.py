@@ -19,7 +19,8 @@ from multipart import (  # type: ignore[import-untyped]  # it ships no types
 from ..config import Settings
 from ..errors import BadRequest, TooLarge, UnsupportedMedia
 from ..files import Files
-from ..jobs import MAX_IMAGES, Options, new_prompt_id
+from ..jobs import new_prompt_id
+from ..options import MAX_IMAGES, Options
 from .body import BoundedBytes, body_bytes, check_uncompressed, send_continue
 from .fetch import Fetcher
 from .files import FileSink, Room, check_size, new_input_folder

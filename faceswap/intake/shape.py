@@ -8,8 +8,8 @@ from typing import Literal
 
 from ..config import Settings
 from ..errors import BadRequest, Unprocessable
-from ..jobs import PICTURE_FORMATS, VIDEO_FORMATS, Options
 from ..media import ImageFacts, VideoFacts
+from ..options import PICTURE_FORMATS, VIDEO_FORMATS, Options
 
 VIDEO_OPTIONS = ("start", "end", "at", "frame_rate")
 """Options that say something of time."""

@@ -16,18 +16,9 @@ from aiohttp import web
 from ..config import Settings
 from ..errors import BadRequest, Unavailable, Unprocessable
 from ..files import Files
-from ..jobs import (
-    Inputs,
-    Job,
-    JobState,
-    NewJob,
-    Options,
-    SegmentPlan,
-    default_output_name,
-    extension_of,
-    new_prompt_id,
-)
+from ..jobs import Inputs, Job, JobState, NewJob, SegmentPlan, default_output_name, extension_of, new_prompt_id
 from ..media import FrameRange, ImageFacts, MediaWorker, VideoFacts, output_frames, plan_segments
+from ..options import Options
 from ..store import LOCAL_HOLDER, CommitUnknown, Store, check_queue_of_key
 from ..tracing import job_span, stage
 from ..workflow import Workflow, WorkflowError

@@ -8,7 +8,8 @@ from fractions import Fraction
 from functools import lru_cache
 
 from ..errors import BadRequest, NotFound
-from ..jobs import ImageFile, Inputs, Job, JobState, Options, Segment, SegmentState, stored_name
+from ..jobs import ImageFile, Inputs, Job, JobState, Segment, SegmentState, stored_name
+from ..options import Options
 from .connection import Row
 
 PARSED_LIMIT = 1024

@@ -15,7 +15,8 @@ from faceswap.api import stream
 from faceswap.errors import Conflict, NotFound, Problem
 from faceswap.hub import Closing, Lagging
 from faceswap.intake.files import FileSink, Room, new_input_folder
-from faceswap.jobs import Event, ImageFile, Inputs, NewJob, Options, SegmentPlan
+from faceswap.jobs import Event, ImageFile, Inputs, NewJob, SegmentPlan
+from faceswap.options import Options
 from faceswap.store import CommitUnknown, StoreError
 
 if TYPE_CHECKING:
