@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 from stored_jobs import create, finish, opened, try_claim
 
+from faceswap.deliveries import DeliveryKind, DeliveryState
 from faceswap.errors import Conflict, NotFound, Unavailable
 from faceswap.jobs import Job, JobState
 from faceswap.progress import Report
-from faceswap.store import Store
-from faceswap.store.queue import Change, Queue, Turn
+from faceswap.store import LOCAL_HOLDER, Store
+from faceswap.store.queue import Change, Queue, Turn, Waiting
 from faceswap.store.transaction import Transaction
 from faceswap.store.turns import queue_place
 
@@ -29,6 +30,11 @@ async def check(store: Store, jobs: list[str]) -> None:
     found = {row[0]: (row[1], row[2]) for row in rows}
     for state in (JobState.QUEUED, JobState.PROCESSING):
         assert (queue.counts[state], queue.frames_left[state]) == found.get(state, (0, 0))
+    rows = await store._read(
+        "SELECT count(*), count(*) FILTER (WHERE not_before > 0),"
+        " (SELECT count(*) FROM delivery WHERE state = 'waiting') FROM segment WHERE state = 'waiting'"
+    )
+    assert queue.waiting == tuple(rows[0])
     for prompt_id in jobs:
         try:
             job = await store.job(prompt_id)
@@ -49,18 +55,27 @@ async def test_after_any_moves_it_is_as_the_database_is_and_so_after_a_restart(t
 
         async def new() -> None:
             options = {"priority": choose.randint(-1, 1)}
-            job = await create(store, owner=choose.choice((None, "ann", "bob")), options=options, segments=2)
+            owed = {"webhook_url": choose.choice((None, "https://example.com/"))}
+            job = await create(store, owner=choose.choice((None, "ann", "bob")), options=options, segments=2, **owed)
             jobs.append(job.prompt_id)
 
         async def work() -> None:
             segment = await try_claim(store)
             if segment is None:
                 return
+            if choose.random() < 0.2:
+                await store.requeue(segment, pause_s=choose.choice((0, 1)), failed=True)
+                return
             report = Report(choose.random() * 100, choose.randint(0, 20), 20, 1.0, 1.0)
             await store.record_progress({segment.prompt_id: report}, {})
             moved = await store.finish_segment(segment, "x.mp4", 1.0)
             if moved is not None and moved.segments_done == moved.segments_total:
                 assert await finish(store, moved)
+
+        async def send() -> None:
+            delivery = await store.claim_delivery(DeliveryKind.WEBHOOK, LOCAL_HOLDER, 30.0)
+            if delivery is not None:
+                await store.end_delivery(delivery, DeliveryState.DELIVERED, 200)
 
         async def of_any(move: Callable[[Job], Awaitable[object]]) -> None:
             if jobs:
@@ -70,6 +85,7 @@ async def test_after_any_moves_it_is_as_the_database_is_and_so_after_a_restart(t
             new,
             new,
             work,
+            send,
             lambda: of_any(lambda job: store.request_cancel(job.prompt_id, job.owner)),
             lambda: of_any(lambda job: store.retry(job.prompt_id, job.owner)),
             lambda: of_any(lambda job: store.set_priority(job.prompt_id, job.owner, choose.randint(-2, 2))),
@@ -78,7 +94,7 @@ async def test_after_any_moves_it_is_as_the_database_is_and_so_after_a_restart(t
         ]
         for _ in range(MOVES):
             with suppress(Conflict, NotFound, Unavailable):
-                await choose.choices(moves, (4, 4, 6, 2, 2, 2, 1, 1))[0]()
+                await choose.choices(moves, (4, 4, 6, 2, 2, 2, 2, 1, 1))[0]()
             await check(store, jobs)
     async with opened(tmp_path / "db") as store:
         await check(store, jobs)
@@ -109,7 +125,7 @@ async def test_a_move_that_is_undone_does_not_show(tmp_path: Path) -> None:
 
 def test_a_job_of_many_leaves_its_line_at_its_place() -> None:
     jobs = [Change(f"{number:03}", "QUEUED", "ann", number % 3, number, 10) for number in range(200)]
-    queue = Queue(jobs, [Turn("ann", 1)])
+    queue = Queue(jobs, [Turn("ann", 1)], Waiting(0, 0, 0))
     order = sorted(jobs, key=lambda job: (-job.priority, job.created_at))
     for job in random.Random(1).sample(jobs, 150):
         queue.apply([job._replace(state="PROCESSING")])

@@ -186,7 +186,7 @@ class Backend:
         for prompt in self.in_flight.values():
             prompt.look_soon()
         self._unanswered = False
-        self.client.has_jobs = False  # it may be another version than before
+        self.client.forget()  # it may be another version than before
         self._inspection_due.set()
         self._pool.changed.set()
 

@@ -127,6 +127,7 @@ class ComfyClient:
         self.url = base_url.with_user(None).with_query(None).with_fragment(None)
         self.has_jobs = False
         """True for a newer ComfyUI, which has `/api/jobs`: set by `find_jobs`."""
+        self._known_features: Features | None = None
         self._session = session
         self._headers = dict(headers or {})
         if base_url.user is not None and "authorization" not in {name.lower() for name in self._headers}:
@@ -139,19 +140,25 @@ class ComfyClient:
         The name is taken from the answer: ComfyUI renames a file when another of that name has other bytes. Raises
         `JobFailure` `upload_too_large` or `engine_disk_full`, `ComfyError`, and `OSError` when `path` cannot be read.
         """
+        content = await asyncio.to_thread(_read_piece, path)
+        if content is not None:
+            return await self._upload(aiohttp.BytesPayload(content), len(content), filename, subfolder)
         async with aiofiles.open(path, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            await self._check_upload_size(size)
-            form = aiohttp.FormData(quote_fields=False)
-            form.add_field("image", _FilePayload(file, size), filename=filename)
-            form.add_field("subfolder", subfolder)
-            form.add_field("type", "input")
-            async with self._call("POST", "upload/image", data=form, timeout=TRANSFER_TIMEOUT_S) as response:
-                if response.status == 413:
-                    raise _too_large(size, None)
-                if response.status == INSUFFICIENT_STORAGE:
-                    raise disk_full()
-                answer = await _document(response)
+            return await self._upload(_FilePayload(file, size), size, filename, subfolder)
+
+    async def _upload(self, content: aiohttp.Payload, size: int, filename: str, subfolder: str) -> str:
+        await self._check_upload_size(size)
+        form = aiohttp.FormData(quote_fields=False)
+        form.add_field("image", content, filename=filename)
+        form.add_field("subfolder", subfolder)
+        form.add_field("type", "input")
+        async with self._call("POST", "upload/image", data=form, timeout=TRANSFER_TIMEOUT_S) as response:
+            if response.status == 413:
+                raise _too_large(size, None)
+            if response.status == INSUFFICIENT_STORAGE:
+                raise disk_full()
+            answer = await _document(response)
         match answer:
             case {"name": str(name), "subfolder": str(folder)}:
                 graph_name = f"{folder}/{name}" if folder else name
@@ -312,7 +319,20 @@ class ComfyClient:
         raise _unexpected("a node class")
 
     async def features(self) -> Features:
-        """Return the limits and abilities. An older ComfyUI has no `/features`: its limit is unknown."""
+        """Ask for the limits and abilities. An older ComfyUI has no `/features`: its limit is unknown."""
+        self._known_features = await self._ask_for_features()
+        return self._known_features
+
+    async def known_features(self) -> Features:
+        """Return the limits and abilities as they were told last, since the last `forget`; ask where they were not."""
+        return self._known_features or await self.features()
+
+    def forget(self) -> None:
+        """Forget what was told: it may be another version by now."""
+        self.has_jobs = False
+        self._known_features = None
+
+    async def _ask_for_features(self) -> Features:
         async with self._call("GET", "features") as response:
             if response.status == 404:
                 return Features(None)
@@ -354,7 +374,7 @@ class ComfyClient:
     async def _check_upload_size(self, size: int) -> None:
         """Refuse a file that ComfyUI would refuse: it would cut the connection while the bytes are sent."""
         try:
-            limit = (await self.features()).max_upload_size
+            limit = (await self.known_features()).max_upload_size
         except ComfyError:
             return
         if limit is not None and size + FORM_BYTES > limit:
@@ -380,6 +400,12 @@ class ComfyClient:
                 method, url, headers=self._headers, timeout=limits, allow_redirects=False, **arguments
             ) as response:
                 yield response
+
+
+def _read_piece(path: Path) -> bytes | None:
+    """Return what a file holds, where that is no more than one piece: one call to a thread is enough for it."""
+    with path.open("rb", buffering=0) as file:
+        return file.read() if os.fstat(file.fileno()).st_size <= PIECE_BYTES else None
 
 
 class _FilePayload(aiohttp.Payload):

@@ -328,7 +328,7 @@ async def _result_of(task: asyncio.Task[T]) -> T:
 async def _features(backend: Backend) -> Features:
     """Ask a backend for its features: none, where something in front of it does not let the question through."""
     try:
-        return await backend.client.features()
+        return await backend.client.known_features()
     except ComfyError:
         return Features(None)
 

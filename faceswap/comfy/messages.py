@@ -16,6 +16,9 @@ from typing import Any
 PREVIEW_IMAGE = 1
 PREVIEW_IMAGE_WITH_METADATA = 4
 
+_REPEATED = '{"type": "progress_state"'
+"""The beginning of a frame that repeats what `progress` tells, for all nodes each time: the longest of all."""
+
 IMAGE_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 """First bytes of JPEG and PNG, the formats of previews."""
 
@@ -94,6 +97,8 @@ def parse(frame: str | bytes) -> Message | None:
     """Return the message in a text or binary frame, None if unknown, malformed or of no use. Never raises."""
     if isinstance(frame, bytes):
         return _preview(frame)
+    if frame.startswith(_REPEATED):
+        return None
     try:
         document = decode_json(frame)
     except ValueError:
@@ -145,6 +150,8 @@ def decode_json(text: str | bytes) -> Any:
     """Parse JSON from outside, safe to store and send on: lone surrogates become `?`. Raises only ValueError."""
     try:
         document = json.loads(text)
+        if text.isascii() and ("\\u" not in text if isinstance(text, str) else b"\\u" not in text):
+            return document  # whose strings are as plain
         whole = json.dumps(document, ensure_ascii=False)
         return document if whole.isascii() else json.loads(whole.encode("utf-8", "replace"))
     except RecursionError as error:

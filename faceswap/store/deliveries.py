@@ -78,6 +78,9 @@ class Deliveries(Database):
         of an end may have died. What is due later than the longest pause from now waits for a clock that was wrong: it
         is due now.
         """
+        queue = self._engine.queue
+        if queue is not None and not queue.waiting.deliveries:
+            return None
         left_out = json.dumps(list(busy)), json.dumps(list(busy_owners))
         now = await self._engine.monotonic_ms()
         if not await self._read(self._due_delivery, kind, now, now + LATEST_MS, *left_out):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from .connection import Statements
-from .queue import Change, Queue, Turn
+from .queue import Change, Queue, Turn, Waiting
 
 T = TypeVar("T")
 Body = Callable[[], Coroutine[Any, Any, T]]
@@ -39,7 +39,7 @@ class Thread(Protocol):
         Raises `StoreError` when nothing of it could be kept.
         """
 
-    def take_changes(self) -> Sequence[Change | Turn]:
+    def take_changes(self) -> Sequence[Change | Turn | Waiting]:
         """Return what was committed since the last call."""
 
 

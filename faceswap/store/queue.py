@@ -1,5 +1,7 @@
 """The jobs that have not ended, in memory: their places and their number need no count of rows.
 
+So is the number of what waits: where nothing does, nobody needs to look for it.
+
 There is one where all that changes the database goes through one connection, whose triggers tell of every row of a job
 that a commit has changed. It never shows what is not committed.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Mapping
+from operator import add
 from typing import NamedTuple
 
 from ..jobs import JobState
@@ -32,19 +35,29 @@ class Turn(NamedTuple):
     number: int
 
 
+class Waiting(NamedTuple):
+    """A change of the numbers of what waits: of segments, of those that may have to pause, of deliveries."""
+
+    segments: int
+    pausing: int
+    deliveries: int
+
+
 _Key = tuple[int, int, str]
 
 
 class Queue:
     """The queued and the processing jobs, and the turns of their owners, as they were committed last."""
 
-    def __init__(self, jobs: Iterable[Change], turns: Iterable[Turn]) -> None:
+    def __init__(self, jobs: Iterable[Change], turns: Iterable[Turn], waiting: Waiting) -> None:
         self.version = 0
         """It is another one whenever a place in the queue, or the work that waits, may be."""
         self.ended = 0
         """It is another one whenever a job ended, or one that had was changed."""
         self.on_change: list[Callable[[str], None]] = []
         """Functions that are called with the id of each job that a commit has changed, before anybody is told of it."""
+        self.waiting = waiting
+        """The numbers of what waits."""
         self._jobs: dict[str, Change] = {}
         self._lines: dict[str, list[_Key]] = {}
         """The queued jobs of each owner who has any, in order."""
@@ -53,9 +66,12 @@ class Queue:
         self._frames = dict(self._counts)
         self.apply([*jobs, *turns])
 
-    def apply(self, changes: Iterable[Change | Turn]) -> None:
+    def apply(self, changes: Iterable[Change | Turn | Waiting]) -> None:
         """Take over what a commit has changed, in the order in which it did."""
         for change in changes:
+            if isinstance(change, Waiting):
+                self.waiting = Waiting(*map(add, self.waiting, change))
+                continue
             if isinstance(change, Turn):
                 self._turns[change.owner] = change.number
                 self.version += 1

@@ -382,6 +382,9 @@ class Segments(Jobs):
 
         Those are of the owner whose turn it is, the others of all others.
         """
+        queue = self._engine.queue
+        if queue is not None and not queue.waiting.segments:
+            return []
         now = await self._engine.monotonic_ms()
         due = now, now + LONGEST_PAUSE_MS
         rows = await self._read(
@@ -399,6 +402,9 @@ class Segments(Jobs):
 
     async def next_due_s(self) -> float | None:
         """Return the seconds until the next pausing segment may be claimed; None when none pauses."""
+        queue = self._engine.queue
+        if queue is not None and not queue.waiting.pausing:
+            return None
         now = await self._engine.monotonic_ms()
         sql = "SELECT min(not_before) FROM segment WHERE state = 'waiting' AND not_before > ?"
         rows = await self._read(sql, now)

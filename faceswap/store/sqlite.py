@@ -17,7 +17,7 @@ import aiosqlite
 from .. import durable
 from .connection import Clock, Connection, Dialect, Row, StoreError, SystemClock, newer_database, scripts
 from .group_commit import Body, GroupCommit, Outcome
-from .queue import Change, Queue, Turn
+from .queue import Change, Queue, Turn, Waiting
 
 T = TypeVar("T")
 
@@ -105,14 +105,30 @@ _FRAMES_LEFT = "{row}.total_frames - {row}.current_frame"
 _JOB = _CHANGE.format(row="new", state="new.state", frames=_FRAMES_LEFT.format(row="new"))
 _UNENDED = _CHANGE.format(row="job", state="job.state", frames=_FRAMES_LEFT.format(row="job"))
 _GONE = _CHANGE.format(row="old", state="NULL", frames="0")
+_WAITS = "new.state = 'waiting', new.state = 'waiting' AND new.not_before > 0"
+_WAITED = "-(old.state = 'waiting'), -(old.state = 'waiting' AND old.not_before > 0)"
 TRIGGERS = (
     f"CREATE TEMP TRIGGER job_added AFTER INSERT ON main.job BEGIN SELECT note_job({_JOB}); END",
     f"CREATE TEMP TRIGGER job_changed AFTER UPDATE ON main.job BEGIN SELECT note_job({_JOB}); END",
     f"CREATE TEMP TRIGGER job_deleted AFTER DELETE ON main.job BEGIN SELECT note_job({_GONE}); END",
     "CREATE TEMP TRIGGER turn_added AFTER INSERT ON main.turn BEGIN SELECT note_turn(new.owner, new.number); END",
     "CREATE TEMP TRIGGER turn_taken AFTER UPDATE ON main.turn BEGIN SELECT note_turn(new.owner, new.number); END",
+    f"CREATE TEMP TRIGGER segment_added AFTER INSERT ON main.segment BEGIN SELECT note_waiting({_WAITS}, 0); END",
+    "CREATE TEMP TRIGGER segment_changed AFTER UPDATE OF state, not_before ON main.segment"
+    f" BEGIN SELECT note_waiting({_WAITS}, 0), note_waiting({_WAITED}, 0); END",
+    f"CREATE TEMP TRIGGER segment_deleted AFTER DELETE ON main.segment BEGIN SELECT note_waiting({_WAITED}, 0); END",
+    "CREATE TEMP TRIGGER delivery_added AFTER INSERT ON main.delivery"
+    " BEGIN SELECT note_waiting(0, 0, new.state = 'waiting'); END",
+    "CREATE TEMP TRIGGER delivery_changed AFTER UPDATE OF state ON main.delivery"
+    " BEGIN SELECT note_waiting(0, 0, (new.state = 'waiting') - (old.state = 'waiting')); END",
+    "CREATE TEMP TRIGGER delivery_deleted AFTER DELETE ON main.delivery"
+    " BEGIN SELECT note_waiting(0, 0, -(old.state = 'waiting')); END",
 )
-"""Statements that have a connection note every row of a job, or of a turn, that it changes."""
+"""Statements that have a connection note every row of a job, or of a turn, that it changes, and what waits."""
+_COUNT_WAITING = (
+    "SELECT count(*), count(*) FILTER (WHERE not_before > 0),"
+    " (SELECT count(*) FROM delivery WHERE state = 'waiting') FROM segment WHERE state = 'waiting'"
+)
 
 
 class SQLiteConnection:
@@ -122,7 +138,7 @@ class SQLiteConnection:
         self.raw = raw
         self.statements = InThread(clock)
         self._clock = clock
-        self._changes: list[Change | Turn] = []
+        self._changes: list[Change | Turn | Waiting] = []
 
     @classmethod
     async def connect(cls, path: Path, clock: Clock, *, read_only: bool) -> Self:
@@ -200,18 +216,19 @@ class SQLiteConnection:
         return outcome
 
     async def note_changes(self) -> None:
-        """Note from now on what is changed of jobs and turns, for `take_changes`."""
+        """Note from now on what is changed of jobs and turns, and what waits, for `take_changes`."""
         with store_errors():
             await self.raw.call(self._note_changes)
 
     def _note_changes(self, raw: sqlite3.Connection) -> None:
         raw.create_function("note_job", 6, lambda *values: self._changes.append(Change(*values)))
         raw.create_function("note_turn", 2, lambda *values: self._changes.append(Turn(*values)))
+        raw.create_function("note_waiting", 3, lambda *values: self._changes.append(Waiting(*values)))
         raw.execute("PRAGMA temp_store = MEMORY")
         for trigger in TRIGGERS:
             raw.execute(trigger)
 
-    def take_changes(self) -> Sequence[Change | Turn]:
+    def take_changes(self) -> Sequence[Change | Turn | Waiting]:
         """Return what was committed since the last call."""
         taken, self._changes = self._changes, []
         return taken
@@ -266,6 +283,7 @@ class SQLite:
                     for row in await writer.fetch(f"SELECT {_UNENDED} FROM job WHERE state IN ('QUEUED', 'PROCESSING')")
                 ],
                 [Turn(*row) for row in await writer.fetch("SELECT owner, number FROM turn")],
+                Waiting(*(await writer.fetch(_COUNT_WAITING))[0]),
             )
             reader = await SQLiteConnection.connect(path, clock, read_only=True)
         except BaseException:
