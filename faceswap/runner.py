@@ -174,12 +174,15 @@ class Runner:
         except BaseException:
             progress.abandon(segment.number, monotonic())
             raise
+        learned_costs = None
         if costs and not look_first:  # or they may be those of a part only
-            await self._store.learn_phase_costs(costs_key, costs)
+            learned_costs = costs_key, costs
             progress.learn(costs)
         warnings = (*_unhonoured(backend, job), *self._inputs.unmet(job), *verdict.warnings)
-        finish = partial(self._store.finish_segment, prompt.segment, path.name, verdict.changed_share, warnings)
-        moved = await retry_writes(finish)
+        finish = self._store.finish_segment
+        moved = await retry_writes(
+            partial(finish, prompt.segment, path.name, verdict.changed_share, warnings, learned_costs)
+        )
         progress.finish(segment.number)
         return moved is not None and moved.segments_done == moved.segments_total
 

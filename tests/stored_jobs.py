@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from fractions import Fraction
 from pathlib import Path
@@ -111,6 +111,11 @@ async def run_to_success(store: Store, **changes: Any) -> Job:
     await store.finish_segment(await claim(store), "00000-1.mp4", 1.0)
     assert await finish(store, job)
     return await store.job(job.prompt_id)
+
+
+async def learn_costs(store: Store, key: str, costs: Mapping[str, float]) -> None:
+    """Have the costs of phases learned, as with the end of a segment."""
+    await store._run(lambda tx: tx.learn_costs(key, costs))
 
 
 def sql(where: Path | str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:

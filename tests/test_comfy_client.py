@@ -570,6 +570,20 @@ async def test_features_tell_the_upload_limit_in_whole_bytes(body: object, limit
         assert await client.features() == Features(limit)
 
 
+async def test_features_are_asked_for_once_a_connection() -> None:
+    asked: list[str] = []
+
+    async def features(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.json_response({"max_upload_size": len(asked)})
+
+    async with client_of(answering(("GET", "/features", features))) as client:
+        assert [await client.known_features() for _ in range(3)] == [Features(1)] * 3
+        client.forget()
+        assert await client.known_features() == Features(2)
+        assert await client.features() == await client.known_features() == Features(3)
+
+
 async def test_an_older_server_has_no_features() -> None:
     async with client_of(saying("404: Not Found", 404)) as client:
         assert await client.features() == Features(None)

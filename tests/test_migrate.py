@@ -15,7 +15,7 @@ import postgres
 import pytest
 from file_places import SHARED, Place, make_place
 from processes import files_in
-from stored_jobs import acquire, adopt, claim, create, finish, new_job, opened, run_to_success, sql
+from stored_jobs import acquire, adopt, claim, create, finish, learn_costs, new_job, opened, run_to_success, sql
 
 from faceswap import events
 from faceswap.cli import main
@@ -62,7 +62,7 @@ async def fill(where: Path | str) -> None:
             {running.prompt_id: Report(12.5, 3, 30, 2.5, 9.0)}, {running.prompt_id: events.preview("x", 1)}
         )
         await create(store, options={"priority": -1})
-        await store.learn_phase_costs("key", {"load 1": 0.001, "swap 1": 0.03})
+        await learn_costs(store, "key", {"load 1": 0.001, "swap 1": 0.03})
         await store.abandon("one", "11111111-0000-4000-8000-000000000001")
         await store.client_id("one")
 

@@ -27,6 +27,7 @@ from stored_jobs import (
     create,
     finish,
     hold,
+    learn_costs,
     new_job,
     opened,
     run_to_success,
@@ -370,9 +371,12 @@ async def test_only_the_attempt_under_way_can_finish_or_give_back_a_segment(stor
 async def test_a_segment_that_is_finished_again_with_the_same_output_counts_once(store: Store) -> None:
     job = await create(store, segments=2)
     segment = await claim(store)
-    first = await store.finish_segment(segment, "0.mp4", 0.5)
-    assert first is not None and await store.finish_segment(segment, "0.mp4", 0.5) == first
+    await learn_costs(store, "key", {"swap 1": 1.0})
+    costs = "key", {"swap 1": 2.0}
+    first = await store.finish_segment(segment, "0.mp4", 0.5, costs=costs)
+    assert first is not None and await store.finish_segment(segment, "0.mp4", 0.5, costs=costs) == first
     assert first.segments_done == 1
+    assert await store.phase_costs("key") == {"swap 1": pytest.approx(1.3)}
     await store.fail(job.prompt_id, "code", "sentence")
     assert await store.finish_segment(segment, "0.mp4", 0.5) is None
 
@@ -1214,9 +1218,9 @@ async def test_a_backend_is_listened_to_under_the_same_id_for_ever(path: Path | 
 
 async def test_learned_costs_follow_what_is_measured_and_forget_what_is_gone(store: Store) -> None:
     assert await store.phase_costs("key") == {}
-    await store.learn_phase_costs("key", {"load 1": 1.0, "swap 1": 2.0})
-    await store.learn_phase_costs("other", {"load 1": 9.0})
-    await store.learn_phase_costs("key", {"swap 1": 4.0, "combine 1": 1.0})
+    await learn_costs(store, "key", {"load 1": 1.0, "swap 1": 2.0})
+    await learn_costs(store, "other", {"load 1": 9.0})
+    await learn_costs(store, "key", {"swap 1": 4.0, "combine 1": 1.0})
     assert await store.phase_costs("key") == {"swap 1": pytest.approx(2.6), "combine 1": 1.0}
     assert await store.phase_costs("other") == {"load 1": 9.0}
 

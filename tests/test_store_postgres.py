@@ -25,6 +25,7 @@ from stored_jobs import (
     create,
     finish,
     hold,
+    learn_costs,
     new_job,
     opened,
     sql,
@@ -259,7 +260,7 @@ async def move(store: Store, chance: random.Random, prompt_id: str, holder: str)
             for job in await store.unfinished():
                 if lease := await store.acquire_lease(join_lease(job.prompt_id), holder, 60):
                     await store.succeed(job, lease, result_file="x.mp4", size=1, sha256="c" * 64, warnings=())
-            await store.learn_phase_costs("key", {chance.choice("abc"): 1.0, chance.choice("def"): 2.0})
+            await learn_costs(store, "key", {chance.choice("abc"): 1.0, chance.choice("def"): 2.0})
 
 
 # The clock, texts, notes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -310,8 +310,9 @@ class Segments(Jobs):
         output_file: str,
         changed_share: float | None,
         warnings: Iterable[str] = (),
+        costs: tuple[str, Mapping[str, float]] | None = None,
     ) -> Job | None:
-        """Store that a submitted segment's checked output is in the work folder.
+        """Store that a submitted segment's checked output is in the work folder, and what is learned from its `costs`.
 
         Returns the job, or None when it has ended meanwhile; so too when it is told again. Raises `LeaseLost`.
         """
@@ -337,7 +338,10 @@ class Segments(Jobs):
         )
         if row is None or (row["cancel_requested"] and await self._settle_cancel(tx, segment.prompt_id)):
             return None
-        return await self._job(tx, segment.prompt_id)
+        job = await self._job(tx, segment.prompt_id)
+        if costs is not None:
+            await tx.learn_costs(*costs)
+        return job
 
     async def _finished(self, tx: Transaction, segment: Segment, output_file: str) -> Job | None:
         """Return the job, if it goes on, of a segment that was finished with this output before."""

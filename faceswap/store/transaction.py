@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..events import Payload
@@ -14,6 +14,8 @@ QUEUE_LOCK = 0x_FACE_0001
 """The number of the lock under which jobs are accepted."""
 COSTS_LOCK = 0x_FACE_0002
 """The number of the lock under which phase costs are learned."""
+COSTS_WEIGHT = 0.3
+"""The weight of the newest costs in what is learned."""
 UPLOADS_LOCK = 0x_FACE_0003
 """The number of the lock under which uploads are created."""
 
@@ -99,6 +101,22 @@ class Transaction:
             await self.now_ms(),
         )
         self.events.append(Event(prompt_id, seq, payload.type, payload.data))
+
+    async def learn_costs(self, key: str, costs: Mapping[str, float]) -> None:
+        """Fold measured seconds per frame into what was learned, and forget phases that no longer occur.
+
+        Nothing else is to be locked after it.
+        """
+        await self.lock(COSTS_LOCK)
+        await self.execute_many(
+            "INSERT INTO stat (key, phase, seconds) VALUES (?, ?, ?)"
+            " ON CONFLICT (key, phase) DO UPDATE SET"
+            " seconds = stat.seconds + (excluded.seconds - stat.seconds) * ?",
+            [(key, phase, seconds, COSTS_WEIGHT) for phase, seconds in costs.items()],
+        )
+        await self.run(
+            f"DELETE FROM stat WHERE key = ? AND phase NOT IN ({self._dialect.values})", key, json.dumps(list(costs))
+        )
 
     async def _next_seq(self, prompt_id: str) -> int:
         """Raise a job's last event number and return it. It never repeats, not even over a crash."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from .audit import add_audit_line
 from .database import Database, transaction
 from .leases import join_lease
-from .transaction import COSTS_LOCK, Transaction
+from .transaction import Transaction
 
 
 class Upkeep(Database):
@@ -137,21 +137,3 @@ class Upkeep(Database):
         """Return the learned seconds per frame of each phase."""
         sql = "SELECT phase, seconds FROM stat WHERE key = ?"
         return {row[0]: row[1] for row in await self._read(sql, key)}
-
-    @transaction
-    async def learn_phase_costs(
-        self, tx: Transaction, key: str, costs: Mapping[str, float], weight: float = 0.3
-    ) -> None:
-        """Fold measured seconds per frame into what was learned, and forget phases that no longer occur."""
-        await tx.lock(COSTS_LOCK)
-        await tx.execute_many(
-            "INSERT INTO stat (key, phase, seconds) VALUES (?, ?, ?)"
-            " ON CONFLICT (key, phase) DO UPDATE SET"
-            " seconds = stat.seconds + (excluded.seconds - stat.seconds) * ?",
-            [(key, phase, seconds, weight) for phase, seconds in costs.items()],
-        )
-        await tx.run(
-            f"DELETE FROM stat WHERE key = ? AND phase NOT IN ({self._dialect.values})",
-            key,
-            json.dumps(list(costs)),
-        )
