@@ -96,8 +96,8 @@ compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI cl
 	$(BIN)/python tests/compat/run.py
 
 .PHONY: bench
-bench: $(VENV)/.installed-dev ## take the figures that README quotes
-	$(BIN)/python bench/run.py $(ARGS)
+bench: $(VENV)/.installed-dev ## every row against its goal; ROW=P1 one, SHARE=0.1 a tenth of the work, ROUNDS=5
+	SHARE=$(or $(SHARE),1) ROUNDS=$(or $(ROUNDS),5) $(BIN)/python bench/run.py $(ROW) $(ARGS)
 
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-dev ## schemathesis against a service with keys, 2,000 cases a group of endpoints; CASES=…, GROUP=jobs, SEED=…

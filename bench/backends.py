@@ -1,49 +1,31 @@
-"""Speed-up of one long job by several ComfyUI servers, against one.
+"""P10: one long job on several ComfyUI servers, against one.
 
 The engines only wait for each frame, as if each had a GPU of its own: measured is how busy the service keeps them.
 """
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import aiohttp
 from clips import make_clip
-from common import print_table
+from jobs import submit_and_watch
 from processes import Engine, Service, eventually
+from rows import Effort, Figure, Row, at_least, in_turn
 
 from faceswap.client import FaceSwap
-from faceswap.samples import FACE
 
-FRAMES = 1200
-WAIT_S = 0.03
-SEGMENT_FRAMES = 30
-
-
-async def seconds_on(count: int, clip: Path, folder: Path) -> float:
-    """Measure the seconds of a job on `count` engines, from its submission to its end."""
-    folder.mkdir()
-    async with AsyncExitStack() as stack:
-        engines = [
-            await stack.enter_async_context(Engine(folder / str(number), wait_per_frame_s=WAIT_S))
-            for number in range(count)
-        ]
-        urls = [engine.url for engine in engines]
-        service = await stack.enter_async_context(Service(folder, *urls, segment_frames=SEGMENT_FRAMES))
-        await all_connected(service, count)
-        client = await stack.enter_async_context(FaceSwap(service.url))
-        started = time.perf_counter()
-        prompt_id = await client.submit(clip, FACE)
-        async for event in client.events(prompt_id):
-            assert event.type != "error", event.data
-        return time.perf_counter() - started
+COUNTS = (1, 2, 4)
+FRAMES = 480
+WAIT_S = 0.02
+SEGMENT_FRAMES = 20
 
 
 async def all_connected(service: Service, count: int) -> None:
+    """Wait until so many engines are connected."""
     async with aiohttp.ClientSession() as session:
 
         async def connected() -> bool:
@@ -54,16 +36,41 @@ async def all_connected(service: Service, count: int) -> None:
         await eventually(connected)
 
 
-async def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="faceswap-bench-"))
-    clip = make_clip(folder / "clip.mp4", FRAMES, size=(96, 64), sounds=["aac"])
-    taken = {count: await seconds_on(count, clip, folder / f"with-{count}") for count in (1, 2, 4)}
-    print_table(
-        f"{FRAMES} frames that cost {WAIT_S * 1000:.0f} ms each, in segments of {SEGMENT_FRAMES}",
-        ["engines", "seconds", "times as fast"],
-        [[count, f"{seconds:.1f}", f"{taken[1] / seconds:.2f}"] for count, seconds in taken.items()],
-    )
+async def seconds_of_job(client: FaceSwap, clip: Path) -> tuple[float]:
+    """Return the seconds of a job, from its submission to its end."""
+    started = time.perf_counter()
+    await submit_and_watch(client, clip)
+    return (time.perf_counter() - started,)
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
+    """Run the job on each number of engines in turn."""
+    clip = make_clip(folder / "clip.mp4", effort.of(FRAMES, 2), size=(96, 64), sounds=["aac"])
+    async with AsyncExitStack() as stack:
+        clients = []
+        for count in COUNTS:
+            home = folder / f"with-{count}"
+            home.mkdir()
+            engines = [
+                await stack.enter_async_context(Engine(home / str(number), wait_per_frame_s=WAIT_S))
+                for number in range(count)
+            ]
+            urls = [engine.url for engine in engines]
+            service = await stack.enter_async_context(Service(home, *urls, segment_frames=SEGMENT_FRAMES))
+            await all_connected(service, count)
+            clients.append(await stack.enter_async_context(FaceSwap(service.url)))
+        taken = await in_turn(effort.rounds, *(partial(seconds_of_job, client, clip) for client in clients))
+    one = taken[0][0]
+    goals = {4: at_least(3.6)}
+    return [
+        Figure(f"{count} engines against one", "seconds", times, one, speed_up, goals.get(count))
+        for count, (times,) in zip(COUNTS[1:], taken[1:], strict=True)
+    ]
+
+
+def speed_up(seconds: float, with_one: float) -> float:
+    """Compare by how many times as fast."""
+    return with_one / seconds
+
+
+ROWS = (Row("P10", f"one job of {FRAMES} frames on engines that wait {WAIT_S * 1000:.0f} ms for each", measure_row),)

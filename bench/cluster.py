@@ -1,4 +1,4 @@
-"""Several nodes on one PostgreSQL: what they do together, how soon they hear of each other, how soon they take over.
+"""N1: several nodes on one PostgreSQL: what they do together, how soon they hear of each other and take over.
 
 `FACESWAP_TEST_DATABASE_URL` names a server in place of the one that is started here, which syncs as a real one does.
 """
@@ -10,7 +10,6 @@ import os
 import random
 import statistics
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator
@@ -20,10 +19,11 @@ from pathlib import Path
 
 import postgres
 from clips import make_clip
-from common import print_table
+from common import p99
 from jobs import submit_and_watch
 from processes import Engine, Service
-from status import measure, medians
+from rows import Effort, Figure, Row, in_turn, ratio
+from status import REQUESTS, measure
 from stored_jobs import MIGRATIONS, new_job
 from waiting import until
 from yarl import URL
@@ -43,7 +43,7 @@ AT_ONCE = 8
 """Claims, or events, that a node has under way at a time."""
 NOTES = 200
 LATEST_S = 30.0
-ROUNDS = 3
+CONNECTIONS = 32
 TAKE_OVERS = 3
 LOOK_S = 0.05
 """Between two looks at who holds a lease."""
@@ -164,10 +164,10 @@ async def a_second(where: str, task: str, nodes: int) -> float:
     return sum(counts) / (max(ends) - min(starts))
 
 
-async def throughput(folder: Path) -> None:
-    """Print claims and events a second, of one SQLite and of nodes on PostgreSQL."""
+async def throughput(folder: Path, effort: Effort) -> list[Figure]:
+    """Return claims and events a second, of one SQLite and of nodes on PostgreSQL, against one node on PostgreSQL."""
     found: dict[str, dict[str, list[float]]] = {task: {} for task in ("claims", "events")}
-    for number in range(ROUNDS):
+    for number in range(effort.rounds):
         for task, rates in found.items():
             sqlite = str(folder / f"{task}-{number}.db")
             rates.setdefault("SQLite, 1 node", []).append(await a_second(sqlite, task, 1))
@@ -176,16 +176,15 @@ async def throughput(folder: Path) -> None:
                     rates.setdefault(f"PostgreSQL, {nodes} node{'s' * (nodes > 1)}", []).append(
                         await a_second(url, task, nodes)
                     )
-    of_one = {task: statistics.median(rates["PostgreSQL, 1 node"]) for task, rates in found.items()}
-    rows = []
-    for name in found["claims"]:
-        medians_ = {task: statistics.median(rates[name]) for task, rates in found.items()}
-        rows.append([name, *(f"{value:,.0f} ({value / of_one[task]:.2f})" for task, value in medians_.items())])
-    print_table("A second, and against one node on PostgreSQL", ["", "claims", "events"], rows)
+    return [
+        Figure(f"{task}, {name}", "a second", values, rates["PostgreSQL, 1 node"], ratio)
+        for task, rates in found.items()
+        for name, values in rates.items()
+    ]
 
 
-async def latency(url: str) -> None:
-    """Print the time from the end of a commit on one node to its event at a watcher on another."""
+async def latency(url: str) -> list[Figure]:
+    """Return the time from the end of a commit on one node to its event at a watcher on another."""
     hub = Hub()
     feed = Feed(hub)
     store = await Store.open(url, MIGRATIONS, feed.publish)
@@ -205,12 +204,12 @@ async def latency(url: str) -> None:
     lines = [line.split() for line in heard.decode().splitlines()]
     assert [number for number, _ in lines] == list(committed), "events were lost, doubled or out of order"
     times = [(float(at) - committed[number]) * 1000 for number, at in lines]
-    row = [f"{statistics.median(times):.0f} ms", f"{statistics.quantiles(times, n=100)[98]:.0f} ms"]
-    print_table(f"From a commit to a watcher on another node, {NOTES} events", ["median", "p99"], [row])
+    name = f"from a commit to a watcher on another node, {NOTES} events"
+    return [Figure(name, "p50 ms", [statistics.median(times)]), Figure(name, "p99 ms", [p99(times)])]
 
 
-async def statuses(folder: Path, url: str) -> None:
-    """Print `/status` a second on SQLite and on PostgreSQL, asked in turn."""
+async def statuses(folder: Path, url: str, effort: Effort) -> list[Figure]:
+    """Return `/status` a second on SQLite and on PostgreSQL, asked in turn."""
     clip = make_clip(folder / "clip.mp4", 24)
     async with Engine(folder, paint=True) as engine, AsyncExitStack() as stack:
         subjects = []
@@ -218,19 +217,18 @@ async def statuses(folder: Path, url: str) -> None:
             service = await stack.enter_async_context(Service(folder / name, engine.url, **settings))
             async with FaceSwap(service.url) as client:
                 prompt_id = await submit_and_watch(client, clip)
-            subjects.append((URL(f"{service.url}/status/{prompt_id}"), service.pid))
-        rounds = [[await measure(*subject) for subject in subjects] for _ in range(ROUNDS + 1)][1:]
-    ours = [medians(each) for each in zip(*rounds, strict=True)]
-    rows = [
-        [name, *(f"{value:,.1f}" for value in figures)]
-        for name, figures in zip(("SQLite", "PostgreSQL"), ours, strict=True)
+            where = (URL(service.url), [f"/status/{prompt_id}"], service.pid)
+            subjects.append(partial(measure, CONNECTIONS, REQUESTS, *where))
+        postgres_, sqlite = await in_turn(effort.rounds, *reversed(subjects))
+    units = ("requests/s", "p99 ms", "CPU µs a request")
+    return [
+        Figure("`/status` on PostgreSQL, against SQLite", unit, ours, theirs, ratio)
+        for unit, ours, theirs in zip(units, postgres_, sqlite, strict=True)
     ]
-    rows.append(["ratio", *(f"{two / one:.2f}" for one, two in zip(*ours, strict=True))])
-    print_table("`/status` of one job", ["", "a second", "p99, ms", "CPU a request, µs"], rows)
 
 
-async def take_overs(folder: Path, url: str) -> None:
-    """Print the seconds from the kill of a node that holds an engine until another holds it."""
+async def take_overs(folder: Path, url: str) -> list[Figure]:
+    """Return the seconds from the kill of a node that holds an engine until another holds it."""
     sql = "SELECT holder FROM lease WHERE name = ?"
     (folder / "shared").mkdir()
     async with Engine(folder, paint=True) as engine, AsyncExitStack() as stack:
@@ -254,23 +252,21 @@ async def take_overs(folder: Path, url: str) -> None:
                 await asyncio.sleep(LOOK_S)
             times.append(time.perf_counter() - killed)
             await nodes[first].start()
-    row = [f"{statistics.median(times):.1f} s", f"{max(times):.1f} s"]
-    print_table(f"An engine taken over after `kill -9` of its node, {TAKE_OVERS} times", ["median", "longest"], [row])
+    return [Figure("an engine taken over after `kill -9` of its node", "seconds", times)]
 
 
-async def main() -> None:
+async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
+    """Take all of it, each with a database of its own."""
     for setting in UNSAFE:
         postgres.SETTINGS.pop(setting, None)
-    with tempfile.TemporaryDirectory(prefix="faceswap-bench-") as name:
-        folder = Path(name)
-        await throughput(folder)
-        with postgres.database() as url:
-            await latency(url)
-        with postgres.database() as url:
-            await statuses(folder, url)
-        with postgres.database() as url:
-            await take_overs(folder, url)
+    figures = await throughput(folder, effort)
+    with postgres.database() as url:
+        figures += await latency(url)
+    with postgres.database() as url:
+        figures += await statuses(folder, url, effort)
+    with postgres.database() as url:
+        figures += await take_overs(folder, url)
+    return figures
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+ROWS = (Row("N1", "several nodes on one PostgreSQL", measure_row),)

@@ -1,20 +1,21 @@
-"""The embedded engine's frames a second, against only decoding and encoding the same clip, and its peak memory."""
+"""P9 and P12: the embedded engine, against decoding and encoding alone, and a long clip against a short one."""
 
 from __future__ import annotations
 
 import asyncio
-import statistics
-import sys
-import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import aiohttp
 import av
 import cv2
-from common import peak_memory_mb, print_table, reset_peak_memory
+from common import peak_memory_mb, reset_peak_memory
 from media_samples import astronaut_frames
 from processes import Child
+from rows import Effort, Figure, Goal, Row, at_least, at_most, in_turn, ratio
 from yarl import URL
 
 from faceswap.comfy.client import ComfyClient
@@ -25,31 +26,31 @@ from faceswap.workflow import Workflow
 FRAME_RATE = 25
 CRF = 20
 SIZES = {"512²": (512, 512), "720p": (1280, 720)}
-SPEED_SECONDS, LONG_SECONDS = 10, 180
-RUNS = 3
+SPEED_SECONDS = 5
+SHORT_SECONDS, LONG_SECONDS = 10, 60
 
 
 def clip(folder: Path, size: tuple[int, int], seconds: int) -> Path:
-    """Write a clip of the moving astronaut, which repeats every ten seconds."""
-    path = folder / f"{size[1]}-{seconds}.mp4"
+    """Write a clip of the moving astronaut, which repeats."""
+    path, period = folder / f"{size[1]}-{seconds}.mp4", min(seconds, SHORT_SECONDS)
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FRAME_RATE, options={"preset": "veryfast", "crf": "18"})
         stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
-        for _ in range(0, seconds, SPEED_SECONDS):
-            for picture in astronaut_frames(SPEED_SECONDS * FRAME_RATE, (512, 512)):
+        for _ in range(0, seconds, period):
+            for picture in astronaut_frames(period * FRAME_RATE, (512, 512)):
                 scaled = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(scaled, format="bgr24")))
         container.mux(stream.encode())
     return path
 
 
-def recode(path: Path, out: Path) -> float:
+def recode(path: Path, out: Path, preset: str) -> float:
     """Decode and encode with the engine's settings, without a swap; returns the seconds it took."""
     started = time.perf_counter()
     with av.open(str(path)) as source, av.open(str(out), "w") as target:
         video = source.streams.video[0]
         video.thread_type = "AUTO"
-        stream = target.add_stream("libx264", rate=FRAME_RATE, options={"preset": "medium", "crf": str(CRF)})
+        stream = target.add_stream("libx264", rate=FRAME_RATE, options={"preset": preset, "crf": str(CRF)})
         stream.width, stream.height, stream.pix_fmt = video.width, video.height, "yuv420p"
         for frame in source.decode(video):
             frame.pict_type = av.video.frame.PictureType.NONE
@@ -84,38 +85,64 @@ class EngineRun:
         return time.perf_counter() - started
 
 
-async def speed_row(run: EngineRun, folder: Path, name: str, size: tuple[int, int]) -> list[object]:
-    path = clip(folder, size, SPEED_SECONDS)
-    frames = SPEED_SECONDS * FRAME_RATE
-    await run.swap(path)
-    swap_s, alone_s = [], []
-    for _ in range(RUNS):
-        swap_s.append(await run.swap(path))
-        alone_s.append(await asyncio.to_thread(recode, path, folder / "recoded.mp4"))
-    ratios = [alone / swap for alone, swap in zip(alone_s, swap_s, strict=True)]
-    swap_fps, alone_fps = frames / statistics.median(swap_s), frames / statistics.median(alone_s)
-    return [name, f"{swap_fps:.0f}", f"{alone_fps:.0f}", f"{statistics.median(ratios):.2f}"]
-
-
-async def memory_row(run: EngineRun, folder: Path, seconds: int) -> list[object]:
-    path = clip(folder, SIZES["720p"], seconds)
-    reset_peak_memory(run.engine.pid)
-    took_s = await run.swap(path)
-    sys.stderr.write(f"{seconds} s of 720p took {took_s:.0f} s\n")
-    return [f"{seconds} s", f"{peak_memory_mb(run.engine.pid):.0f} MiB", f"{seconds * FRAME_RATE / took_s:.0f}"]
-
-
-async def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="faceswap-bench-"))
-    options = ("--no-token", "--port", "0", "--data-dir", str(folder / "engine"))
+@asynccontextmanager
+async def running_engine(folder: Path, preset: str) -> AsyncIterator[EngineRun]:
+    """Start an engine that encodes with a preset."""
+    options = ("--no-token", "--port", "0", "--preset", preset, "--data-dir", str(folder / "engine"))
     engine = Child(folder / "log", "faceswap.engine", *options)
     async with engine, aiohttp.ClientSession() as session:
-        run = EngineRun(engine, ComfyClient(URL(engine.url), session))
-        rows = [await speed_row(run, folder, name, size) for name, size in SIZES.items()]
-        print_table("Embedded engine, crf 20, preset medium", ["size", "fps", "decode + encode alone", "ratio"], rows)
-        rows = [await memory_row(run, folder, seconds) for seconds in (SPEED_SECONDS, LONG_SECONDS)]
-        print_table("Embedded engine, 720p", ["clip", "peak memory", "fps"], rows)
+        yield EngineRun(engine, ComfyClient(URL(engine.url), session))
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+async def speed_row(preset: str, goal: Goal, folder: Path, effort: Effort) -> list[Figure]:
+    """Swap, and decode and encode alone, in turn."""
+    seconds = effort.of(SPEED_SECONDS)
+    figures = []
+    async with running_engine(folder, preset) as run:
+        for name, size in SIZES.items():
+            path = clip(folder, size, seconds)
+
+            async def swap(path: Path = path) -> tuple[float]:
+                return (seconds * FRAME_RATE / await run.swap(path),)
+
+            async def alone(path: Path = path) -> tuple[float]:
+                return (seconds * FRAME_RATE / await asyncio.to_thread(recode, path, folder / "recoded.mp4", preset),)
+
+            (ours,), (theirs,) = await in_turn(effort.rounds, swap, alone)
+            figures.append(Figure(f"{name}, {preset}", "frames/s", ours, theirs, ratio, goal))
+    return figures
+
+
+async def length_row(folder: Path, effort: Effort) -> list[Figure]:
+    """Hold a long clip against a short one: once, since each takes its time."""
+    found = []
+    async with running_engine(folder, "medium") as run:
+        for seconds in (SHORT_SECONDS, max(SHORT_SECONDS, effort.of(LONG_SECONDS))):
+            path = clip(folder, SIZES["720p"], seconds)
+            reset_peak_memory(run.engine.pid)
+            took_s = await run.swap(path)
+            found.append((peak_memory_mb(run.engine.pid), seconds * FRAME_RATE / took_s))
+    (short_memory, short_fps), (long_memory, long_fps) = found
+    return [
+        Figure("peak memory", "MiB", [long_memory], [short_memory], ratio, at_most(1.1)),
+        Figure("speed", "frames/s", [long_fps], [short_fps], ratio, at_least(0.95)),
+    ]
+
+
+ROWS = (
+    Row(
+        "P9",
+        f"the embedded engine, {SPEED_SECONDS} s, crf {CRF}, against decoding and encoding alone",
+        partial(speed_row, "medium", at_least(0.80)),
+    ),
+    Row(
+        "P9-veryfast",
+        f"the embedded engine, {SPEED_SECONDS} s, crf {CRF}, against decoding and encoding alone",
+        partial(speed_row, "veryfast", at_least(0.65)),
+    ),
+    Row(
+        "P12",
+        f"the embedded engine, {LONG_SECONDS} s of 720p against {SHORT_SECONDS} s (SHARE=10: ten minutes)",
+        length_row,
+    ),
+)

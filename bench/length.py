@@ -1,4 +1,4 @@
-"""The cost of jobs of 1, 4 and 16 minutes of the same picture: CPU seconds of the engine and of the service.
+"""L1: the cost of jobs of 1, 4 and 16 minutes of the same picture: CPU seconds of the engine and of the service.
 
 The engine is the embedded one, made to decode from the first frame for each prompt as ComfyUI does. A real ComfyUI
 takes its place where `BENCH_COMFYUI_URL` and the id of its process, `BENCH_COMFYUI_PID`, are set.
@@ -6,16 +6,15 @@ takes its place where `BENCH_COMFYUI_URL` and the id of its process, `BENCH_COMF
 
 from __future__ import annotations
 
-import asyncio
 import os
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from clips import make_clip
-from common import cpu_s, print_table
+from common import cpu_s
 from processes import Engine, Service
+from rows import Effort, Figure, Row, growth
 
 from faceswap.client import FaceSwap
 from faceswap.samples import FACE
@@ -46,21 +45,21 @@ async def cost(clip: Path, folder: Path) -> tuple[float, float]:
         return cpu_s(pid) - before[0], cpu_s(service.pid) - before[1]
 
 
-async def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="faceswap-bench-"))
-    rows = []
+async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
+    """Run a job of each length once, for each way to place the key frames."""
+    figures = []
     for name, group in GROUPS.items():
-        costs = []
+        costs = {}
         for minutes in MINUTES:
             home = folder / f"{group}-{minutes}"
             home.mkdir()
-            clip = make_clip(home / "clip.mp4", minutes * 60 * RATE, size=SIZE, gop=group, b_frames=0)
-            costs.append(await cost(clip, home))
-            seconds, ratios = costs[-1], (ours / first for ours, first in zip(costs[-1], costs[0], strict=True))
-            rows.append([name, minutes, *(f"{s:.1f} s" for s in seconds), *(f"{ratio:.1f}" for ratio in ratios)])
-    header = ["video", "minutes", "engine", "service", "engine, ratio", "service, ratio"]
-    print_table("CPU seconds by length", header, rows)
+            frames = effort.of(minutes * 60 * RATE)
+            clip = make_clip(home / "clip.mp4", frames, size=SIZE, gop=group, b_frames=0)
+            costs[minutes] = await cost(clip, home)
+        for number, process in enumerate(("engine", "service")):
+            rounds = [{minutes: of_both[number] for minutes, of_both in costs.items()}]
+            figures.append(growth(f"{process}, {name}", "CPU s by minutes", rounds, of_each=False))
+    return figures
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+ROWS = (Row("L1", "growth: jobs of 1, 4 and 16 minutes", measure_row),)

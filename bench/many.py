@@ -1,53 +1,59 @@
-"""Many engines, and a long queue: one job on each of 150 engines at once, and pages of 20,000 queued jobs."""
+"""Q1 and Q2: jobs on many engines at once, and a long queue beside a short one."""
 
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 
 import aiohttp
 from backends import all_connected
 from clips import make_clip
-from common import print_table
-from processes import Service, dead_url
+from common import cpu_s
+from filled import fill
+from processes import Engine, Service
+from rows import Effort, Figure, Row, at_least, at_most, in_turn, ratio
 from service_rig import EngineRig
-from stored_jobs import new_job
 
 from faceswap.client import FaceSwap
-from faceswap.config import resource_dir
 from faceswap.samples import FACE
-from faceswap.store import Store
 
 ENGINES = 150
 FRAMES = 6
-QUEUES = (100, 20_000)
+LONG, SHORT = 20_000, 100
 ASKED = 20
 
 
-async def many_engines(folder: Path) -> None:
+async def many_engines(folder: Path, effort: Effort) -> list[Figure]:
     """Submit as many jobs as there are engines and wait for them all; the engines live in this process."""
+    count = effort.of(ENGINES, 2)
     clip = make_clip(folder / "clip.mp4", FRAMES, size=(96, 64), sounds=["aac"])
+    done, seconds, cpu = [], [], []
     async with AsyncExitStack() as stack:
-        rigs = [EngineRig(folder / f"engine-{number}", wait_per_frame_s=0.5) for number in range(ENGINES)]
+        rigs = [EngineRig(folder / f"engine-{number}", wait_per_frame_s=0.5) for number in range(count)]
         engines = [await stack.enter_async_context(rig) for rig in rigs]
         service = await stack.enter_async_context(Service(folder, *(engine.url for engine in engines)))
-        await all_connected(service, ENGINES)
+        await all_connected(service, count)
         client = await stack.enter_async_context(FaceSwap(service.url))
-        started = time.perf_counter()
-        jobs = [await client.submit(clip, FACE) for _ in engines]
-        states = await asyncio.gather(*(_end(client, prompt_id) for prompt_id in jobs))
-        seconds = time.perf_counter() - started
-        used = sum(engine.submissions > 0 for engine in engines)
-        prompts = sum(engine.submissions for engine in engines)
-    print_table(
-        f"{ENGINES} engines that only wait, {ENGINES} jobs of one prompt each, all at once",
-        ["SUCCESS", "prompts sent", "engines used", "seconds"],
-        [[states.count("completed"), prompts, used, f"{seconds:.0f}"]],
-    )
+        for _ in range(effort.rounds):
+            started, before = time.perf_counter(), cpu_s(service.pid, children=False)
+            jobs = [await client.submit(clip, FACE) for _ in engines]
+            ends = await asyncio.gather(*(_end(client, prompt_id) for prompt_id in jobs))
+            seconds.append(time.perf_counter() - started)
+            cpu.append((cpu_s(service.pid, children=False) - before) / count * 1000)
+            done.append(ends.count("completed") / count)
+        used = sum(engine.submissions > 0 for engine in engines) / count
+        prompts = sum(engine.submissions for engine in engines) / count / effort.rounds
+    return [
+        Figure("jobs done", "share", done, goal=at_least(1.0), by_worst=True),
+        Figure("engines used", "share", [used], goal=at_least(1.0)),
+        Figure("prompts sent", "for each job", [prompts], goal=at_most(1.0)),
+        Figure("all jobs", "seconds", seconds),
+        Figure("service's own process", "CPU ms a job", cpu),
+    ]
 
 
 async def _end(client: FaceSwap, prompt_id: str) -> str:
@@ -57,44 +63,48 @@ async def _end(client: FaceSwap, prompt_id: str) -> str:
     return last
 
 
-async def long_queue(folder: Path, jobs: int) -> list[object]:
-    """Measure the time of a page of many queued jobs, of the last one's status, and of a prompt."""
-    folder.mkdir()
-    data = folder / "data"
-    data.mkdir()
-    store = await Store.open(data / "faceswap.db", resource_dir("migrations"), lambda event: None)
-    # Durability is not measured. The service below has no ComfyUI that answers: a claimed job would miss its inputs.
-    await store._run("PRAGMA synchronous = OFF")
-    for number in range(jobs):
-        job, _ = await store.create(new_job(output_name=f"job {number}"), jobs + 1)
-    await store.close()
-    async with (
-        Service(folder, dead_url(), queue_limit=jobs + 10) as service,
-        aiohttp.ClientSession(service.url) as session,
-    ):
-        page = await _seconds(session, "/jobs?limit=200")
-        status = await _seconds(session, f"/status/{job.prompt_id}")
-    return [f"{jobs:,}", f"{page * 1000:.1f}", f"{status * 1000:.2f}"]
+async def ask_queue(url: str, last: str) -> tuple[float, float]:
+    """Return the median ms of a page of the jobs, and of the status of the last in the queue."""
+    async with aiohttp.ClientSession(url) as session:
+        return await _median_ms(session, "/jobs?limit=200"), await _median_ms(session, f"/status/{last}")
 
 
-async def _seconds(session: aiohttp.ClientSession, path: str) -> float:
+async def _median_ms(session: aiohttp.ClientSession, path: str) -> float:
     taken = []
     for _ in range(ASKED):
         started = time.perf_counter()
         async with session.get(path) as answer:
             await answer.read()
             assert answer.status == 200
-        taken.append(time.perf_counter() - started)
+        taken.append((time.perf_counter() - started) * 1000)
     return median(taken)
 
 
-async def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="faceswap-bench-") as name:
-        folder = Path(name)
-        await many_engines(folder)
-        rows = [await long_queue(folder / str(jobs), jobs) for jobs in QUEUES]
-    print_table("A queue of so many jobs: median ms", ["jobs", "`/jobs?limit=200`", "`/status` of the last"], rows)
+async def long_queue(folder: Path, effort: Effort) -> list[Figure]:
+    """Ask where many jobs wait and where few do in turn; the engine is held, so that they stay."""
+    clip = make_clip(folder / "clip.mp4", 2, size=(96, 64))
+    async with AsyncExitStack() as stack:
+        engine = await stack.enter_async_context(Engine(folder))
+        await engine.hold()
+        subjects = []
+        for jobs in (effort.of(LONG, SHORT), SHORT):
+            service = await stack.enter_async_context(Service(folder / str(jobs), engine.url, queue_limit=2 * LONG))
+            async with FaceSwap(service.url) as client:
+                prompt_id = await client.submit(clip, FACE)
+            await service.stop()
+            fill(service.data_dir, prompt_id, waiting=jobs)
+            await service.start()
+            async with FaceSwap(service.url) as client:
+                last = await client.submit(clip, FACE)
+            subjects.append(partial(ask_queue, service.url, last))
+        (pages, statuses), (short_pages, short_statuses) = await in_turn(effort.rounds, *subjects)
+    return [
+        Figure("`/jobs?limit=200`", "ms", pages, short_pages, ratio),
+        Figure("`/status` of the last", "ms", statuses, short_statuses, ratio, at_most(1.5)),
+    ]
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+ROWS = (
+    Row("Q1", f"{ENGINES} jobs of one prompt each at once, on as many engines that only wait", many_engines),
+    Row("Q2", f"{LONG:,} jobs that wait, against {SHORT}", long_queue),
+)

@@ -1,4 +1,4 @@
-"""Files on S3: an upload and a download through the service against the bare `obstore` client, at the same server.
+"""S1: files on S3: an upload and a download through the service against the bare `obstore` client, at the same server.
 
 The server, the service and the client are processes of their own. The service's client sends to it or reads from it
 over HTTP, while the service sends to the server or reads from it: every byte goes two ways.
@@ -8,28 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import struct
-import sys
-import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import obstore
 from clips import make_clip
-from common import peak_memory_mb, print_table, reset_peak_memory
+from common import call, peak_memory_mb, reset_peak_memory
 from obstore.store import S3Store
 from processes import Engine, Service
+from rows import Effort, Figure, Row, difference, in_turn, ratio
 from s3_servers import S3Server
 
 from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
 SIZE_MB = 256
-ROUNDS = 3
 PIECE_BYTES = 1024 * 1024
 
 
@@ -74,36 +72,30 @@ async def download(url: str, _: str) -> None:
             pass
 
 
-async def timed(work: Callable[[str, str], Awaitable[None]], one: str, other: str) -> None:
-    """Print the seconds that a transfer takes."""
+def timed(work: str, one: str, other: str) -> float:
+    """Return the seconds that a transfer takes, by the name of its function."""
     started = time.perf_counter()
-    await work(one, other)
-    sys.stdout.write(f"{time.perf_counter() - started}")
+    asyncio.run(TRANSFERS[work](one, other))
+    return time.perf_counter() - started
 
 
-async def in_a_process(work: Callable[[str, str], Awaitable[None]], one: str, other: str, env: dict[str, str]) -> float:
-    """Return the seconds that a transfer takes in a process of its own."""
-    code = f"import asyncio, s3; asyncio.run(s3.timed(s3.{work.__name__}, {one!r}, {other!r}))"
-    paths = os.pathsep.join([str(Path(__file__).parent), *sys.path])
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", code),
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, **env, "PYTHONPATH": paths},
-    )
-    told, _ = await process.communicate()
-    return float(told)
+TRANSFERS: Mapping[str, Callable[[str, str], Coroutine[Any, Any, None]]] = {
+    "bare upload": bare_upload,
+    "bare download": bare_download,
+    "upload": upload,
+    "download": download,
+}
 
 
-async def main() -> None:
-    """Print a row for each way; the folder goes afterwards."""
-    with tempfile.TemporaryDirectory(prefix="faceswap-bench-") as name, S3Server("nanio") as server:
-        await measure(Path(name), server)
-
-
-async def measure(folder: Path, server: S3Server) -> None:
+async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
     """Take both ways in turn, bare and through the service, so that the machine is the same for both."""
+    with S3Server("nanio") as server:
+        return await measure(folder, server, effort)
+
+
+async def measure(folder: Path, server: S3Server, effort: Effort) -> list[Figure]:
+    """Take both ways at a server."""
     video, bucket, env = big_video(folder), server.new_bucket(), dict(server.environment())
-    seconds: dict[str, list[tuple[float, float]]] = {"upload": [], "download": []}
     async with (
         Engine(folder, paint=True) as engine,
         Service(folder, engine.url, env=env, files_url=f"s3://{bucket}/prefix") as service,
@@ -117,29 +109,24 @@ async def measure(folder: Path, server: S3Server) -> None:
         server.client.upload_file(str(video), bucket, key)  # as if the result were that large
         await engine.hold()
         before = reset_peak_memory(service.pid)
-        for _ in range(ROUNDS):
-            bare = await in_a_process(bare_upload, bucket, str(video), env)
-            seconds["upload"].append((bare, await in_a_process(upload, service.url, str(video), env)))
-            bare = await in_a_process(bare_download, bucket, key, env)
-            through = await in_a_process(download, f"{service.url}/download/result.mp4", "", env)
-            seconds["download"].append((bare, through))
+
+        async def both_ways(way: str, one: str, up: str, down: str) -> tuple[float, float]:
+            return (
+                await call(timed, f"{way}upload", one, str(video), env=env),
+                await call(timed, f"{way}download", up, down, env=env),
+            )
+
+        (ups, downs), (bare_ups, bare_downs) = await in_turn(
+            effort.rounds,
+            lambda: both_ways("", service.url, f"{service.url}/download/result.mp4", ""),
+            lambda: both_ways("bare ", bucket, bucket, key),
+        )
         peak = peak_memory_mb(service.pid)
-    print_table(
-        f"{SIZE_MB} MiB to and from S3 (nanio), medians of {ROUNDS}; the service held {before:.0f} MiB before,"
-        f" {peak:.0f} MiB at most",
-        ["way", "bare client", "through the service", "ratio", "MiB/s through the service"],
-        [
-            [
-                way,
-                f"{statistics.median(bare for bare, _ in times):.2f} s",
-                f"{statistics.median(through for _, through in times):.2f} s",
-                f"{statistics.median(through / bare for bare, through in times):.2f}",
-                f"{SIZE_MB / statistics.median(through for _, through in times):.0f}",
-            ]
-            for way, times in seconds.items()
-        ],
-    )
+    return [
+        Figure(f"{SIZE_MB} MiB up", "seconds", ups, bare_ups, ratio),
+        Figure(f"{SIZE_MB} MiB down", "seconds", downs, bare_downs, ratio),
+        Figure("memory", "MiB more at most", [peak], [before], difference),
+    ]
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+ROWS = (Row("S1", "files on S3 (nanio), against the bare client", measure_row),)

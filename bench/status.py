@@ -1,86 +1,79 @@
-"""`GET /status` with 10,000 jobs, a tenth of them waiting, beside a bare aiohttp handler with the same document."""
+"""P1: `GET /status` of many jobs, a tenth of them queued, beside a bare aiohttp handler with the same document."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import statistics
-import tempfile
-import time
+import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import aiohttp
+from asking import ask, get
 from clips import make_clip
-from common import cpu_s, print_table
+from common import HERE, cpu_s, p99
+from filled import fill
 from processes import Child, Engine, Service
-from start import fill
+from rows import Effort, Figure, Row, at_least, at_most, in_turn, ratio
 from yarl import URL
 
 from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
-ENDED, WAITING = 9_000, 1_000
-CONNECTIONS = 32
-REQUESTS, ROUNDS = 8_000, 5
+JOBS, ASKED_FOR = 10_000, 1_000
+QUEUED_SHARE = 10
+"""One job in so many is queued."""
+CONNECTIONS = (32, 256)
+REQUESTS = 8_000
 
 
-async def ask(url: URL, requests: int, times: list[float]) -> None:
-    """Ask over one connection, as often as `requests` says; adds the seconds that each answer took."""
-    reader, writer = await asyncio.open_connection(url.host, url.port)
-    request = f"GET {url.path} HTTP/1.1\r\nHost: {url.authority}\r\n\r\n".encode()
-    for _ in range(requests):
-        started = time.perf_counter()
-        writer.write(request)
-        head = (await reader.readuntil(b"\r\n\r\n")).lower()
-        assert head.startswith(b"http/1.1 200"), head
-        length = head.partition(b"content-length: ")[2].partition(b"\r")[0]
-        await reader.readexactly(int(length))
-        times.append(time.perf_counter() - started)
-    writer.close()
-
-
-async def measure(url: URL, pid: int) -> tuple[float, float, float]:
+async def measure(connections: int, requests: int, url: URL, paths: Sequence[str], pid: int) -> tuple[float, ...]:
     """Return requests a second, the 99th percentile of the milliseconds, and CPU microseconds a request of `pid`."""
-    times: list[float] = []
-    started, cpu = time.perf_counter(), cpu_s(pid)
-    await asyncio.gather(*(ask(url, REQUESTS // CONNECTIONS, times) for _ in range(CONNECTIONS)))
-    seconds, cpu = time.perf_counter() - started, cpu_s(pid) - cpu
-    return REQUESTS / seconds, statistics.quantiles(times, n=100)[98] * 1000, cpu / REQUESTS * 1e6
+    each = max(1, requests // connections)
+    per_connection = [[get(url, random.choice(paths)) for _ in range(each)] for _ in range(connections)]
+    before = cpu_s(pid)
+    asked = await ask(url, per_connection)
+    return asked.a_second, p99(asked.times_ms), (cpu_s(pid) - before) / (each * connections) * 1e6
 
 
-def medians(rounds: Sequence[tuple[float, ...]]) -> list[float]:
-    """Return the median of each figure."""
-    return [statistics.median(values) for values in zip(*rounds, strict=True)]
+async def status_document(service: Service, prompt_id: str) -> object:
+    """Return the status of a job."""
+    async with aiohttp.ClientSession() as session, session.get(f"{service.url}/status/{prompt_id}") as answer:
+        assert answer.status == 200
+        return await answer.json()
 
 
-async def main() -> None:
-    folder = Path(tempfile.mkdtemp(prefix="faceswap-bench-"))
-    async with Engine(folder, paint=True) as engine, Service(folder, engine.url, queue_limit=100_000) as service:
+async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
+    """Ask with few and with many connections; the engine is held, so that what is queued stays so."""
+    jobs, asked_for = effort.of(JOBS, 20), effort.of(ASKED_FOR, 20)
+    figures = []
+    async with Engine(folder) as engine, Service(folder, engine.url, queue_limit=100_000) as service:
+        await engine.hold()
         async with FaceSwap(service.url) as client:
             prompt_id = await client.submit(make_clip(folder / "clip.mp4", 24), FACE)
-            async for _ in client.events(prompt_id):
-                pass
         await service.stop()
-        fill(service.data_dir / "faceswap.db", prompt_id, ENDED, WAITING)
+        queued = jobs // QUEUED_SHARE
+        ended, waiting = fill(service.data_dir, prompt_id, ended=jobs - queued, waiting=queued)
         await service.start()
-        url = URL(f"{service.url}/status/{prompt_id}")
-        async with aiohttp.ClientSession() as session, session.get(url) as answer:
-            document = await answer.json()
-        async with Child(folder / "bare.log", "bare", json.dumps(document), cwd=Path(__file__).parent) as bare:
-            subjects = ((url, service.pid), (URL(bare.url) / "status", bare.pid))
-            rounds = [[await measure(*subject) for subject in subjects] for _ in range(ROUNDS + 1)][1:]
-    ours, theirs = (
-        [statistics.median(values) for values in zip(*each, strict=True)] for each in zip(*rounds, strict=True)
-    )
-    header = ["", "a second", "p99, ms", "CPU a request, µs"]
-    rows: list[list[object]] = [
-        ["`/status`", *(f"{value:,.1f}" for value in ours)],
-        ["bare handler", *(f"{value:,.1f}" for value in theirs)],
-        ["ratio", *(f"{one / other:.2f}" for one, other in zip(ours, theirs, strict=True))],
-    ]
-    print_table(f"`/status`, {CONNECTIONS} connections, {ENDED + WAITING:,} jobs", header, rows)
+        some = asked_for // QUEUED_SHARE
+        paths = [f"/status/{one}" for one in (*ended[: asked_for - some], *waiting[:some])]
+        document = json.dumps(await status_document(service, ended[0]))
+        async with Child(folder / "bare.log", "bare", str(folder), document, cwd=HERE) as bare:
+            for connections in CONNECTIONS:
+                ours, theirs = await in_turn(
+                    effort.rounds,
+                    partial(measure, connections, effort.of(REQUESTS), URL(service.url), paths, service.pid),
+                    partial(measure, connections, effort.of(REQUESTS), URL(bare.url), ["/json"], bare.pid),
+                )
+                name = f"{connections} connections"
+                figures += [
+                    Figure(name, "requests/s", ours[0], theirs[0], ratio, at_least(1.0)),
+                    Figure(name, "p99 ms", ours[1], theirs[1], ratio, at_most(1.2)),
+                    Figure(name, "CPU µs a request", ours[2], theirs[2], ratio),
+                ]
+    return figures
 
 
-if __name__ == "__main__":
-    asyncio.run(main())
+ROWS = (
+    Row("P1", "`GET /status` of 1,000 of 10,000 jobs, against a bare handler that answers the document", measure_row),
+)

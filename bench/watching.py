@@ -1,5 +1,6 @@
-"""Watchers of one job, in a process of their own: `watching URL PROMPT_ID 800 200` for so many streams and sockets.
+"""Watchers of jobs, in a process of their own: `watching FILE`.
 
+Its lines are `stream URL ID`, `socket URL ID`, or `engine URL` for a ComfyUI's own socket.
 Prints a line once all are there; then, on a line of its input, a JSON object of what came since the last such line.
 """
 
@@ -13,10 +14,15 @@ import re
 import sys
 import time
 from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
 
+from common import HERE
 from yarl import URL
 
 TICK = re.compile(rb'"node": "t(\d+)"')
+Taken = dict[str, list[float]]
 
 
 class Seen:
@@ -26,7 +32,7 @@ class Seen:
         self.times: defaultdict[int, int] = defaultdict(int)
         self.last: dict[int, int] = {}
 
-    def take(self) -> dict[str, list[float]]:
+    def take(self) -> Taken:
         """Return the ms from each tick to its last watcher, and to how many watchers it went; begin anew."""
         taken = {
             "lag_ms": [(self.last[tick] - tick) / 1e6 for tick in self.last],
@@ -71,24 +77,41 @@ def stream_request(url: URL, prompt_id: str) -> bytes:
     return f"GET /events/{prompt_id} HTTP/1.1\r\nHost: {url.authority}\r\n\r\n".encode()
 
 
+def handshake(url: URL, path: str) -> bytes:
+    """Return the handshake of a WebSocket."""
+    key = base64.b64encode(os.urandom(16)).decode()
+    return (
+        f"GET {path} HTTP/1.1\r\nHost: {url.authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
+    ).encode()
+
+
 def socket_request(url: URL, prompt_id: str) -> bytes:
     """Return the handshake of a WebSocket and the first frame, which subscribes."""
-    key = base64.b64encode(os.urandom(16)).decode()
-    head = (
-        f"GET /face-swap-ws HTTP/1.1\r\nHost: {url.authority}\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-        f"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\r\n"
-    )
     first = json.dumps({"action": "subscribe", "prompt_id": prompt_id}).encode()
     assert len(first) < 126
-    return head.encode() + bytes([0x81, 0x80 | len(first), 0, 0, 0, 0]) + first
+    return handshake(url, "/face-swap-ws") + bytes([0x81, 0x80 | len(first), 0, 0, 0, 0]) + first
 
 
-async def main(url: URL, prompt_id: str, streams: int, sockets: int) -> None:
+def engine_request(url: URL) -> bytes:
+    """Return the handshake with a ComfyUI."""
+    return handshake(url, "/ws?clientId=bare")
+
+
+REQUESTS: dict[str, Callable[..., bytes]] = {
+    "stream": stream_request,
+    "socket": socket_request,
+    "engine": engine_request,
+}
+
+
+async def main(file: Path) -> None:
     """Watch until the input ends."""
     loop, seen = asyncio.get_running_loop(), Seen()
-    requests = [stream_request(url, prompt_id)] * streams + [socket_request(url, prompt_id) for _ in range(sockets)]
-    for request in requests:
-        first = loop.create_future()
+    for line in file.read_text().splitlines():
+        kind, address, *more = line.split()
+        url, first = URL(address), loop.create_future()
+        request = REQUESTS[kind](url, *more)
         await loop.create_connection(lambda: Watcher(request, seen, first), url.host, url.port)  # noqa: B023
         await first
     print("watching", flush=True)  # noqa: T201  # how it tells that all are there
@@ -98,5 +121,31 @@ async def main(url: URL, prompt_id: str, streams: int, sockets: int) -> None:
         print(json.dumps(seen.take()), flush=True)  # noqa: T201  # its answer
 
 
+@asynccontextmanager
+async def watching(file: Path, targets: Sequence[str]) -> AsyncIterator[Callable[[], Awaitable[Taken]]]:
+    """Watch from a process of its own; yields a function that returns what the watchers saw since its last call."""
+    file.write_text("\n".join(targets))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "watching", str(file)),
+        cwd=HERE,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=2**26,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    stdin, stdout = process.stdin, process.stdout
+
+    async def take() -> Taken:
+        stdin.write(b"\n")
+        return dict(json.loads(await stdout.readuntil(b"\n")))
+
+    try:
+        assert b"watching" in await stdout.readline()
+        yield take
+    finally:
+        stdin.close()
+        await process.wait()
+
+
 if __name__ == "__main__":
-    asyncio.run(main(URL(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    asyncio.run(main(Path(sys.argv[1])))
