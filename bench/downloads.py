@@ -46,7 +46,7 @@ async def measure(url: str, path: str, other: str, size: int, requests: int) -> 
 
 def enlarge(service: Service, prompt_id: str, size: int) -> None:
     """Make the result of a job so many bytes, while the service is stopped."""
-    (result,) = (path for path in (service.data_dir / "results").rglob("*") if path.is_file())
+    (result,) = (path for path in (service.data_dir / "outputs").rglob("*") if path.is_file())
     pad(result, size)
     with closing(sqlite3.connect(service.data_dir / "faceswap.db")) as connection, connection:
         connection.execute("UPDATE job SET result_bytes = ? WHERE prompt_id = ?", (size, prompt_id))

@@ -26,13 +26,13 @@ def fill(data_dir: Path, prompt_id: str, *, ended: int = 0, waiting: int = 0) ->
         connection.executemany("INSERT INTO copy VALUES (?, ?, ?)", rows)
         of_job: dict[str, str] = {
             "prompt_id": "copy.id",
-            "output_name": "'copy ' || number",
+            "output_name": "'copy ' || copy.id",
             "state": "CASE WHEN ended THEN 'SUCCESS' ELSE 'QUEUED' END",
             "step": "CASE WHEN ended THEN step ELSE 'queued' END",
             "created_at": "created_at - 1000 * number",
             "started_at": "CASE WHEN ended THEN started_at END",
             "finished_at": "CASE WHEN ended THEN coalesce(finished_at, updated_at) END",
-            "result_file": "CASE WHEN ended THEN 'copy ' || number || '.mp4' END",
+            "result_file": "CASE WHEN ended THEN 'copy ' || copy.id || '.mp4' END",
             "result_bytes": "CASE WHEN ended THEN coalesce(result_bytes, 1) END",
             "result_sha256": "CASE WHEN ended THEN result_sha256 END",
             "percentage": "CASE WHEN ended THEN 100 ELSE 0 END",
