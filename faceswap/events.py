@@ -1,17 +1,80 @@
-"""Every event that a watcher can be told: its type and its data, one function each. Pure."""
+"""The events that watchers are told: their encodings, and the type and data of each, one function each. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import json
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .jobs import Job, JobState, download_path
 from .progress import Report
 
+TERMINAL_EVENTS = frozenset({"completed", "error", "cancelled"})
+"""The event types that end a stream."""
+
+TEXT_FRAME = 0x81
+"""The first byte of a text message of a WebSocket that is one frame."""
+
+SUPERSEDED_EVENTS = frozenset({"progress", "preview"})
+"""Event types of which only the newest matters: replay leaves older ones out."""
+
 QUEUED_MESSAGE = "Face swap workflow queued successfully!"
 COMPLETED_MESSAGE = "🎉 Face swap completed successfully!"
 CANCELLED_MESSAGE = "Face swap cancelled."
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An event that watchers are told, numbered within its job. Encoded once, however many watch."""
+
+    prompt_id: str
+    seq: int
+    type: str
+    data: Mapping[str, Any]
+    _encoded: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def terminal(self) -> bool:
+        """True when the stream ends after this event."""
+        return self.type in TERMINAL_EVENTS
+
+    def sse(self) -> bytes:
+        """Return the event as Server-Sent Events bytes."""
+        return self._once("sse", self._sse)
+
+    def _sse(self) -> bytes:
+        data = json.dumps(self.data, ensure_ascii=False)
+        return f"id: {self.seq}\nevent: {self.type}\ndata: {data}\n\n".encode()
+
+    def chunk(self) -> bytes:
+        """Return the event as Server-Sent Events bytes in a chunk of an answer of HTTP/1.1."""
+        return self._once("chunk", lambda: chunk(self.sse()))
+
+    def frame(self) -> bytes:
+        """Return the event as a text frame of a server's WebSocket (RFC 6455, 5.2)."""
+        return self._once("frame", self._frame)
+
+    def _frame(self) -> bytes:
+        document = {"id": self.seq, "event": self.type, "data": self.data}
+        text = json.dumps(document, ensure_ascii=False).encode()
+        if len(text) < 126:
+            return struct.pack(">BB", TEXT_FRAME, len(text)) + text
+        if len(text) < 2**16:
+            return struct.pack(">BBH", TEXT_FRAME, 126, len(text)) + text
+        return struct.pack(">BBQ", TEXT_FRAME, 127, len(text)) + text
+
+    def _once(self, form: str, encode: Callable[[], bytes]) -> bytes:
+        encoded = self._encoded.get(form)
+        if encoded is None:
+            encoded = self._encoded[form] = encode()
+        return encoded
+
+
+def chunk(data: bytes) -> bytes:
+    """Return bytes as a chunk of an answer of HTTP/1.1 (RFC 9112, 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,8 +19,8 @@ from typing import Protocol
 
 from . import metrics
 from .clock import monotonic
+from .events import Event
 from .hub import Hub, Subscription
-from .jobs import Event
 from .store import StoreError
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from .jobs import SUPERSEDED_EVENTS, Event
+from .events import SUPERSEDED_EVENTS, Event
 
 QUEUE_LIMIT = 256
 """Events a subscriber may lag behind before it is closed; it resumes by `Last-Event-ID`."""

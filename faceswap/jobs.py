@@ -1,13 +1,11 @@
-"""A job, its segments and its events: the states, and the moves between them. Pure."""
+"""A job and its segments: the states, and the moves between them. Pure."""
 
 from __future__ import annotations
 
 import enum
-import json
-import struct
 import uuid
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
 from typing import Any, Literal
@@ -54,16 +52,6 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
 """The allowed moves; the two into QUEUED are a retry."""
 
 TERMINAL = frozenset({JobState.SUCCESS, JobState.FAILED, JobState.CANCELLED})
-
-TERMINAL_EVENTS = frozenset({"completed", "error", "cancelled"})
-"""The event types that end a stream."""
-
-TEXT_FRAME = 0x81
-"""The first byte of a text message of a WebSocket that is one frame."""
-
-SUPERSEDED_EVENTS = frozenset({"progress", "preview"})
-"""Event types of which only the newest matters: replay leaves older ones out."""
-
 RESULT_TYPES: Mapping[str, str] = {
     ".mp4": "video/mp4",
     ".webm": "video/webm",
@@ -315,55 +303,3 @@ class Segment:
     def attempt_key(self) -> tuple[str, int, int]:
         """Key of the attempt that it is at, among those of all jobs."""
         return self.prompt_id, self.number, self.attempt
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """An event that watchers are told, numbered within its job. Encoded once, however many watch."""
-
-    prompt_id: str
-    seq: int
-    type: str
-    data: Mapping[str, Any]
-    _encoded: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def terminal(self) -> bool:
-        """True when the stream ends after this event."""
-        return self.type in TERMINAL_EVENTS
-
-    def sse(self) -> bytes:
-        """Return the event as Server-Sent Events bytes."""
-        return self._once("sse", self._sse)
-
-    def _sse(self) -> bytes:
-        data = json.dumps(self.data, ensure_ascii=False)
-        return f"id: {self.seq}\nevent: {self.type}\ndata: {data}\n\n".encode()
-
-    def chunk(self) -> bytes:
-        """Return the event as Server-Sent Events bytes in a chunk of an answer of HTTP/1.1."""
-        return self._once("chunk", lambda: chunk(self.sse()))
-
-    def frame(self) -> bytes:
-        """Return the event as a text frame of a server's WebSocket (RFC 6455, 5.2)."""
-        return self._once("frame", self._frame)
-
-    def _frame(self) -> bytes:
-        document = {"id": self.seq, "event": self.type, "data": self.data}
-        text = json.dumps(document, ensure_ascii=False).encode()
-        if len(text) < 126:
-            return struct.pack(">BB", TEXT_FRAME, len(text)) + text
-        if len(text) < 2**16:
-            return struct.pack(">BBH", TEXT_FRAME, 126, len(text)) + text
-        return struct.pack(">BBQ", TEXT_FRAME, 127, len(text)) + text
-
-    def _once(self, form: str, encode: Callable[[], bytes]) -> bytes:
-        encoded = self._encoded.get(form)
-        if encoded is None:
-            encoded = self._encoded[form] = encode()
-        return encoded
-
-
-def chunk(data: bytes) -> bytes:
-    """Return bytes as a chunk of an answer of HTTP/1.1 (RFC 9112, 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(data), data)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 
-from .jobs import TERMINAL, Event, JobState
+from .events import Event
+from .jobs import TERMINAL, JobState
 
 REGISTRY = CollectorRegistry(auto_describe=True)
 """The counters of the whole process, whichever part of it counts."""

@@ -15,7 +15,8 @@ import postgres
 from waiting import WAIT_S
 
 from faceswap.config import resource_dir
-from faceswap.jobs import Event, ImageFile, Inputs, Job, NewJob, Segment, SegmentPlan
+from faceswap.events import Event
+from faceswap.jobs import ImageFile, Inputs, Job, NewJob, Segment, SegmentPlan
 from faceswap.options import Options
 from faceswap.store import LOCAL_HOLDER, Lease, Store, backend_lease, join_lease
 from faceswap.store.connection import Clock

@@ -10,9 +10,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 from waiting import WAIT_S, until
 
+from faceswap.events import Event
 from faceswap.feed import HELD_LIMIT, NOTE_BYTES, Feed, Signal
 from faceswap.hub import Hub, Lagging, Subscription
-from faceswap.jobs import Event
 from faceswap.store import StoreError
 
 JOB = "job"

@@ -11,8 +11,7 @@ from stored_jobs import MIGRATIONS, create, new_job
 from waiting import WAIT_S
 
 from faceswap.errors import NotFound, Unavailable
-from faceswap.events import Payload
-from faceswap.jobs import Event
+from faceswap.events import Event, Payload
 from faceswap.store import Store, StoreError
 from faceswap.store.database import Database, transaction
 from faceswap.store.sqlite import SQLite

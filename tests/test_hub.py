@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from waiting import WAIT_S
 
+from faceswap.events import Event
 from faceswap.hub import QUEUE_LIMIT, Closing, Hub, Lagging, Subscription
-from faceswap.jobs import Event
 
 
 def event(seq: int, type: str = "status", prompt_id: str = "job") -> Event:

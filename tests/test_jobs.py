@@ -13,16 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stored_jobs import create, opened
 
-from faceswap.jobs import (
-    TERMINAL,
-    TRANSITIONS,
-    Event,
-    JobState,
-    comfy_prompt_id,
-    default_output_name,
-    iso,
-    new_prompt_id,
-)
+from faceswap.events import Event
+from faceswap.jobs import TERMINAL, TRANSITIONS, JobState, comfy_prompt_id, default_output_name, iso, new_prompt_id
 from faceswap.options import check_output_name
 
 

@@ -12,7 +12,8 @@ import pytest
 from stored_jobs import MIGRATIONS, adopt, claim, finish, opened, sql
 
 from faceswap.errors import Conflict
-from faceswap.jobs import Event, ImageFile, Job, JobState
+from faceswap.events import Event
+from faceswap.jobs import ImageFile, Job, JobState
 from faceswap.store import NewerDatabase, Store, StoreError
 from faceswap.store.connection import scripts
 from faceswap.store.sqlite import SQLite, migrate

@@ -20,7 +20,8 @@ from stored_jobs import MIGRATIONS, QUEUE_LIMIT, finish, new_job, sql
 
 from faceswap import events
 from faceswap.errors import Conflict
-from faceswap.jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, Segment, SegmentState
+from faceswap.events import Event
+from faceswap.jobs import TERMINAL, TRANSITIONS, Job, JobState, Segment, SegmentState
 from faceswap.progress import Report
 from faceswap.store import Lease, LeaseLost, Store, StoreError, backend_lease
 

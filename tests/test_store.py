@@ -38,8 +38,8 @@ from waiting import WAIT_S
 
 from faceswap import events
 from faceswap.errors import BadRequest, Conflict, Gone, NotFound, Unavailable, Unprocessable
-from faceswap.events import Payload
-from faceswap.jobs import Event, Job, JobState, SegmentPlan, SegmentState, comfy_prompt_id
+from faceswap.events import Event, Payload
+from faceswap.jobs import Job, JobState, SegmentPlan, SegmentState, comfy_prompt_id
 from faceswap.progress import Report
 from faceswap.store import (
     IDEMPOTENCY_MS,

@@ -36,7 +36,8 @@ from waiting import eventually, until
 
 from faceswap import events
 from faceswap.errors import Conflict, Gone, NotFound, Unavailable
-from faceswap.jobs import Event, JobState, SegmentState
+from faceswap.events import Event
+from faceswap.jobs import JobState, SegmentState
 from faceswap.progress import Report
 from faceswap.store import (
     CommitUnknown,

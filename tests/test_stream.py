@@ -18,10 +18,10 @@ from waiting import WAIT_S, until
 from faceswap.api import keys
 from faceswap.api import stream as stream_module
 from faceswap.api.stream import send_events, stream_events
-from faceswap.events import Payload
+from faceswap.events import Event, Payload
 from faceswap.feed import Feed
 from faceswap.hub import QUEUE_LIMIT, Hub
-from faceswap.jobs import Event, Job
+from faceswap.jobs import Job
 from faceswap.store import Store
 
 MANY = QUEUE_LIMIT - 20

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import faceswap
-from faceswap.jobs import SUPERSEDED_EVENTS, TERMINAL_EVENTS, JobState
+from faceswap.events import SUPERSEDED_EVENTS, TERMINAL_EVENTS
+from faceswap.jobs import JobState
 from faceswap.options import Options
 
 WEB = Path(faceswap.__file__).parent / "web"

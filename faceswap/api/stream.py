@@ -13,9 +13,10 @@ from collections.abc import Callable
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
 
+from ..events import Event, chunk
 from ..feed import Feed
 from ..hub import Closing, Lagging
-from ..jobs import TERMINAL, Event, chunk
+from ..jobs import TERMINAL
 from ..store import Store
 from .keys import FEED, STORE
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..jobs import TERMINAL_EVENTS
+from ..events import TERMINAL_EVENTS
 from .errors import FaceSwapError
 
 MAX_EVENT_CHARS = 1 << 20

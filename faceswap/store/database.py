@@ -10,7 +10,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from ..jobs import Event
+from ..events import Event
 from . import sqlite
 from .connection import Clock, Connection, Row, StoreError
 from .engine import Engine

@@ -10,8 +10,8 @@ from typing import Any
 
 from .. import events as payloads
 from ..errors import Conflict, Gone, Unavailable, Unprocessable
-from ..events import Payload
-from ..jobs import TERMINAL, TRANSITIONS, Event, Job, JobState, NewJob, Segment, stored_name
+from ..events import Event, Payload
+from ..jobs import TERMINAL, TRANSITIONS, Job, JobState, NewJob, Segment, stored_name
 from ..progress import Report
 from .audit import Audit, add_audit_line, record_accepted, record_ended, record_retried
 from .connection import CommitUnknown, StoreError

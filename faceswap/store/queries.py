@@ -8,12 +8,8 @@ from typing import Any
 
 from ..backlog import Backlog, pace
 from ..errors import Gone, NotFound
-from ..jobs import (
-    Event,
-    Job,
-    JobState,
-    stored_name,
-)
+from ..events import Event
+from ..jobs import Job, JobState, stored_name
 from .database import Database, transaction
 from .queue import Queue
 from .rows import SELECT_JOB, found, job_of, parse_cursor

@@ -6,8 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..events import Payload
-from ..jobs import Event
+from ..events import Event, Payload
 from .connection import Dialect, Row, Statements
 
 QUEUE_LOCK = 0x_FACE_0001

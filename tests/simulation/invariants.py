@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from faceswap.comfy.backend import EMBEDDED
 from faceswap.deliveries import DeliveryState
-from faceswap.jobs import SUPERSEDED_EVENTS, TERMINAL, TRANSITIONS, Event, JobState, SegmentState
+from faceswap.events import SUPERSEDED_EVENTS, Event
+from faceswap.jobs import TERMINAL, TRANSITIONS, JobState, SegmentState
 from faceswap.store import JANITOR_LEASE
 
 from .loop import WALL_S

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from faceswap.comfy.backend import Backend, BackendPool
 from faceswap.config import Settings
+from faceswap.events import Event
 from faceswap.feed import Feed
 from faceswap.files import FilesUnavailable
 from faceswap.hub import Hub
 from faceswap.janitor import Janitor
-from faceswap.jobs import Event
 from faceswap.node import Node as Membership
 from faceswap.progress_reporter import ProgressReporter
 from faceswap.scheduler import Scheduler

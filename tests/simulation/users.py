@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 from faceswap.api import stream
 from faceswap.errors import Conflict, NotFound, Problem
+from faceswap.events import Event
 from faceswap.hub import Closing, Lagging
 from faceswap.intake.files import FileSink, Room, new_input_folder
-from faceswap.jobs import Event, ImageFile, Inputs, NewJob, SegmentPlan
+from faceswap.jobs import ImageFile, Inputs, NewJob, SegmentPlan
 from faceswap.options import Options
 from faceswap.store import CommitUnknown, StoreError
 
