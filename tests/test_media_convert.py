@@ -16,8 +16,8 @@ from faceswap.media import convert as convert_module
 from faceswap.media.convert import GIF_SIDE, UNSIGNED, convert
 from faceswap.media.credentials import read_credentials
 from faceswap.media.join import join
+from faceswap.media.paths import partial_path
 from faceswap.media.tag import SOURCE_TYPE, read_tag
-from faceswap.media.worker import partial_path
 
 VARIABLE: dict[str, Any] = {"times": [i * 6 + (i % 3) for i in range(40)], "time_base": Fraction(1, 100)}
 

@@ -20,7 +20,7 @@ import pytest
 from waiting import until
 
 from faceswap.errors import JobFailure, Problem, UnsupportedMedia
-from faceswap.media import FacesFacts, MediaWorker, child, worker
+from faceswap.media import FacesFacts, MediaWorker, child, pool, worker
 
 SAMPLES = Path(__file__).parent.parent / "faceswap" / "samples"
 
@@ -138,7 +138,7 @@ async def test_an_idle_worker_that_died_is_not_used_again(tmp_path: Path, media:
     clip = clips.make_clip(tmp_path / "clip.mp4")
     await media.probe_video(clip, 1000)
     children()[0].kill()
-    await until(lambda: not media._idle[0].alive)
+    await until(lambda: not media._pool._idle[0].alive)
     assert (await media.probe_video(clip, 1000)).frames == 24
 
 
@@ -202,7 +202,7 @@ async def test_a_join_that_is_killed_leaves_no_partial_file(tmp_path: Path, medi
 async def test_an_idle_worker_ends_after_a_while(
     tmp_path: Path, media: MediaWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker, "IDLE_S", 0.1)
+    monkeypatch.setattr(pool, "IDLE_S", 0.1)
     clip = clips.make_clip(tmp_path / "clip.mp4")
     await media.probe_video(clip, 1000)
     await until(lambda: not children())
@@ -230,7 +230,7 @@ async def test_workers_end_when_the_service_is_killed(tmp_path: Path) -> None:
         "async def main():\n"
         "    media = MediaWorker()\n"
         "    await media.probe_video(Path(sys.argv[1]), 1000)\n"
-        "    print(media._children[0].process.pid, flush=True)\n"
+        "    print(media._pool._children[0].process.pid, flush=True)\n"
         "    await asyncio.sleep(60)\n"
         "asyncio.run(main())\n"
     )

@@ -20,9 +20,10 @@ from .facts import (
     output_frames,
     plan_segments,
 )
+from .paths import partial_path
 
 if TYPE_CHECKING:
-    from .worker import Marking, MediaWorker, Signing, partial_path
+    from .worker import Marking, MediaWorker, Signing
 
 __all__ = [
     "ENGINE_FORMATS",

@@ -21,10 +21,10 @@ from .. import durable
 from ..errors import JobFailure
 from .facts import JoinFacts
 from .join import disk_full_fails_the_job
+from .paths import partial_path, unsigned_path
 from .sound import AAC_LAYOUTS, SoundEncoder, decode_tracks
 from .tag import MATROSKA_TAG, tag_packet, write_gif_tag
 from .timeline import Timeline, decoded, open_media, open_picture, packets, picture_stream, read_timeline
-from .worker import partial_path, unsigned_path
 
 GIF_RATE = 25
 """The most frames a second in a GIF: browsers show what is much shorter too slowly."""

@@ -21,8 +21,8 @@ from ..errors import JobFailure, Unprocessable
 from .facts import CuttingFacts, FrameRange, PieceFacts
 from .frames import LEAD_FRAMES, after_seek, from_start
 from .join import disk_full_fails_the_job
+from .paths import partial_path
 from .timeline import LARGE_PIXELS, Timeline, decoded, open_picture, picture_packets, read_source, read_timeline
-from .worker import partial_path
 
 LONGEST_GROUP = 300
 """Frames from one key frame to the next, at most, in a video that pieces are cut from: each costs so much to reach."""

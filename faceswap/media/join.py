@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from .. import durable
 from ..errors import JobFailure
 from .facts import JoinFacts, frames_at
+from .paths import partial_path, unsigned_path
 from .sound import DecodedTrack, SoundEncoder, Span, add_aac_track, decode_tracks
 from .tag import write_tag
 from .timeline import (
@@ -33,7 +34,6 @@ from .timeline import (
     read_source,
     read_timeline,
 )
-from .worker import partial_path, unsigned_path
 
 MP4_SOUND = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}
 """Sound that is copied as it is; any other that decodes is encoded to AAC."""

@@ -19,8 +19,8 @@ from ..marker import Marker
 from ..marks import Marks
 from .facts import MarkFacts
 from .join import disk_full_fails_the_job
+from .paths import partial_path
 from .timeline import decoded, open_picture
-from .worker import partial_path
 
 RATE = Fraction(24)
 """The clock of the marked file; the result's own is put in when it is joined."""

@@ -22,11 +22,11 @@ from .compare import Reference, blocks, grid
 from .facts import JoinFacts, StillFacts, Verdict
 from .frames import decode_frames
 from .join import disk_full_fails_the_job
+from .paths import partial_path, unsigned_path
 from .probe import clockwise
 from .stills import read_still
 from .tag import tag_packet
 from .timeline import read_source
-from .worker import partial_path, unsigned_path
 
 Picture = NDArray[np.uint8]
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
-import json
 import logging
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -16,7 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from .. import errors
-from ..child_process import kill_group, wait_within
 from ..marks import Marks, payload_of
 from .facts import (
     CuttingFacts,
@@ -31,6 +26,9 @@ from .facts import (
     Verdict,
     VideoFacts,
 )
+from .paths import partial_path, unsigned_path
+from .pool import Pool
+from .process import ChildError
 
 PROBES_AT_ONCE = 2
 LOOKS_AT_ONCE = 2
@@ -41,9 +39,6 @@ BUSY_S = 5
 CHECKS_AT_ONCE = 2
 PREPARATIONS_AT_ONCE = 2
 THUMBNAILS_AT_ONCE = 1
-IDLE_S = 30.0
-CLOSE_S = 0.5
-MAX_ANSWER_BYTES = 1 << 20
 
 PROBE_TIMEOUT_S = 20.0
 PROBE_BYTES_A_SECOND = 20 << 20
@@ -102,100 +97,15 @@ class Marking:
     pictures: bool = False
 
 
-class ChildError(Exception):
-    """A child that answered nonsense or took too long."""
-
-
-class ChildDied(ChildError):
-    """A child that ended without an answer."""
-
-
-class Child:
-    """One worker process. It has no socket or file of ours, and ends when its stdin closes."""
-
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self.process = process
-        self._expiry: asyncio.TimerHandle | None = None
-
-    @classmethod
-    async def start(cls) -> Self:
-        """Start a worker process. Raises OSError."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "faceswap.media.child",
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-            limit=MAX_ANSWER_BYTES,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy's products are small: threads for them only spin
-        )
-        return cls(process)
-
-    async def ask(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """Send one call and wait for its answer. Raises ChildError."""
-        assert self.process.stdin and self.process.stdout
-        try:
-            async with asyncio.timeout(timeout):
-                message = json.dumps({"call": call, "arguments": arguments}, default=str)
-                self.process.stdin.write(message.encode() + b"\n")
-                await self.process.stdin.drain()
-                line = await self.process.stdout.readline()
-                if not line:
-                    raise ChildDied(call)
-                answer = json.loads(line)
-        except ConnectionError as error:
-            raise ChildDied(call) from error
-        except (TimeoutError, ValueError) as error:
-            raise ChildError(f"{call}: {error!r}") from error
-        if not isinstance(answer, dict):
-            raise ChildError(f"{call}: an answer that is no object")
-        return answer
-
-    @property
-    def alive(self) -> bool:
-        """True if the process can be asked once more."""
-        assert self.process.stdout
-        return self.process.returncode is None and not self.process.stdout.at_eof()
-
-    def expire(self, seconds: float, idle: list[Child]) -> None:
-        """End the child, and take it out of `idle`, unless `cancel_expiry` is called within `seconds`."""
-        self._expiry = asyncio.get_running_loop().call_later(seconds, self._expire, idle)
-
-    def cancel_expiry(self) -> None:
-        """Cancel the expiry."""
-        if self._expiry:
-            self._expiry.cancel()
-
-    def _expire(self, idle: list[Child]) -> None:
-        idle.remove(self)
-        self.end()
-
-    def end(self) -> None:
-        """Ask the process to end: it does when its stdin closes."""
-        assert self.process.stdin
-        self.cancel_expiry()
-        self.process.stdin.close()
-
-    def kill(self) -> None:
-        """End the process at once."""
-        self.end()
-        if self.process.returncode is None:
-            kill_group(self.process.pid)
-
-
 class MediaWorker:
-    """A pool of child processes that probe, join and verify media, a few at once.
+    """The calls to the worker processes, which probe, join and verify media, a few at once.
 
-    Children are started when needed, kept warm for `IDLE_S` seconds and replaced after a crash. Use it as
-    `async with MediaWorker() as media`. Results are marked and signed as `marking` says.
+    Use it as `async with MediaWorker() as media`. Results are marked and signed as `marking` says.
     """
 
     def __init__(self, marking: Marking | None = None) -> None:
         self._marking = marking or Marking()
-        self._children: list[Child] = []
-        self._idle: list[Child] = []
+        self._pool = Pool()
         # Apart, so that an upload is never kept waiting by the check of a long result, nor that by a long video.
         self._probes = asyncio.Semaphore(PROBES_AT_ONCE)
         self._looks = asyncio.Semaphore(LOOKS_AT_ONCE)
@@ -203,8 +113,6 @@ class MediaWorker:
         self._checks = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._preparations = asyncio.Semaphore(PREPARATIONS_AT_ONCE)
         self._thumbnails = asyncio.Semaphore(THUMBNAILS_AT_ONCE)
-        self._starting = asyncio.Lock()
-        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -213,20 +121,8 @@ class MediaWorker:
         await self.close()
 
     async def close(self) -> None:
-        """End all children within a second; calls in progress fail."""
-        self._closed = True
-        async with self._starting:
-            self._idle.clear()
-        for child in self._children:
-            child.end()
-        await wait_within(CLOSE_S, self._wait_for_ends())
-        for child in self._children:
-            child.kill()
-        await self._wait_for_ends()
-
-    async def _wait_for_ends(self) -> None:
-        for child in self._children:
-            await child.process.wait()
+        """End all processes within a second; calls in progress fail."""
+        await self._pool.close()
 
     async def probe_video(self, path: Path, max_frames: int) -> VideoFacts:
         """Return what the video at `path` holds. Raises Problem: 415 `not_a_video`, 422 `video_…` or `undecodable`."""
@@ -496,7 +392,7 @@ class MediaWorker:
         timeout = least_s + await _size(path) / PROBE_BYTES_A_SECOND
         async with slots or self._probes:
             try:
-                return await self._ask(call, {"path": path, **arguments}, timeout)
+                return await self._pool.ask(call, {"path": path, **arguments}, timeout)
             except ChildError as error:
                 log.warning("a worker failed: %s", error)
                 detail = "The file cannot be decoded within the limits of time and memory."
@@ -507,82 +403,13 @@ class MediaWorker:
     ) -> dict[str, Any]:
         async with slots or self._checks:
             try:
-                return await self._ask(call, arguments, timeout)
+                return await self._pool.ask(call, arguments, timeout)
             except ChildError as error:
                 log.warning("a worker failed: %s", error)
                 message = f"{WORK[call]} took more time or memory than allowed."
                 raise errors.JobFailure("check_failed", message, transient=True) from error
 
-    async def _ask(self, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
-        """Make one call in a child of its own.
-
-        Only after a good answer is the child used again: damaged media may have damaged its memory. When one
-        that was used before dies all the same, a fresh one gets the call.
-        """
-        if warm := self._take_idle():
-            with contextlib.suppress(ChildDied):
-                return await self._ask_in(warm, call, arguments, timeout)
-        return await self._ask_in(await self._start(), call, arguments, timeout)
-
-    async def _ask_in(self, child: Child, call: str, arguments: dict[str, Any], timeout: float) -> dict[str, Any]:
-        try:
-            result = _unwrap(call, await child.ask(call, arguments, timeout))
-        except BaseException:
-            child.kill()
-            raise
-        self._keep_idle(child)
-        return result
-
-    async def _start(self) -> Child:
-        async with self._starting:
-            if self._closed:
-                raise ChildError("closed")
-            try:
-                child = await Child.start()
-            except OSError as error:
-                raise ChildError(f"no process: {error!r}") from error
-            self._children = [c for c in self._children if c.process.returncode is None] + [child]
-            return child
-
-    def _take_idle(self) -> Child | None:
-        """Return the idle child that was used last and is alive."""
-        while self._idle:
-            child = self._idle.pop()
-            child.cancel_expiry()
-            if child.alive:
-                return child
-        return None
-
-    def _keep_idle(self, child: Child) -> None:
-        """Keep the child for the next call, for a while."""
-        self._idle.append(child)
-        child.expire(IDLE_S, self._idle)
-
 
 async def _size(*paths: Path) -> int:
     """Return bytes in all, which the time allowed is in proportion to."""
     return await asyncio.to_thread(lambda: sum(path.stat().st_size for path in paths))
-
-
-def partial_path(out: Path) -> Path:
-    """Return the path to write to until the file is complete: in the same folder, so that a rename is atomic."""
-    return out.with_name(f".{out.name}.part")
-
-
-def unsigned_path(out: Path) -> Path:
-    """Return the path of the complete file before it is signed."""
-    return out.with_name(f".{out.name}.unsigned")
-
-
-def _unwrap(call: str, answer: dict[str, Any]) -> dict[str, Any]:
-    """Return the result in an answer, or raise the error it holds."""
-    match answer:
-        case {"result": dict(result)}:
-            return result
-        case {"problem": {"kind": "UnsupportedMedia", "code": str(code), "detail": str(detail)}}:
-            raise errors.UnsupportedMedia(detail, code=code)
-        case {"problem": {"code": str(code), "detail": str(detail)}}:
-            raise errors.Unprocessable(detail, code=code)
-        case {"failure": {"code": str(code), "message": str(message), "transient": bool(transient)}}:
-            raise errors.JobFailure(code, message, transient=transient)
-    raise ChildError(f"{call}: {answer.get('crash', 'an answer of another kind')}")
