@@ -22,7 +22,7 @@ from yarl import URL
 from faceswap.client import FaceSwap
 
 SIZE_BYTES = 2**30
-AT_ONCE = 4
+AT_ONCE, REPEATS = 4, 2
 RANGE_BYTES = 64 * 1024
 REQUESTS, CONNECTIONS = 4_000, 8
 
@@ -38,8 +38,8 @@ def ranges(url: str, path: str, size: int, requests: int, *, seed: int = 0) -> l
 async def measure(url: str, path: str, other: str, size: int, requests: int) -> tuple[float, float, float, float]:
     """Return MiB a second of one and of several downloads, ranges a second, and the p99 ms of others meanwhile."""
     async with others(url, other) as times:
-        one = await call(fetch, url + path, 1)
-        several = await call(fetch, url + path, AT_ONCE)
+        one = await call(fetch, url + path, 1, REPEATS)
+        several = await call(fetch, url + path, AT_ONCE, REPEATS)
     asked = await ask(URL(url), ranges(url, path, size, requests))
     return one / 2**20, several / 2**20, asked.a_second, p99(times[other])
 

@@ -25,7 +25,7 @@ async def main(folder: Path, size: int) -> None:
     """Serve until killed, on a free port that is printed."""
 
     async def enlarge(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.path == "/view":
+        if request.path == "/view" and request.query["type"] == "output":
             pad(folder / "output" / request.query["subfolder"] / request.query["filename"], size)
         return await handler(request)
 

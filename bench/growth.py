@@ -153,7 +153,7 @@ async def events_row(folder: Path, effort: Effort) -> list[Figure]:
 async def queue_row(folder: Path, effort: Effort) -> list[Figure]:
     """Queue some jobs more, and ask for pages, where so many wait; the engine is held, so that they stay."""
     clip = make_clip(folder / "clip.mp4", 2, size=(96, 64))
-    names = ("one job more", "`/status` of one that waits", "`/jobs?limit=200`")
+    names = ("one job more", "`/status` of one that waits", "`/jobs?limit=10`")
     rounds: dict[str, list[Costs]] = {name: [{} for _ in range(effort.rounds)] for name in names}
     async with Engine(folder) as engine, Service(folder, engine.url, queue_limit=100_000) as service:
         await engine.hold()
@@ -168,11 +168,11 @@ async def queue_row(folder: Path, effort: Effort) -> list[Figure]:
             async with FaceSwap(service.url) as client:
                 last = await client.submit(clip, FACE)
                 there = size + 1
-                page = [get(url, "/jobs?limit=200")]
+                page = [get(url, "/jobs?limit=10")]
                 for number in range(effort.rounds):
                     for name, count, work in (
                         ("one job more", QUEUED, lambda client=client: client.submit(clip, FACE)),
-                        ("`/jobs?limit=200`", QUEUED, lambda url=url, page=page: ask(url, [page])),
+                        ("`/jobs?limit=10`", QUEUED, lambda url=url, page=page: ask(url, [page])),
                         (
                             "`/status` of one that waits",
                             ASKED,

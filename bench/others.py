@@ -44,9 +44,12 @@ def ask(url: str, path: str) -> list[float]:
 
 
 async def _ask_until(ended: threading.Event, url: URL, path: str) -> list[float]:
-    times: list[float] = []
+    question, times = [[get(url, path)]], list[float]()
+    await ask_once(url, question)
+    sys.stdout.write("asking\n")
+    sys.stdout.flush()
     while not ended.is_set():
-        times += (await ask_once(url, [[get(url, path)]])).times_ms
+        times += (await ask_once(url, question)).times_ms
         await asyncio.sleep(PAUSE_S)
     return times
 
@@ -57,6 +60,9 @@ async def others(url: str, *paths: str) -> AsyncIterator[dict[str, list[float]]]
     times: dict[str, list[float]] = {}
     async with AsyncExitStack() as stack:
         asking = {path: await stack.enter_async_context(calling(ask, url, path)) for path in paths}
+        for process in asking.values():
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"asking\n"
         yield times
         for path, process in asking.items():
             times[path] = await answer(process)

@@ -52,11 +52,11 @@ def _send(url: URL, method: str, kind: str, head: bytes, file: Path, tail: bytes
     return seconds, answer.partition(b"\r\n\r\n")[2]
 
 
-def fetch(url: str, times: int) -> float:
-    """Get a file so many times at once and throw it away; returns the bytes a second of all together."""
+def fetch(url: str, at_once: int, repeats: int) -> float:
+    """Get a file over several connections at once, and again; returns the bytes a second of all together."""
     started = time.perf_counter()
-    with ThreadPoolExecutor(times) as threads:
-        received = sum(threads.map(_receive, [URL(url)] * times))
+    with ThreadPoolExecutor(at_once) as threads:
+        received = sum(threads.map(_receive, [URL(url)] * at_once * repeats))
     return received / (time.perf_counter() - started)
 
 
