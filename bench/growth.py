@@ -10,7 +10,7 @@ import json
 import resource
 import sqlite3
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, closing
+from contextlib import closing
 from pathlib import Path
 
 from asking import ask, get
@@ -21,7 +21,7 @@ from jobs import submit_and_watch
 from processes import Engine, Service
 from rows import GROWTH_SIZES, Effort, Figure, Row, growth
 from talker import Talkers
-from watchers import TAIL_S, WARM_UP_S, submit_until_held
+from watchers import TAIL_S, submit_until_held
 from watching import watching
 from yarl import URL
 
@@ -29,7 +29,7 @@ from faceswap.client import FaceSwap
 from faceswap.samples import FACE
 
 JOBS, CLIENTS = 16, 8
-WINDOW_S = 3.0
+WINDOW_S = 2.0
 MOST_FRAMES = 5_000
 """Frames to all watchers in a second: more would keep a core busy."""
 FASTEST = 25.0
@@ -77,26 +77,30 @@ async def watchers_row(folder: Path, effort: Effort) -> list[Figure]:
     accepted = resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 4 * 9 // 10
     sizes = [min(size, accepted) for size in effort.sizes(GROWTH_SIZES)]
     events: list[Costs] = [{} for _ in range(effort.rounds)]
-    arrivals: Costs = {}
+    arrivals: list[Costs] = [{} for _ in range(effort.rounds)]
     async with Talkers(folder / "talkers") as talkers, Service(folder, *talkers.urls) as service:
         async with FaceSwap(service.url) as client:
             prompt_id = await submit_until_held(client, make_clip(folder / "clip.mp4", 24))
-        for size in sizes:
-            async with AsyncExitStack() as stack:
-                targets = [f"stream {service.url} {prompt_id}"] * size
+        targets = {size: [f"stream {service.url} {prompt_id}"] * size for size in sizes}
+        # All come before the first event is sent: each is sent all that there were.
+        for costs in arrivals:
+            for size in sizes:
                 before = cpu_s(service.pid, children=False)
-                take = await stack.enter_async_context(watching(folder / "targets", targets))
-                arrivals[size] = (cpu_s(service.pid, children=False) - before) * 1000
-                async with talkers.talking(min(FASTEST, MOST_FRAMES / size)):
-                    await asyncio.sleep(WARM_UP_S)
-                    for costs in events:
-                        await take()
-                        cost = await cpu_ms(service, lambda: asyncio.sleep(WINDOW_S))
-                        costs[size] = cost / max(1, len((await take())["lag_ms"]))
+                async with watching(folder / "targets", targets[size]):
+                    costs[size] = (cpu_s(service.pid, children=False) - before) * 1000
+        for size in sizes:
+            async with (
+                watching(folder / "targets", targets[size]) as take,
+                talkers.talking(min(FASTEST, MOST_FRAMES / size)),
+            ):
                 await asyncio.sleep(TAIL_S)
+                for costs in events:
+                    await take()
+                    cost = await cpu_ms(service, lambda: asyncio.sleep(WINDOW_S))
+                    costs[size] = cost / max(1, len((await take())["lag_ms"]))
     return [
         growth("an event, by watchers", "CPU ms", events, of_each=False),
-        growth("watchers that come, all", "CPU ms", [arrivals], of_each=False),
+        growth("watchers that come, all", "CPU ms", arrivals, of_each=False),
     ]
 
 
@@ -136,7 +140,7 @@ async def events_row(folder: Path, effort: Effort) -> list[Figure]:
             await service.start()
             targets = [f"stream {service.url} {prompt_id}"]
             async with watching(folder / "targets", targets) as take, talkers.talking(FASTEST):
-                await asyncio.sleep(WARM_UP_S)
+                await asyncio.sleep(TAIL_S)
                 for costs in stored:
                     await take()
                     cost = await cpu_ms(service, lambda: asyncio.sleep(WINDOW_S))
