@@ -451,12 +451,12 @@ async def test_a_node_that_freezes_within_a_statement_keeps_others_waiting_for_a
         with pytest.raises(StoreError) as ended:
             async with frozen._transaction() as tx:
                 await tx.lock_job(job.prompt_id)
-                assert isinstance(tx._connection, driver.PostgresConnection)
+                assert isinstance(tx._statements, driver.PostgresConnection)
                 # A whole statement, but for the message that ends it: the server waits for that without a bound.
                 parse = b"P" + (17).to_bytes(4, "big") + b"\0SELECT 1;\0\0\0"
                 bind = b"B" + (12).to_bytes(4, "big") + bytes(8)
                 execute = b"E" + (9).to_bytes(4, "big") + bytes(5)
-                tx._connection.raw._con._transport.write(parse + bind + execute)
+                tx._statements.raw._con._transport.write(parse + bind + execute)
                 await retry_writes(lambda: store.add_status(job.prompt_id, "goes on"))
                 await tx.run("UPDATE job SET step = 'thawed'")
         assert ended.value.transient
@@ -516,13 +516,14 @@ async def test_a_connection_that_its_driver_is_at_a_loss_with_is_dropped(
 
 
 async def test_who_waits_for_a_connection_in_vain_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "ACQUIRE_TIMEOUT_S", 0.2)
     async with AsyncExitStack() as stack:
         for _ in range(driver.POOL_SIZE):
             await stack.enter_async_context(store._transaction())
+        monkeypatch.setattr(driver, "ACQUIRE_TIMEOUT_S", 0.2)  # from here on: to connect may take longer than that
         with pytest.raises(StoreError) as told:
             await store.counts()
         assert told.value.transient
+    monkeypatch.undo()
     assert await store.counts()
 
 
