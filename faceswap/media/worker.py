@@ -322,9 +322,10 @@ class MediaWorker:
         signing = asdict(self._marking.signing) if self._marking.signing else None
         try:
             return JoinFacts.from_json(await self._check(call, {**arguments, "signing": signing}, timeout, slots))
-        finally:
+        except BaseException:
             for path in (partial_path(out), unsigned_path(out)):
                 await asyncio.to_thread(path.unlink, missing_ok=True)
+            raise
 
     def marks(self, prompt_id: str, first_frame: int) -> Marks:
         """Return the marks for the frames of a job's result from `first_frame` on."""
