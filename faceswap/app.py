@@ -17,6 +17,7 @@ from yarl import URL
 
 from .api import access, keys, middleware, rate_limit
 from .api.origins import Origins
+from .api.results import RESULTS, Results
 from .api.routes import add_routes
 from .api.status import ANSWERS, Answers
 from .comfy.backend import EMBEDDED, Backend, BackendPool
@@ -179,6 +180,7 @@ async def _work(
         store, files, ground.media, progress_reporter, workflows, pool, timeouts, feed, node
     )
     app[ANSWERS] = Answers(store, lambda: scheduler.outage)
+    app[RESULTS] = Results(store, files)
     janitor = Janitor(settings, store, files, name)
     outbox = Outbox(settings, store, files, ground.guard, name)
     await _when_possible(janitor.clear_debris, is_shared=store.is_shared or files.is_shared)

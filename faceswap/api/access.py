@@ -12,6 +12,7 @@ from ..errors import Forbidden, NotFound, Unauthorized
 from ..links import EXPIRES, SIGNATURE, signed_job
 from .keys import KEYRING, LINK_SECRET, OWNER, STORE
 from .operations import OPERATIONS
+from .results import RESULTS
 
 OPEN = frozenset(path for (_, path), operation in OPERATIONS.items() if not operation.needs_key)
 """The routes that need no key and tell nothing of any job."""
@@ -73,7 +74,7 @@ async def _job_named(request: web.Request) -> Mapping[str, str | None]:
 
 
 async def _jobs_with_result(request: web.Request) -> Mapping[str, str | None]:
-    return dict(await request.app[STORE].with_result(request.match_info["filename"]))
+    return await request.app[RESULTS].owners(request.match_info["filename"])
 
 
 SIGNABLE: Mapping[str, _Candidates] = {
