@@ -90,6 +90,7 @@ async def test_jobs_with_the_same_name_get_their_own_files(api: Api) -> None:
 
 
 async def test_a_result_that_is_gone_from_disk_is_410(api: Api, service: Service, result: dict[str, Any]) -> None:
+    assert (await api.get(result["result"])).status == 200
     (service.data_dir / "outputs" / f"{result['output_prefix']}.mp4").unlink()
     problem = assert_problem(await api.get(result["result"]), 410, "result_expired")
     assert problem["prompt_id"] == result["prompt_id"]
