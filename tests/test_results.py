@@ -92,7 +92,12 @@ async def test_an_erased_result_is_unknown_and_its_name_may_be_anothers(rig: Rig
 
 async def test_what_a_commit_has_changed_while_it_was_read_is_not_remembered(rig: Rig) -> None:
     job = await rig.finished()
-    rig.meanwhile = rig.store.mark_result_erased(job.prompt_id)
+
+    async def erase_and_let_another_look() -> None:
+        await rig.store.mark_result_erased(job.prompt_id)
+        await rig.results.owners("another.mp4")
+
+    rig.meanwhile = erase_and_let_another_look()
     await rig.find(job)
     with pytest.raises(Gone):
         await rig.find(job)
