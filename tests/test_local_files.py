@@ -148,6 +148,28 @@ async def test_a_sync_goes_on_beside_the_receiving_and_one_at_a_time(
     assert (tmp_path / "file").stat().st_size == 5 * PIECE_BYTES
 
 
+async def test_a_piece_is_hashed_beside_its_writing_and_before_the_file_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = threading.Event()
+    with ThreadPoolExecutor(1) as threads:
+        monkeypatch.setattr(writer_module, "_HASHES", threads)
+        threads.submit(held.wait, WAIT_S)
+        file = FileWriter(tmp_path / "part")
+        await file.write(PIECE)
+
+        async def written() -> bool:
+            return (tmp_path / "part").stat().st_size == PIECE_BYTES
+
+        await eventually(written)
+        finish = asyncio.create_task(file.finish("file"))
+        await asyncio.wait({finish}, timeout=0.3)
+        assert not finish.done()
+        held.set()
+        await finish
+    assert file.sha256 == hashlib.sha256(PIECE).hexdigest()
+
+
 async def test_a_file_is_not_finished_before_its_last_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = HeldDisk(monkeypatch)
     file = FileWriter(tmp_path / "part")

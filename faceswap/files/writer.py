@@ -27,6 +27,8 @@ SYNC_BYTES = 16 * 1024 * 1024
 """Unsynced bytes at which a sync begins while more are received, so that few are left to sync at the end."""
 _TRANSFERS = ThreadPoolExecutor(16, "transfer")
 """Threads for pieces and syncs only, so that no quick call waits for a thread behind a slow disk."""
+_HASHES = ThreadPoolExecutor(os.cpu_count(), "hash")
+"""Threads for hashing only. They wait for nothing, so that no transfer that waits for one of them waits for another."""
 
 
 class _HashedFile(io.FileIO):
@@ -37,11 +39,15 @@ class _HashedFile(io.FileIO):
         self.sha256 = sha256()
 
     def write(self, data: Any, /) -> int:
-        """Write all of `data`."""
-        self.sha256.update(data)
+        """Write all of `data`, and hash it: a whole piece in another thread meanwhile."""
+        hashing = _HASHES.submit(self.sha256.update, data) if len(data) >= PIECE_BYTES else None
+        if hashing is None:
+            self.sha256.update(data)
         rest = memoryview(data)
         while rest:
             rest = rest[super().write(rest) or 0 :]
+        if hashing is not None:
+            hashing.result()
         return len(data)
 
     def sync(self) -> None:
@@ -57,9 +63,10 @@ class _HashedFile(io.FileIO):
 class FileWriter:
     """A file written from a stream, hashed and synced while it grows.
 
-    One thread writes a piece while the next one is received, and another syncs the bytes written before. At most one
-    piece and one sync are under way. A later call raises the error of either. The file is closed only when no thread
-    uses it any more, even after a cancellation: the number of a closed descriptor may belong to another file.
+    One thread writes a piece while another hashes it and the next one is received; a third syncs the bytes written
+    before. At most one piece and one sync are under way. A later call raises the error of either. The file is closed
+    only when no thread uses it any more, even after a cancellation: the number of a closed descriptor may belong to
+    another file.
     """
 
     def __init__(self, path: Path, *, durable: bool = True) -> None:
