@@ -74,7 +74,13 @@ class Connection(web.RequestHandler, asyncio.BufferedProtocol):
         return self._buffer[: self._read_bytes]
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Parse the bytes read, and choose the size of the next read by the processor time that took."""
+        """Parse the bytes read, and choose the size of the next read by the processor time that took.
+
+        It is not looked at for few bytes, as of most requests: reads are never that small unless parsing is slow.
+        """
+        if nbytes <= LEAST_READ_BYTES < self._read_bytes:
+            self.data_received(bytes(self._buffer[:nbytes]))
+            return
         started = time.thread_time()
         self.data_received(bytes(self._buffer[:nbytes]))
         taken_s = time.thread_time() - started
