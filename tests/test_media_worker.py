@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import json
 import os
@@ -155,6 +156,17 @@ async def test_a_probe_that_takes_too_long_is_one_error(
     await until(lambda: not children())
     monkeypatch.undo()
     assert (await media.probe_video(clip, 1000)).frames == 24
+
+
+@pytest.mark.parametrize("call", child.CALLS)
+def test_a_call_gets_its_arguments_as_its_function_wants_them(call: str) -> None:
+    module, _, name = child.CALLS[call].partition(".")
+    tree = ast.parse(Path(child.__file__).with_name(f"{module}.py").read_text(encoding="utf-8"))
+    (function,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
+    for argument in (*function.args.args, *function.args.kwonlyargs):
+        assert argument.annotation
+        kinds = set(ast.unparse(argument.annotation).split(" | "))
+        assert (kinds <= {"int", "float", "str", "bool", "None"}) != (argument.arg in child.CONVERSIONS)
 
 
 async def test_memory_beyond_the_limit_is_refused_not_taken(tmp_path: Path) -> None:

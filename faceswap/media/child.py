@@ -13,8 +13,10 @@ import resource
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +24,56 @@ import av
 
 from ..errors import JobFailure, Problem
 from ..limits import limit_process
-from . import probe
+from ..marks import Marks
 
 MAX_DATA_BYTES = 2 << 30
 MAX_OPEN_FILES = 256
+
+CALLS: Mapping[str, str] = {
+    "probe_video": "probe.probe_video",
+    "probe_target": "probe.probe_target",
+    "probe_image": "probe.probe_image",
+    "thumbnail": "thumbnail.thumbnail",
+    "look_for_faces": "faces.look_for_faces",
+    "cut_portrait": "faces.cut_portrait",
+    "convert_image": "stills.convert",
+    "check_cuttable": "cut.check_cuttable",
+    "find_frames": "cut.find_frames",
+    "prepare": "cut.prepare",
+    "cut": "cut.cut",
+    "join": "join.join",
+    "convert": "convert.convert",
+    "make_still": "picture.make_still",
+    "verify_still": "picture.verify_still",
+    "finish_picture": "picture.finish_picture",
+    "mark": "mark.mark",
+    "examine": "examine.examine",
+    "check_signing": "credentials.check_signing",
+    "verify": "verify.verify",
+}
+"""The calls, and the functions of this package that answer them; arguments are passed by name."""
+
+
+def _rate(text: str | None) -> Fraction | None:
+    return None if text is None else Fraction(text)
+
+
+def _paths(texts: list[str]) -> list[Path]:
+    return [Path(text) for text in texts]
+
+
+def _signing(files: dict[str, str] | None) -> tuple[Path, Path] | None:
+    return (Path(files["cert"]), Path(files["key"])) if files else None
+
+
+CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {
+    **dict.fromkeys(("path", "source", "result", "still", "out", "cert", "key"), Path),
+    "segments": _paths,
+    "frame_rate": _rate,
+    "signing": _signing,
+    "marks": Marks.from_json,
+}
+"""The arguments that JSON cannot hold, and how they are read."""
 
 
 def main() -> None:
@@ -66,88 +114,10 @@ def _answer(message: dict[str, Any]) -> dict[str, Any]:
 
 
 def _call(name: str, arguments: dict[str, Any]) -> Any:
-    if name == "probe_video":
-        return probe.probe_video(Path(arguments["path"]), arguments["max_frames"])
-    if name == "probe_target":
-        return probe.probe_target(Path(arguments["path"]), arguments["max_frames"])
-    if name == "probe_image":
-        return probe.probe_image(Path(arguments["path"]))
-    if name == "thumbnail":
-        from .thumbnail import thumbnail
-
-        return thumbnail(Path(arguments["path"]), is_picture=arguments["is_picture"])
+    module, _, function = CALLS[name].partition(".")
     # Loaded when first needed: a process that only probes stays small.
-    if name == "look_for_faces":
-        from .faces import look_for_faces
-
-        return look_for_faces(Path(arguments.pop("path")), **arguments)
-    if name == "cut_portrait":
-        from .faces import cut_portrait
-
-        return cut_portrait(Path(arguments["path"]), Path(arguments["out"]), arguments["index"])
-    if name == "convert_image":
-        from .stills import convert
-
-        return convert(Path(arguments["path"]), Path(arguments["out"]))
-    if name == "check_cuttable":
-        from .cut import check_cuttable
-
-        return check_cuttable(Path(arguments["source"]))
-    if name == "mark":
-        from ..marks import Marks
-        from .mark import mark
-
-        return mark(Path(arguments["path"]), Marks.from_json(arguments["marks"]), arguments["crf"])
-    if name == "examine":
-        from .examine import examine
-
-        return examine(Path(arguments["path"]))
-    if name == "check_signing":
-        from .credentials import check_signing
-
-        return check_signing(Path(arguments["cert"]), Path(arguments["key"]))
-    if name in ("make_still", "verify_still", "finish_picture"):
-        from . import picture
-
-        return getattr(picture, name)(**_with_paths(arguments))
-    if name == "convert":
-        from .convert import convert as convert_result
-
-        return convert_result(**_with_paths(arguments))
-    rate = arguments.pop("frame_rate")
-    frame_rate = None if rate is None else Fraction(rate)
-    if name == "find_frames":
-        from .cut import find_frames
-
-        return find_frames(Path(arguments["path"]), arguments["start"], arguments["end"], frame_rate)
-    if name in ("prepare", "cut"):
-        from . import cut
-
-        call = cut.prepare if name == "prepare" else cut.cut
-        source, out = Path(arguments.pop("source")), Path(arguments.pop("out"))
-        return call(source, out, frame_rate=frame_rate, **arguments)
-    if name == "join":
-        from .join import join
-
-        segments = [Path(segment) for segment in arguments["segments"]]
-        source, out, signing = Path(arguments["source"]), Path(arguments["out"]), _signing(arguments["signing"])
-        part = {name: arguments[name] for name in ("first_frame", "start", "end")}
-        return join(segments, source, out, frame_rate, arguments["prompt_id"], signing, **part)
-    from .verify import verify
-
-    result, source = Path(arguments.pop("result")), Path(arguments.pop("source"))
-    return verify(result, source, frame_rate=frame_rate, **arguments)
-
-
-def _with_paths(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return arguments with paths, and certificate and key, in place of their texts."""
-    named = {name: Path(arguments[name]) for name in ("path", "source", "result", "still", "out") if name in arguments}
-    signing = {"signing": _signing(arguments["signing"])} if "signing" in arguments else {}
-    return arguments | named | signing
-
-
-def _signing(files: dict[str, str] | None) -> tuple[Path, Path] | None:
-    return (Path(files["cert"]), Path(files["key"])) if files else None
+    call = getattr(import_module(f".{module}", __package__), function)
+    return call(**{key: CONVERSIONS[key](value) if key in CONVERSIONS else value for key, value in arguments.items()})
 
 
 if __name__ == "__main__":

@@ -46,10 +46,10 @@ def _is_cuttable(timeline: Timeline) -> bool:
     return timeline.stamped and timeline.longest_group <= LONGEST_GROUP
 
 
-def find_frames(source: Path, start: float | None, end: float | None, frame_rate: Fraction | None) -> FrameRange:
+def find_frames(path: Path, start: float | None, end: float | None, frame_rate: Fraction | None) -> FrameRange:
     """Return the frames of a result that are shown from `start` to `end`. Raises Unprocessable (`undecodable`)."""
     try:
-        found = read_timeline(source).span(start, end, frame_rate)
+        found = read_timeline(path).span(start, end, frame_rate)
     except av.FFmpegError as error:
         raise Unprocessable("The video cannot be read.", code="undecodable") from error
     return FrameRange(found.start, len(found))
