@@ -4,7 +4,10 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from forks import ForkServer
 from hypothesis import HealthCheck, settings
+
+from faceswap.media import worker
 
 # On a busy machine an example may take any time.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -18,3 +21,20 @@ def usual_scheduler() -> Iterator[None]:
     """Check that no test leaves its process a real-time priority, with which it would starve the others."""
     yield
     assert os.sched_getscheduler(0) == SCHEDULER
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    server = ForkServer(tmp_path_factory.mktemp("forks"))
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def forked_workers(fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the workers of services in the test's own process forked. The tests of the workers themselves start them."""
+
+    async def start(cls: type[worker.Child]) -> worker.Child:
+        return cls(await fork_server.start_worker())
+
+    monkeypatch.setattr(worker.Child, "start", classmethod(start))

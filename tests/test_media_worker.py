@@ -26,6 +26,11 @@ from faceswap.media import FacesFacts, MediaWorker, child, pool, worker
 SAMPLES = Path(__file__).parent.parent / "faceswap" / "samples"
 
 
+@pytest.fixture(autouse=True)
+def forked_workers() -> None:
+    """Start the workers as a service does."""
+
+
 @pytest.fixture
 async def media() -> AsyncIterator[MediaWorker]:
     async with MediaWorker() as media:
