@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import pytest
 from forks import ForkServer
 from hypothesis import HealthCheck, settings
+from processes import Child
 
 from faceswap.media import worker
 
@@ -23,9 +24,10 @@ def usual_scheduler() -> Iterator[None]:
     assert os.sched_getscheduler(0) == SCHEDULER
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
-    server = ForkServer(tmp_path_factory.mktemp("forks"))
+    """Have whole processes of the service forked."""
+    server = Child.forks = ForkServer(tmp_path_factory.mktemp("forks") / "socket")
     yield server
     server.close()
 
@@ -33,8 +35,4 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 @pytest.fixture(autouse=True)
 def forked_workers(fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the workers of services in the test's own process forked. The tests of the workers themselves start them."""
-
-    async def start(cls: type[worker.Child]) -> worker.Child:
-        return cls(await fork_server.start_worker())
-
-    monkeypatch.setattr(worker.Child, "start", classmethod(start))
+    monkeypatch.setattr(worker.Child, "start", fork_server.start_worker)

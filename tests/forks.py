@@ -18,24 +18,36 @@ import signal
 import socket
 import subprocess
 import sys
-import traceback
+import threading
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, Self
 
+from faceswap.child_process import wait_within
 from faceswap.limits import limit_process
+from faceswap.media import worker
 
-WORKER = "faceswap.media.child"
-MODULES = (WORKER, "faceswap.media.examine", "faceswap.media.faces", "faceswap.media.picture", "faceswap.media.verify")
-"""Modules that import most of what the processes need."""
+PROGRAMS = {"faceswap": "faceswap.cli", "faceswap.engine": "faceswap.engine.__main__", "faceswap.media.child": ""}
+"""The programs that can be forked, each with the module that holds its `main`, where that is not its own."""
+MODULES = (
+    *("faceswap.media.child", "faceswap.media.examine", "faceswap.media.faces", "faceswap.media.picture"),
+    *("faceswap.media.verify", "faceswap.serve", "faceswap.engine.server", "ai_edge_litert.interpreter"),
+)
+"""Modules that import what the programs need."""
 REQUEST_BYTES = 1 << 16
-ANSWER_BYTES = 1 << 20
-DETECTOR = "ai_edge_litert.interpreter"
+OUTPUT_S = 1.0
+"""The longest wait for the end of a process's output, which processes of its own may hold open."""
+ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
+"""No thread may run in a process that is forked."""
+
+
+Closable = asyncio.BaseTransport | asyncio.StreamWriter
 
 
 class Process:
     """A forked process, as `asyncio.subprocess.Process` shows one."""
 
-    def __init__(self, pid: int, stdin: asyncio.StreamWriter, stdout: asyncio.StreamReader) -> None:
+    def __init__(self, pid: int, stdin: asyncio.StreamWriter | None, stdout: asyncio.StreamReader) -> None:
         self.pid = pid
         self.stdin = stdin
         self.stdout = stdout
@@ -49,55 +61,86 @@ class Process:
         assert self.returncode is not None
         return self.returncode
 
-    def watch(self, told: asyncio.StreamReader, connection: asyncio.StreamWriter, output: asyncio.Transport) -> None:
-        """Take the exit status when it is told."""
-        self._end = asyncio.create_task(self._watch(told, connection, output))
+    def watch(self, told: asyncio.StreamReader, output: Output, *ends: Closable) -> None:
+        """Take the exit status when it is told, and close our ends then."""
+        self._end = asyncio.create_task(self._watch(told, output, ends))
 
-    async def _watch(
-        self, told: asyncio.StreamReader, connection: asyncio.StreamWriter, output: asyncio.Transport
-    ) -> None:
+    async def _watch(self, told: asyncio.StreamReader, output: Output, ends: tuple[Closable, ...]) -> None:
         try:
             self.returncode = os.waitstatus_to_exitcode(int(await told.readline() or signal.SIGKILL))
+            await wait_within(OUTPUT_S, output.ended.wait())
         finally:
-            for transport in (self.stdin.transport, connection.transport, output):
-                transport.close()
-            await asyncio.sleep(0)  # they close in the loop's next round
+            for end in ends:
+                end.close()
+
+
+class Output(asyncio.StreamReaderProtocol):
+    """What a process prints, and that this has ended."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        super().__init__(reader)
+        self.ended = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.ended.set()
 
 
 class ForkServer:
-    """The process that others are forked from; it starts when it is first needed."""
+    """The process that others are forked from. It starts when it is first needed, unless it is at `path` already."""
 
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "forks"
+    def __init__(self, path: Path, *, running: bool = False) -> None:
+        self._path = path
+        self._running = running
         self._process: subprocess.Popen[bytes] | None = None
+        self._starting = threading.Lock()
 
-    async def start_worker(self) -> Process:
-        """Start a process that works on media."""
-        if self._process is None:
+    async def start(
+        self,
+        program: str,
+        *arguments: str,
+        env: Mapping[str, str],
+        stderr: IO[bytes],
+        cwd: Path | None = None,
+        stdin: bool = False,
+        limit: int = 1 << 16,
+    ) -> Process:
+        """Start one of the programs, whose output is read, and whose input is written if `stdin` says so."""
+        if not self._running:
             await asyncio.to_thread(self._start)
-        theirs, stdin = os.pipe()
-        stdout, answers = os.pipe()
+        request = {"program": program, "arguments": arguments, "env": {**env}, "cwd": str(cwd or Path.cwd())}
+        loop, reader = asyncio.get_running_loop(), asyncio.StreamReader(limit)
+        input_end, ours = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY), None)
+        output, output_end = os.pipe()
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(str(self._path))
-        with os.fdopen(theirs, "rb"), os.fdopen(answers, "wb"), Path(os.devnull).open("wb") as nothing:
-            request = json.dumps({"module": WORKER, "env": {**os.environ, "OPENBLAS_NUM_THREADS": "1"}})
-            socket.send_fds(connection, [request.encode()], [theirs, answers, nothing.fileno()])
+        with os.fdopen(input_end, "rb"), os.fdopen(output_end, "wb"):
+            socket.send_fds(connection, [json.dumps(request).encode()], [input_end, output_end, stderr.fileno()])
         told, telling = await asyncio.open_unix_connection(sock=connection)
-        loop, reader = asyncio.get_running_loop(), asyncio.StreamReader(ANSWER_BYTES)
-        output, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(stdout, "rb"))
-        pipe, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(stdin, "wb"))
-        process = Process(int(await told.readline()), asyncio.StreamWriter(pipe, protocol, None, loop), reader)
-        process.watch(told, telling, output)
+        read, printed = await loop.connect_read_pipe(lambda: Output(reader), os.fdopen(output, "rb"))
+        writer = None
+        if ours is not None:
+            write, protocol = await loop.connect_write_pipe(asyncio.streams.FlowControlMixin, os.fdopen(ours, "wb"))
+            writer = asyncio.StreamWriter(write, protocol, None, loop)
+        process = Process(int(await told.readline()), writer, reader)
+        process.watch(told, printed, telling, read, *([writer] if writer else []))
         return process
 
     def _start(self) -> None:
-        command = (sys.executable, "-m", "forks", self._path)
-        env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parent, env=env
-        )
-        assert self._process.stdout
-        assert self._process.stdout.readline(), "the fork server did not start"
+        with self._starting:
+            if self._running:
+                return
+            command = (sys.executable, "-m", "forks", self._path)
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                cwd=Path(__file__).parent,
+                env={**os.environ, **ONE_THREAD},
+            )
+            assert self._process.stdout
+            assert self._process.stdout.readline(), "the fork server did not start"
+            self._running = True
 
     def close(self) -> None:
         """End it, and all that it has started."""
@@ -106,78 +149,86 @@ class ForkServer:
                 assert self._process.stdin
                 self._process.stdin.close()
 
-
-def serve(path: str) -> None:
-    """Fork a process for each request until standard input ends."""
-    limit_process(resource.RLIM_INFINITY)
-    for module in (*MODULES, DETECTOR):
-        importlib.import_module(module)
-    gc.freeze()
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    listener.listen(100)
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
-    processes: dict[int, tuple[int, socket.socket]] = {}
-    while True:
-        ready, _, _ = select.select([sys.stdin, listener, *processes], [], [])
-        if sys.stdin in ready:
-            break
-        if listener in ready:
-            connection, _ = listener.accept()
-            descriptor, pid = fork(connection, [listener, *(told for _, told in processes.values())], list(processes))
-            processes[descriptor] = (pid, connection)
-        for descriptor in ready:
-            if descriptor in processes:
-                pid, told = processes.pop(descriptor)
-                os.close(descriptor)
-                _, status = os.waitpid(pid, 0)
-                answer(told, status)
-                told.close()
-    for pid, _ in processes.values():
-        os.kill(pid, signal.SIGKILL)
+    async def start_worker(self) -> worker.Child:
+        """Start a worker of the service, as `worker.Child.start` does."""
+        with Path(os.devnull).open("wb") as nothing:
+            env = {**os.environ, **ONE_THREAD}
+            process = await self.start(
+                "faceswap.media.child", env=env, stderr=nothing, stdin=True, limit=worker.MAX_ANSWER_BYTES
+            )
+        return worker.Child(process)
 
 
-def answer(connection: socket.socket, number: int) -> None:
-    """Tell a number, unless nobody listens any more."""
-    with contextlib.suppress(ConnectionError):
-        connection.sendall(b"%d\n" % number)
+class Forks:
+    """The server's own side: it forks a process for each request, and tells of its end."""
 
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen(100)
+        self._processes: dict[int, tuple[int, socket.socket]] = {}
 
-def fork(connection: socket.socket, sockets: list[socket.socket], descriptors: list[int]) -> tuple[int, int]:
-    """Fork a process for what a connection brings; returns its descriptor and id."""
-    message, files, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 3)
-    pid = os.fork()
-    if not pid:
-        for other in (connection, *sockets):
+    @classmethod
+    def prepared(cls, path: str) -> Self:
+        """Import everything, then listen."""
+        limit_process(resource.RLIM_INFINITY)
+        for module in MODULES:
+            importlib.import_module(module)
+        gc.freeze()
+        return cls(path)
+
+    def serve(self) -> int:
+        """Serve until standard input ends; returns the exit status, in a forked process that of its program."""
+        sys.stdout.write("ready\n")
+        sys.stdout.flush()
+        while True:
+            ready, _, _ = select.select([sys.stdin, self._listener, *self._processes], [], [])
+            if sys.stdin in ready:
+                break
+            for descriptor in ready:
+                if descriptor is self._listener:
+                    connection, _ = self._listener.accept()
+                    message, files, _, _ = socket.recv_fds(connection, REQUEST_BYTES, 3)
+                    if not (pid := os.fork()):
+                        return self._run(json.loads(message), files, connection)
+                    for file in files:
+                        os.close(file)
+                    tell(connection, pid)
+                    self._processes[os.pidfd_open(pid)] = (pid, connection)
+                else:
+                    pid, told = self._processes.pop(descriptor)
+                    os.close(descriptor)
+                    tell(told, os.waitpid(pid, 0)[1])
+                    told.close()
+        for pid, _ in self._processes.values():
+            os.kill(pid, signal.SIGKILL)
+        return 0
+
+    def _run(self, request: dict[str, Any], files: list[int], connection: socket.socket) -> int:
+        """Be the process that is asked for; returns its exit status."""
+        for other in (connection, self._listener, *(told for _, told in self._processes.values())):
             other.close()
-        for descriptor in descriptors:
+        for descriptor in self._processes:
             os.close(descriptor)
-        run(json.loads(message), files)
-    for file in files:
-        os.close(file)
-    answer(connection, pid)
-    return os.pidfd_open(pid), pid
-
-
-def run(request: dict[str, Any], files: list[int]) -> NoReturn:
-    """Be the process that is asked for."""
-    status = 1
-    try:
         os.setsid()
         for number, file in enumerate(files):
             os.dup2(file, number)
             os.close(file)
+        os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
-        status = importlib.import_module(request["module"]).main() or 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else 1
-    except BaseException:  # noqa: BLE001 - the top of a process
-        traceback.print_exc()
-    finally:
-        os._exit(status)
+        program = request["program"]
+        sys.argv = [program, *request["arguments"]]
+        worker.Child.start = ForkServer(Path(self._path), running=True).start_worker
+        return int(importlib.import_module(PROGRAMS[program] or program).main() or 0)
+
+
+def tell(connection: socket.socket, number: int) -> None:
+    """Send a number, unless nobody listens any more."""
+    with contextlib.suppress(ConnectionError):
+        connection.sendall(b"%d\n" % number)
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    sys.exit(Forks.prepared(sys.argv[1]).serve())

@@ -17,6 +17,7 @@ from typing import Any, Self
 
 import aiohttp
 import psutil
+from forks import PROGRAMS, ForkServer, Process
 from waiting import WAIT_S
 from waiting import eventually as eventually
 
@@ -47,6 +48,9 @@ def files_in(folder: Path) -> list[str]:
 class Child:
     """A process that prints where it listens. It may have no more than `descriptors` open."""
 
+    forks: ForkServer | None = None
+    """Forks the processes where it can; else, and without it, each is started from nothing."""
+
     def __init__(
         self,
         log: Path,
@@ -55,25 +59,29 @@ class Child:
         cwd: Path | None = None,
         descriptors: int | None = None,
     ) -> None:
+        self._forkable = descriptors is None and command[0] in PROGRAMS and "PYTHONPATH" not in (env or {})
         self._limit = () if descriptors is None else ("prlimit", f"--nofile={descriptors}:{descriptors}")
         self._command = command
         self._cwd = cwd
         self._env = {**os.environ, **(env or {})}
         self._log = log
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process | Process | None = None
         self._drain: asyncio.Task[Any] | None = None
         self.url = ""
 
     async def _spawn(self) -> asyncio.StreamReader:
         """Start the process; returns what it prints."""
         with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                *(*self._limit, sys.executable, "-m", *self._command),
-                stdout=asyncio.subprocess.PIPE,
-                stderr=log,
-                env=self._env,
-                cwd=self._cwd,
-            )
+            if self.forks and self._forkable:
+                self._process = await self.forks.start(*self._command, env=self._env, stderr=log, cwd=self._cwd)
+            else:
+                self._process = await asyncio.create_subprocess_exec(
+                    *(*self._limit, sys.executable, "-m", *self._command),
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=log,
+                    env=self._env,
+                    cwd=self._cwd,
+                )
         assert self._process.stdout is not None
         return self._process.stdout
 
