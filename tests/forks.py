@@ -75,7 +75,7 @@ class Process:
 
 
 class Output(asyncio.StreamReaderProtocol):
-    """What a process prints, and that this has ended."""
+    """The output of a process, and its end."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         super().__init__(reader)
@@ -108,7 +108,9 @@ class ForkServer:
         """Start one of the programs, whose output is read, and whose input is written if `stdin` says so."""
         if not self._running:
             await asyncio.to_thread(self._start)
+        os.umask(umask := os.umask(0o077))
         request = {"program": program, "arguments": arguments, "env": {**env}, "cwd": str(cwd or Path.cwd())}
+        request["umask"] = umask
         loop, reader = asyncio.get_running_loop(), asyncio.StreamReader(limit)
         input_end, ours = os.pipe() if stdin else (os.open(os.devnull, os.O_RDONLY), None)
         output, output_end = os.pipe()
@@ -216,6 +218,7 @@ class Forks:
             os.dup2(file, number)
             os.close(file)
         os.chdir(request["cwd"])
+        os.umask(request["umask"])
         os.environ.clear()
         os.environ.update(request["env"])
         program = request["program"]
