@@ -8,7 +8,7 @@ from forks import ForkServer
 from hypothesis import HealthCheck, settings
 from processes import Child
 
-from faceswap.media import worker
+from faceswap.media import process
 
 # On a busy machine an example may take any time.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -35,4 +35,4 @@ def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer
 @pytest.fixture(autouse=True)
 def forked_workers(fork_server: ForkServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the workers of services in the test's own process forked. The tests of the workers themselves start them."""
-    monkeypatch.setattr(worker.Child, "start", fork_server.start_worker)
+    monkeypatch.setattr(process.Child, "start", fork_server.start_worker)

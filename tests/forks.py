@@ -25,7 +25,7 @@ from typing import IO, Any, Self
 
 from faceswap.child_process import wait_within
 from faceswap.limits import limit_process
-from faceswap.media import worker
+from faceswap.media.process import MAX_ANSWER_BYTES, Child
 
 PROGRAMS = {"faceswap": "faceswap.cli", "faceswap.engine": "faceswap.engine.__main__", "faceswap.media.child": ""}
 """The programs that can be forked, each with the module that holds its `main`, where that is not its own."""
@@ -151,14 +151,14 @@ class ForkServer:
                 assert self._process.stdin
                 self._process.stdin.close()
 
-    async def start_worker(self) -> worker.Child:
-        """Start a worker of the service, as `worker.Child.start` does."""
+    async def start_worker(self) -> Child:
+        """Start a worker of the service, as `Child.start` does."""
         with Path(os.devnull).open("wb") as nothing:
             env = {**os.environ, **ONE_THREAD}
             process = await self.start(
-                "faceswap.media.child", env=env, stderr=nothing, stdin=True, limit=worker.MAX_ANSWER_BYTES
+                "faceswap.media.child", env=env, stderr=nothing, stdin=True, limit=MAX_ANSWER_BYTES
             )
-        return worker.Child(process)
+        return Child(process)
 
 
 class Forks:
@@ -223,7 +223,7 @@ class Forks:
         os.environ.update(request["env"])
         program = request["program"]
         sys.argv = [program, *request["arguments"]]
-        worker.Child.start = ForkServer(Path(self._path), running=True).start_worker
+        Child.start = ForkServer(Path(self._path), running=True).start_worker
         return int(importlib.import_module(PROGRAMS[program] or program).main() or 0)
 
 
