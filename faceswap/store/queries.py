@@ -73,8 +73,7 @@ class Queries(Database):
         if not queued:
             return {}
         if self.queue is not None:
-            places = {job.prompt_id: self.queue.place(job.prompt_id) for job in queued}
-            return {prompt_id: place for prompt_id, place in places.items() if place is not None}
+            return self.queue.places(job.prompt_id for job in queued)
         owner = queued[0].owner
         rows = await self._read(
             "SELECT prompt_id, place FROM (SELECT prompt_id, row_number() OVER"

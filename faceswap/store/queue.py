@@ -105,12 +105,24 @@ class Queue:
 
     def place(self, prompt_id: str) -> int | None:
         """Return the place of a job, 1 for the next to start; None when it is not queued."""
-        job = self._jobs.get(prompt_id)
-        if job is None or job.state != JobState.QUEUED:
-            return None
-        own_place = bisect_left(self._lines[job.owner], _key(job)) + 1
-        lines = {owner: (len(line), self._turns.get(owner, 0)) for owner, line in self._lines.items()}
-        return places_in_turn(job.owner, [own_place], lines)[0]
+        return self.places([prompt_id]).get(prompt_id)
+
+    def places(self, prompt_ids: Iterable[str]) -> dict[str, int]:
+        """Return the places of those that are queued, by id."""
+        own_places: dict[str, dict[str, int]] = {}
+        for prompt_id in prompt_ids:
+            job = self._jobs.get(prompt_id)
+            if job is not None and job.state == JobState.QUEUED:
+                own_place = bisect_left(self._lines[job.owner], _key(job)) + 1
+                own_places.setdefault(job.owner, {})[prompt_id] = own_place
+        lines = (
+            {owner: (len(line), self._turns.get(owner, 0)) for owner, line in self._lines.items()} if own_places else {}
+        )
+        return {
+            prompt_id: place
+            for owner, of_owner in own_places.items()
+            for prompt_id, place in zip(of_owner, places_in_turn(owner, of_owner.values(), lines), strict=True)
+        }
 
     def queued_of(self, owner: str) -> int:
         """Return the number of an owner's queued jobs."""
