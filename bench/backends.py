@@ -19,9 +19,9 @@ from rows import Effort, Figure, Row, at_least, in_turn
 from faceswap.client import FaceSwap
 
 COUNTS = (1, 2, 4)
-FRAMES = 480
+FRAMES = 360
 WAIT_S = 0.02
-SEGMENT_FRAMES = 20
+SEGMENT_FRAMES = 15
 
 
 async def all_connected(service: Service, count: int) -> None:

@@ -31,10 +31,10 @@ SIZE_MB = 256
 PIECE_BYTES = 1024 * 1024
 
 
-def big_video(folder: Path) -> Path:
+def big_video(folder: Path, size_mb: int) -> Path:
     """Write a playable clip followed by a `free` box of random bytes."""
     path = make_clip(folder / "big.mp4", 24)
-    padding = SIZE_MB * 2**20 - path.stat().st_size
+    padding = size_mb * 2**20 - path.stat().st_size
     with path.open("ab") as file:
         file.write(struct.pack(">I4sQ", 1, b"free", padding))
         file.write(os.urandom(padding - 16))
@@ -95,7 +95,8 @@ async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
 
 async def measure(folder: Path, server: S3Server, effort: Effort) -> list[Figure]:
     """Take both ways at a server."""
-    video, bucket, env = big_video(folder), server.new_bucket(), dict(server.environment())
+    size_mb = effort.of(SIZE_MB)
+    video, bucket, env = big_video(folder, size_mb), server.new_bucket(), dict(server.environment())
     async with (
         Engine(folder, paint=True) as engine,
         Service(folder, engine.url, env=env, files_url=f"s3://{bucket}/prefix") as service,
@@ -123,8 +124,8 @@ async def measure(folder: Path, server: S3Server, effort: Effort) -> list[Figure
         )
         peak = peak_memory_mb(service.pid)
     return [
-        Figure(f"{SIZE_MB} MiB up", "seconds", ups, bare_ups, ratio),
-        Figure(f"{SIZE_MB} MiB down", "seconds", downs, bare_downs, ratio),
+        Figure(f"{size_mb} MiB up", "seconds", ups, bare_ups, ratio),
+        Figure(f"{size_mb} MiB down", "seconds", downs, bare_downs, ratio),
         Figure("memory", "MiB more at most", [peak], [before], difference),
     ]
 
