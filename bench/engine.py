@@ -117,6 +117,7 @@ async def length_row(folder: Path, effort: Effort) -> list[Figure]:
     """Hold a long clip against a short one: once, since each takes its time."""
     found = []
     async with running_engine(folder, "medium") as run:
+        await run.swap(clip(folder, SIZES["720p"], 1))
         for seconds in (SHORT_SECONDS, max(SHORT_SECONDS, effort.of(LONG_SECONDS))):
             path = clip(folder, SIZES["720p"], seconds)
             reset_peak_memory(run.engine.pid)
