@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -35,6 +36,8 @@ MODULES = (
 )
 """Modules that import what the programs need."""
 REQUEST_BYTES = 1 << 16
+PR_SET_PDEATHSIG = 1
+"""For `prctl`: the signal that a process gets when its parent has ended, however that came."""
 OUTPUT_S = 1.0
 """The longest wait for the end of a process's output, which processes of its own may hold open."""
 ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
@@ -214,6 +217,7 @@ class Forks:
         for descriptor in self._processes:
             os.close(descriptor)
         os.setsid()
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         for number, file in enumerate(files):
             os.dup2(file, number)
             os.close(file)
