@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import psutil
 import pytest
 from aiohttp import ClientPayloadError, web
 from aiohttp.test_utils import TestClient, TestServer
-from waiting import until
+from waiting import WAIT_S, until
 
 from faceswap.api import sending
 from faceswap.api.sending import SHORT_BYTES, send_file
@@ -136,3 +138,44 @@ async def test_a_file_is_closed_when_its_reader_is_gone(client: Client, path: Pa
 
 def _is_open(path: Path) -> bool:
     return str(path) in {file.path for file in psutil.Process().open_files()}
+
+
+@pytest.mark.parametrize("step", ["open", "close"])
+async def test_a_file_is_closed_though_its_request_is_cancelled(
+    path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    at_step, go_on, closed = threading.Event(), threading.Event(), list[bool]()
+
+    class Noted(FileIO):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            hold("open")
+
+        def close(self) -> None:
+            hold("close")
+            closed.append(True)
+            super().close()
+
+    def hold(now: str) -> None:
+        if now == step:
+            at_step.set()
+            go_on.wait(WAIT_S)
+
+    monkeypatch.setattr(sending, "FileIO", Noted)
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        tasks.append(asyncio.ensure_future(send_file(request, path, {})))
+        return await tasks[0]
+
+    app = web.Application()
+    app.router.add_get("/", handler)
+    async with TestClient(TestServer(app)) as client:
+        asking = asyncio.ensure_future(client.get("/"))
+        assert await asyncio.to_thread(at_step.wait, WAIT_S)
+        tasks[0].cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        go_on.set()
+        await until(lambda: closed)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)

@@ -32,7 +32,12 @@ async def send_file(request: web.Request, file: Path | RemoteFile, headers: Mapp
     if not isinstance(file, Path):
         return await _send_remote(request, file, headers)
     loop = asyncio.get_running_loop()
-    part, data = await loop.run_in_executor(None, _open, request, file)
+    opening = loop.run_in_executor(None, _open, request, file)
+    try:
+        part, data = await asyncio.shield(opening)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close)
+        raise
     if isinstance(data, bytes):
         SENT_BYTES.inc(len(data))
         return web.Response(status=part.status, body=data, headers={**headers, **part.headers})
@@ -44,7 +49,8 @@ async def send_file(request: web.Request, file: Path | RemoteFile, headers: Mapp
             writer.output_size += part.size
     finally:
         if data is not None:
-            await loop.run_in_executor(None, data.close)  # which frees the disk if the file was erased meanwhile
+            # Which frees the disk if the file was erased meanwhile; it is done though nobody may wait for it any more.
+            await asyncio.shield(loop.run_in_executor(None, data.close))
     await response.write_eof()
     return response
 
@@ -136,6 +142,14 @@ def _open(request: web.Request, path: Path) -> tuple[_Part, bytes | FileIO | Non
             return part, pread(file.fileno(), part.size, part.start)
         opened.pop_all()
         return part, file
+
+
+def _close(opening: asyncio.Future[tuple[_Part, bytes | FileIO | None]]) -> None:
+    """Close a file that was opened for nobody."""
+    if not opening.cancelled() and opening.exception() is None:
+        _, data = opening.result()
+        if isinstance(data, FileIO):
+            data.close()
 
 
 def _response(part: _Part, headers: Mapping[str, str]) -> web.StreamResponse:
