@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -144,38 +145,39 @@ def _is_open(path: Path) -> bool:
 async def test_a_file_is_closed_though_its_request_is_cancelled(
     path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    at_step, go_on, closed = threading.Event(), threading.Event(), list[bool]()
+    loop, go_on, at_step = asyncio.get_running_loop(), threading.Event(), threading.Event()
+    files: list[FileIO] = []  # so that none is closed because nobody has it any more
 
     class Noted(FileIO):
         def __init__(self, path: Path) -> None:
             super().__init__(path)
-            hold("open")
+            files.append(self)
+            if step == "open":
+                at_step.set()
+                go_on.wait(WAIT_S)
 
-        def close(self) -> None:
-            hold("close")
-            closed.append(True)
-            super().close()
-
-    def hold(now: str) -> None:
-        if now == step:
-            at_step.set()
-            go_on.wait(WAIT_S)
-
-    monkeypatch.setattr(sending, "FileIO", Noted)
-    tasks: list[asyncio.Task[Any]] = []
+    async def send_nothing(*_: object) -> None:
+        if step == "close":
+            blocking.append(loop.run_in_executor(None, go_on.wait, WAIT_S))
+            loop.call_soon(loop.call_soon, at_step.set)  # when the file waits for its thread
 
     async def handler(request: web.Request) -> web.StreamResponse:
         tasks.append(asyncio.ensure_future(send_file(request, path, {})))
         return await tasks[0]
 
+    monkeypatch.setattr(sending, "FileIO", Noted)
+    monkeypatch.setattr(sending, "_send_by_kernel", send_nothing)
+    tasks, blocking = list[asyncio.Task[Any]](), list[asyncio.Future[Any]]()
     app = web.Application()
     app.router.add_get("/", handler)
-    async with TestClient(TestServer(app)) as client:
-        asking = asyncio.ensure_future(client.get("/"))
-        assert await asyncio.to_thread(at_step.wait, WAIT_S)
-        tasks[0].cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        go_on.set()
-        await until(lambda: closed)
-        asking.cancel()
-        await asyncio.gather(asking, return_exceptions=True)
+    with ThreadPoolExecutor(1) as one_thread:
+        loop.set_default_executor(one_thread)
+        async with TestClient(TestServer(app)) as client:
+            asking = asyncio.ensure_future(client.get("/"))
+            await until(at_step.is_set)
+            tasks[0].cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            go_on.set()
+            await until(lambda: files[0].closed)
+            asking.cancel()
+            await asyncio.gather(asking, *blocking, return_exceptions=True)
