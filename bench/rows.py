@@ -47,6 +47,8 @@ class Goal:
     def share_of(self, value: float) -> float:
         """Return how much of what is allowed a value uses: up to 1 is met."""
         used = (self.bound, value) if self.is_least else (value, self.bound)
+        if used[0] == 0:
+            return 0.0
         return used[0] / used[1] if used[1] > 0 else math.inf
 
     def __str__(self) -> str:
