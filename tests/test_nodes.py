@@ -13,6 +13,7 @@ from typing import Any
 import postgres
 import pytest
 from aiohttp import web
+from aiohttp.typedefs import Handler
 from clips import make_clip, read_numbers
 from node_rig import TIMEOUTS, NodeRig, Nodes
 from processes import dead_url, files_in
@@ -168,8 +169,15 @@ async def test_a_running_job_is_erased_at_a_node_that_does_not_run_it(nodes: Nod
 
 
 async def test_a_preview_is_there_at_every_node(nodes: Nodes, clip: Path, tmp_path: Path) -> None:
-    async with EngineRig(tmp_path / "engine", paint=True) as engine, AsyncExitStack() as stack:
-        rigs = await three(stack, nodes, engine)
+    rigs: list[NodeRig] = []
+
+    async def begin_when_watched(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.path == "/prompt":
+            await until(lambda: rigs[2].client.app is not None and rigs[2].client.app[keys.HUB].watchers)
+        return await handler(request)
+
+    async with EngineRig(tmp_path / "engine", begin_when_watched, paint=True) as engine, AsyncExitStack() as stack:
+        rigs += await three(stack, nodes, engine)
         engine.hold()
         prompt_id = await rigs[0].post(clip)
         watching = asyncio.create_task(rigs[2].events(prompt_id))  # previews are not stored

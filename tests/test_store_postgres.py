@@ -95,7 +95,7 @@ async def far(url: str, proxy: TcpProxy) -> AsyncIterator[Store]:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything that waits for a database wait a short time only."""
     for name in ("CONNECT", "ACQUIRE", "COMMAND", "ROLLBACK"):
-        monkeypatch.setattr(driver, f"{name}_TIMEOUT_S", 1.0)
+        monkeypatch.setattr(driver, f"{name}_TIMEOUT_S", 3.0)
     monkeypatch.setattr(driver, "LISTEN_CHECK_S", 0.1)
     monkeypatch.setattr(database, "RETRY_S", 0.05)
 
