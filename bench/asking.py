@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from yarl import URL
 
@@ -77,7 +78,7 @@ async def ask(url: URL, requests: Sequence[Sequence[bytes]]) -> Asked:
     loop, times_ms = asyncio.get_running_loop(), list[float]()
     started, ends = time.perf_counter(), [loop.create_future() for _ in requests]
     for own, end in zip(requests, ends, strict=True):
-        await loop.create_connection(lambda: Asker(iter(own), times_ms, end), url.host, url.port)  # noqa: B023
+        await loop.create_connection(partial(Asker, iter(own), times_ms, end), url.host, url.port)
     await asyncio.gather(*ends)
     return Asked(time.perf_counter() - started, times_ms)
 

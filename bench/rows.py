@@ -11,6 +11,8 @@ from typing import Any
 
 ROUNDS = 5
 GROWTH_SIZES = (10, 100, 1_000, 10_000)
+WORST = 100.0
+"""The most of what is allowed that a figure counts as using."""
 GROWTH_GOAL = 1.1
 """The largest exponent that counts as linear."""
 
@@ -49,7 +51,7 @@ class Goal:
         used = (self.bound, value) if self.is_least else (value, self.bound)
         if used[0] == 0:
             return 0.0
-        return used[0] / used[1] if used[1] > 0 else math.inf
+        return min(used[0] / used[1], WORST) if used[1] > 0 else WORST
 
     def __str__(self) -> str:
         return f"{'≥' if self.is_least else '≤'} {self.bound:g}"

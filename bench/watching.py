@@ -16,6 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from common import HERE
@@ -112,7 +113,7 @@ async def main(file: Path) -> None:
         kind, address, *more = line.split()
         url, first = URL(address), loop.create_future()
         request = REQUESTS[kind](url, *more)
-        await loop.create_connection(lambda: Watcher(request, seen, first), url.host, url.port)  # noqa: B023
+        await loop.create_connection(partial(Watcher, request, seen, first), url.host, url.port)
         await first
     print("watching", flush=True)  # noqa: T201  # how it tells that all are there
     lines = asyncio.StreamReader()

@@ -144,7 +144,7 @@ async def test_one_that_has_begun_is_told_of_though_nobody_waits_any_more(store:
     job = await create(store)
     waiter = asyncio.create_task(store.add_status(job.prompt_id, "told"))
     assert store._engine.group is not None
-    while store._engine.group._waiting or not store._engine.group._task:
+    while store._engine.group._pending or not store._engine.group._task:
         await asyncio.sleep(0)
     waiter.cancel()
     await asyncio.gather(waiter, return_exceptions=True)
@@ -160,3 +160,17 @@ async def test_nobody_waits_for_a_connection_that_is_closed(tmp_path: Path) -> N
     async with asyncio.timeout(WAIT_S):
         results = await asyncio.gather(store.check_writable(), store.check_writable(), return_exceptions=True)
     assert [type(result) for result in results] == [ValueError, ValueError]
+
+
+async def test_nobody_waits_for_what_was_committed_and_cannot_be_told(tmp_path: Path) -> None:
+    def broken(_event: Event) -> None:
+        raise ValueError("it cannot be told")
+
+    store = await Store.open(tmp_path / "untold.db", MIGRATIONS, broken)
+    try:
+        async with asyncio.timeout(WAIT_S):
+            results = await asyncio.gather(create(store), create(store), return_exceptions=True)
+            await store.check_writable()
+        assert [type(result) for result in results] == [ValueError, ValueError]
+    finally:
+        await store.close()

@@ -15,7 +15,8 @@ from faceswap.errors import Conflict, NotFound, Unavailable
 from faceswap.jobs import Job, JobState
 from faceswap.progress import Report
 from faceswap.store import LOCAL_HOLDER, Store
-from faceswap.store.queue import Change, Queue, Turn, Waiting
+from faceswap.store.changes import JobChange, TurnChange, WaitingChange
+from faceswap.store.queue import Queue
 from faceswap.store.transaction import Transaction
 from faceswap.store.turns import queue_place
 
@@ -124,8 +125,8 @@ async def test_a_move_that_is_undone_does_not_show(tmp_path: Path) -> None:
 
 
 def test_a_job_of_many_leaves_its_line_at_its_place() -> None:
-    jobs = [Change(f"{number:03}", "QUEUED", "ann", number % 3, number, 10) for number in range(200)]
-    queue = Queue(jobs, [Turn("ann", 1)], Waiting(0, 0, 0))
+    jobs = [JobChange(f"{number:03}", "QUEUED", "ann", number % 3, number, 10) for number in range(200)]
+    queue = Queue(jobs, [TurnChange("ann", 1)], WaitingChange(0, 0, 0))
     order = sorted(jobs, key=lambda job: (-job.priority, job.created_at))
     for job in random.Random(1).sample(jobs, 150):
         queue.apply([job._replace(state="PROCESSING")])

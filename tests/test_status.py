@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import postgres
 import pytest
@@ -36,7 +37,7 @@ class Rig:
         self.turns_after_a_read = 0
         self.answers = Answers(store, lambda: self.outage)
 
-    async def ask(self, prompt_id: str, owner: str | None = None) -> dict[str, object]:
+    async def ask(self, prompt_id: str, owner: str | None = None) -> dict[str, Any]:
         return dict(json.loads((await self.answers.get(prompt_id, owner)).body))
 
 
@@ -81,7 +82,7 @@ async def test_an_outage_shows_in_the_jobs_that_wait_for_an_engine_only(rig: Rig
     done, waiting = await run_to_success(rig.store), await create(rig.store)
     for outage in ("It is away.", None):
         rig.outage = outage
-        steps = [(await rig.ask(job.prompt_id))["progress"]["step"] for job in (done, waiting)]  # type: ignore[index]
+        steps = [(await rig.ask(job.prompt_id))["progress"]["step"] for job in (done, waiting)]
         assert steps == ["Face swap completed successfully", outage or "Queued"]
     assert rig.reads == 2
 

@@ -82,9 +82,8 @@ class Answers:
         reading = self._reading.setdefault(prompt_id, object())
         try:
             kept = self._kept.get(prompt_id)
-            is_known = kept is not None and kept.job.owner == owner
-            job = kept.job if kept is not None and is_known else await self._store.owned_job(prompt_id, owner)
-            answer = await self.of(job)
+            job = None if kept is None or kept.job.owner != owner else kept.job
+            answer = await self.of(job or await self._store.owned_job(prompt_id, owner))
             if self._queue is not None and self._reading.get(prompt_id) is reading:
                 if len(self._kept) >= MOST_KEPT:
                     del self._kept[next(iter(self._kept))]

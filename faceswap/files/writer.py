@@ -40,14 +40,19 @@ class _HashedFile(io.FileIO):
 
     def write(self, data: Any, /) -> int:
         """Write all of `data`, and hash it: a whole piece in another thread meanwhile."""
-        hashing = _HASHES.submit(self.sha256.update, data) if len(data) >= PIECE_BYTES else None
-        if hashing is None:
+        if len(data) < PIECE_BYTES:
             self.sha256.update(data)
+            return self._write_all(data)
+        hashing = _HASHES.submit(self.sha256.update, data)
+        try:
+            return self._write_all(data)
+        finally:
+            hashing.result()  # after which nobody looks at the bytes any more
+
+    def _write_all(self, data: Any) -> int:
         rest = memoryview(data)
         while rest:
             rest = rest[super().write(rest) or 0 :]
-        if hashing is not None:
-            hashing.result()
         return len(data)
 
     def sync(self) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+from .changes import Change
 from .connection import Statements
-from .queue import Change, Queue, Turn, Waiting
+from .queue import Queue
 
 T = TypeVar("T")
 Body = Callable[[], Coroutine[Any, Any, T]]
@@ -31,7 +32,7 @@ class Thread(Protocol):
 
     @property
     def statements(self) -> Statements:
-        """Those that the bodies of transactions execute."""
+        """The statements that the bodies of transactions execute."""
 
     async def transact(self, bodies: Sequence[Body[Any]]) -> list[Outcome]:
         """Carry out bodies one after another, within the thread, and commit what they did.
@@ -39,12 +40,12 @@ class Thread(Protocol):
         Raises `StoreError` when nothing of it could be kept.
         """
 
-    def take_changes(self) -> Sequence[Change | Turn | Waiting]:
+    def take_changes(self) -> Sequence[Change]:
         """Return what was committed since the last call."""
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _Pending:
     body: Body[Any]
     on_commit: Callable[[Any], None]
     outcome: asyncio.Future[Any]
@@ -58,7 +59,7 @@ class GroupCommit:
         self._thread = thread
         self._lock = lock
         self._queue = queue
-        self._waiting: list[_Waiting] = []
+        self._pending: list[_Pending] = []
         self._task: asyncio.Task[None] | None = None
 
     async def run(self, body: Body[T], on_commit: Callable[[T], None]) -> T:
@@ -68,11 +69,11 @@ class GroupCommit:
         one that has begun runs to its end. `on_commit` is called with the body's result after the commit, in the order
         of the transactions, whether or not somebody still waits.
         """
-        waiting = _Waiting(body, on_commit, asyncio.get_running_loop().create_future())
-        self._waiting.append(waiting)
+        pending = _Pending(body, on_commit, asyncio.get_running_loop().create_future())
+        self._pending.append(pending)
         if self._task is None:
-            self._task = asyncio.create_task(self._run_waiting(), name="transactions")
-        result: T = await waiting.outcome
+            self._task = asyncio.create_task(self._run_pending(), name="transactions")
+        result: T = await pending.outcome
         return result
 
     async def close(self) -> None:
@@ -80,17 +81,18 @@ class GroupCommit:
         if self._task is not None:
             await self._task
 
-    async def _run_waiting(self) -> None:
+    async def _run_pending(self) -> None:
         try:
-            while self._waiting:
+            while self._pending:
                 async with self._lock:
-                    group = [one for one in self._waiting[:MOST_TOGETHER] if not one.outcome.done()]
-                    del self._waiting[:MOST_TOGETHER]
+                    group = [one for one in self._pending[:MOST_TOGETHER] if not one.outcome.done()]
+                    del self._pending[:MOST_TOGETHER]
                     await self._run_group(group)
         finally:
             self._task = None
 
-    async def _run_group(self, group: Sequence[_Waiting]) -> None:
+    async def _run_group(self, group: Sequence[_Pending]) -> None:
+        """Carry out a group; each of those who wait gets a result or an error."""
         try:
             outcomes = await self._thread.transact([one.body for one in group])
         except Exception as error:  # noqa: BLE001  # the top of the task: nobody may wait for ever
@@ -98,15 +100,22 @@ class GroupCommit:
                 for one in group:
                     await self._run_group([one])
                 return
-            outcomes = [Outcome(error=error)]
-        if self._queue is not None:
-            self._queue.apply(self._thread.take_changes())
+            outcomes = [Outcome(error=error) for _ in group]
+        try:
+            self._tell(group, outcomes)
+        except Exception as error:  # noqa: BLE001  # so here: what was committed could not be told
+            outcomes = [Outcome(error=error) for _ in group]
         for one, outcome in zip(group, outcomes, strict=True):
-            if outcome.error is None:
-                one.on_commit(outcome.result)
             if one.outcome.done():
                 continue
             if outcome.error is None:
                 one.outcome.set_result(outcome.result)
             else:
                 one.outcome.set_exception(outcome.error)
+
+    def _tell(self, group: Sequence[_Pending], outcomes: Sequence[Outcome]) -> None:
+        if self._queue is not None:
+            self._queue.apply(self._thread.take_changes())
+        for one, outcome in zip(group, outcomes, strict=True):
+            if outcome.error is None:
+                one.on_commit(outcome.result)

@@ -2,8 +2,8 @@
 
 So is the number of what waits: where nothing does, nobody needs to look for it.
 
-There is one where all that changes the database goes through one connection, whose triggers tell of every row of a job
-that a commit has changed. It never shows what is not committed.
+There is one where all that changes the database goes through one connection, which tells what a commit has changed
+(`changes.py`). It never shows what is not committed.
 """
 
 from __future__ import annotations
@@ -11,37 +11,10 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Mapping
 from operator import add
-from typing import NamedTuple
 
 from ..jobs import JobState
+from .changes import Change, JobChange, TurnChange, WaitingChange
 from .turns import places_in_turn
-
-
-class Change(NamedTuple):
-    """A job as a commit has left it; its state is None when it was deleted."""
-
-    prompt_id: str
-    state: str | None
-    owner: str
-    priority: int
-    created_at: int
-    frames_left: int
-
-
-class Turn(NamedTuple):
-    """The number of an owner's last turn."""
-
-    owner: str
-    number: int
-
-
-class Waiting(NamedTuple):
-    """A change of the numbers of what waits: of segments, of those that may have to pause, of deliveries."""
-
-    segments: int
-    pausing: int
-    deliveries: int
-
 
 _Key = tuple[int, int, str]
 
@@ -49,7 +22,7 @@ _Key = tuple[int, int, str]
 class Queue:
     """The queued and the processing jobs, and the turns of their owners, as they were committed last."""
 
-    def __init__(self, jobs: Iterable[Change], turns: Iterable[Turn], waiting: Waiting) -> None:
+    def __init__(self, jobs: Iterable[JobChange], turns: Iterable[TurnChange], waiting: WaitingChange) -> None:
         self.version = 0
         """It is another one whenever a place in the queue, or the work that waits, may be."""
         self.ended = 0
@@ -58,7 +31,7 @@ class Queue:
         """Functions that are called with the id of each job that a commit has changed, before anybody is told of it."""
         self.waiting = waiting
         """The numbers of what waits."""
-        self._jobs: dict[str, Change] = {}
+        self._jobs: dict[str, JobChange] = {}
         self._lines: dict[str, list[_Key]] = {}
         """The queued jobs of each owner who has any, in order."""
         self._turns: dict[str, int] = {}
@@ -66,13 +39,13 @@ class Queue:
         self._frames = dict(self._counts)
         self.apply([*jobs, *turns])
 
-    def apply(self, changes: Iterable[Change | Turn | Waiting]) -> None:
+    def apply(self, changes: Iterable[Change]) -> None:
         """Take over what a commit has changed, in the order in which it did."""
         for change in changes:
-            if isinstance(change, Waiting):
-                self.waiting = Waiting(*map(add, self.waiting, change))
+            if isinstance(change, WaitingChange):
+                self.waiting = WaitingChange(*map(add, self.waiting, change))
                 continue
-            if isinstance(change, Turn):
+            if isinstance(change, TurnChange):
                 self._turns[change.owner] = change.number
                 self.version += 1
                 continue
@@ -89,7 +62,7 @@ class Queue:
             for on_change in self.on_change:
                 on_change(change.prompt_id)
 
-    def _count(self, job: Change, number: int) -> None:
+    def _count(self, job: JobChange, number: int) -> None:
         assert job.state is not None
         self._counts[job.state] += number
         self._frames[job.state] += number * job.frames_left
@@ -139,5 +112,5 @@ class Queue:
         return dict(self._frames)
 
 
-def _key(job: Change) -> _Key:
+def _key(job: JobChange) -> _Key:
     return -job.priority, job.created_at, job.prompt_id

@@ -15,9 +15,19 @@ from typing import Any, Self, TypeVar
 import aiosqlite
 
 from .. import durable
+from .changes import (
+    SELECT_TURNS,
+    SELECT_UNENDED,
+    SELECT_WAITING,
+    Change,
+    JobChange,
+    TurnChange,
+    WaitingChange,
+    note_changes,
+)
 from .connection import Clock, Connection, Dialect, Row, StoreError, SystemClock, newer_database, scripts
 from .group_commit import Body, GroupCommit, Outcome
-from .queue import Change, Queue, Turn, Waiting
+from .queue import Queue
 
 T = TypeVar("T")
 
@@ -72,24 +82,11 @@ class DatabaseThread(aiosqlite.Connection):
         return result
 
 
-class InThread:
-    """The statements of a transaction, executed by the thread that its body runs in."""
+class _Timed:
+    """A connection that tells the time of a `Clock`."""
 
     def __init__(self, clock: Clock) -> None:
-        self.raw: sqlite3.Connection | None = None
         self._clock = clock
-
-    async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
-        """Execute a statement; returns its rows."""
-        assert self.raw is not None
-        with store_errors():
-            return self.raw.execute(sql, parameters).fetchall()
-
-    async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Execute a statement once for each row of parameters."""
-        assert self.raw is not None
-        with store_errors():
-            self.raw.executemany(sql, rows)
 
     async def now_ms(self) -> int:
         """Return the Unix time in milliseconds. It may jump."""
@@ -100,45 +97,31 @@ class InThread:
         return self._clock.monotonic_ms()
 
 
-_CHANGE = "{row}.prompt_id, {state}, coalesce({row}.owner, ''), {row}.priority, {row}.created_at, {frames}"
-_FRAMES_LEFT = "{row}.total_frames - {row}.current_frame"
-_JOB = _CHANGE.format(row="new", state="new.state", frames=_FRAMES_LEFT.format(row="new"))
-_UNENDED = _CHANGE.format(row="job", state="job.state", frames=_FRAMES_LEFT.format(row="job"))
-_GONE = _CHANGE.format(row="old", state="NULL", frames="0")
-_WAITS = "new.state = 'waiting', new.state = 'waiting' AND new.not_before > 0"
-_WAITED = "-(old.state = 'waiting'), -(old.state = 'waiting' AND old.not_before > 0)"
-TRIGGERS = (
-    f"CREATE TEMP TRIGGER job_added AFTER INSERT ON main.job BEGIN SELECT note_job({_JOB}); END",
-    f"CREATE TEMP TRIGGER job_changed AFTER UPDATE ON main.job BEGIN SELECT note_job({_JOB}); END",
-    f"CREATE TEMP TRIGGER job_deleted AFTER DELETE ON main.job BEGIN SELECT note_job({_GONE}); END",
-    "CREATE TEMP TRIGGER turn_added AFTER INSERT ON main.turn BEGIN SELECT note_turn(new.owner, new.number); END",
-    "CREATE TEMP TRIGGER turn_taken AFTER UPDATE ON main.turn BEGIN SELECT note_turn(new.owner, new.number); END",
-    f"CREATE TEMP TRIGGER segment_added AFTER INSERT ON main.segment BEGIN SELECT note_waiting({_WAITS}, 0); END",
-    "CREATE TEMP TRIGGER segment_changed AFTER UPDATE OF state, not_before ON main.segment"
-    f" BEGIN SELECT note_waiting({_WAITS}, 0), note_waiting({_WAITED}, 0); END",
-    f"CREATE TEMP TRIGGER segment_deleted AFTER DELETE ON main.segment BEGIN SELECT note_waiting({_WAITED}, 0); END",
-    "CREATE TEMP TRIGGER delivery_added AFTER INSERT ON main.delivery"
-    " BEGIN SELECT note_waiting(0, 0, new.state = 'waiting'); END",
-    "CREATE TEMP TRIGGER delivery_changed AFTER UPDATE OF state ON main.delivery"
-    " BEGIN SELECT note_waiting(0, 0, (new.state = 'waiting') - (old.state = 'waiting')); END",
-    "CREATE TEMP TRIGGER delivery_deleted AFTER DELETE ON main.delivery"
-    " BEGIN SELECT note_waiting(0, 0, -(old.state = 'waiting')); END",
-)
-"""Statements that have a connection note every row of a job, or of a turn, that it changes, and what waits."""
-_COUNT_WAITING = (
-    "SELECT count(*), count(*) FILTER (WHERE not_before > 0),"
-    " (SELECT count(*) FROM delivery WHERE state = 'waiting') FROM segment WHERE state = 'waiting'"
-)
+class InThread(_Timed):
+    """The statements of a transaction, executed by the thread that its body runs in."""
+
+    raw: sqlite3.Connection
+    """The connection, while a body runs."""
+
+    async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
+        """Execute a statement; returns its rows."""
+        with store_errors():
+            return self.raw.execute(sql, parameters).fetchall()
+
+    async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Execute a statement once for each row of parameters."""
+        with store_errors():
+            self.raw.executemany(sql, rows)
 
 
-class SQLiteConnection:
+class SQLiteConnection(_Timed):
     """A connection whose statements are executed by a thread, one after another. Times are those of a `Clock`."""
 
     def __init__(self, raw: DatabaseThread, clock: Clock) -> None:
+        super().__init__(clock)
         self.raw = raw
         self.statements = InThread(clock)
-        self._clock = clock
-        self._changes: list[Change | Turn | Waiting] = []
+        self._changes: list[Change] = []
 
     @classmethod
     async def connect(cls, path: Path, clock: Clock, *, read_only: bool) -> Self:
@@ -206,7 +189,7 @@ class SQLiteConnection:
         raw.execute("SAVEPOINT one")
         try:
             outcome = Outcome(_result_of(body()))
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is given to who waits for the body
             if not raw.in_transaction:  # SQLite has undone all of them, as when the disk is full
                 raise
             raw.execute("ROLLBACK TO one")
@@ -218,28 +201,15 @@ class SQLiteConnection:
     async def note_changes(self) -> None:
         """Note from now on what is changed of jobs and turns, and what waits, for `take_changes`."""
         with store_errors():
-            await self.raw.call(self._note_changes)
+            await self.raw.call(lambda raw: note_changes(raw, self._note))
 
-    def _note_changes(self, raw: sqlite3.Connection) -> None:
-        raw.create_function("note_job", 6, lambda *values: self._changes.append(Change(*values)))
-        raw.create_function("note_turn", 2, lambda *values: self._changes.append(Turn(*values)))
-        raw.create_function("note_waiting", 3, lambda *values: self._changes.append(Waiting(*values)))
-        raw.execute("PRAGMA temp_store = MEMORY")
-        for trigger in TRIGGERS:
-            raw.execute(trigger)
+    def _note(self, change: Change) -> None:
+        self._changes.append(change)
 
-    def take_changes(self) -> Sequence[Change | Turn | Waiting]:
+    def take_changes(self) -> Sequence[Change]:
         """Return what was committed since the last call."""
         taken, self._changes = self._changes, []
         return taken
-
-    async def now_ms(self) -> int:
-        """Return the Unix time in milliseconds. It may jump."""
-        return self._clock.now_ms()
-
-    async def monotonic_ms(self) -> int:
-        """Return the time in milliseconds by which leases and pauses end. It never jumps."""
-        return self._clock.monotonic_ms()
 
     async def close(self) -> None:
         """End the connection and its thread."""
@@ -278,12 +248,9 @@ class SQLite:
         try:
             await writer.note_changes()
             queue = Queue(
-                [
-                    Change(*row)
-                    for row in await writer.fetch(f"SELECT {_UNENDED} FROM job WHERE state IN ('QUEUED', 'PROCESSING')")
-                ],
-                [Turn(*row) for row in await writer.fetch("SELECT owner, number FROM turn")],
-                Waiting(*(await writer.fetch(_COUNT_WAITING))[0]),
+                [JobChange(*row) for row in await writer.fetch(SELECT_UNENDED)],
+                [TurnChange(*row) for row in await writer.fetch(SELECT_TURNS)],
+                WaitingChange(*(await writer.fetch(SELECT_WAITING))[0]),
             )
             reader = await SQLiteConnection.connect(path, clock, read_only=True)
         except BaseException:
