@@ -1,0 +1,66 @@
+"""The light on a target's skin."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import colour
+from .colour import Floats
+from .mesh import VERTICES, Image, Points
+from .view import View
+
+_LIGHT_MEMORY = 0.85
+_TONE_MEMORY = 0.4
+_VARIATION_MEMORY = 0.9
+"""Share of the past in running means, for each frame."""
+
+
+class Light:
+    """The light on a target's skin: a field that follows each frame, steadied over time."""
+
+    def __init__(self, trusted: Floats) -> None:
+        self._trusted = trusted
+        self._seen = False
+        self.field = np.zeros((colour.MESH_TERMS.shape[1], 3), np.float32)
+        self._limits = np.zeros((2, 3))
+        self.variation = np.zeros((3, 3), np.float32)
+
+    @property
+    def tone(self) -> Floats:
+        """Mean log colour of the skin, float32 (3,)."""
+        return np.asarray(colour.SAMPLE_TERMS.mean(axis=0) @ self.field, np.float32)
+
+    def over_mesh(self) -> Floats:
+        """Return the field at the mesh's points, float32 (586, 3), held within what was seen on skin."""
+        return np.asarray(np.clip(colour.MESH_TERMS @ self.field, *self._limits), np.float32)
+
+    def follow(self, view: View, frame: Image, landmarks: Points) -> bool:
+        """Look at the skin of the next frame; return False while no skin has been seen."""
+        places = view.points(colour.sample(landmarks[:VERTICES]))[:, :2] - np.float32(0.5)
+        colours = colour.read(view.coarse(view.of(frame)), places)
+        inside = ((places > 0) & (places < np.array(view.size) - 1)).all(axis=1)
+        weights = _without_outliers(colours, self._trusted * inside * (colour.facing(landmarks) > 0.2))
+        if weights.sum() <= colour.MIN_SAMPLES:
+            return self._seen
+        logs = colour.to_log(colours)
+        field = colour.fit_light(logs, weights)
+        seen = weights > 0
+        if self._seen:
+            memory = np.array([_TONE_MEMORY] + [_LIGHT_MEMORY] * (len(field) - 1), np.float32)[:, None]
+            field = memory * self.field + (1 - memory) * field
+        fitted = (colour.SAMPLE_TERMS @ field)[seen]
+        variation = colour.covariance(logs[seen] - fitted)
+        if self._seen:
+            variation = _VARIATION_MEMORY * self.variation + (1 - _VARIATION_MEMORY) * variation
+        self.field, self.variation, self._seen = field, variation, True
+        self._limits = np.quantile(fitted, (0.01, 0.97), axis=0) + np.array([[-0.03], [0.02]])
+        return True
+
+
+def _without_outliers(colours: Floats, weights: Floats) -> Floats:
+    """Take the weight from samples that are far from the median colour."""
+    seen = weights > 0
+    if seen.sum() <= colour.MIN_SAMPLES:
+        return weights
+    distance = np.linalg.norm(colours - np.median(colours[seen], axis=0), axis=1)
+    return np.asarray(weights * (distance < 2.8 * np.median(distance[seen]) + 4), np.float32)
