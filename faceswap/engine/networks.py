@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .mesh import Image, Points
+from .mesh import VERTICES, Image, Points
 
 MODELS = Path(__file__).parent / "models"
 
@@ -31,10 +31,24 @@ class Region(NamedTuple):
     angle: float
 
 
+class Placement(NamedTuple):
+    """A face as the landmarker places it.
+
+    points    landmarks, float32 (478, 3), pixels
+    score     0–1, the probability that a face is there
+    pattern   brightness at the mesh's vertices, float32 (468,), steps of 8 bits
+    """
+
+    points: Points
+    score: float
+    pattern: NDArray[np.float32]
+
+
 class Landmarker:
     """MediaPipe's face landmarker: RGB (256, 256) in 0–1 to 478 points and a logit of their being a face."""
 
     _SIDE = 256
+    _PATTERN_SIDE = 64
 
     def __init__(self) -> None:
         self._model = _load("face_landmarks_detector.tflite")
@@ -43,35 +57,24 @@ class Landmarker:
         self._points = next(o["index"] for o in outputs if np.prod(o["shape"]) == 478 * 3)
         self._score = next(o["index"] for o in outputs if len(o["shape"]) == 4 and o["shape"][-1] == 1)
 
-    def __call__(self, bgr: Image, region: Region) -> tuple[Points, float]:
-        """Return a face's landmarks in a region, float32 (478, 3) in pixels, and the probability of a face there."""
-        crop, to_image = self._crop(bgr, region)
+    def __call__(self, bgr: Image, region: Region) -> Placement:
+        """Place the face of a region."""
+        crop, to_image = _crop(bgr, region, self._SIDE)
         rgb = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
         self._model.set_tensor(self._input, (rgb * np.float32(1 / 255))[None])
         self._model.invoke()
         points = self._model.get_tensor(self._points).reshape(478, 3).copy()
+        pattern = self._pattern(crop, points[:VERTICES, :2])
         points[:, :2] = points[:, :2] @ to_image[:, :2].T + to_image[:, 2]
         points[:, 2] *= region.size / self._SIDE
-        return points, _sigmoid(self._model.get_tensor(self._score).ravel()[0])
+        return Placement(points, float(_sigmoid(self._model.get_tensor(self._score).ravel()[0])), pattern)
 
-    def _crop(self, bgr: Image, region: Region) -> tuple[Image, NDArray[np.float32]]:
-        """Cut a region out; also return the (2, 3) matrix from the crop to the picture."""
-        scale, half = region.size / self._SIDE, self._SIDE / 2
-        c, s = np.cos(region.angle) * scale, np.sin(region.angle) * scale
-        to_image = np.array([[c, -s, region.x - half * (c - s)], [s, c, region.y - half * (c + s)]])
-        source: Any = bgr
-        to_source = to_image
-        if scale > 2.5:  # too much for bilinear sampling: shrink first
-            radius = region.size * 0.75
-            left, top = (max(0, int(v - radius)) for v in (region.x, region.y))
-            part = bgr[top : int(region.y + radius) + 1, left : int(region.x + radius) + 1]
-            if part.size:
-                shrink = 1.5 / scale
-                source = cv2.resize(part, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-                to_source = (to_image - [[0, 0, left], [0, 0, top]]) * shrink
-        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        crop = cv2.warpAffine(source, to_source, (self._SIDE, self._SIDE), flags=flags)
-        return np.asarray(crop, np.uint8), to_image.astype(np.float32)
+    def _pattern(self, crop: Image, points: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Read the brightness of a crop, made smaller against noise, at the vertices."""
+        side = self._PATTERN_SIDE
+        small = cv2.resize(cv2.cvtColor(crop, cv2.COLOR_BGR2GRAY), (side, side), interpolation=cv2.INTER_AREA)
+        x, y = np.clip(points * (side / self._SIDE), 0, side - 1).astype(np.intp).T
+        return np.asarray(small[y, x], np.float32)
 
 
 class Detector:
@@ -88,10 +91,10 @@ class Detector:
         y, x = np.mgrid[0:48, 0:48]
         self._anchors = np.stack([x.ravel(), y.ravel()], axis=1) * 4 + 2.0
 
-    def __call__(self, bgr: Image) -> Box:
-        """Return detections, (n, 9), pixels: box, score, right and left eye."""
-        picture, scale, offset = self._letterbox(bgr)
-        rgb = cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    def __call__(self, bgr: Image, region: Region) -> Box:
+        """Return the detections in an upright region, (n, 9), pixels: box, score, right and left eye."""
+        crop, to_image = _crop(bgr, region, self._SIDE)
+        rgb = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
         self._model.set_tensor(self._input, (rgb * np.float32(1 / 127.5) - 1)[None])
         self._model.invoke()
         scores = _sigmoid(self._model.get_tensor(self._scores)[0, :, 0])
@@ -99,19 +102,28 @@ class Detector:
         values = self._model.get_tensor(self._boxes)[0][certain].reshape(-1, 8, 2)
         anchors = self._anchors[certain][:, None]
         centre, half, eyes = values[:, :1] + anchors, values[:, 1:2] / 2, values[:, 2:4] + anchors
-        points = np.concatenate([centre - half, centre + half, eyes], axis=1)
-        points = ((points - offset) / scale).reshape(-1, 8)
-        return np.insert(points, 4, scores[certain], axis=1).astype(np.float32)
+        points = np.concatenate([centre - half, centre + half, eyes], axis=1) @ to_image[:, :2].T + to_image[:, 2]
+        return np.insert(points.reshape(-1, 8), 4, scores[certain], axis=1).astype(np.float32)
 
-    def _letterbox(self, bgr: Image) -> tuple[Image, float, tuple[int, int]]:
-        height, width = bgr.shape[:2]
-        scale = self._SIDE / max(height, width)
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        left, top = (self._SIDE - size[0]) // 2, (self._SIDE - size[1]) // 2
-        picture = np.zeros((self._SIDE, self._SIDE, 3), np.uint8)
-        small = cv2.resize(bgr, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        picture[top : top + size[1], left : left + size[0]] = small
-        return picture, scale, (left, top)
+
+def _crop(bgr: Image, region: Region, side: int) -> tuple[Image, NDArray[np.float32]]:
+    """Cut a region out, `side` pixels wide; also return the (2, 3) matrix from the crop to the picture."""
+    scale, half = region.size / side, side / 2
+    c, s = np.cos(region.angle) * scale, np.sin(region.angle) * scale
+    to_image = np.array([[c, -s, region.x - half * (c - s)], [s, c, region.y - half * (c + s)]])
+    source: Any = bgr
+    to_source = to_image
+    if scale > 2.5:  # too much for bilinear sampling: shrink first
+        radius = region.size * 0.75
+        left, top = (max(0, int(v - radius)) for v in (region.x, region.y))
+        part = bgr[top : int(region.y + radius) + 1, left : int(region.x + radius) + 1]
+        if part.size:
+            shrink = 1.5 / scale
+            source = cv2.resize(part, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+            to_source = (to_image - [[0, 0, left], [0, 0, top]]) * shrink
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    crop = cv2.warpAffine(source, to_source, (side, side), flags=flags)
+    return np.asarray(crop, np.uint8), to_image.astype(np.float32)
 
 
 def _load(name: str) -> Any:

@@ -9,10 +9,10 @@ import numpy as np
 
 from . import colour, mask, mesh
 from .colour import Floats
-from .landmarks import Track
 from .light import Light
 from .mesh import Image, Points, Pose, smoothstep
 from .source import SourceFace, Texture
+from .tracking import Track
 from .view import View
 
 _MORPH = 0.8

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from . import colour, mesh
 from .colour import Floats
-from .landmarks import Track, find_faces
+from .landmarks import find_faces
 from .mesh import Image, Points
+from .tracking import Track
 
 SHRUNKEN = 40.0
 """Pixels to which a face is shrunk before its colours are read."""

@@ -87,6 +87,8 @@ class InvertingSwap:
     All but the first frame wait for the file `hold_until` too, where one is named.
     """
 
+    lookahead = 0
+
     def __init__(self, wait_s: float, hold_until: str, interrupted: threading.Event) -> None:
         self._wait_s = wait_s
         self._hold_until = hold_until

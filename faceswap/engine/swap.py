@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .landmarks import Face, Track, Tracker, find_faces
+from .fades import Fades
+from .landmarks import Face, find_faces
 from .mesh import Image
 from .painter import FacePainter
 from .people import Look, People
 from .source import NoFaceError, SourceFace
+from .tracking import LOOKAHEAD, Track, Tracker
 
 __all__ = ["Face", "FaceSwapper", "NoFaceError", "SourceFace", "Track", "find_faces"]
 
@@ -33,6 +35,8 @@ class FaceSwapper:
     known            the looks of people who came into view before this clip, or part of one, begins
     """
 
+    lookahead = LOOKAHEAD
+
     def __init__(
         self,
         sources: Sequence[SourceFace],
@@ -51,22 +55,29 @@ class FaceSwapper:
         followed = max(self._indices, default=-1) + (1 if self._people is None else 2)
         self._tracker = Tracker(min(followed, _MAX_FACES), frame_rate, is_later_part=bool(known))
         self._targets = _Targets(target_indices, timeouts=round(frame_rate / 2))
-        self._first_tracks: dict[int, int] = {}
+        self._fades = Fades(self._tracker.trace_back)
         self._painters: dict[int, FacePainter] = {}
 
     def track(self, bgr: Image) -> list[Track]:
-        """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR."""
+        """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR.
+
+        The list is final when `lookahead` more frames have been tracked: until then its tracks may change, and others
+        be put in. The frames must stay as they are for as long. Who applies it sooner goes without fades.
+        """
+        tracks = self._chosen(bgr)
+        self._fades.add(tracks, begins_shot=self._tracker.begins_shot)
+        return tracks
+
+    def _chosen(self, bgr: Image) -> list[Track]:
         tracks = self._tracker(bgr)
         if self._people is None:
-            return self._targets.choose(tracks)
+            return self._targets.choose(tracks, begins_shot=self._tracker.begins_shot)
         named = zip(self._people.name(bgr, tracks), tracks, strict=True)
-        return [self._as_person(track, person) for person, track in named if person in self._indices]
-
-    def _as_person(self, track: Track, person: int) -> Track:
-        """Return the track of a known person; who comes back is handed over at once."""
-        returned = self._first_tracks.setdefault(person, track.identity) != track.identity
-        presence = 1.0 if returned else track.presence
-        return replace(track, identity=person, presence=presence, target=self._indices.index(person))
+        return [
+            replace(track, identity=person, target=self._indices.index(person))
+            for person, track in named
+            if person in self._indices
+        ]
 
     def apply(self, bgr: Image, tracks: Sequence[Track]) -> int:
         """Replace the tracked faces of the next frame in place; return how many changed."""
@@ -85,7 +96,7 @@ class FaceSwapper:
 class _Targets:
     """The choice of the tracked faces to replace.
 
-    A place whose face is lost goes to a face that has just come into view, or after `timeouts` frames to any.
+    A place whose face is lost goes to another after `timeouts` frames, or where another shot begins.
     """
 
     def __init__(self, indices: Sequence[int], timeouts: int) -> None:
@@ -93,12 +104,13 @@ class _Targets:
         self._timeouts = timeouts
         self._holders: dict[int, int] = {}
         self._missing: dict[int, int] = {}
-        self._known: set[int] = set()
 
-    def choose(self, tracks: list[Track]) -> list[Track]:
+    def choose(self, tracks: list[Track], *, begins_shot: bool) -> list[Track]:
         """Return the tracks to replace, each with its `target`."""
         by_identity = {track.identity: track for track in tracks}
         ranked = sorted(by_identity, key=lambda identity: by_identity[identity].area, reverse=True)
+        if begins_shot:
+            self._holders = {target: face for target, face in self._holders.items() if face in by_identity}
         for target, index in enumerate(self._indices):
             if self._holders.get(target) in by_identity:
                 self._missing[target] = 0
@@ -106,7 +118,6 @@ class _Targets:
             self._missing[target] = self._missing.get(target, 0) + 1
             if 0 <= index < len(ranked) and self._may_take(ranked[index], target):
                 self._holders[target] = ranked[index]
-        self._known |= by_identity.keys()
         return [
             replace(by_identity[identity], target=target)
             for target, identity in self._holders.items()
@@ -114,7 +125,5 @@ class _Targets:
         ]
 
     def _may_take(self, identity: int, target: int) -> bool:
-        if identity in self._holders.values():
-            return False
-        is_new = identity not in self._known
-        return target not in self._holders or is_new or self._missing[target] > self._timeouts
+        is_free = target not in self._holders or self._missing[target] > self._timeouts
+        return is_free and identity not in self._holders.values()

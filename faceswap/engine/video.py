@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ T = TypeVar("T")
 
 class Swap(Protocol):
     """A swap of faces: `track` runs in one thread, `apply` in another, both in the order of the frames."""
+
+    @property
+    def lookahead(self) -> int:
+        """Number of frames that are tracked before the tracks of a frame are final."""
 
     def track(self, bgr: Image) -> Any:
         """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR."""
@@ -144,9 +149,13 @@ def _prepared(frames: Iterable[Frame]) -> Generator[Frame]:
 
 
 def _tracked(frames: Generator[Frame], swap: Swap) -> Iterator[tuple[Frame, Any]]:
+    held: deque[tuple[Frame, Any]] = deque()
     with closing(frames):
         for frame in frames:
-            yield frame, swap.track(frame.bgr)
+            held.append((frame, swap.track(frame.bgr)))
+            if len(held) > swap.lookahead:
+                yield held.popleft()
+    yield from held
 
 
 def _applied(frames: Generator[tuple[Frame, Any]], swap: Swap, count: SwapCount) -> Iterator[Frame]:

@@ -1,0 +1,324 @@
+"""Faces followed through the frames of a clip.
+
+The landmarker finds a face again where it was a frame ago. It can be sure of itself and wrong: on a neck after a fast
+move, on another person after a cut. Therefore the pattern of light and dark on the face is held against that of the
+frames before, and where the two differ the detector decides.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from itertools import islice, pairwise
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .landmarks import Finder, box_of, is_same_place, overlap, passes_of, region_of
+from .mesh import VERTICES, Image, Points
+from .networks import Placement, Region
+
+LOOKAHEAD = 4
+"""Frames from which the track of a face is traced back when it comes into view: so many have to be held back."""
+
+DETECT_EVERY = LOOKAHEAD + 1
+"""Frames between two looks for new faces while all known ones are followed."""
+
+SEARCH_S = 3.0
+"""Seconds after a loss in which faces are looked for more often: who is hidden behind somebody comes back."""
+
+CHECK_S = 1.0
+"""Seconds between two looks of the detector at a face that is followed without doubt."""
+
+ALIKE = 0.7
+"""Correlation of two patterns from which on they are one face: 0.85 and more from frame to frame."""
+
+UNLIKE = 0.4
+"""Correlation of two patterns under which they are not one face: two people have 0.3."""
+
+_ALIKE_OVER_CUT = 0.85
+_LEARNING = 0.3
+"""Share of the newest pattern in what is known of a face."""
+
+_PATTERN_NOISE = 3.0
+"""Contrast of a pattern, in steps of 8 bits, that says little."""
+
+_AROUND = 3.0
+"""Size of the surroundings in which a face that is in doubt is looked for, in sizes of the face."""
+
+_CUT_SIDE = 16
+_CUT_CHANGE = 20.0
+_CUT_SHARE = 0.6
+"""In another shot this share of a picture of so many pixels a side changes by so many steps of 8 bits."""
+
+_RIGID = [
+    *(33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 2, 127, 356, 234, 454, 93, 323),
+    *(151, 9, 8, 54, 284, 103, 332, 152, 148, 377),
+]
+
+
+@dataclass
+class Track:
+    """One face in one frame.
+
+    identity    the same number from frame to frame for as long as the face is followed
+    landmarks   smoothed over time, float32 (478, 3), pixels
+    raw         as the model gave them for this frame alone
+    pattern     brightness at the vertices, float32 (468,), as known of the face
+    presence    0–1: less than 1 while a face comes into view or leaves it
+    target      which of the wanted targets it is
+    """
+
+    identity: int
+    landmarks: Points
+    raw: Points
+    pattern: NDArray[np.float32]
+    presence: float = 1.0
+    target: int = 0
+
+    @property
+    def area(self) -> float:
+        """Area of the face's box, square pixels."""
+        left, top, right, bottom = box_of(self.raw)
+        return float((right - left) * (bottom - top))
+
+
+class Tracker:
+    """A tracker of up to `max_faces` faces through the frames of a clip, which have to come in order.
+
+    `is_later_part`: faces may be hidden at its beginning, as after a loss.
+    """
+
+    def __init__(self, max_faces: int, frame_rate: float = 25.0, *, is_later_part: bool = False) -> None:
+        self._finder = Finder()
+        self._max_faces = max_faces
+        self._seconds = 1 / max(frame_rate, 1.0)
+        self._followed: list[_Followed] = []
+        self._lost: list[_Followed] = []
+        self._recent: deque[Image] = deque(maxlen=LOOKAHEAD + 1)
+        self._frames = -1
+        self._lost_at = 0 if is_later_part else None
+        self._identities = 0
+        self.begins_shot = False
+        """True after the first frame of a shot, as far as its faces tell."""
+
+    def __call__(self, bgr: Image) -> list[Track]:
+        """Return the faces of the next frame."""
+        self._recent.append(bgr)
+        self._frames += 1
+        self.begins_shot = self._frames == 0
+        before = self._followed
+        self._followed = self._follow(bgr)
+        kept = {face.identity for face in self._followed}
+        lost = [face for face in before if face.identity not in kept]
+        if lost:
+            self._lost_at = self._frames
+            self._lost += lost
+        if self._max_faces > len(kept) and (lost or self._is_detection_due(bool(kept))):
+            self._detect_new(bgr)
+        return [face.track(self._seconds) for face in self._followed]
+
+    def trace_back(self, track: Track, frames: int) -> tuple[list[Track], bool]:
+        """Return the tracks of a face in up to `frames` frames before the last, newest first.
+
+        Also return whether a shot begins with the earliest of them. The frames must be as they were.
+        """
+        smoother = _Smoother()
+        smoother(track.raw, self._seconds)
+        traced: list[Track] = []
+        for after, bgr in islice(pairwise(reversed(self._recent)), frames):
+            if _is_cut(bgr, after):
+                return traced, True
+            placed = self._finder.place(bgr, region_of(track.raw))
+            if placed is None or _agreement(placed.pattern, track.pattern) < ALIKE:
+                break
+            track = replace(track, raw=placed.points, landmarks=smoother(placed.points, self._seconds))
+            traced.append(track)
+        return traced, False
+
+    def _follow(self, bgr: Image) -> list[_Followed]:
+        """Place the faces that were followed; where two come to one place it is that of the one more alike."""
+        placed = [(face, self._place(bgr, face)) for face in self._followed]
+        least = _ALIKE_OVER_CUT if self.begins_shot else UNLIKE
+        sure = [(face.agreement(there), face, there) for face, there in placed if there is not None]
+        taken: list[Points] = []
+        kept = []
+        for agreement, face, there in sorted(sure, key=lambda known: -known[0]):
+            if agreement >= least and not any(is_same_place(there.points, other) for other in taken):
+                taken.append(there.points)
+                kept.append(face.seen(there, self._frames))
+        return sorted(kept, key=lambda face: face.identity)
+
+    def _place(self, bgr: Image, face: _Followed) -> Placement | None:
+        """Place a face where it was; in doubt, and now and then without, ask the detector."""
+        placed = self._finder.place(bgr, region_of(face.raw))
+        is_alike = placed is not None and face.agreement(placed) >= ALIKE
+        if is_alike and (self._frames - face.checked) * self._seconds < CHECK_S:
+            return placed
+        face.checked = self._frames
+        if not is_alike and len(self._recent) > 1 and _is_cut(self._recent[-2], bgr):
+            self.begins_shot = True
+        detected = self._detected_around(bgr, face)
+        if placed is not None:
+            overlaps = [overlap(box_of(placed.points), box_of(other.points)) for other in detected]
+            if is_alike and max(overlaps, default=0) < 0.05:
+                return placed  # the detector does not see every face
+            if max(overlaps, default=0) > 0.4:
+                detected.append(placed)
+        return max(detected, key=face.agreement, default=None)
+
+    def _detected_around(self, bgr: Image, face: _Followed) -> list[Placement]:
+        """Return the faces that the detector sees around the place of one."""
+        detected = self._finder.detect(bgr, [_around(face)])
+        placed = (self._finder.place_detected(bgr, region) for region in detected)
+        return [there for there in placed if there is not None]
+
+    def _is_detection_due(self, any_known: bool) -> bool:
+        searched = self._lost_at is not None and (self._frames - self._lost_at) * self._seconds < SEARCH_S
+        if any_known:
+            return self._frames % (2 if searched else DETECT_EVERY) == 0
+        return searched or self._frames % 2 == 0
+
+    def _detect_new(self, bgr: Image) -> None:
+        """Find faces beside those that are followed; one that is like a lost face is taken for it."""
+        self._lost = [face for face in self._lost if (self._frames - face.frame) * self._seconds < SEARCH_S]
+        known = [face.raw for face in self._followed]
+        found = self._finder.find(bgr, self._passes(bgr), self._max_faces - len(known), known)
+        if found and len(self._recent) > 1 and not self.begins_shot:
+            self.begins_shot = _is_cut(self._recent[-2], bgr)
+        if self.begins_shot:
+            self._lost = []
+        self._followed += [self._known_or_new(placed) for placed in found]
+
+    def _passes(self, bgr: Image) -> Iterable[Iterable[Region]]:
+        """Return where to look for faces: all over in the first frame of a shot, in a part or two of a later one.
+
+        The first frame of a clip is looked at as a still is: it may be one, and its faces are those that people
+        choose from. One part a look keeps the cost of an empty scene low; a small face waits for its turn.
+        """
+        if self._frames == 0:
+            return passes_of(bgr)
+        if self.begins_shot:
+            return passes_of(bgr, (1.0, 0.5))
+        whole, *others = [[region] for regions in passes_of(bgr) for region in regions]
+        passes = [[_around(face)] for face in self._lost[-1:]] + [whole]
+        return passes if self._followed else [*passes, others[self._frames // 2 % len(others)]]
+
+    def _known_or_new(self, placed: Placement) -> _Followed:
+        best = max(self._lost, key=lambda face: face.agreement(placed), default=None)
+        if best is not None and best.agreement(placed) >= best.least_agreement(placed, self._frames):
+            self._lost = [face for face in self._lost if face is not best]
+            return best.seen(placed, self._frames)
+        self._identities += 1
+        return _Followed(self._identities, placed.points, placed.pattern, self._frames, self._frames)
+
+
+@dataclass
+class _Followed:
+    """The tracker's record of a face: when it was last seen, and how and where it was then.
+
+    `checked` is the frame in which the detector was last asked about it.
+    """
+
+    identity: int
+    raw: Points
+    pattern: NDArray[np.float32]
+    frame: int
+    checked: int
+    smoother: _Smoother = field(default_factory=lambda: _Smoother())
+
+    def agreement(self, placed: Placement) -> float:
+        return _agreement(placed.pattern, self.pattern)
+
+    def least_agreement(self, placed: Placement, frame: int) -> float:
+        """Return how alike a face has to be to be this one, lost a while ago: less so at the same place."""
+        is_near = frame - self.frame <= LOOKAHEAD and overlap(box_of(placed.points), box_of(self.raw)) > 0.3
+        return UNLIKE if is_near else ALIKE
+
+    def seen(self, placed: Placement, frame: int) -> _Followed:
+        """Learn how the face looks in a frame, and where it is."""
+        share = _LEARNING if self.agreement(placed) >= ALIKE else 1.0
+        if frame - self.frame > 1:
+            self.smoother = _Smoother()
+        self.pattern = self.pattern + np.float32(share) * (placed.pattern - self.pattern)
+        self.raw, self.frame = placed.points, frame
+        return self
+
+    def track(self, seconds: float) -> Track:
+        return Track(self.identity, self.smoother(self.raw, seconds), self.raw, self.pattern)
+
+
+def _around(face: _Followed) -> Region:
+    """Return the surroundings of the place of a face, upright."""
+    left, top, right, bottom = map(float, box_of(face.raw))
+    return Region((left + right) / 2, (top + bottom) / 2, _AROUND * max(right - left, bottom - top), 0)
+
+
+def _agreement(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Return the correlation of two patterns; 1 where there is too little contrast to tell."""
+    a, b = a - a.mean(), b - b.mean()
+    noise = _PATTERN_NOISE**2
+    return float(((a * b).mean() + noise) / (np.sqrt((a * a).mean() * (b * b).mean()) + noise))
+
+
+def _is_cut(before: Image, after: Image) -> bool:
+    """Return whether two frames are of different shots: most of the picture has changed much."""
+    small = [cv2.resize(bgr, (_CUT_SIDE, _CUT_SIDE), interpolation=cv2.INTER_AREA) for bgr in (before, after)]
+    change = cv2.absdiff(*small).max(axis=2)
+    return float((change > _CUT_CHANGE).mean()) > _CUT_SHARE
+
+
+class _Smoother:
+    """A filter against jitter on two levels: weak on the place and size of the face, strong on its shape.
+
+    A filter on the points themselves would lag behind every movement of the head.
+    """
+
+    def __init__(self) -> None:
+        self._pose = _OneEuro(cutoff=8, slope=60)
+        self._shape = _OneEuro(cutoff=2, slope=40)
+        self._reference: NDArray[np.complex128] | None = None
+
+    def __call__(self, points: Points, seconds: float) -> Points:
+        plane = points[:, 0].astype(np.float64) + 1j * points[:, 1]
+        rigid = plane[_RIGID]
+        centre = rigid.mean()
+        if self._reference is None:
+            self._reference = (rigid - centre) / np.ptp(points[:VERTICES, :2], axis=0).max()
+        # the similarity transform from the first frame's face, as one complex number
+        turn = np.vdot(self._reference, rigid - centre) / np.vdot(self._reference, self._reference).real
+        flat = (plane - centre) / turn
+        shape = self._shape(np.stack([flat.real, flat.imag, points[:, 2] / abs(turn)], axis=1), 1.0, seconds)
+        ends = np.array([[centre.real, centre.imag], [(centre + turn).real, (centre + turn).imag]])
+        first, second = self._pose(ends, abs(turn), seconds) @ np.array([1, 1j])
+        smooth = (shape[:, 0] + 1j * shape[:, 1]) * (second - first) + first
+        depth = shape[:, 2] * abs(second - first)
+        return np.stack([smooth.real, smooth.imag, depth], axis=1).astype(np.float32)
+
+
+class _OneEuro:
+    """The One Euro filter (Casiez et al. 2012): steady when slow, prompt when fast. Cutoffs in hertz."""
+
+    def __init__(self, cutoff: float, slope: float) -> None:
+        self._cutoff, self._slope = cutoff, slope
+        self._value: NDArray[np.float64] | None = None
+        self._speed: Any = 0.0
+
+    def __call__(self, value: NDArray[np.float64], unit: float, seconds: float) -> NDArray[np.float64]:
+        """Filter (n, c) values; speed is measured in `unit` a second over the first two columns."""
+        if self._value is None:
+            self._value = value
+            return value
+        speed = (value - self._value) / (unit * seconds)
+        self._speed = self._speed + _weight(1.0, seconds) * (speed - self._speed)
+        pace = np.linalg.norm(self._speed[:, :2], axis=1, keepdims=True)
+        self._value = self._value + _weight(self._cutoff + self._slope * pace, seconds) * (value - self._value)
+        return self._value
+
+
+def _weight(cutoff: Any, seconds: float) -> Any:
+    """Return the share of a new value in a first-order low-pass filter."""
+    return 1 / (1 + 1 / (2 * np.pi * cutoff * seconds))
