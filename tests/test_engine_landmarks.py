@@ -1,14 +1,14 @@
-"""Faces are found in stills and followed through clips."""
+"""Faces are found in stills."""
 
 from __future__ import annotations
 
 import cv2
 import numpy as np
 import pytest
-from media_samples import ASTRONAUT, GRACE_HOPPER, astronaut_frames, read_image
+from media_samples import ASTRONAUT, GRACE_HOPPER, read_image
 
 from faceswap.engine import mesh
-from faceswap.engine.landmarks import DETECT_EVERY, FADE_IN, Tracker, find_faces
+from faceswap.engine.landmarks import find_faces
 
 ASTRONAUT_BOX = (180, 70, 271, 179)
 
@@ -85,53 +85,3 @@ def test_a_mirrored_face_has_mirrored_landmarks_and_texture() -> None:
     assert np.abs(mirrored - there)[:, :2].mean() < 1.5
     uv = mesh.TEXTURE_UV[: mesh.LANDMARKS]
     assert np.abs(uv[mesh.MIRROR] - [1, 0] - uv * [-1, 1]).max() < 2e-3
-
-
-def test_a_followed_face_keeps_its_identity() -> None:
-    tracker = Tracker(1)
-    tracks = [tracker(frame) for frame in astronaut_frames(2 * DETECT_EVERY + 5)]
-    assert {track.identity for frame in tracks for track in frame} == {1}
-    assert all(len(frame) == 1 for frame in tracks)
-
-
-def test_tracked_landmarks_are_steadier_than_raw_ones_and_stay_on_the_face() -> None:
-    random = np.random.default_rng(0)
-    tracker, raw, smooth = Tracker(1), [], []
-    for frame in astronaut_frames(40):
-        noise = random.normal(0, 6, frame.shape)
-        (track,) = tracker(np.clip(frame + noise, 0, 255).astype(np.uint8))
-        raw.append(track.raw[:, :2])
-        smooth.append(track.landmarks[:, :2])
-    jitter, raw_jitter = (np.abs(np.diff(points, 2, axis=0)).mean() for points in (smooth, raw))
-    assert jitter < 0.95 * raw_jitter
-    assert np.linalg.norm(np.array(smooth) - np.array(raw), axis=2).mean() < 1.5
-
-
-def test_a_face_leaves_and_comes_back() -> None:
-    frames = list(astronaut_frames(30))
-    empty = np.full_like(frames[0], 90)
-    tracker = Tracker(1)
-    counts = [len(tracker(frame)) for frame in [*frames[:6], *[empty] * 5, *frames[6:12]]]
-    assert counts[:6] == [1] * 6
-    assert counts[6:11] == [0] * 5
-    assert counts[-4:] == [1] * 4
-
-
-def test_a_face_that_comes_into_view_later_fades_in() -> None:
-    frames = list(astronaut_frames(8))
-    tracker = Tracker(1)
-    assert tracker(frames[0])[0].presence == 1
-    late = Tracker(1)
-    late(np.zeros_like(frames[0]))
-    seen = [track.presence for frame in frames for track in late(frame)]
-    assert seen[:FADE_IN] == [k / FADE_IN for k in range(1, FADE_IN + 1)]
-
-
-def test_a_small_face_in_a_clip_is_found_after_a_while_and_in_the_first_frame_at_once() -> None:
-    canvas = on_canvas(read_image(ASTRONAUT), 0.25, 1500, 600, (1920, 1080))
-    assert [track.raw.tolist() for track in Tracker(1)(canvas)] == [
-        face.landmarks.tolist() for face in find_faces(canvas)
-    ]
-    tracker = Tracker(1)
-    tracker(np.zeros_like(canvas))
-    assert any(tracker(canvas) for _ in range(120))

@@ -7,7 +7,7 @@ import itertools
 import os
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -33,10 +33,10 @@ from numpy.typing import NDArray
 from faceswap.engine.clip import Clip, Selection, probe
 from faceswap.engine.faults import Faults
 from faceswap.engine.folders import Folders
-from faceswap.engine.frames import Colour, Frame, split_planes
+from faceswap.engine.frames import Colour, Frame, Picture, split_planes
 from faceswap.engine.nodes import NodeContext, load_video, video_info
 from faceswap.engine.swap import find_faces
-from faceswap.engine.video import as_rate, prefetch
+from faceswap.engine.video import SwapCount, as_rate, prefetch, swap_frames
 
 NTSC = Fraction(30000, 1001)
 
@@ -473,3 +473,34 @@ class _Remote:
 def _peak_memory(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text("ascii")
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+class RecordedSwap:
+    """A swap that changes nothing and keeps which frame was tracked or applied when; frames are told by their grey."""
+
+    lookahead = 3
+
+    def __init__(self) -> None:
+        self.tracked: list[int] = []
+        self.applied: list[tuple[int, int]] = []
+
+    def track(self, bgr: np.ndarray) -> int:
+        self.tracked.append(int(bgr[0, 0, 0]))
+        return self.tracked[-1]
+
+    def apply(self, bgr: np.ndarray, tracks: int) -> int:
+        assert tracks == bgr[0, 0, 0]
+        self.applied.append((tracks, len(self.tracked)))
+        return 0
+
+
+def test_frames_are_held_back_until_their_tracks_are_final() -> None:
+    class Greys(Picture):
+        def __iter__(self) -> Generator[Frame]:
+            yield from (Frame.from_bgr(np.full((32, 32, 3), 16 + number, np.uint8)) for number in range(8))
+
+    swap = RecordedSwap()
+    frames = list(swap_frames(Greys(np.zeros((32, 32, 3), np.uint8), count=8), swap, SwapCount()))
+    assert len(frames) == 8
+    assert [number for number, _ in swap.applied] == swap.tracked == sorted(swap.tracked)
+    assert all(tracked >= min(8, number + 1 + swap.lookahead) for number, (_, tracked) in enumerate(swap.applied))

@@ -32,7 +32,7 @@ from .frames import Frame, Image, Picture, decode_picture, read_picture
 from .graph import Graph
 from .sound import Sound
 from .streams import EncodedClip, InvertingSwap, ShortenedClip, SwappedClip
-from .video import Encoding, Frames, Swap, SwapCount, as_rate, encode, mux
+from .video import Encoding, Frames, Swap, SwapCount, as_rate, encode, is_large, mux
 
 if TYPE_CHECKING:
     from .people import Look
@@ -272,7 +272,8 @@ def _swap_maker(context: NodeContext, frames: Frames, faces: Mapping[int, Source
     from .swap import FaceSwapper
 
     known, rate = _known(context.people), float(frames.rate)
-    return functools.partial(FaceSwapper, list(faces.values()), list(faces), frame_rate=rate, known=known)
+    ahead = {"lookahead": 0} if is_large(frames.size) else {}
+    return functools.partial(FaceSwapper, list(faces.values()), list(faces), frame_rate=rate, known=known, **ahead)
 
 
 @functools.lru_cache(maxsize=8)

@@ -33,9 +33,8 @@ class FaceSwapper:
     frame_rate       frames a second
     strength         0–1, opacity
     known            the looks of people who came into view before this clip, or part of one, begins
+    lookahead        frames after a frame that are tracked before it is painted, so that faces fade in and out
     """
-
-    lookahead = LOOKAHEAD
 
     def __init__(
         self,
@@ -44,18 +43,20 @@ class FaceSwapper:
         frame_rate: float = 25.0,
         strength: float = 1.0,
         known: Sequence[Look] = (),
+        lookahead: int = LOOKAHEAD,
     ) -> None:
         if not sources:
             raise ValueError("A swap needs at least one source face")
         self._sources = list(sources)
         self._strength = strength
+        self.lookahead = lookahead
         self._indices = list(target_indices)
         self._people = People(known) if known or len(self._indices) > 1 else None
         # One more than is replaced, where people are told apart: a stranger is not to be taken for who is missing.
         followed = max(self._indices, default=-1) + (1 if self._people is None else 2)
-        self._tracker = Tracker(min(followed, _MAX_FACES), frame_rate, is_later_part=bool(known))
+        self._tracker = Tracker(min(followed, _MAX_FACES), frame_rate, lookahead=lookahead, is_later_part=bool(known))
         self._targets = _Targets(target_indices, timeouts=round(frame_rate / 2))
-        self._fades = Fades(self._tracker.trace_back)
+        self._fades = Fades(self._tracker.trace_back, lookahead)
         self._painters: dict[int, FacePainter] = {}
 
     def track(self, bgr: Image) -> list[Track]:

@@ -21,8 +21,8 @@ from .landmarks import Finder, box_of, is_same_place, overlap, passes_of, region
 from .mesh import VERTICES, Image, Points
 from .networks import Placement, Region
 
-LOOKAHEAD = 4
-"""Frames from which the track of a face is traced back when it comes into view: so many have to be held back."""
+LOOKAHEAD = 6
+"""Frames over which a face that comes into view is traced back, where so many are held back."""
 
 DETECT_EVERY = LOOKAHEAD + 1
 """Frames between two looks for new faces while all known ones are followed."""
@@ -89,16 +89,19 @@ class Track:
 class Tracker:
     """A tracker of up to `max_faces` faces through the frames of a clip, which have to come in order.
 
-    `is_later_part`: faces may be hidden at its beginning, as after a loss.
+    lookahead        frames over which a face can be traced back
+    is_later_part    faces may be hidden at its beginning, as after a loss
     """
 
-    def __init__(self, max_faces: int, frame_rate: float = 25.0, *, is_later_part: bool = False) -> None:
+    def __init__(
+        self, max_faces: int, frame_rate: float = 25.0, *, lookahead: int = LOOKAHEAD, is_later_part: bool = False
+    ) -> None:
         self._finder = Finder()
         self._max_faces = max_faces
         self._seconds = 1 / max(frame_rate, 1.0)
         self._followed: list[_Followed] = []
         self._lost: list[_Followed] = []
-        self._recent: deque[Image] = deque(maxlen=LOOKAHEAD + 1)
+        self._recent: deque[Image] = deque(maxlen=max(1, lookahead) + 1)
         self._frames = -1
         self._lost_at = 0 if is_later_part else None
         self._identities = 0
@@ -189,8 +192,6 @@ class Tracker:
         found = self._finder.find(bgr, self._passes(bgr), self._max_faces - len(known), known)
         if found and len(self._recent) > 1 and not self.begins_shot:
             self.begins_shot = _is_cut(self._recent[-2], bgr)
-        if self.begins_shot:
-            self._lost = []
         self._followed += [self._known_or_new(placed) for placed in found]
 
     def _passes(self, bgr: Image) -> Iterable[Iterable[Region]]:
@@ -209,11 +210,18 @@ class Tracker:
 
     def _known_or_new(self, placed: Placement) -> _Followed:
         best = max(self._lost, key=lambda face: face.agreement(placed), default=None)
-        if best is not None and best.agreement(placed) >= best.least_agreement(placed, self._frames):
+        if best is not None and best.agreement(placed) >= self._least_agreement(best, placed):
             self._lost = [face for face in self._lost if face is not best]
             return best.seen(placed, self._frames)
         self._identities += 1
         return _Followed(self._identities, placed.points, placed.pattern, self._frames, self._frames)
+
+    def _least_agreement(self, face: _Followed, placed: Placement) -> float:
+        """Return how alike a face has to be to be one that was lost: less so at its place, more so in another shot."""
+        if self.begins_shot:
+            return _ALIKE_OVER_CUT
+        is_near = overlap(box_of(placed.points), box_of(face.raw)) > 0.3
+        return UNLIKE if is_near and self._frames - face.frame <= LOOKAHEAD else ALIKE
 
 
 @dataclass
@@ -232,11 +240,6 @@ class _Followed:
 
     def agreement(self, placed: Placement) -> float:
         return _agreement(placed.pattern, self.pattern)
-
-    def least_agreement(self, placed: Placement, frame: int) -> float:
-        """Return how alike a face has to be to be this one, lost a while ago: less so at the same place."""
-        is_near = frame - self.frame <= LOOKAHEAD and overlap(box_of(placed.points), box_of(self.raw)) > 0.3
-        return UNLIKE if is_near else ALIKE
 
     def seen(self, placed: Placement, frame: int) -> _Followed:
         """Learn how the face looks in a frame, and where it is."""

@@ -45,7 +45,7 @@ class Swap(Protocol):
 
     @property
     def lookahead(self) -> int:
-        """Number of frames that are tracked before the tracks of a frame are final."""
+        """Number of frames after a frame that are tracked before its tracks are final."""
 
     def track(self, bgr: Image) -> Any:
         """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR."""
@@ -133,7 +133,7 @@ def prefetch(items: Iterable[T], depth: int = PREFETCHED_FRAMES) -> Generator[T]
 
 def swap_frames(frames: Frames, swap: Swap, count: SwapCount) -> Generator[Frame]:
     """Yield the frames with a swap applied, and count them; decoding, tracking and applying each run in a thread."""
-    large = _is_large(frames.size)
+    large = is_large(frames.size)
     prepared = _prepared(frames) if large else prefetch(_prepared(frames))
     tracked = prefetch(_tracked(prepared, swap), 1 if large else PREFETCHED_FRAMES)
     with closing(prefetch(_applied(tracked, swap, count), 1 if large else PREFETCHED_FRAMES)) as stream:
@@ -207,7 +207,8 @@ def _new_file(path: Path, **options: str) -> av.container.OutputContainer:
     return av.open(path, "w", format="mp4", options=options)
 
 
-def _is_large(size: tuple[int, int]) -> bool:
+def is_large(size: tuple[int, int]) -> bool:
+    """Return whether as few pictures of a size are in memory at a time as works."""
     return size[0] * size[1] > LARGE_PIXELS
 
 
@@ -216,10 +217,10 @@ def _add_video(
 ) -> av.VideoStream:
     width, height = frame.size
     options = {"crf": str(min(encoding.crf, _HIGHEST_CRF)), "preset": encoding.preset}
-    if _is_large(frame.size):
+    if is_large(frame.size):
         options["rc-lookahead"] = str(max(_LEAST_LOOKAHEAD, _LOOKAHEAD_PIXELS // (width * height)))
     stream = output.add_stream("libx264", rate=rate, options=options)
-    stream.thread_type = "SLICE" if _is_large(frame.size) else "FRAME"
+    stream.thread_type = "SLICE" if is_large(frame.size) else "FRAME"
     stream.codec_context.thread_count = min((os.cpu_count() or 1) * 3 // 2, _ENCODER_THREADS)
     stream.width, stream.height = width, height
     stream.pix_fmt = "yuv420p"

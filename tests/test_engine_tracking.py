@@ -1,0 +1,174 @@
+"""Faces are followed through clips: fast moves, cuts, losses, and the fades of a swap."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from media_samples import ASTRONAUT, FACE_CENTRE, GRACE_HOPPER, astronaut_frames, read_image
+
+from faceswap.engine import mesh
+from faceswap.engine.landmarks import Finder, find_faces
+from faceswap.engine.swap import FaceSwapper, SourceFace
+from faceswap.engine.tracking import DETECT_EVERY, Track, Tracker
+
+SIZE = (640, 360)
+CENTRE = (320.0, 200.0)
+FACE = 109.0
+"""Height of the face in astronaut.png, pixels."""
+
+HOPPER_CENTRE = (263.0, 233.0)
+
+
+def shown(
+    place: tuple[float, float] = CENTRE, zoom: float = 1.0, *, size: tuple[int, int] = SIZE, hopper: bool = False
+) -> np.ndarray:
+    """Draw a person with the face at a place."""
+    picture, centre = (read_image(GRACE_HOPPER), HOPPER_CENTRE) if hopper else (read_image(ASTRONAUT), FACE_CENTRE)
+    matrix = cv2.getRotationMatrix2D(centre, 0, zoom)
+    matrix[:, 2] += np.array(place) - centre
+    return cv2.warpAffine(picture, matrix, size, flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REPLICATE)
+
+
+def error(track: Track, place: tuple[float, float] = CENTRE, zoom: float = 1.0) -> float:
+    """Return how far a track is off the astronaut's landmarks at a place, as a share of the distance of the eyes."""
+    still = find_faces(read_image(ASTRONAUT))[0].landmarks[: mesh.VERTICES, :2]
+    true = (still - FACE_CENTRE) * zoom + place
+    off = np.linalg.norm(track.raw[: mesh.VERTICES, :2] - true, axis=1).mean()
+    return float(off / np.linalg.norm(true[33] - true[263]))
+
+
+def covered(frame: np.ndarray) -> np.ndarray:
+    """Draw something dark over the middle of a frame."""
+    picture = frame.copy()
+    picture[:, 200:440] = (60, 50, 40)
+    return picture
+
+
+def final_tracks(frames: list[np.ndarray]) -> list[list[Track]]:
+    """Return the tracks of each frame as they are in the end, when they are painted."""
+    swapper = FaceSwapper([SourceFace.from_image(read_image(GRACE_HOPPER))])
+    return [swapper.track(frame) for frame in frames]
+
+
+def presences(frames: list[np.ndarray]) -> list[float]:
+    """Return the presence of the face in each frame, 0 where none is painted."""
+    return [tracks[0].presence if tracks else 0.0 for tracks in final_tracks(frames)]
+
+
+def test_a_followed_face_keeps_its_identity() -> None:
+    tracker = Tracker(1)
+    tracks = [tracker(frame) for frame in astronaut_frames(2 * DETECT_EVERY + 5)]
+    assert {track.identity for frame in tracks for track in frame} == {1}
+    assert all(len(frame) == 1 for frame in tracks)
+
+
+def test_tracked_landmarks_are_steadier_than_raw_ones_and_stay_on_the_face() -> None:
+    random = np.random.default_rng(0)
+    tracker, raw, smooth = Tracker(1), [], []
+    for frame in astronaut_frames(40):
+        noise = random.normal(0, 6, frame.shape)
+        (track,) = tracker(np.clip(frame + noise, 0, 255).astype(np.uint8))
+        raw.append(track.raw[:, :2])
+        smooth.append(track.landmarks[:, :2])
+    jitter, raw_jitter = (np.abs(np.diff(points, 2, axis=0)).mean() for points in (smooth, raw))
+    assert jitter < 0.95 * raw_jitter
+    assert np.linalg.norm(np.array(smooth) - np.array(raw), axis=2).mean() < 1.5
+
+
+def test_a_face_leaves_and_comes_back() -> None:
+    frames = list(astronaut_frames(30))
+    empty = np.full_like(frames[0], 90)
+    tracker = Tracker(1)
+    counts = [len(tracker(frame)) for frame in [*frames[:6], *[empty] * 5, *frames[6:12]]]
+    assert counts[:6] == [1] * 6
+    assert counts[6:11] == [0] * 5
+    assert counts[-4:] == [1] * 4
+
+
+@pytest.mark.parametrize("step", [0.25, 0.5, 1.0, 1.5])
+def test_a_face_is_followed_through_fast_moves(step: float) -> None:
+    """From a quarter of a face on the landmarker is sure of a face on the neck, or sees none."""
+    tracker = Tracker(1)
+    for x, y in [(0, 0), (0, 0), (0, -1), (0, -1), (1, -1), (1, 0), (0, 0), (-1, 0.2)]:
+        place = CENTRE[0] + x * step * FACE * 0.9, CENTRE[1] + y * step * FACE * 0.9
+        (track,) = tracker(shown(place))
+        assert error(track, place) < 0.12
+        assert track.identity == 1
+
+
+def test_what_is_sure_of_itself_and_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start a face on the neck of a still: its looks are not those of the face that was followed."""
+    tracker = Tracker(1)
+    tracker(shown())
+    monkeypatch.setattr("faceswap.engine.landmarks._ROUNDS", 1)
+    place = CENTRE[0], CENTRE[1] - 0.3 * FACE
+    (track,) = tracker(shown(place))
+    assert error(track, place) < 0.12
+
+
+def test_another_person_at_the_same_place_after_a_cut_is_another_face() -> None:
+    frames = [*[shown()] * 4, *[shown(zoom=0.55, hopper=True)] * 3]
+    tracks = final_tracks(frames)
+    assert [[track.identity for track in frame] for frame in tracks] == [[1]] * 4 + [[2]] * 3
+    assert all(track.presence == 1 for frame in tracks for track in frame)
+
+
+def test_a_shot_that_shows_the_face_elsewhere_is_swapped_from_its_first_frame_on() -> None:
+    """A cut from a wide shot to a close one, to an empty one, and to a small face."""
+    empty = np.full((SIZE[1], SIZE[0], 3), (30, 120, 60), np.uint8)
+    small = shown((520, 60), 0.35)
+    assert presences([*[shown((150, 200), 0.8)] * 3, *[shown((400, 180), 2.5)] * 3]) == [1] * 6
+    assert presences([*[shown()] * 3, *[empty] * 3, *[small] * 3]) == [1] * 3 + [0] * 3 + [1] * 3
+
+
+def test_a_face_that_comes_into_view_fades_in_from_where_it_does() -> None:
+    """Nobody is there at first, so that only every second frame is looked at."""
+    hidden = covered(shown())
+    seen = presences([*[hidden] * 3, *[shown()] * 7])
+    assert seen == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1, 1, 1]
+
+
+def test_a_face_that_is_lost_has_faded_out_before() -> None:
+    hidden = covered(shown())
+    assert presences([*[shown()] * 6, hidden]) == [1, 1, 1, 0.75, 0.5, 0.25, 0]
+
+
+def test_a_face_that_was_only_missed_is_swapped_all_the_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame in which the face is not found in time is filled in from the next one that shows it."""
+    place = Finder.place
+    swapper = FaceSwapper([SourceFace.from_image(read_image(GRACE_HOPPER))])
+    tracks = []
+    for number in range(9):
+        is_blind = number in (4, 5)
+        monkeypatch.setattr(Finder, "place", (lambda *_: None) if is_blind else place)
+        tracks.append(swapper.track(shown()))
+    assert [[(track.identity, track.presence) for track in frame] for frame in tracks] == [[(1, 1.0)]] * 9
+
+
+def test_a_face_that_comes_back_is_at_once_as_it_was() -> None:
+    hidden = covered(shown())
+    tracks = final_tracks([*[shown()] * 3, *[hidden] * 8, *[shown()] * 2])
+    assert [track.identity for frame in tracks for track in frame] == [1] * 5
+    assert tracks[-1][0].presence == tracks[-2][0].presence == 1
+
+
+def test_a_small_face_is_followed_and_found_again() -> None:
+    zoom = 40 / FACE
+    hidden = covered(shown(zoom=zoom))
+    tracker = Tracker(1)
+    for k in range(4):
+        (track,) = tracker(shown((300 + 8 * k, 200), zoom))
+        assert error(track, (300 + 8 * k, 200), zoom) < 0.12
+    assert tracker(hidden) == []
+    assert [track.identity for track in tracker(shown((340, 190), zoom))] == [1]
+
+
+def test_a_small_face_in_a_clip_is_found_after_a_while_and_in_the_first_frame_at_once() -> None:
+    canvas = shown((1550, 630), 0.25, size=(1920, 1080))
+    assert [track.raw.tolist() for track in Tracker(1)(canvas)] == [
+        face.landmarks.tolist() for face in find_faces(canvas)
+    ]
+    tracker = Tracker(1)
+    tracker(np.zeros_like(canvas))
+    assert any(tracker(canvas) for _ in range(120))
