@@ -300,7 +300,8 @@ async def make_backends(
 
 def _embedded_engine(settings: Settings, files: Files) -> EmbeddedEngine:
     limit = settings.max_upload_bytes + FORM_ALLOWANCE_BYTES
-    return EmbeddedEngine(files.engine, extra_args=("--max-upload-size", str(limit)))
+    options = ("--max-upload-size", str(limit), "--models-dir", str(settings.models_folder))
+    return EmbeddedEngine(files.engine, extra_args=options)
 
 
 async def _background(

@@ -89,6 +89,7 @@ class Settings:
     """The service's settings. Sizes are in MB of 1,048,576 bytes, times in seconds, as the names say."""
 
     data_dir: Path
+    models_dir: Path | None = None
     database_url: str = field(default="", repr=False)
     files_url: str = ""
     node: str = ""
@@ -132,6 +133,11 @@ class Settings:
     def max_upload_bytes(self) -> int:
         """The largest video or image that is accepted, in bytes."""
         return self.max_upload_mb * 1024 * 1024
+
+    @property
+    def models_folder(self) -> Path:
+        """The folder of the operator's networks, which need not be there."""
+        return self.models_dir or self.data_dir / "models"
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -278,6 +284,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "host": _text,
     "port": _whole(0, 65535),
     "data_dir": _path,
+    "models_dir": _path,
     "database_url": _database_url,
     "files_url": _files_url,
     "node": _node_name,

@@ -219,7 +219,7 @@ async def _engines(settings: Settings, workflow: Workflow) -> AsyncIterator[Find
                 yield finding
         if not settings.comfyui_urls:
             try:
-                async with _embedded(session) as client:
+                async with _embedded(session, settings) as client:
                     async for finding in _comfyui("embedded engine", client, settings, workflow):
                         yield finding
             except EngineStartError as error:
@@ -228,11 +228,12 @@ async def _engines(settings: Settings, workflow: Workflow) -> AsyncIterator[Find
 
 
 @asynccontextmanager
-async def _embedded(session: aiohttp.ClientSession) -> AsyncIterator[ComfyClient]:
+async def _embedded(session: aiohttp.ClientSession, settings: Settings) -> AsyncIterator[ComfyClient]:
     """Start an embedded engine in a folder of its own."""
     with tempfile.TemporaryDirectory(prefix="faceswap-doctor-", ignore_cleanup_errors=True) as folder:
         limit = Settings(Path(folder)).max_upload_bytes + FORM_ALLOWANCE_BYTES
-        engine = EmbeddedEngine(Path(folder) / "engine", extra_args=("--max-upload-size", str(limit)))
+        options = ("--max-upload-size", str(limit), "--models-dir", str(settings.models_folder))
+        engine = EmbeddedEngine(Path(folder) / "engine", extra_args=options)
         try:
             yield ComfyClient(await engine.start(), session, engine.headers)
         finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import Any
@@ -19,8 +19,8 @@ MAX_MAPPED_FACES = 16
 """The most faces of a video that may be named."""
 MAX_IMAGES = 8
 """The most pictures of faces that a job may have."""
-NOT_EMBEDDED = ("swap_model", "face_restore_model", "face_restore_visibility", "face_boost", "detect_gender")
-"""Options that mean something to ReActor only."""
+NETWORK_OPTIONS = ("swap_model", "face_restore_model", "face_restore_visibility", "face_boost")
+"""Options that mean something to the embedded engine only where it has a network for them."""
 MAX_SECONDS = 1e6
 """The latest moment of a video that may be named, in seconds."""
 VIDEO_FORMATS = ("mp4", "webm", "gif")
@@ -120,11 +120,11 @@ class Options:
         """The frame rate that was chosen, exactly."""
         return None if self.frame_rate is None else Fraction(self.frame_rate).limit_denominator(1001)
 
-    @property
-    def embedded_warnings(self) -> tuple[str, ...]:
-        """A sentence that names what was chosen and means nothing to the embedded engine."""
-        ignored = [name for name in NOT_EMBEDDED if getattr(self, name) not in (None, False, "no", "none")]
-        return (f"The embedded engine has no use for {', '.join(ignored)}: that is ReActor's.",) if ignored else ()
+    def embedded_warnings(self, unused: Collection[str] = NETWORK_OPTIONS) -> tuple[str, ...]:
+        """Return a sentence that names what was chosen although the embedded engine has no network for it."""
+        chosen = [name for name in NETWORK_OPTIONS if getattr(self, name) not in (None, False, "none")]
+        ignored = ", ".join(name for name in chosen if name in unused)
+        return (f"The embedded engine has no use for {ignored}: it has no network for that.",) if ignored else ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options that were chosen, as JSON values."""

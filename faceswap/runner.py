@@ -14,7 +14,7 @@ from pathlib import Path
 from . import events
 from .clock import monotonic
 from .comfy.backend import Backend
-from .comfy.client import ComfyError
+from .comfy.client import ComfyError, Outcome
 from .comfy.in_flight import GivenUp, InFlightPrompt, Lost, News
 from .comfy.inputs import EngineInputs, people_named
 from .comfy.messages import Executing, OutputFile, Preview, Progress
@@ -178,7 +178,7 @@ class Runner:
         if costs and not look_first:  # or they may be those of a part only
             learned_costs = costs_key, costs
             progress.learn(costs)
-        warnings = (*_unhonoured(backend, job), *self._inputs.unmet(job), *verdict.warnings)
+        warnings = (*_unhonoured(backend, job, prompt.outcome), *self._inputs.unmet(job), *verdict.warnings)
         finish = self._store.finish_segment
         moved = await retry_writes(
             partial(finish, prompt.segment, path.name, verdict.changed_share, warnings, learned_costs)
@@ -348,12 +348,12 @@ def _made_with(output: OutputFile) -> list[EngineFile]:
     return [EngineFile(output.type, output.subfolder, name) for name in names]
 
 
-def _unhonoured(backend: Backend, job: Job) -> tuple[str, ...]:
+def _unhonoured(backend: Backend, job: Job, outcome: Outcome | None) -> tuple[str, ...]:
     """Return a warning about what the job asks for and its engine has no use for, or does not hold to."""
     if backend.features is None:
         return ()
     if backend.features.streams:
-        return job.options.embedded_warnings
+        return job.options.embedded_warnings(outcome.unused) if outcome else ()
     return (COUNTED_ANEW,) if people_named(job) else ()
 
 

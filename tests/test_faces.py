@@ -199,10 +199,15 @@ async def test_a_photograph_of_a_telephone_is_a_target_and_comes_back_upright(
 
 
 def test_what_means_nothing_to_the_embedded_engine_is_told() -> None:
-    assert Options().embedded_warnings == ()
-    assert Options(detect_gender="no", face_boost=False, face_restore_model="none").embedded_warnings == ()
-    (warning,) = Options(swap_model="inswapper_128.onnx", face_restore_visibility=0.5).embedded_warnings
-    assert warning == "The embedded engine has no use for swap_model, face_restore_visibility: that is ReActor's."
+    assert Options().embedded_warnings() == ()
+    assert Options(detect_gender="female", face_boost=False, face_restore_model="none").embedded_warnings() == ()
+    chosen = Options(swap_model="inswapper_128.onnx", face_restore_visibility=0.5)
+    (warning,) = chosen.embedded_warnings()
+    assert (
+        warning == "The embedded engine has no use for swap_model, face_restore_visibility: it has no network for that."
+    )
+    (warning,) = chosen.embedded_warnings({"swap_model", "face_boost"})
+    assert warning == "The embedded engine has no use for swap_model: it has no network for that."
 
 
 async def look(rig: ServiceRig, **fields: bytes | str) -> tuple[int, dict[str, Any]]:

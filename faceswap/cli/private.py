@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..child_process import kill_group, terminate, wait_within
 from ..client import FaceSwap, FaceSwapError
+from ..config import default_data_dir
 
 START_TIMEOUT_S = 60
 STOP_TIMEOUT_S = 15.0
@@ -50,7 +51,7 @@ async def private_service(data_dir: Path | None = None) -> AsyncIterator[FaceSwa
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "faceswap", "serve", "--watch-stdin"),
             *("--host", "127.0.0.1", "--port", "0", "--data-dir", folder),
-            env={**os.environ, "FACESWAP_COMFYUI_URLS": "", **PRIVATE},
+            env={**os.environ, "FACESWAP_COMFYUI_URLS": "", "FACESWAP_MODELS_DIR": _models_dir(), **PRIVATE},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
@@ -71,6 +72,11 @@ async def private_service(data_dir: Path | None = None) -> AsyncIterator[FaceSwa
             raise
         finally:
             await _stop(process, grace_s)
+
+
+def _models_dir() -> str:
+    """Return the folder of networks of this user's own service."""
+    return os.environ.get("FACESWAP_MODELS_DIR") or str(default_data_dir(os.environ) / "models")
 
 
 @contextlib.contextmanager

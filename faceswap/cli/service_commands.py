@@ -1,9 +1,10 @@
-"""The commands that run a service, or look after one: serve, engine, doctor, backup, audit, migrate, key, verify."""
+"""The commands that run a service, or look after one."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -13,6 +14,9 @@ import click
 from .common import DONE, USAGE, say
 
 _data_dir = click.option("--data-dir", metavar="DIR", help="Where the service keeps jobs, inputs and results.")
+_models_dir = click.option(
+    "--models-dir", metavar="DIR", envvar="FACESWAP_MODELS_DIR", help="Where networks lie (models in the data folder)."
+)
 _file = click.argument("file", type=click.Path(path_type=Path))
 
 
@@ -70,17 +74,43 @@ def _stop_with_stdin() -> None:
 @click.option("--host", help="Address to listen on.")
 @click.option("--port", help="Port to listen on.")
 @click.option("--data-dir", metavar="DIR", help="Where its inputs and outputs are kept.")
+@_models_dir
 @click.option("--no-token", is_flag=True, help="Let every user of this machine in; on loopback only.")
-def engine(host: str | None, port: str | None, data_dir: str | None, no_token: bool) -> int:
+def engine(host: str | None, port: str | None, data_dir: str | None, models_dir: str | None, no_token: bool) -> int:
     """Run the embedded engine alone, a small server like ComfyUI."""
     from ..config import default_data_dir
 
     data_dir = data_dir or str(default_data_dir(os.environ) / "engine-alone")
-    chosen = {"--host": host, "--port": port, "--data-dir": data_dir}
+    chosen = {"--host": host, "--port": port, "--data-dir": data_dir, "--models-dir": models_dir}
     words = [word for name, value in chosen.items() if value is not None for word in (name, value)]
     words += ["--no-token"] if no_token else []
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "faceswap.engine", *words])
+
+
+@click.command(
+    epilog="""Networks are not part of this package; most may be used for research only. A name of a workflow whose file
+is not there means the built-in swapper. docs/settings.md tells where to put them.
+
+\b
+Examples:
+  faceswap models
+  faceswap models --models-dir ~/ComfyUI/models"""
+)
+@_data_dir
+@_models_dir
+def models(data_dir: str | None, models_dir: str | None) -> int:
+    """List the networks for the embedded engine: found, unusable or missing, and their licences."""
+    from ..config import ConfigError, Settings
+
+    try:
+        folder = Settings.load(data_dir=data_dir, models_dir=models_dir).models_folder
+    except ConfigError as error:
+        say(str(error))
+        return USAGE
+    sys.stdout.flush()
+    command = (sys.executable, "-m", "faceswap.engine", "--list-networks", "--models-dir", str(folder))
+    return subprocess.call(command)
 
 
 @click.command()
@@ -206,4 +236,4 @@ def key_revoke(name: str, key_id: str, data_dir: str | None) -> int:
     return key_command.revoke({"data_dir": data_dir}, name, key_id, say)
 
 
-COMMANDS = (serve, engine, doctor, verify, key, backup, audit, migrate)
+COMMANDS = (serve, engine, models, doctor, verify, key, backup, audit, migrate)

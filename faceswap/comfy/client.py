@@ -96,12 +96,14 @@ class Outcome:
     outputs  the files by node id
     failure  set for `error`
     swapped  the share (0–1) of frames in which a swap node changed a face, by node id; from the embedded engine only
+    unused   the options of swaps that had no use; from the embedded engine only
     """
 
     state: Literal["success", "error", "interrupted"]
     outputs: Mapping[str, tuple[OutputFile, ...]]
     failure: JobFailure | None = None
     swapped: Mapping[str, float] = field(default_factory=dict)
+    unused: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -493,7 +495,8 @@ def _outcome_of(entry: object) -> Outcome | None:
     """Return the end that an entry of history reports. Only the messages tell an interrupted prompt from an error."""
     match entry:
         case {"status": {"status_str": "success"}, "outputs": {**outputs}, **rest}:
-            return Outcome("success", _files_by_node(outputs), swapped=_swapped(rest.get("faceswap")))
+            told = rest.get("faceswap")
+            return Outcome("success", _files_by_node(outputs), swapped=_swapped(told), unused=_unused(told))
         case {"status": {"status_str": "error", "messages": [*messages]}, "outputs": {**outputs}}:
             return _unsuccessful(messages, _files_by_node(outputs))
         case {"status": {"status_str": "success" | "error"}}:
@@ -511,6 +514,13 @@ def _swapped(counts: object) -> dict[str, float]:
             case {"frames": int(frames), "swapped": int(swapped)} if 0 <= swapped <= frames != 0:
                 shares[node] = swapped / frames
     return shares
+
+
+def _unused(counts: object) -> frozenset[str]:
+    """Return the options that had no use in any swap node, without what is none."""
+    told = counts.values() if isinstance(counts, dict) else ()
+    lists = [count.get("unused") for count in told if isinstance(count, dict)]
+    return frozenset(name for names in lists if isinstance(names, list) for name in names if isinstance(name, str))
 
 
 def _unsuccessful(messages: list[object], outputs: Mapping[str, tuple[OutputFile, ...]]) -> Outcome:

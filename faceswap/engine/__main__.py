@@ -51,6 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
     os.umask(PRIVATE_UMASK)
     _limit_memory()
     _limit_threads()
+    if options.list_networks:
+        from .network_list import lines
+
+        sys.stdout.write("\n".join(lines(options.models_dir or options.data_dir / "models")) + "\n")
+        return 0
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
     asyncio.run(serve(options))
@@ -81,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--port", type=int, default=8188, help="0 picks a free one")
     parser.add_argument("--no-token", action="store_true", help="let every user of this machine in; on loopback only")
     parser.add_argument("--data-dir", type=Path, default=_default_data_dir(), help="holds input, output and temp")
+    parser.add_argument("--models-dir", type=Path, help="has the operator's networks (models in the data folder)")
+    parser.add_argument("--list-networks", action="store_true", help="list what --models-dir has, and end")
     parser.add_argument("--preset", default="medium", help="x264's preset")
     parser.add_argument("--max-upload-size", type=int, default=MAX_UPLOAD_SIZE, metavar="BYTES")
     parser.add_argument("--watch-stdin", action="store_true", help="stop when standard input ends: a child's life line")
@@ -110,6 +117,7 @@ async def serve(options: argparse.Namespace) -> None:
     made = None if options.no_token or options.token else secrets.token_urlsafe(32)
     app = create_app(
         options.data_dir,
+        models_dir=options.models_dir,
         token=None if options.no_token else options.token or made,
         faults=options.faults,
         max_upload_size=options.max_upload_size,

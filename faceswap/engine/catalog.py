@@ -9,9 +9,18 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .folders import Folders, OutsideError
+from .network_files import NetworkFolder
+from .network_kinds import RESTORERS, SWAP_KINDS, Kind
 
 FILE_INPUTS = {("LoadImage", "image"): "image", ("VHS_LoadVideo", "video"): "video"}
 """The inputs that name a file of the input folder, and what it is called in errors."""
+
+NETWORK_INPUTS: dict[tuple[str, str], tuple[Kind, ...]] = {
+    ("ReActorFaceSwap", "swap_model"): SWAP_KINDS,
+    ("ReActorFaceSwap", "face_restore_model"): RESTORERS,
+    ("ReActorFaceBoost", "boost_model"): RESTORERS,
+}
+"""The inputs that name a network, and its kinds. Beside those of the models folder the names of ReActor's are taken."""
 
 _SUFFIXES = {
     "image": {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"},
@@ -31,6 +40,10 @@ def describe(folders: Folders) -> dict[str, Any]:
     for (class_type, name), kind in FILE_INPUTS.items():
         chosen = [file for file in names if PurePosixPath(file).suffix.lower() in _SUFFIXES[kind]]
         descriptions[class_type]["input"]["required"][name][0] = chosen
+    networks = NetworkFolder(folders.models)
+    for (class_type, name), kinds in NETWORK_INPUTS.items():
+        choices = descriptions[class_type]["input"]["required"][name][0]
+        choices += [file for file in networks.names(kinds) if file not in choices]
     return descriptions
 
 

@@ -85,8 +85,9 @@ class PromptResult:
     completed: bool = False
     messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     shown: dict[str, dict[str, Any]] = field(default_factory=dict)
-    swaps: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Of each swap node, the frames it read and those in which it changed a face; ComfyUI tells no such thing."""
+    swaps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of each swap node, the frames it read, those in which it changed a face, and the options that had no use; ComfyUI
+    tells no such thing."""
 
 
 class Observer(Protocol):
@@ -156,7 +157,7 @@ class _Execution:
         else:
             self._prompt_result.completed = True
             self._prompt_result.swaps = {
-                node: {"frames": result.swaps.frames, "swapped": result.swaps.swapped}
+                node: {"frames": result.swaps.frames, "swapped": result.swaps.swapped, "unused": list(result.unused)}
                 for node, result in self._results.items()
                 if result.swaps is not None
             }

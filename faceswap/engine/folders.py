@@ -1,4 +1,7 @@
-"""The engine's folders `input`, `output` and `temp` under one root. Nothing outside of them can be named."""
+"""The engine's folders `input`, `output` and `temp` under one root. Nothing outside of them can be named.
+
+The operator's networks are in a folder beside them, of which the engine reads only what it lists itself.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +25,11 @@ class OutsideError(ValueError):
 
 
 class Folders:
-    """The three folders, made when they are missing."""
+    """The three folders, made when they are missing, and the one of the operator's networks, `models` in the root."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, models: Path | None = None) -> None:
         self.root = root.resolve()
+        self.models = models or self.root / "models"
         for kind in KINDS:
             (self.root / kind).mkdir(parents=True, exist_ok=True)
 

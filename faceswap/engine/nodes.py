@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
-import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -30,18 +29,17 @@ from .faults import Faults
 from .folders import Folders, next_number
 from .frames import Frame, Image, Picture, decode_picture, read_picture
 from .graph import Graph
+from .network_files import NetworkFolder
 from .sound import Sound
 from .streams import EncodedClip, InvertingSwap, ShortenedClip, SwappedClip
+from .swap_inputs import Networks, Stills, faces_to_put_in, forget_faces
 from .video import Encoding, Frames, Swap, SwapCount, as_rate, encode, is_large, mux
 
 if TYPE_CHECKING:
     from .people import Look
-    from .swap import SourceFace
-
-log = logging.getLogger(__name__)
+    from .swap import Source
 
 Inputs = Mapping[str, Any]
-Stills = tuple[Picture, ...]
 People = tuple[tuple[str, ...], ...]
 """For some frames before those of a prompt the faces there, large to small, each a JPEG in base64."""
 
@@ -79,6 +77,8 @@ class Result:
     """The files are erased when the result is forgotten."""
     swaps: SwapCount | None = None
     """The count of a swap, complete when its frames have been read."""
+    unused: tuple[str, ...] = ()
+    """The options of a swap that had no use."""
 
     @property
     def is_whole(self) -> bool:
@@ -101,6 +101,7 @@ def depends_on(folders: Folders, graph: Graph, node_id: str, marks: Marks | None
             return stat.st_size, stat.st_mtime_ns
     if node["class_type"] == "ReActorFaceSwap":
         made_with = [repr(marks), repr(people)]
+        made_with += NetworkFolder(folders.models).state()
         return [*made_with, *(_encoding_inputs(combine["inputs"]) for combine in video_combines(graph, node_id))]
     return repr(marks) if node["class_type"] == "VHS_VideoCombine" else None
 
@@ -184,7 +185,7 @@ def video_info(context: NodeContext, inputs: Inputs) -> Result:
 
 
 def face_boost(context: NodeContext, inputs: Inputs) -> Result:
-    """Run ReActorFaceBoost: accepted without effect, since the built-in swapper has nothing to boost."""
+    """Run ReActorFaceBoost: the choices for the boost of a network's crops."""
     return Result((dict(inputs),))
 
 
@@ -215,7 +216,8 @@ def face_swap(context: NodeContext, inputs: Inputs) -> Result:
     original: Frames = inputs["input_image"]
     before = original if isinstance(original, SwappedClip) else None
     frames = _with_faults(context.faults, original) if before is None else before.frames
-    faces = _faces_to_put_in(context, inputs)
+    networks = Networks.of(NetworkFolder(context.folders.models), inputs)
+    faces = _faces_to_put_in(context, inputs, networks)
     swaps: SwapCount | None = None
     if faces is not None:
         faces = {**(before.faces if before else {}), **faces}
@@ -225,12 +227,13 @@ def face_swap(context: NodeContext, inputs: Inputs) -> Result:
         frames, swaps = before, before.swaps
     elif not context.faults.black_frame:
         swaps = SwapCount(frames.count)
+    unused = networks.unused if inputs["enabled"] else ()
     if context.encoding is None or not inputs["enabled"]:
-        return Result((frames, None, original), swaps=swaps)
+        return Result((frames, None, original), swaps=swaps, unused=unused)
     path = context.folders.folder("temp") / f"{uuid.uuid4().hex}.mp4"
     _encode(context, frames, path, frames.rate, context.encoding)
     encoded = EncodedClip(probe(path), Selection(), context.encoding)
-    return Result((encoded, None, original), files=(path,), scratch=True, swaps=swaps)
+    return Result((encoded, None, original), files=(path,), scratch=True, swaps=swaps, unused=unused)
 
 
 def _with_faults(faults: Faults, frames: Frames) -> Frames:
@@ -239,36 +242,23 @@ def _with_faults(faults: Faults, frames: Frames) -> Frames:
     return ShortenedClip(frames, max(1, frames.count - faults.drop_frames)) if faults.drop_frames else frames
 
 
-def _faces_to_put_in(context: NodeContext, inputs: Inputs) -> Mapping[int, SourceFace] | None:
+def _faces_to_put_in(context: NodeContext, inputs: Inputs, networks: Networks) -> Mapping[int, Source] | None:
     """Return the faces to put in, by the index of the face they replace; None when there is nothing to do."""
     faults, source = context.faults, inputs.get("source_image", inputs.get("face_model"))
     if not inputs["enabled"] or source is None or faults.unswapped or faults.black_frame:
         return None
     if faults.paints:
         return {}
-    # imported here: the models take a second and 100 MB, which an idle engine need not spend
-    from .swap import NoFaceError
-
-    _warn_of_model(inputs["swap_model"])
-    # A face model is one face, whatever index is asked for.
-    wanted = _indices(inputs["source_faces_index"]) if "source_image" in inputs else [0]
     stills = source if isinstance(source, tuple | Picture) else Picture(next(iter(source)).to_bgr())
-    try:
-        faces = [_source_face(_stills(stills), index) for index in wanted]
-    except NoFaceError:
-        log.warning("no such face in the source image: frames stay as they are")
-        return None
-    return {
-        target: faces[min(number, len(faces) - 1)]
-        for number, target in enumerate(_indices(inputs["input_faces_index"]))
-    }
+    return faces_to_put_in(networks, inputs, _stills(stills))
 
 
-def _swap_maker(context: NodeContext, frames: Frames, faces: Mapping[int, SourceFace]) -> Callable[[], Swap]:
+def _swap_maker(context: NodeContext, frames: Frames, faces: Mapping[int, Source]) -> Callable[[], Swap]:
     """Return a function that makes the swap of faces by the index of those they replace."""
     if context.faults.paints:
         faults = context.faults
         return functools.partial(InvertingSwap, faults.wait_per_frame_s, faults.hold_until, context.interrupted)
+    # imported here: the models take a second and 100 MB, which an idle engine need not spend
     from .swap import FaceSwapper
 
     known, rate = _known(context.people), float(frames.rate)
@@ -288,33 +278,10 @@ def _known(people: People) -> tuple[Look, ...]:
     return known.looks
 
 
-@functools.lru_cache(maxsize=8)
-def _source_face(stills: Stills, index: int) -> SourceFace:
-    """Return a face of a still, or of a person's stills, made once and shared by the segments of a video.
-
-    Raises NoFaceError.
-    """
-    from .swap import SourceFace
-
-    if len(stills) == 1:
-        return SourceFace.from_image(stills[0].bgr, index)
-    return SourceFace.from_images([still.bgr for still in stills], index)
-
-
-def forget_faces() -> None:
-    """Release the faces that the segments of a video share."""
-    _source_face.cache_clear()
+def forget() -> None:
+    """Release what the segments of a video share."""
+    forget_faces()
     _known.cache_clear()
-
-
-def _indices(text: str) -> list[int]:
-    """Return ReActor's face indices from "0" or "0,1". Raises ValueError for anything else."""
-    return [int(part) for part in text.split(",") if part.strip()] or [0]
-
-
-@functools.cache
-def _warn_of_model(name: str) -> None:
-    log.warning("%s stands for the built-in swapper, as do all restore and boost models", name)
 
 
 def _encode(context: NodeContext, frames: Frames, path: Path, rate: Fraction, encoding: Encoding) -> None:

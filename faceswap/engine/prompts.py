@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .execution import Executor, Prompt, PromptResult
-from .nodes import forget_faces
+from .nodes import forget
 from .sockets import Sockets
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class Prompts:
         if self._free_wanted and self.running is None:
             self._free_wanted = False
             self._executor.cache.keep(set())
-            forget_faces()
+            forget()
 
     def _broadcast_status(self) -> None:
         self._sockets.broadcast("status", self.status())

@@ -78,6 +78,7 @@ ENGINE = web.AppKey("engine", Engine)
 def create_app(
     data_dir: Path,
     *,
+    models_dir: Path | None = None,
     token: str | None = None,
     faults: Faults | None = None,
     max_upload_size: int = 2 << 30,
@@ -85,14 +86,15 @@ def create_app(
 ) -> web.Application:
     """Return the engine as an application.
 
-    `data_dir` gets the folders `input`, `output` and `temp`; `token` is asked of every caller, None lets everybody in;
-    `max_upload_size` is in bytes; `preset` is x264's.
+    `data_dir` gets the folders `input`, `output` and `temp`; `models_dir` has the operator's networks, by default a
+    folder `models` there; `token` is asked of every caller, None lets everybody in; `max_upload_size` is in bytes;
+    `preset` is x264's.
     Only one engine at a time can have a `data_dir`: starting another raises BlockingIOError.
     With `faults`, even empty ones, `POST /faults` changes what goes wrong.
     """
 
     async def engine(app: web.Application) -> AsyncIterator[None]:
-        folders, sockets = Folders(data_dir), Sockets()
+        folders, sockets = Folders(data_dir, models_dir), Sockets()
         with folders.claimed():
             folders.delete_partial()
             prompts = Prompts(Executor(folders, preset), sockets)

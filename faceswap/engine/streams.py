@@ -17,7 +17,7 @@ from .frames import Frame, Image
 from .video import Encoding, Frames, Swap, SwapCount, swap_frames
 
 if TYPE_CHECKING:
-    from .source import SourceFace
+    from .swap import Source
 
 HOLD_POLL_S = 0.01
 
@@ -32,7 +32,7 @@ class SwappedClip:
     frames: Frames
     make_swap: Callable[[], Swap]
     swaps: SwapCount
-    faces: Mapping[int, SourceFace]
+    faces: Mapping[int, Source]
 
     @property
     def size(self) -> tuple[int, int]:

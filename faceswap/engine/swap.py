@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 from .fades import Fades
 from .landmarks import Face, find_faces
@@ -17,9 +18,41 @@ from .people import Look, People
 from .source import NoFaceError, SourceFace
 from .tracking import LOOKAHEAD, Track, Tracker
 
-__all__ = ["Face", "FaceSwapper", "NoFaceError", "SourceFace", "Track", "find_faces"]
+__all__ = [
+    "Face",
+    "FaceSwapper",
+    "NoFaceError",
+    "Painter",
+    "Source",
+    "SourceFace",
+    "Track",
+    "find_faces",
+    "painter_of",
+]
 
 _MAX_FACES = 16
+
+
+class Painter(Protocol):
+    """A painter of one source onto one tracked face, frame after frame."""
+
+    def paint(self, frame: Image, track: Track) -> bool:
+        """Paint the face of one frame in place; return False, and leave the frame alone, where it cannot be done."""
+
+
+class PaintedSource(Protocol):
+    """A face to put in that brings painters of its own."""
+
+    def painter(self, strength: float) -> Painter:
+        """Return a painter of one tracked face; `strength` is its opacity, 0–1."""
+
+
+Source = SourceFace | PaintedSource
+
+
+def painter_of(source: Source, strength: float) -> Painter:
+    """Return a painter of a source onto one tracked face; `strength` is its opacity, 0–1."""
+    return FacePainter(source, strength) if isinstance(source, SourceFace) else source.painter(strength)
 
 
 class FaceSwapper:
@@ -38,7 +71,7 @@ class FaceSwapper:
 
     def __init__(
         self,
-        sources: Sequence[SourceFace],
+        sources: Sequence[Source],
         target_indices: Sequence[int] = (0,),
         frame_rate: float = 25.0,
         strength: float = 1.0,
@@ -57,7 +90,7 @@ class FaceSwapper:
         self._tracker = Tracker(min(followed, _MAX_FACES), frame_rate, lookahead=lookahead, is_later_part=bool(known))
         self._targets = _Targets(target_indices, timeouts=round(frame_rate / 2))
         self._fades = Fades(self._tracker.trace_back, lookahead)
-        self._painters: dict[int, FacePainter] = {}
+        self._painters: dict[int, Painter] = {}
 
     def track(self, bgr: Image) -> list[Track]:
         """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR.
@@ -86,7 +119,7 @@ class FaceSwapper:
         for track in tracks:
             if track.identity not in self._painters:
                 source = self._sources[min(track.target, len(self._sources) - 1)]
-                self._painters[track.identity] = FacePainter(source, self._strength)
+                self._painters[track.identity] = painter_of(source, self._strength)
             changed += self._painters[track.identity].paint(bgr, track)
         if len(self._painters) > 2 * _MAX_FACES:
             current = {track.identity for track in tracks}

@@ -143,8 +143,8 @@ class Submitter:
         if options.one_person and len(submission.images) > 1 and (problem := self._person_problem()):
             raise Unprocessable(f"Option 'one_person' cannot be had: {problem}", code="one_person_unavailable")
         submission, warnings = await self._pictures.check(submission, prompt_id, owner)
-        if not self._settings.comfyui_urls:
-            warnings += submission.options.embedded_warnings
+        if not await asyncio.to_thread(_may_have_networks, self._settings):
+            warnings += submission.options.embedded_warnings()
         if submission.options.at is not None and submission.options.frame_rate is not None:
             warnings += (RATE_OF_ONE_FRAME,)
         options, inputs, segments = await self._plan_target(submission, prompt_id, workflow)
@@ -224,6 +224,11 @@ def _check_workflow(workflow: Workflow, options: Options, images: int | None, *,
             workflow.build(video="", images=names, output_prefix="", options=chosen)
     except WorkflowError as error:
         raise BadRequest(str(error), code="invalid_option") from error
+
+
+def _may_have_networks(settings: Settings) -> bool:
+    """Return whether the options of networks may mean something to an engine, which tells itself which of them do."""
+    return bool(settings.comfyui_urls) or any(settings.models_folder.rglob("*.onnx"))
 
 
 def _still_inputs(submission: Submission, picture: ImageFacts) -> Inputs:

@@ -284,10 +284,12 @@ async def test_a_disk_that_does_not_answer_is_told_and_asked_by_one_try_only(
 
 async def test_options_that_the_embedded_engine_ignores_are_told(clip: Path, tmp_path: Path) -> None:
     async with service_and_engines(tmp_path, paint=True) as (service, _):
-        prompt_id = await service.post(clip, face_boost=True, detect_gender="female", crf=22)
+        prompt_id = await service.post(
+            clip, face_boost=True, detect_gender="female", swap_model="inswapper_128.onnx", crf=22
+        )
         status = await service.ended(prompt_id)
         assert status["warnings"] == [
-            "The embedded engine has no use for face_boost, detect_gender: that is ReActor's."
+            "The embedded engine has no use for swap_model, face_boost: it has no network for that."
         ]
 
 

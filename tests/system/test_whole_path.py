@@ -24,7 +24,7 @@ from faceswap.client import FaceSwap, JobEvent
 SAMPLED = 12
 SHORT = 25
 """Frames of the clip for what is shown of the whole one elsewhere."""
-TOLD = "The embedded engine has no use for face_boost: that is ReActor's."
+TOLD = "The embedded engine has no use for face_boost: it has no network for that."
 """The warning of the one option that was chosen."""
 
 

@@ -1,0 +1,582 @@
+"""Networks that an operator has: each kind does what the long way in numpy does, and hostile files do nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import made_networks as made
+import numpy as np
+import onnx
+import pytest
+from media_samples import ASTRONAUT, GRACE_HOPPER, read_image
+
+from faceswap.engine import network_files, swap_inputs
+from faceswap.engine.execution import Executor, Prompt, PromptResult
+from faceswap.engine.folders import Folders
+from faceswap.engine.landmarks import find_faces
+from faceswap.engine.network_crops import box_mask, five_points
+from faceswap.engine.network_files import Network, NetworkError, NetworkFolder
+from faceswap.engine.network_kinds import RESTORERS, SWAP_KINDS, SwapKind, kind_of
+from faceswap.engine.network_restore import Boost, RestoredFace, Restorer
+from faceswap.engine.network_swap import NetworkFace, SwapNetwork
+from faceswap.engine.tracking import Track, Tracker
+
+V2 = np.array([[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]])
+"""The five points of ArcFace's crop of 112 pixels."""
+V2_128 = V2 + np.array([8, 0])
+V1 = np.array([[39.73, 51.138], [72.27, 51.138], [56.0, 68.493], [42.463, 87.01], [69.537, 87.01]])
+FFHQ = np.array([[192.98, 239.95], [318.9, 240.19], [256.63, 314.02], [201.26, 371.41], [313.09, 371.15]])
+MTCNN = np.array([[187.2, 239.27], [324.12, 238.52], [256.09, 317.12], [199.85, 397.31], [313.34, 396.68]])
+
+IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+SIGNED = (0.5, 0.5)
+UNIT = (0.0, 1.0)
+
+EXPECTED: Mapping[str, tuple[np.ndarray, Any, Any]] = {
+    "inswapper": (V2_128 / 128, UNIT, UNIT),
+    "reswapper": (V2_128 / 128, UNIT, UNIT),
+    "hyperswap": (V2_128 / 128, SIGNED, SIGNED),
+    "ghost": (V1 / 112, SIGNED, SIGNED),
+    "simswap": (V1 / 112, IMAGENET, UNIT),
+    "simswap_unofficial": (V1 / 112, UNIT, UNIT),
+    "hififace_unofficial": (MTCNN / 512, SIGNED, SIGNED),
+    "uniface": (FFHQ / 512, SIGNED, SIGNED),
+    "blendswap": (FFHQ / 512, UNIT, UNIT),
+}
+"""For each kind its template, and (mean, deviation) of what goes in and comes out."""
+
+RUNS = {"inswapper": 2, "reswapper": 2}
+"""Runs along a side for the face below, where it takes several."""
+
+KINDS = {kind.name: kind for kind in SWAP_KINDS}
+FACE = np.array([[98.0, 80.0], [150.0, 84.0], [122.0, 110.0], [101.0, 136.0], [143.0, 140.0]])
+"""Five points of a face in a picture, a little turned."""
+
+
+def picture(seed: int, size: tuple[int, int] = (240, 250)) -> np.ndarray:
+    """Return a picture without edges, in which every place has a colour of its own."""
+    coarse = np.random.default_rng(seed).integers(80, 176, (4, 4, 3)).astype(np.uint8)
+    return cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC)
+
+
+def landmarks(points: np.ndarray) -> np.ndarray:
+    """Return landmarks of which the five points are these."""
+    marks = np.zeros((478, 3), np.float32)
+    for place, point in zip(
+        ([33, 160, 158, 133, 153, 144], [362, 385, 387, 263, 373, 380], [4], [61], [291]), points, strict=True
+    ):
+        marks[place, :2] = point
+    return marks
+
+
+def track(points: np.ndarray, presence: float = 1.0) -> Track:
+    return Track(1, landmarks(points), landmarks(points), np.zeros(468, np.float32), presence)
+
+
+def similarity(points: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return the least-squares matrix (2, 3) of turning, scaling and moving."""
+    x, y = points.T
+    one, none = np.ones_like(x), np.zeros_like(x)
+    rows = np.concatenate([np.stack([x, -y, one, none], axis=1), np.stack([y, x, none, one], axis=1)])
+    a, b, dx, dy = np.linalg.lstsq(rows, places.T.ravel(), rcond=None)[0]
+    return np.array([[a, -b, dx], [b, a, dy]])
+
+
+def sampled(image: np.ndarray, x: np.ndarray, y: np.ndarray, *, beyond: bool = True) -> np.ndarray:
+    """Return an image's values between its pixels; beyond it those of its edge, or nothing."""
+    image = image.astype(np.float64).reshape(*image.shape[:2], -1)
+    height, width = image.shape[:2]
+    if not beyond:
+        image, x, y, height, width = np.pad(image, ((1, 1), (1, 1), (0, 0))), x + 1, y + 1, height + 2, width + 2
+    x, y = np.clip(x, 0, width - 1), np.clip(y, 0, height - 1)
+    x0, y0 = np.minimum(x.astype(int), width - 2), np.minimum(y.astype(int), height - 2)
+    across, down = (x - x0)[..., None], (y - y0)[..., None]
+    upper = image[y0, x0] * (1 - across) + image[y0, x0 + 1] * across
+    lower = image[y0 + 1, x0] * (1 - across) + image[y0 + 1, x0 + 1] * across
+    return upper * (1 - down) + lower * down
+
+
+def cropped(image: np.ndarray, matrix: np.ndarray, side: int) -> np.ndarray:
+    """Return a crop, in 8 bits, RGB and 0–1."""
+    x, y = np.meshgrid(np.arange(side), np.arange(side))
+    back = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
+    from_x, from_y = (back[row, 0] * x + back[row, 1] * y + back[row, 2] for row in (0, 1))
+    return np.rint(sampled(image, from_x, from_y))[..., ::-1] / 255
+
+
+def soft_box(side: int) -> np.ndarray:
+    """Return the mask of a crop: a border of 0.075 of it is nothing, then blurred by a Gaussian."""
+    blur = int(side * 0.5 * 0.3)
+    line = np.zeros(side)
+    line[blur // 2 : -(blur // 2)] = 1
+    radius = int(round(blur * 0.25 * 8 + 1) | 1) // 2
+    kernel = np.exp(-(np.arange(-radius, radius + 1) ** 2) / (2 * (blur * 0.25) ** 2))
+    line = np.convolve(np.pad(line, radius, mode="reflect"), kernel / kernel.sum(), mode="valid")
+    return np.outer(line, line)
+
+
+def pasted(image: np.ndarray, crop: np.ndarray, matrix: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return the image with a crop, RGB 0–1, put back."""
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    to_x, to_y = (matrix[row, 0] * x + matrix[row, 1] * y + matrix[row, 2] for row in (0, 1))
+    face = sampled(np.rint(crop[..., ::-1] * 255), to_x, to_y)
+    cover = sampled(mask, to_x, to_y, beyond=False)
+    return face * cover + image * (1 - cover)
+
+
+def embedding(source: np.ndarray, points: np.ndarray) -> np.ndarray:
+    face = cropped(source, similarity(points, V2), 112) * 2 - 1
+    parts = face.reshape(4, 28, 4, 28, 3).mean(axis=(1, 3)).transpose(2, 0, 1)
+    return parts.reshape(1, 48) @ made.MIXING + made.BIAS
+
+
+def shade(kind: SwapKind, source: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return what a made network of a kind adds for a source, by the long way."""
+    if kind.name == "uniface":
+        return 0.3 * cropped(source, similarity(points, FFHQ / 2), 256).mean(axis=(0, 1))
+    if kind.name == "blendswap":
+        return 0.3 * cropped(source, similarity(points, V2), 112).mean(axis=(0, 1))
+    numbers = embedding(source, points)
+    if kind.name in ("ghost", "simswap", "simswap_unofficial", "hififace_unofficial"):
+        numbers = numbers @ made.CROSSFACE
+    if kind.name != "ghost":
+        numbers /= np.linalg.norm(numbers)
+    if kind.name in ("inswapper", "reswapper"):
+        numbers = numbers @ made.EMAP
+    return (numbers @ made.shades_of(kind))[0]
+
+
+def swapped(kind: SwapKind, crop: np.ndarray, added: np.ndarray) -> np.ndarray:
+    """Return what a made network of a kind gives for a crop, RGB 0–1."""
+    _, (mean, deviation), (mean_out, deviation_out) = EXPECTED[kind.name]
+    value = (crop - mean) / deviation * made.gain_of(kind) + made.waves(len(crop))[..., None] + added
+    return np.rint(np.clip(value * deviation_out + mean_out, 0, 1) * 255) / 255
+
+
+def long_way(
+    kind: SwapKind, image: np.ndarray, points: np.ndarray, added: np.ndarray, times: int = 1, opacity: float = 1.0
+) -> np.ndarray:
+    side = kind.side * times
+    shift = side / 256 - 0.5 if kind.name == "reswapper" else 0
+    matrix = similarity(points, EXPECTED[kind.name][0] * side + shift)
+    crop, result = cropped(image, matrix, side), np.zeros((side, side, 3))
+    for down in range(times):
+        for across in range(times):
+            grid = crop[down::times, across::times]
+            result[down::times, across::times] = swapped(kind, grid, added)
+    return pasted(image, result, matrix, soft_box(side) * opacity)
+
+
+def fill(folder: Path, kind: SwapKind, **options: Any) -> NetworkFolder:
+    """Put a made network of a kind, and all that it needs, into a folder."""
+    made.write_swap(folder / kind.file, kind, **options)
+    made.write_embedding(folder / "w600k_r50.onnx")
+    if kind.converter:
+        made.write_converter(folder / f"{kind.converter}.onnx")
+    return NetworkFolder(folder)
+
+
+def opened(folder: NetworkFolder, kind: SwapKind) -> SwapNetwork:
+    path = folder.find(kind.file, SWAP_KINDS)
+    assert path is not None
+    return SwapNetwork(kind, path, folder)
+
+
+def painted(network: SwapNetwork, source: np.ndarray, image: np.ndarray, points: np.ndarray, **more: Any) -> np.ndarray:
+    face = NetworkFace(network, network.describe([(source, landmarks(SOURCE_FACE))]), more.pop("boost", None))
+    frame = image.copy()
+    assert face.painter(more.pop("strength", 1.0)).paint(frame, track(points, **more))
+    return frame
+
+
+def assert_same(result: np.ndarray, expected: np.ndarray) -> None:
+    """Check that no place differs by more than a step of 8 bits, but for some of which two roundings add up."""
+    difference = np.abs(result - np.rint(expected))
+    assert difference.max() <= 2
+    assert (difference > 1).mean() < 1e-4
+
+
+SOURCE_FACE = FACE * 1.1 + np.array([-20, 4])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_does_what_the_long_way_does(name: str, tmp_path: Path) -> None:
+    kind, source, image = KINDS[name], picture(1), picture(2)
+    network = opened(fill(tmp_path, kind), kind)
+    added = shade(kind, source, SOURCE_FACE)
+    assert np.abs(added).max() > 0.02  # the source shows
+    result = painted(network, source, image, FACE, presence=0.75)
+    expected = long_way(kind, image, FACE, added, RUNS.get(name, 1), opacity=0.75)
+    assert_same(result, expected)
+    assert np.abs(result - image.astype(float)).max() > 10
+
+
+@pytest.mark.parametrize(("batch", "half"), [(1, False), ("n", False), ("n", True)])
+def test_a_large_face_is_swapped_in_several_runs(batch: int | str, half: bool, tmp_path: Path) -> None:
+    kind, source, image, points = KINDS["inswapper"], picture(1), picture(3, (500, 510)), FACE * 1.9 - 60
+    network = opened(fill(tmp_path, kind, batch=batch, half=half), kind)
+    expected = long_way(kind, image, points, shade(kind, source, SOURCE_FACE), times=3)
+    result = painted(network, source, image, points)
+    assert_same(result, expected)
+
+
+def test_points_of_larger_crops_of_reswapper_count_from_the_edge() -> None:
+    kind = KINDS["reswapper"]
+    assert kind.points(128) == pytest.approx(V2_128, abs=2e-3)
+    assert kind.points(256) == pytest.approx(V2_128 * 2 + 0.5, abs=4e-3)
+
+
+def test_a_crop_has_a_soft_edge_and_nothing_changes_beyond_it(tmp_path: Path) -> None:
+    assert np.abs(box_mask(256) - soft_box(256)).max() < 1e-4
+    kind, image = KINDS["inswapper"], picture(2, (400, 420))
+    result = painted(opened(fill(tmp_path, kind), kind), picture(1), image, FACE)
+    differs = (result != image).any(axis=2)
+    ys, xs = np.nonzero(differs)
+    assert ys.min() > 0 and ys.max() < 200 and xs.max() < 220
+
+
+def test_what_is_in_front_and_what_is_no_face_stays(tmp_path: Path) -> None:
+    kind = KINDS["simswap_unofficial"]
+    made.write_occlusion(tmp_path / "xseg_1.onnx")
+    image = np.full((240, 250, 3), (200, 120, 120), np.uint8)
+    image[:, 130:] = (40, 120, 120)  # not blue: in front
+    network = opened(fill(tmp_path, kind), kind)
+    result = painted(network, picture(1), image, FACE)
+    changed = (result != image).any(axis=2)
+    assert changed[70:150, 90:120].all() and not changed[:, 131:].any()
+    made.write_parsing(tmp_path / "bisenet_resnet_34.onnx")
+    image[:, :, 2] = 250
+    image[120:, :, 2] = 0  # not red: hair
+    network = opened(NetworkFolder(tmp_path), kind)
+    crop = np.zeros((512, 512, 3), np.uint8)
+    crop[:, :, 0] = 255
+    crop[:256, :, 2] = 255
+    mask = network.mask(crop, crop)
+    assert mask[100:240, 100:400].min() > 0.99 and mask[262:].max() < 0.01
+
+
+def test_a_restorer_works_on_the_frame_and_a_boost_on_what_the_network_made(tmp_path: Path) -> None:
+    kind, source, image, points = KINDS["blendswap"], picture(1), picture(3, (400, 410)), FACE + 40
+    folder = fill(tmp_path, kind)
+    path = made.write_restorer(tmp_path / "codeformer.onnx", weighted=True)
+    restoring = Restorer(RESTORERS[1], path, weight=0.5, visibility=0.8)
+    network = opened(folder, kind)
+    plain = painted(network, source, image, points)
+
+    frame = image.copy()
+    face = NetworkFace(network, network.describe([(source, landmarks(SOURCE_FACE))]))
+    assert RestoredFace(face, restoring).painter(1.0).paint(frame, track(points))
+    matrix = similarity(points, FFHQ)
+    turned = 1 - cropped(plain, matrix, 512)  # −1–1 turned round
+    halved = np.rint((0.5 * (2 * turned - 1) + 1) / 2 * 255) / 255
+    assert_same(frame, pasted(plain, halved, matrix, soft_box(512) * 0.8))
+
+    boosted = painted(network, source, image, points, boost=Boost(restoring, cv2.INTER_LINEAR))
+    matrix = similarity(points, FFHQ / 2)
+    crop = swapped(kind, cropped(image, matrix, 256), shade(kind, source, SOURCE_FACE))
+    larger = (np.mgrid[:512, :512] + 0.5) / 2 - 0.5
+    large = sampled(crop, larger[1], larger[0])
+    mixed = 0.8 * ((0.5 * (2 * (1 - large) - 1) + 1) / 2) + 0.2 * large
+    mask = sampled(soft_box(256), larger[1], larger[0])[..., 0]
+    scaled = matrix * 2 + [[0, 0, 0.5]] * 2
+    assert_same(boosted, pasted(image, mixed, scaled, mask))
+
+
+class Silent:
+    """An observer of a prompt who takes no notice."""
+
+    def message(self, kind: str, data: dict[str, Any]) -> None:
+        return
+
+    def preview(self, jpeg: bytes, metadata: dict[str, Any]) -> None:
+        return
+
+
+class Rig:
+    """An engine without a server, and the stills of its prompts."""
+
+    def __init__(self, root: Path) -> None:
+        self.folders = Folders(root)
+        self.models = self.folders.models
+        self._executor = Executor(self.folders, "ultrafast")
+        self.target = cv2.resize(
+            read_image(ASTRONAUT)[20:260, 110:340], None, fx=0.7, fy=0.7, interpolation=cv2.INTER_AREA
+        )
+        self.source = root / "input" / "source.png"
+        source = cv2.resize(read_image(GRACE_HOPPER), None, fx=0.35, fy=0.35, interpolation=cv2.INTER_AREA)
+        cv2.imwrite(str(self.source), source)
+        cv2.imwrite(str(root / "input" / "target.png"), self.target)
+
+    def run(self, swap_model: str = "inswapper_128.onnx", boost: Any = None, **inputs: Any) -> PromptResult:
+        graph: dict[str, Any] = {
+            "1": {"class_type": "LoadImage", "inputs": {"image": "target.png"}},
+            "2": {"class_type": "LoadImage", "inputs": {"image": "source.png"}},
+            "3": {
+                "class_type": "ReActorFaceSwap",
+                "inputs": {
+                    "enabled": True,
+                    "input_image": ["1", 0],
+                    "source_image": ["2", 0],
+                    "swap_model": swap_model,
+                    "face_restore_model": "none",
+                    "face_restore_visibility": 1.0,
+                    "codeformer_weight": 0.5,
+                    "detect_gender_input": "no",
+                    "detect_gender_source": "no",
+                    "input_faces_index": "0",
+                    "source_faces_index": "0",
+                    **inputs,
+                },
+            },
+            "4": {"class_type": "SaveImage", "inputs": {"images": ["3", 0], "filename_prefix": "made"}},
+        }
+        if boost:
+            graph["5"] = {"class_type": "ReActorFaceBoost", "inputs": boost}
+            graph["3"]["inputs"]["face_boost"] = ["5", 0]
+        return self._executor.execute(Prompt(1, "p", graph, {}, ["4"]), Silent())  # type: ignore[arg-type]
+
+    def points(self) -> np.ndarray:
+        """Return the five points of the target's face, as the swap sees it."""
+        (face,) = Tracker(1)(self.target)
+        return five_points(face.landmarks).astype(float)
+
+    def picture(self, result: PromptResult) -> np.ndarray:
+        assert result.completed, result.messages[-1]
+        return read_image(self.folders.root / "output" / result.shown["4"]["images"][0]["filename"])
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    return Rig(tmp_path_factory.mktemp("networks"))
+
+
+@pytest.fixture(autouse=True)
+def no_models(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Empty the models folder of the rig after each test."""
+    yield
+    if "rig" in request.fixturenames:
+        models: Path = request.getfixturevalue("rig").models
+        for path in sorted(models.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_each_kind_swaps_in_a_whole_job(name: str, rig: Rig) -> None:
+    kind = KINDS[name]
+    fill(rig.models, kind)
+    result = rig.run(kind.file, face_restore_model="GFPGANv1.4.pth")
+    assert result.swaps["3"] == {
+        "frames": 1,
+        "swapped": 1,
+        "unused": ["face_restore_model", "face_restore_visibility", "face_boost"],
+    }
+    source = read_image(rig.source)
+    (face,) = find_faces(source, 1)
+    added = shade(kind, source, five_points(face.landmarks).astype(float))
+    expected = long_way(kind, rig.target, rig.points(), added)
+    difference = np.abs(rig.picture(result) - expected)
+    assert difference.mean() < 0.3 and (difference > 4).mean() < 0.001
+
+
+def test_a_name_without_its_file_means_the_built_in_swapper(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    swap_inputs.log_once.cache_clear()
+    built_in = rig.run("inswapper_128.onnx", face_restore_model="GFPGANv1.4.pth", boost=BOOST)
+    assert built_in.swaps["3"]["swapped"] == 1
+    assert built_in.swaps["3"]["unused"] == [
+        "swap_model",
+        "face_restore_model",
+        "face_restore_visibility",
+        "face_boost",
+    ]
+    assert "inswapper_128.onnx is not in the models folder: the built-in swapper takes its place" in caplog.messages
+    made.write_swap(rig.models / "inswapper_128.onnx", KINDS["inswapper"])
+    without_embedding = rig.run("inswapper_128.onnx")
+    assert (rig.picture(without_embedding) == rig.picture(built_in)).all()
+    assert any("needs w600k_r50.onnx in the models folder" in message for message in caplog.messages)
+
+
+def test_a_file_that_is_put_there_is_used_by_the_next_job_and_in_reactors_folders_too(rig: Rig) -> None:
+    before = rig.picture(rig.run("hyperswap_1a_256.onnx"))
+    made.write_swap(rig.models / "hyperswap" / "hyperswap_1a_256.onnx", KINDS["hyperswap"])
+    made.write_embedding(rig.models / "insightface" / "models" / "buffalo_l" / "w600k_r50.onnx")
+    result = rig.run("hyperswap_1a_256.onnx")
+    assert "swap_model" not in result.swaps["3"]["unused"]
+    assert (rig.picture(result) != before).any()
+
+
+BOOST = {
+    "enabled": True,
+    "boost_model": "GPEN-BFR-512.onnx",
+    "interpolation": "Bicubic",
+    "visibility": 1.0,
+    "codeformer_weight": 0.5,
+    "restore_with_main_after": False,
+}
+
+
+def test_a_boost_takes_the_place_of_restoring_unless_it_says_otherwise(rig: Rig) -> None:
+    fill(rig.models, KINDS["blendswap"])
+    made.write_restorer(rig.models / "facerestore_models" / "GPEN-BFR-512.onnx")
+    made.write_restorer(rig.models / "gfpgan_1.4.onnx")
+    runs = {
+        "plain": rig.run("blendswap_256.onnx"),
+        "restored": rig.run("blendswap_256.onnx", face_restore_model="GFPGANv1.4.pth"),
+        "boosted": rig.run("blendswap_256.onnx", BOOST, face_restore_model="GFPGANv1.4.pth"),
+        "both": rig.run(
+            "blendswap_256.onnx", {**BOOST, "restore_with_main_after": True}, face_restore_model="GFPGANv1.4.pth"
+        ),
+    }
+    assert runs["boosted"].swaps["3"]["unused"] == []
+    x, y = rig.points().mean(axis=0).astype(int)
+    plain, restored, boosted, both = (rig.picture(run)[y, x].astype(int) for run in runs.values())
+    # a made restorer turns light into dark
+    assert np.abs(restored - (255 - plain)).max() <= 3 and np.abs(boosted - (255 - plain)).max() <= 3
+    assert np.abs(both - plain).max() <= 4
+    made.write_swap(rig.models / "hyperswap_1a_256.onnx", KINDS["hyperswap"])
+    assert rig.run("hyperswap_1a_256.onnx", BOOST).swaps["3"]["unused"][-1] == "face_boost"
+
+
+def test_a_restorer_works_after_the_built_in_swapper_too(rig: Rig) -> None:
+    made.write_restorer(rig.models / "GFPGANv1.3.onnx")
+    plain, restored = rig.run(), rig.run(face_restore_model="GFPGANv1.3.onnx", face_restore_visibility=1.0)
+    assert restored.swaps["3"]["unused"] == ["swap_model", "face_boost"]
+    assert np.abs(rig.picture(plain).astype(int) - rig.picture(restored)).max() > 60
+
+
+@pytest.mark.parametrize(
+    ("inputs", "swapped"),
+    [
+        ({"detect_gender_input": "female"}, 1),
+        ({"detect_gender_input": "male"}, 0),
+        ({"detect_gender_source": "male"}, 1),
+        ({"detect_gender_source": "female"}, 0),
+        ({"source_faces_index": "0,3"}, 1),
+        ({"source_faces_index": "3"}, 0),
+        ({"source_faces_index": "none"}, 1),
+        ({"input_faces_index": "1"}, 0),
+    ],
+)
+def test_genders_and_indexes_are_what_they_are_in_reactor(inputs: dict[str, str], swapped: int, rig: Rig) -> None:
+    result = rig.run(**inputs)
+    assert result.completed, result.messages[-1]
+    assert result.swaps["3"]["swapped"] == swapped
+
+
+def test_more_targets_than_sources_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swap_inputs, "_built_in", lambda stills, index: f"source {index}")
+    inputs = {
+        "swap_model": "none.onnx",
+        "face_restore_model": "none",
+        "source_image": None,
+        "source_faces_index": "1,0",
+        "input_faces_index": "4,2,0",
+        "detect_gender_source": "no",
+        "detect_gender_input": "no",
+    }
+    networks = swap_inputs.Networks(NetworkFolder(Path("none")), None, None, None)
+    faces = swap_inputs.faces_to_put_in(networks, inputs, ())
+    assert faces == {4: "source 1", 2: "source 0", 0: "source 1"}
+
+
+# Files of networks are taken for hostile.
+
+
+def test_a_file_that_is_no_network_of_its_kind_fails_the_job_with_a_sentence(rig: Rig) -> None:
+    kind = KINDS["hyperswap"]
+    fill(rig.models, kind)
+
+    def told() -> str:
+        result = rig.run(kind.file)
+        assert not result.completed
+        return str(result.messages[-1][1]["exception_message"]).strip()
+
+    path = rig.models / kind.file
+    path.write_bytes(b"\xff" * 1000)
+    assert told() == f"{kind.file} is no file of ONNX"
+    path.write_bytes(b"")
+    assert told().startswith(f"{kind.file} cannot be opened: ")
+    made.write_embedding(path)
+    assert told() == f"{kind.file} takes a picture only, and nothing of the source"
+    made.write_converter(path)
+    assert told() == f"{kind.file} takes no pictures"
+    made.write_swap(path, KINDS["uniface"])  # takes a picture where numbers are due
+    assert told().startswith(f"{kind.file} cannot be run: ")
+    made.write_swap(path, kind, side=16)
+    assert "none of colours in a square" in told()
+    made.write_swap(path, kind)
+    made.write_converter(rig.models / "w600k_r50.onnx")
+    assert told() == "w600k_r50.onnx takes no pictures"
+    made.write_swap(rig.models / "inswapper_128.onnx", kind)
+    kind = KINDS["inswapper"]
+    assert told() == "inswapper_128.onnx does not end with a matrix of 512×512 numbers"
+
+
+def test_what_a_network_gives_is_checked(tmp_path: Path) -> None:
+    network = Network(made.write_restorer(tmp_path / "gfpgan_1.4.onnx", side=64))
+    with pytest.raises(NetworkError, match=r"gives \(3, 64, 64\) where \(3, 32, 32\) was expected"):
+        network.run(np.zeros((1, 3, 64, 64), np.float32), gives=(3, 32, 32))
+    with pytest.raises(NetworkError, match="cannot be run"):
+        network.run(np.zeros((1, 3, 32, 32), np.float32), gives=(3, 32, 32))
+    result = network.run(np.full((1, 3, 64, 64), np.nan, np.float32), gives=(3, 64, 64))
+    assert np.isfinite(result).all()
+
+
+def test_weights_in_other_files_and_files_beyond_all_measure_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made.write_converter(tmp_path / "crossface_ghost.onnx")
+    model = onnx.load(path)
+    weights = model.graph.initializer[0]
+    weights.ClearField("raw_data")
+    weights.data_location = onnx.TensorProto.EXTERNAL
+    weights.external_data.add(key="location", value="../secret")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(NetworkError, match="has its weights in another file"):
+        Network(path)
+    monkeypatch.setattr(network_files, "MAX_FILE_BYTES", 10)
+    with pytest.raises(NetworkError, match="is larger than"):
+        Network(path)
+
+
+def test_only_files_of_the_folder_are_found(tmp_path: Path) -> None:
+    outside = made.write_restorer(tmp_path / "outside" / "gfpgan_1.4.onnx")
+    folder = NetworkFolder(tmp_path / "models")
+    assert folder.files() == {}
+    (folder.root / "reswapper").mkdir(parents=True)
+    (folder.root / "gfpgan_1.4.onnx").symlink_to(outside)
+    (folder.root / "unknown.onnx").write_bytes(b"")
+    (folder.root / "inswapper_128.pth").write_bytes(b"")
+    (folder.root / "reswapper" / "Reswapper_256.onnx").write_bytes(b"")
+    assert list(folder.files()) == ["Reswapper_256.onnx"]
+    assert folder.find("reswapper_256.onnx", SWAP_KINDS) == folder.root / "reswapper" / "Reswapper_256.onnx"
+    assert folder.find("reswapper_256.onnx", RESTORERS) is None
+    for name in ("../outside/gfpgan_1.4.onnx", "/etc/passwd", "", "reswapper/Reswapper_256.onnx"):
+        assert folder.find(name, (*SWAP_KINDS, *RESTORERS)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("inswapper_128.onnx", "inswapper"),
+        ("inswapper_128.fp16.onnx", "inswapper"),
+        ("inswapper_128_fp16.onnx", "inswapper"),
+        ("reswapper_128.onnx", "reswapper"),
+        ("reswapper_256-1567500.onnx", "reswapper"),
+        ("hyperswap_1c_256.onnx", "hyperswap"),
+        ("ghost_3_256.onnx", "ghost"),
+        ("arcface_w600k_r50.onnx", "embedding"),
+        ("GFPGANv1.4.onnx", "gfpgan"),
+        ("gfpgan_1.4.onnx", "gfpgan"),
+        ("GPEN-BFR-2048.onnx", "gpen"),
+        ("xseg_2.onnx", "xseg"),
+        ("bisenet_resnet_18.onnx", "bisenet"),
+        ("GFPGANv1.4.pth", None),
+        ("det_10g.onnx", None),
+    ],
+)
+def test_files_are_known_by_their_names(name: str, kind: str | None) -> None:
+    found = kind_of(name)
+    assert (found and found.name) == kind
