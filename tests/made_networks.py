@@ -103,7 +103,7 @@ def shades_of(kind: SwapKind) -> np.ndarray:
     return SMALL_SHADES if kind.source == "raw" else SHADES
 
 
-def write_restorer(path: Path, side: int = 512, *, weighted: bool = False) -> Path:
+def write_restorer(path: Path, side: int = 160, *, weighted: bool = False) -> Path:
     """Write a restorer that negates its picture; one that is weighted multiplies by its weight, a double."""
     node = helper.make_node
     nodes = [node("Neg", ["input"], ["turned"])]
@@ -120,7 +120,7 @@ def write_restorer(path: Path, side: int = 512, *, weighted: bool = False) -> Pa
     return path
 
 
-def write_occlusion(path: Path) -> Path:
+def write_occlusion(path: Path, side: int = 64) -> Path:
     """Write a network that takes for open what is more blue than a half: it is fed BGR, channels last."""
     node = helper.make_node
     nodes = [
@@ -134,12 +134,12 @@ def write_occlusion(path: Path) -> Path:
         "axis": np.array([3]),
         "half": np.array(0.5, np.float32),
     }
-    return write(path, nodes, [("face", (1, 256, 256, 3))], ("open", (1, 256, 256, 1)), weights)
+    return write(path, nodes, [("face", (1, side, side, 3))], ("open", (1, side, side, 1)), weights)
 
 
-def write_parsing(path: Path) -> Path:
+def write_parsing(path: Path, side: int = 64) -> Path:
     """Write a network that takes for skin (class 1) what is redder than ImageNet's mean, for hair (17) all else."""
     first = np.zeros((19, 3, 1, 1), np.float32)
     first[1, 0], first[17, 0] = 1, -1
     nodes = [helper.make_node("Conv", ["face", "weights"], ["classes"])]
-    return write(path, nodes, [("face", (1, 3, 512, 512))], ("classes", (1, 19, 512, 512)), {"weights": first})
+    return write(path, nodes, [("face", (1, 3, side, side))], ("classes", (1, 19, side, side)), {"weights": first})
