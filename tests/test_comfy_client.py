@@ -354,6 +354,15 @@ async def test_what_an_engine_tells_of_its_swaps_is_read_where_it_makes_sense(
     assert outcome is not None and outcome.swapped == shares
 
 
+async def test_the_options_that_an_engine_had_no_use_for_are_read_where_they_are_names() -> None:
+    told = {"3": {"unused": ["face_boost", 1]}, "4": {"unused": ["swap_model"]}, "5": {"unused": 2}, "6": None}
+    async with client_of(
+        saying({"p": {"status": {"status_str": "success"}, "outputs": {}, "faceswap": told}})
+    ) as client:
+        outcome = await client.outcome("p")
+    assert outcome is not None and outcome.unused == {"face_boost", "swap_model"}
+
+
 async def test_an_answer_without_end_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client_module, "ANSWER_LIMIT_BYTES", 1000)
     async with client_of(saying({"queue_running": ["x" * 2000], "queue_pending": []})) as client:

@@ -23,6 +23,10 @@ from faceswap.engine.faults import Faults, NodeFailure
 SLOW = Faults(wait_per_frame_s=0.02)
 
 
+UNUSED = ["swap_model", "face_restore_model", "face_restore_visibility", "face_boost"]
+"""The options that have no use without networks."""
+
+
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     async with engine(tmp_path) as rig:
@@ -58,7 +62,7 @@ async def test_the_history_reads_as_comfyui_writes_it(rig: Rig) -> None:
     ours = (await rig.get("/history/mine"))["mine"]
     theirs = next(e["body"] for e in replay.read("a_happy") if e.get("path", "").startswith("/history/"))
     (theirs,) = theirs.values()
-    assert ours.pop("faceswap") == {"3": {"frames": 24, "swapped": 24}}
+    assert ours.pop("faceswap") == {"3": {"frames": 24, "swapped": 24, "unused": UNUSED}}
     assert ours.keys() == theirs.keys()
     assert [type(part) for part in ours["prompt"]] == [type(part) for part in theirs["prompt"]]
     assert ours["prompt"][3:] == [{"client_id": "me"}, ["9"]]
@@ -91,14 +95,14 @@ async def test_another_prefix_swaps_nothing_again(rig: Rig) -> None:
 async def test_a_swap_from_the_cache_tells_what_it_did_too(rig: Rig) -> None:
     await rig.run(workflow(), "one")
     assert order(await rig.run(workflow(filename_prefix="job/other"), "two")) == ["9"]
-    assert (await rig.get("/history/two"))["two"]["faceswap"] == {"3": {"frames": 24, "swapped": 24}}
+    assert (await rig.get("/history/two"))["two"]["faceswap"] == {"3": {"frames": 24, "swapped": 24, "unused": UNUSED}}
 
 
 async def test_a_swap_that_is_turned_off_tells_that_it_changed_nothing(rig: Rig) -> None:
     graph = workflow()
     graph["3"]["inputs"]["enabled"] = False
     await rig.swap(graph, "off")
-    assert (await rig.get("/history/off"))["off"]["faceswap"] == {"3": {"frames": 24, "swapped": 0}}
+    assert (await rig.get("/history/off"))["off"]["faceswap"] == {"3": {"frames": 24, "swapped": 0, "unused": []}}
 
 
 async def test_a_cached_result_whose_file_is_gone_is_made_again(rig: Rig) -> None:
