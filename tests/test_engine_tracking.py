@@ -34,7 +34,7 @@ def error(track: Track, place: tuple[float, float] = CENTRE, zoom: float = 1.0) 
     """Return how far a track is off the astronaut's landmarks at a place, as a share of the distance of the eyes."""
     still = find_faces(read_image(ASTRONAUT))[0].landmarks[: mesh.VERTICES, :2]
     true = (still - FACE_CENTRE) * zoom + place
-    off = np.linalg.norm(track.raw[: mesh.VERTICES, :2] - true, axis=1).mean()
+    off = np.linalg.norm(track.landmarks[: mesh.VERTICES, :2] - true, axis=1).mean()
     return float(off / np.linalg.norm(true[33] - true[263]))
 
 

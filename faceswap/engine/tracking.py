@@ -54,6 +54,9 @@ _CUT_CHANGE = 20.0
 _CUT_SHARE = 0.6
 """In another shot this share of a picture of so many pixels a side changes by so many steps of 8 bits."""
 
+_MOST_LAG = 0.015
+"""Share of a face's size by which smoothed landmarks may be behind: noise is less, a fast move makes it more."""
+
 _RIGID = [
     *(33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 2, 127, 356, 234, 454, 93, 323),
     *(151, 9, 8, 54, 284, 103, 332, 152, 148, 377),
@@ -164,20 +167,13 @@ class Tracker:
         face.checked = self._frames
         if not is_alike and len(self._recent) > 1 and _is_cut(self._recent[-2], bgr):
             self.begins_shot = True
-        detected = self._detected_around(bgr, face)
-        if placed is not None:
-            overlaps = [overlap(box_of(placed.points), box_of(other.points)) for other in detected]
-            if is_alike and max(overlaps, default=0) < 0.05:
-                return placed  # the detector does not see every face
-            if max(overlaps, default=0) > 0.4:
-                detected.append(placed)
+        seen = self._finder.detect(bgr, [_around(face)])
+        if placed is not None and is_alike and not _is_elsewhere(region_of(placed.points), seen):
+            return placed
+        detected = [there for region in seen if (there := self._finder.place_detected(bgr, region)) is not None]
+        if placed is not None and any(is_same_place(placed.points, there.points) for there in detected):
+            detected.append(placed)
         return max(detected, key=face.agreement, default=None)
-
-    def _detected_around(self, bgr: Image, face: _Followed) -> list[Placement]:
-        """Return the faces that the detector sees around the place of one."""
-        detected = self._finder.detect(bgr, [_around(face)])
-        placed = (self._finder.place_detected(bgr, region) for region in detected)
-        return [there for there in placed if there is not None]
 
     def _is_detection_due(self, any_known: bool) -> bool:
         searched = self._lost_at is not None and (self._frames - self._lost_at) * self._seconds < SEARCH_S
@@ -254,6 +250,12 @@ class _Followed:
         return Track(self.identity, self.smoother(self.raw, seconds), self.raw, self.pattern)
 
 
+def _is_elsewhere(region: Region, seen: list[Region]) -> bool:
+    """Return whether the face of a region is seen half beside it, and not in it. A detector does not see every face."""
+    distances = [np.hypot(region.x - other.x, region.y - other.y) / region.size for other in seen]
+    return 0.25 < min(distances, default=0.0) < 0.8
+
+
 def _around(face: _Followed) -> Region:
     """Return the surroundings of the place of a face, upright."""
     left, top, right, bottom = map(float, box_of(face.raw))
@@ -298,6 +300,8 @@ class _Smoother:
         ends = np.array([[centre.real, centre.imag], [(centre + turn).real, (centre + turn).imag]])
         first, second = self._pose(ends, abs(turn), seconds) @ np.array([1, 1j])
         smooth = (shape[:, 0] + 1j * shape[:, 1]) * (second - first) + first
+        lag = smooth - plane
+        smooth = plane + lag / np.maximum(1, np.abs(lag) / (_MOST_LAG * abs(turn)))
         depth = shape[:, 2] * abs(second - first)
         return np.stack([smooth.real, smooth.imag, depth], axis=1).astype(np.float32)
 
