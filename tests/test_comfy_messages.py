@@ -199,6 +199,7 @@ def test_recorded_errors_keep_their_meaning_and_lose_the_server() -> None:
         ("FileNotFoundError", "[Errno 2] No such file or directory: '/input/clip.mp4'", "engine_error"),
         ("onnxruntime.capi.onnxruntime_pybind11_state.NoSuchFile", "Load model x failed", "model_missing"),
         ("onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument", "Protobuf parsing failed", "model_broken"),
+        ("faceswap.engine.network_files.NetworkError", "ghost_1_256.onnx is no file of ONNX", "model_broken"),
         ("", "", "engine_error"),
     ],
 )

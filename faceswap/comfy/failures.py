@@ -25,7 +25,10 @@ _OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 _DOWNLOAD_ERRORS = {"URLError", "HTTPError", "NoSuchFile", "LocalEntryNotFoundError", "RepositoryNotFoundError"}
-_BROKEN_MODEL_ERRORS = {"InvalidArgument", "InvalidGraph", "InvalidProtobuf", "UnpicklingError", "SafetensorError"}
+_BROKEN_MODEL_ERRORS = {
+    *("InvalidArgument", "InvalidGraph", "InvalidProtobuf", "UnpicklingError", "SafetensorError"),
+    "NetworkError",  # the embedded engine's
+}
 
 _QUOTED_PATH = re.compile(r"""(['"])(?:[A-Za-z]:)?[\\/](?:[^'"\n]*[\\/])?([^'"\n\\/]*)\1""")
 _BARE_PATH = re.compile(r"""(?:file://|(?<![\w:/\\.]))(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'"<>|,;()]+)+[\\/]?""")

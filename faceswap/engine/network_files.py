@@ -208,6 +208,8 @@ def _session(data: bytes, name: str) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # Threads that wait for the next picture would take time from decoder and encoder.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(data, options, providers=providers())
     except Exception as error:  # ONNX Runtime's errors have no common base
