@@ -28,7 +28,7 @@ from faceswap.engine.execution import Executor, Prompt, PromptResult
 from faceswap.engine.faults import Faults
 from faceswap.engine.folders import Folders
 from faceswap.engine.landmarks import find_faces
-from faceswap.engine.network_crops import box_mask, five_points
+from faceswap.engine.network_crops import box_mask, enlarged, five_points
 from faceswap.engine.network_files import Network, NetworkError, NetworkFolder
 from faceswap.engine.network_kinds import RESTORERS, SWAP_KINDS, SwapKind, kind_of
 from faceswap.engine.network_restore import Boost, RestoredFace, Restorer
@@ -239,6 +239,12 @@ def test_points_of_larger_crops_of_reswapper_count_from_the_edge() -> None:
     kind = KINDS["reswapper"]
     assert kind.points(128) == pytest.approx(V2_128, abs=2e-3)
     assert kind.points(256) == pytest.approx(V2_128 * 2 + 0.5, abs=4e-3)
+
+
+def test_a_crop_of_another_side_shows_the_same_place() -> None:
+    matrix = similarity(FACE, FFHQ / 2)
+    place = matrix @ (*FACE[2], 1)
+    assert enlarged(matrix, 2.5) @ (*FACE[2], 1) == pytest.approx((place + 0.5) * 2.5 - 0.5)
 
 
 def test_a_crop_has_a_soft_edge_and_nothing_changes_beyond_it(tmp_path: Path) -> None:
