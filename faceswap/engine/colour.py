@@ -39,6 +39,21 @@ MIN_SAMPLES = 60
 CONTRAST = (0.7, 1.1)
 """Least and greatest factor of the contrast of skin when it is matched to a target's."""
 
+STIFF = 30.0
+"""Stiffness of a field that is fitted to the upper half of a face."""
+
+_BEARD = 0.42
+"""Darkness, in log colour, and greyness, as a share of the skin's tint, that together make a beard."""
+
+_WHITE = 0.25
+"""Greyness from which on what is lighter than skin is hair, and no glint."""
+
+_MIN_BEARD = 20
+"""Samples that have to be seen to tell."""
+
+_LEAST_TINT = 4e-3
+"""Square of a tint, in log colour, that is too weak to be lost in a beard: a grey film has none."""
+
 _DARK = 8.0
 """Added before the logarithm: noise in the shadows counts for less."""
 
@@ -82,6 +97,14 @@ def sample(values: NDArray[Any]) -> Floats:
     return np.asarray((values[_TRIANGLES] * _BARYCENTRIC).sum(axis=1), np.float32)
 
 
+_PLACES = sample(CANONICAL)
+LOWER = np.asarray(_PLACES[:, 1] < CANONICAL[2, 1] - 0.3)
+"""The skin samples below the nose, where a beard grows, bool (SAMPLES,)."""
+
+_CHIN = LOWER & np.asarray((_PLACES[:, 1] < CANONICAL[17, 1] - 0.3) & (np.abs(_PLACES[:, 0]) < 3.5))
+_SIDES = (LOWER & (_PLACES[:, 0] < 0), LOWER & (_PLACES[:, 0] > 0))
+
+
 def facing(points: Points) -> Floats:
     """Return how squarely each skin sample faces the viewer, float32 (SAMPLES,): 1 fully, negative turned away."""
     a, b, c = (points[_TRIANGLES[:, k]] for k in range(3))
@@ -110,13 +133,14 @@ SAMPLE_TERMS = _terms(sample(CANONICAL), sample(_vertex_normals()))
 """float32 (SAMPLES, 11): the same at the skin samples."""
 
 
-def fit_light(logs: Floats, weights: Floats, rounds: int = 2) -> Floats:
+def fit_light(logs: Floats, weights: Floats, rounds: int = 2, stiffness: float = 1.0) -> Floats:
     """Fit the field to log colours at the samples: float32 (11, 3) for SAMPLE_TERMS or MESH_TERMS.
 
-    Samples far off (hair, glints, a microphone) lose their weight from round to round.
+    Samples far off (hair, glints, a microphone) lose their weight from round to round. A field that has to be guessed
+    where there are no samples needs `stiffness`.
     """
     mean = np.average(logs, axis=0, weights=weights + 1e-6).astype(np.float32)
-    ridge = np.diag(_STIFFNESS * max(float(weights.sum()), 1.0))
+    ridge = np.diag(_STIFFNESS * stiffness * max(float(weights.sum()), 1.0))
     trust = weights
     field = np.zeros((len(ridge), logs.shape[1]), np.float32)
     for _ in range(rounds):
@@ -127,6 +151,33 @@ def fit_light(logs: Floats, weights: Floats, rounds: int = 2) -> Floats:
         trust = trust / (1 + (error / (1.5 * spread_)) ** 4)
     field[0] += mean
     return field
+
+
+def fit_bearded_light(logs: Floats, weights: Floats) -> Floats | None:
+    """Fit the field to a face with a beard by the skin above it; None where there is no beard.
+
+    A beard is darker than the light on the rest of the face explains, or greyer, on the chin and beside the mouth.
+    """
+    above = weights * ~LOWER
+    if above.sum() <= MIN_SAMPLES:
+        return None
+    field = fit_light(logs, above, 4, STIFF)
+    residual = logs - SAMPLE_TERMS @ field
+    darkness = -residual.mean(axis=1)
+    tint = field[0] - field[0].mean()
+    greyness = -(residual + darkness[:, None]) @ tint / (tint @ tint + _LEAST_TINT)
+    chin, right, left = (
+        _hairiness(darkness[shown], greyness[shown]) for shown in (part & (weights > 0) for part in (_CHIN, *_SIDES))
+    )
+    return field if min(chin, (right + left) / 2) >= _BEARD else None
+
+
+def _hairiness(darkness: Floats, greyness: Floats) -> float:
+    """Return how much darker and greyer than skin samples are; light hair is known by its grey alone."""
+    if len(darkness) < _MIN_BEARD:
+        return 0.0
+    dark, grey = float(np.median(darkness)), float(np.median(greyness))
+    return (abs(dark) if grey > _WHITE else dark) + grey
 
 
 def covariance(logs: Floats) -> Floats:

@@ -14,13 +14,17 @@ _TONE_MEMORY = 0.4
 _VARIATION_MEMORY = 0.9
 """Share of the past in running means, for each frame."""
 
+_LOOK_FOR_BEARD = 25
+"""Frames between two looks for a beard, which is no shadow."""
+
 
 class Light:
     """The light on a target's skin: a field that follows each frame, steadied over time."""
 
     def __init__(self, trusted: Floats) -> None:
         self._trusted = trusted
-        self._seen = False
+        self._seen = self.bearded = False
+        self._frames = 0
         self.field = np.zeros((colour.MESH_TERMS.shape[1], 3), np.float32)
         self._limits = np.zeros((2, 3))
         self.variation = np.zeros((3, 3), np.float32)
@@ -43,7 +47,12 @@ class Light:
         if weights.sum() <= colour.MIN_SAMPLES:
             return self._seen
         logs = colour.to_log(colours)
-        field = colour.fit_light(logs, weights)
+        if self._frames % _LOOK_FOR_BEARD == 0:
+            self.bearded = colour.fit_bearded_light(logs, weights) is not None
+        self._frames += 1
+        if self.bearded:
+            weights = np.asarray(weights * ~colour.LOWER, np.float32)
+        field = colour.fit_light(logs, weights, stiffness=colour.STIFF if self.bearded else 1.0)
         seen = weights > 0
         if self._seen:
             memory = np.array([_TONE_MEMORY] + [_LIGHT_MEMORY] * (len(field) - 1), np.float32)[:, None]

@@ -51,11 +51,12 @@ def kept(points: Points, size: tuple[int, int], face: float, mouth: float, eyes:
     return _soft(mask, max(0.6, 0.008 * face))
 
 
-def skin(points: Points, face: float, residual: Floats, variation: Floats) -> Floats:
+def skin(points: Points, face: float, residual: Floats, variation: Floats, bearded: bool) -> Floats:
     """Return the probability that the target shows its own face, and not hair, a hand or a microphone.
 
     residual    log colour of the target without the light on its skin, float32 (h, w, 3)
     variation   covariance of such residuals on skin
+    bearded     true if it has a beard, which is part of it
     """
     precision = np.linalg.inv(variation * 1.6 + np.eye(3) * 0.012).astype(np.float32)
     squares = np.asarray(cv2.transform(residual, precision) * residual, np.float32).sum(axis=-1)
@@ -67,6 +68,10 @@ def skin(points: Points, face: float, residual: Floats, variation: Floats) -> Fl
     reach = int(0.3 * face) | 1
     around = smoothstep(np.asarray(cv2.blur(likely, (reach, reach)), np.float32), 0.3, 0.55)
     likely = np.maximum(likely, _soft(features, max(0.8, 0.015 * face)) * around)
+    if bearded:
+        beard = np.zeros(residual.shape[:2], np.uint8)
+        _fill(beard, cv2.convexHull(points[mesh.BEARD, :2]), 255)
+        likely = np.maximum(likely, _soft(beard, max(0.8, 0.03 * face)))
     return np.asarray(blur(cv2.erode(likely, np.ones((3, 3), np.uint8)), max(0.8, 0.012 * face)), np.float32)
 
 

@@ -123,7 +123,7 @@ class FacePainter:
         residual = colour.to_log(view.coarse(target)) - light
         cover = mask.oval(steps, view.size, face)
         cover *= 1 - mask.kept(steps, view.size, face, mouth, self._kept_eyes(landmarks))
-        return cover * mask.skin(steps, face, residual, self._light.variation)
+        return cover * mask.skin(steps, face, residual, self._light.variation, self._light.bearded)
 
     def _kept_eyes(self, landmarks: Points) -> tuple[float, float]:
         """Return the share to keep of each of the target's own eyes: of closed ones, of both if the source has none."""

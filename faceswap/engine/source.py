@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 
 from . import colour, mesh
 from .colour import Floats, blur
+from .expression import neutral_shape, neutral_texture
+from .glasses import find_glasses
 from .landmarks import find_faces
 from .mesh import Image, Points, smoothstep
+from .texels import Regions, average, painted
 
 _LARGEST_FACE = 640
 """Larger faces are shrunk to so many pixels first."""
@@ -28,21 +31,23 @@ _LEAST_EYE = 180
 _SMALLEST_MIP = 96
 
 _GLINT_CUT = 0.7
-_CREASE_CUT = 0.2
+_CREASE_CUT = 0.5
 """Share that is taken from what is unusually light or dark for skin: the light it comes from is not the target's."""
+
+_LENS_CUT = 0.7
+"""Share of the tint and shade of lenses that is taken from the skin behind them."""
 
 _MOST_TINT = 0.3
 """Bound of the difference in tint between skin and any other place, in log colour."""
 
-_Regions = tuple[tuple[list[int], float, float], ...]
-
-_FEATURES: _Regions = (
+_FEATURES: Regions = (
     *((eye, 1.35, 2.2) for eye in mesh.EYES),
     *((brow, 1.25, 1.7) for brow in mesh.BROWS),
     (mesh.LIPS_OUTER, 1.2, 1.35),
     (mesh.NOSTRILS, 1.3, 1.3),
 )
-_OPENINGS: _Regions = (*((eye, 1.1, 1.3) for eye in mesh.EYES), (mesh.LIPS_INNER, 1.0, 1.0))
+_BEARD: Regions = ((mesh.BEARD, 1.1, 1.1),)
+_OPENINGS: Regions = (*((eye, 1.1, 1.3) for eye in mesh.EYES), (mesh.LIPS_INNER, 1.0, 1.0))
 
 
 class NoFaceError(ValueError):
@@ -122,7 +127,7 @@ class SourceFace:
             raise missing
         weights = [_quality(landmarks) for _, landmarks in found]
         best = _build(*found[int(np.argmax(weights))])
-        shapes = [mesh.estimate_pose(landmarks).to_canonical(landmarks)[: mesh.VERTICES] for _, landmarks in found]
+        shapes = [neutral_shape(landmarks) for _, landmarks in found]
         return replace(best, shape=np.average(shapes, axis=0, weights=weights).astype(np.float32))
 
     @property
@@ -180,38 +185,46 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
     layout = mesh.TEXTURE_UV * np.float32(size)
     unwrapped, seen = _unwrap(image, landmarks, size)
     logs = colour.to_log(unwrapped)
+    glasses = find_glasses(logs, layout)
+    if glasses is not None:
+        seen = seen * (1 - glasses.hidden)
     softened = colour.to_log(blur(unwrapped, size / 200))
 
     places = colour.sample(layout[: mesh.VERTICES]) - np.float32(0.5)
     trusted = (colour.read(seen, places).ravel() > 0.4).astype(np.float32)
     sampled = colour.read(softened, places)
-    field = colour.fit_light(sampled, trusted, rounds=4)
+    light_above = colour.fit_bearded_light(sampled, trusted)
+    bearded = light_above is not None
+    field = colour.fit_light(sampled, trusted, rounds=4) if light_above is None else light_above
     skin_logs = sampled - colour.SAMPLE_TERMS @ field
-    spread = 1.4826 * np.median(np.abs(skin_logs[trusted > 0]), axis=0) + 0.02 if trusted.any() else np.full(3, 0.1)
+    bare = (trusted > 0) & ~(colour.LOWER & bearded)
+    spread = 1.4826 * np.median(np.abs(skin_logs[bare]), axis=0) + 0.02 if bare.any() else np.full(3, 0.1)
     tone = (colour.SAMPLE_TERMS @ field).mean(axis=0)
 
     light, _ = mesh.rasterize(layout, colour.MESH_TERMS @ field, (size, size))
-    features = _painted(layout, _FEATURES, size, size / 90)
-    openings = _painted(layout, _OPENINGS, size, size / 150)
+    features = painted(layout, _FEATURES + _BEARD if bearded else _FEATURES, size, size / 90)
+    openings = painted(layout, _OPENINGS, size, size / 150)
     trust = np.maximum(_skin_likeness(softened - light, spread, size), features) * seen
     flat = logs - np.clip(light - tone, -0.7, 0.7)
     flat, trust = _mirrored(flat, trust, size)
     flat = _filled(flat, trust, features, tone, size)
+    if glasses is not None:
+        flat = _cleared(flat, glasses.lenses * (1 - openings), tone)
     flat = _evened(flat, trust, features, openings, tone, float(spread.mean()))
-
+    flat = neutral_texture(flat, landmarks, layout, features)
     residual = _without_stains((flat - tone).astype(np.float32))
     smooth = colour.read(blur(residual, size / 200), places)
     pose = mesh.estimate_pose(landmarks)
     eyes = mesh.eye_openings(landmarks)
     return SourceFace(
-        shape=pose.to_canonical(landmarks)[: mesh.VERTICES],
+        shape=neutral_shape(landmarks),
         size=size,
         height=float(np.ptp(layout[: mesh.VERTICES, 1])),
         residual=residual,
         tone=tone.astype(np.float32),
-        variation=colour.covariance(smooth[trusted > 0] if trusted.sum() > 3 else smooth),
+        variation=colour.covariance(smooth[bare] if bare.sum() > 3 else smooth),
         skin=_skin_probability(residual, openings, spread, size),
-        trusted=_usual(smooth),
+        trusted=np.maximum(_usual(smooth), colour.LOWER & bearded),
         openings=eyes,
         has_eyes=extent >= _LEAST_EYE and min(eyes) > 0.18 and abs(pose.yaw) < 25,
     )
@@ -224,17 +237,6 @@ def _unwrap(image: Image, landmarks: Points, size: int) -> tuple[Image, Floats]:
     texture = cv2.remap(image, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]  # the stubs lack map2=None
     seen, _ = mesh.rasterize(layout, mesh.spread(mesh.visibility(landmarks)[:, None]), (size, size))
     return np.asarray(texture, np.uint8), blur(seen[..., 0], size / 100)
-
-
-def _painted(layout: Floats, regions: _Regions, size: int, softness: float) -> Floats:
-    """Return a mask, float32 (size, size) 0–1, of groups of points, each widened by its two factors."""
-    mask = np.zeros((size, size), np.uint8)
-    for ids, across, down in regions:
-        points = layout[ids]
-        centre = points.mean(axis=0)
-        outline = cv2.convexHull(centre + (points - centre) * np.array([across, down], np.float32))
-        cv2.fillConvexPoly(mask, outline.astype(np.int32), 255)
-    return np.asarray(blur(mask, softness) / np.float32(255), np.float32)
 
 
 def _skin_likeness(residual: Floats, spread: Any, size: int) -> Floats:
@@ -253,12 +255,20 @@ def _mirrored(flat: Floats, trust: Floats, size: int) -> tuple[Floats, Floats]:
 
 
 def _filled(flat: Floats, trust: Floats, features: Floats, tone: Any, size: int) -> Floats:
-    """Fill the parts that neither half shows with the skin around them (normalised convolution)."""
-    weight = (trust**2 * (1 - features)).astype(np.float32)[..., None]
-    around = blur(np.concatenate([flat * weight, weight], axis=-1), size / 12)
-    fill = (around[..., :3] + tone * 0.02) / (around[..., 3:] + 0.02)
+    """Fill the parts that neither half shows with the skin around them."""
+    weight = (trust**2 * (1 - features)).astype(np.float32)
+    fill = np.asarray(tone, np.float32)
+    for sigma, enough in ((size / 12, 0.02), (size / 45, 0.05)):
+        around, known = average(flat, weight, sigma)
+        fill = np.asarray((around * known + fill * enough) / (known + enough), np.float32)
     own = smoothstep(trust, 0.15, 0.6)[..., None]
     return np.asarray(flat * own + fill * (1 - own), np.float32)
+
+
+def _cleared(flat: Floats, lenses: Floats, tone: Any) -> Floats:
+    """Take the tint and the shade of lenses from the skin behind them, and keep its grain."""
+    around, _ = average(flat, lenses, len(flat) / 50)
+    return np.asarray(flat - _LENS_CUT * lenses[..., None] * (around - tone), np.float32)
 
 
 def _evened(flat: Floats, trust: Floats, features: Floats, openings: Floats, tone: Any, spread: float) -> Floats:

@@ -1,0 +1,128 @@
+"""A source is taken as a face alone: without its glasses, its smile and its light, but with its beard."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from media_samples import ASTRONAUT, GRACE_HOPPER, read_image
+
+from faceswap.engine import mesh
+from faceswap.engine.landmarks import find_faces
+from faceswap.engine.swap import FaceSwapper, SourceFace
+
+BLACK, GOLD = (25, 20, 20), (95, 215, 245)
+"""Colours of rims, BGR."""
+BELOW_THE_EYE = [111, 118, 101, 100, 47, 121, 120, 119]
+
+
+@pytest.fixture(scope="module")
+def portrait() -> np.ndarray:
+    """Return a woman who smiles with open lips, and wears no glasses."""
+    return read_image(ASTRONAUT)[:300, 100:350]
+
+
+@pytest.fixture(scope="module")
+def landmarks(portrait: np.ndarray) -> np.ndarray:
+    return find_faces(portrait)[0].landmarks
+
+
+@pytest.fixture(scope="module")
+def bare(portrait: np.ndarray) -> SourceFace:
+    return SourceFace.from_image(portrait)
+
+
+def with_glasses(picture: np.ndarray, landmarks: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+    worn = picture.copy()
+    right, left = (landmarks[eye, :2].mean(axis=0) for eye in mesh.EYES)
+    across = left - right
+    radius = 0.42 * np.linalg.norm(across)
+    for eye in (right, left):
+        cv2.circle(worn, np.round(eye * 16).astype(int).tolist(), int(radius * 16), colour, 2, cv2.LINE_AA, 4)
+    bridge = [np.round(16 * (right + share * across)).astype(int).tolist() for share in (0.42, 0.58)]
+    cv2.line(worn, *bridge, colour, 2, cv2.LINE_AA, 4)
+    return worn
+
+
+def with_beard(picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    mask = np.zeros(picture.shape[:2], np.uint8)
+    cv2.fillPoly(mask, [landmarks[mesh.BEARD, :2].astype(np.int32)], 255)
+    cv2.fillConvexPoly(mask, cv2.convexHull(landmarks[mesh.LIPS_OUTER, :2].astype(np.int32)), 0)
+    share = cv2.GaussianBlur(mask, (0, 0), 2)[..., None] / 255
+    strands = np.random.default_rng(0).normal(1, 0.2, (*picture.shape[:2], 1))
+    return np.clip(picture * (1 - share) + np.array([35, 40, 45]) * strands * share, 0, 255).astype(np.uint8)
+
+
+def within(face: SourceFace, points: list[int]) -> np.ndarray:
+    """Return the texture, relative to the skin in log colour, within the hull of points, (n, 3)."""
+    layout = mesh.TEXTURE_UV[points] * np.float32(face.size)
+    mask = np.zeros((face.size, face.size), np.uint8)
+    cv2.fillConvexPoly(mask, cv2.convexHull(layout).astype(np.int32), 1)
+    return face.residual[mask > 0]
+
+
+def lightness(face: SourceFace, points: list[int]) -> np.ndarray:
+    return within(face, points).mean(axis=-1)
+
+
+def yellowness(face: SourceFace, points: list[int]) -> np.ndarray:
+    return within(face, points)[:, 2] - within(face, points)[:, 0]
+
+
+def mouth(shape: np.ndarray) -> tuple[float, float]:
+    """Return the mouth's width as a share of the eyes' distance, and how far its corners lie above its middle, cm."""
+    corners = shape[[61, 291]]
+    width = np.ptp(corners[:, 0]) / np.ptp(shape[[33, 263], 0])
+    return float(width), float(corners[:, 1].mean() - shape[[13, 14], 1].mean())
+
+
+@pytest.mark.parametrize("colour", [BLACK, GOLD], ids=["black", "golden"])
+def test_glasses_of_a_source_are_taken_off(
+    portrait: np.ndarray, landmarks: np.ndarray, bare: SourceFace, colour: tuple[int, int, int]
+) -> None:
+    face = SourceFace.from_image(with_glasses(portrait, landmarks, colour))
+    for picture in (lightness, yellowness):
+        assert np.ptp(picture(face, BELOW_THE_EYE)) < np.ptp(picture(bare, BELOW_THE_EYE)) + 0.1
+
+
+def test_a_beard_of_a_source_stays_and_is_not_taken_for_shadow(
+    portrait: np.ndarray, landmarks: np.ndarray, bare: SourceFace
+) -> None:
+    face = SourceFace.from_image(with_beard(portrait, landmarks))
+    assert np.abs(face.tone - bare.tone).max() < 0.15
+    chin = [18, 83, 182, 194, 204, 211, 171, 175, 396, 431, 424, 418, 406, 313]
+    assert np.median(lightness(bare, chin)) > -0.2
+    assert np.median(lightness(face, chin)) < -0.8
+
+
+def test_the_beard_of_a_target_makes_no_dark_chin(portrait: np.ndarray, landmarks: np.ndarray) -> None:
+    frame = with_beard(portrait, landmarks)
+    swapper = FaceSwapper([SourceFace.from_image(read_image(GRACE_HOPPER))])
+    assert swapper.apply(frame, swapper.track(frame)) == 1
+    chin, cheek = (frame[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4].mean() for x, y, _ in landmarks[[200, 50]])
+    assert chin > 0.6 * cheek
+
+
+def test_parted_lips_of_a_source_are_closed(portrait: np.ndarray, landmarks: np.ndarray, bare: SourceFace) -> None:
+    assert mesh.mouth_opening(landmarks) > 0.1
+    between = lightness(bare, mesh.LIPS_INNER)
+    lips = lightness(bare, mesh.LIPS_OUTER)
+    assert between.max() < np.quantile(lips, 0.9)  # no teeth
+    assert between.min() > np.median(lips) - 0.5  # no gap
+
+
+def test_the_smile_of_a_source_is_taken_back(landmarks: np.ndarray, bare: SourceFace) -> None:
+    smiling = mesh.estimate_pose(landmarks).to_canonical(landmarks)
+    widths, lifts = zip(*[mouth(shape) for shape in (smiling, bare.shape)], strict=True)
+    assert widths[0] > 0.67 > 0.64 > widths[1]
+    assert lifts[1] < 0.6 * lifts[0]
+    assert bare.shape[152, 1] > smiling[152, 1] + 0.2
+    fold = [203, 206, 216, 207, 205, 36]
+    assert lightness(bare, fold).std() < 0.09  # twice as much in the portrait
+
+
+def test_a_face_at_rest_is_left_as_it_is() -> None:
+    picture = read_image(GRACE_HOPPER)
+    landmarks = find_faces(picture)[0].landmarks
+    shape = mesh.estimate_pose(landmarks).to_canonical(landmarks)[: mesh.VERTICES]
+    assert np.abs(SourceFace.from_image(picture).shape - shape).max() < 0.15
