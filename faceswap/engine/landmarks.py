@@ -16,7 +16,7 @@ _SMALLEST = 12.0
 _SMALLEST_PART = 64
 """Parts of a picture that are looked at on their own are no smaller, in pixels."""
 
-_SETTLED = 0.08
+_SETTLED = 0.05
 """Share of a region's size up to which a face may be off its middle."""
 
 _ROUNDS = 3
