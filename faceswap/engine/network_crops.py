@@ -103,15 +103,22 @@ def box_mask(side: int) -> Floats:
 
 def to_network(crops: NDArray[np.uint8], scaling: Scaling) -> Floats:
     """Turn crops, uint8 (n, h, w, 3) BGR, into what a network takes: float32 (n, 3, h, w) RGB."""
-    rgb = crops[..., ::-1].astype(np.float32) / np.float32(255)
-    scaled = (rgb - np.array(scaling.mean, np.float32)) / np.array(scaling.deviation, np.float32)
-    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2), np.float32)
+    planes = np.ascontiguousarray(crops[..., ::-1].transpose(0, 3, 1, 2))  # as bytes: a fourth to move
+    mean, deviation = _of_planes(scaling)
+    return np.asarray(planes * (1 / (255 * deviation)) - mean / deviation, np.float32)
 
 
 def from_network(pictures: Floats, scaling: Scaling) -> NDArray[np.uint8]:
     """Turn what a network gives, float32 (n, 3, h, w) RGB, into crops, uint8 (n, h, w, 3) BGR."""
-    rgb = pictures.transpose(0, 2, 3, 1) * np.array(scaling.deviation, np.float32) + np.array(scaling.mean, np.float32)
-    return np.ascontiguousarray(np.rint(np.clip(rgb[..., ::-1], 0, 1) * 255).astype(np.uint8))
+    mean, deviation = _of_planes(scaling)
+    planes = np.rint(np.clip(pictures * (255 * deviation) + 255 * mean, 0, 255)).astype(np.uint8)
+    return np.ascontiguousarray(planes[:, ::-1].transpose(0, 2, 3, 1))
+
+
+def _of_planes(scaling: Scaling) -> tuple[Floats, Floats]:
+    """Return mean and deviation as float32 (3, 1, 1)."""
+    mean, deviation = (np.array(part, np.float32)[:, None, None] for part in (scaling.mean, scaling.deviation))
+    return mean, deviation
 
 
 def divided(crop: Image, times: int) -> NDArray[np.uint8]:
