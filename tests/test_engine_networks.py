@@ -415,6 +415,20 @@ def test_a_name_without_its_file_means_the_built_in_swapper(rig: Rig, caplog: py
     assert any("needs w600k_r50.onnx in the models folder" in message for message in caplog.messages)
 
 
+def test_without_onnx_runtime_the_built_in_swapper_takes_the_place_of_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = fill(tmp_path, KINDS["hyperswap"])
+    made.write_restorer(tmp_path / "gfpgan_1.4.onnx")
+    inputs = {"swap_model": "hyperswap_1a_256.onnx", "face_restore_model": "GFPGANv1.4.pth"}
+    assert swap_inputs.Networks.of(folder, inputs).unused == ("face_boost",)
+    swap_inputs.log_once.cache_clear()
+    monkeypatch.setattr(swap_inputs, "is_installed", lambda: False)
+    assert len(swap_inputs.Networks.of(folder, inputs).unused) == 4
+    assert len(caplog.messages) == 2
+    assert all("pip install 'faceswap[models]'" in message for message in caplog.messages)
+
+
 def test_a_file_that_is_put_there_is_used_by_the_next_job_and_in_reactors_folders_too(rig: Rig) -> None:
     before = rig.picture(rig.run("hyperswap_1a_256.onnx"))
     made.write_swap(rig.models / "hyperswap" / "hyperswap_1a_256.onnx", KINDS["hyperswap"])
