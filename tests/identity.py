@@ -27,6 +27,17 @@ def embedding(bgr: np.ndarray) -> np.ndarray:
     return np.array(encoder.compute_face_descriptor(rgb, shape), np.float64)
 
 
+def embedding_at(bgr: np.ndarray, box: tuple[float, float, float, float]) -> np.ndarray:
+    """Return the embedding of the face that fills a box from left, top to right, bottom, forehead and chin included."""
+    _, predictor, encoder = _models()
+    rgb = cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)
+    left, top, right, bottom = box
+    # dlib's boxes are squares from the brows to the chin
+    x, y, half = (left + right) / 2, top * 0.48 + bottom * 0.52, (bottom - top) * 0.45
+    square = dlib.rectangle(round(x - half), round(y - half), round(x + half), round(y + half))
+    return np.array(encoder.compute_face_descriptor(rgb, predictor(rgb, square)), np.float64)
+
+
 def distance(a: np.ndarray, b: np.ndarray) -> float:
     """Return the Euclidean distance of two embeddings: under 0.6 dlib speaks of one person."""
     return float(np.linalg.norm(a - b))

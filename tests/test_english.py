@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FILES = sorted(
-    str(path.relative_to(ROOT)) for folder in ("faceswap", "bench", "tests") for path in (ROOT / folder).rglob("*.py")
-)
+FOLDERS = ("faceswap", "bench", "quality", "tests")
+FILES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 QUESTION = re.compile(r"(What|Whatever|When|Where|Whether|Which|Who|Whose|Why|How|That)\b")
 """First words of riddles: a docstring answers questions."""
