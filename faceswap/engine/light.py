@@ -38,10 +38,10 @@ class Light:
         """Return the field at the mesh's points, float32 (586, 3), held within what was seen on skin."""
         return np.asarray(np.clip(colour.MESH_TERMS @ self.field, *self._limits), np.float32)
 
-    def follow(self, view: View, frame: Image, landmarks: Points) -> bool:
-        """Look at the skin of the next frame; return False while no skin has been seen."""
+    def follow(self, view: View, picture: Image, landmarks: Points) -> bool:
+        """Look at the skin in the next frame's coarse picture; return False while no skin has been seen."""
         places = view.points(colour.sample(landmarks[:VERTICES]))[:, :2] - np.float32(0.5)
-        colours = colour.read(view.coarse(view.of(frame)), places)
+        colours = colour.read(picture, places)
         inside = ((places > 0) & (places < np.array(view.size) - 1)).all(axis=1)
         weights = _without_outliers(colours, self._trusted * inside * (colour.facing(landmarks) > 0.2))
         if weights.sum() <= colour.MIN_SAMPLES:

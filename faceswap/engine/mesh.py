@@ -47,13 +47,15 @@ IRISES = (range(468, 473), range(473, 478))
 """For each eye the landmarks of its iris: the centre, then right, top, left and bottom in the picture."""
 
 RINGS = (1.12, 1.28, 1.55)
-"""The outer rings as multiples of the oval: what surrounds the face moves with it, the last one stays in place."""
+"""The outer rings as multiples of the oval: the surroundings of the face in a texture."""
 
-_RING_FOLLOWS = (0.85, 0.4, 0.0)
 _RIGID = [
     *(33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 2, 98, 327, 127, 356, 234, 454, 93, 323),
     *(10, 151, 9, 8, 54, 284, 103, 332),
 ]
+_OUTLINE_CENTIMETRES = 3.0
+"""Distance from the outline over which a shift fades in: what is outside the face stays as it is."""
+
 _IMAGE_AXES = np.array([1, -1, -1], np.float32)
 _MIRROR_AXES = np.array([-1, 1, 1], np.float32)
 
@@ -278,6 +280,11 @@ def _grown(ids: list[int]) -> Indices:
 
 _ADJACENCY = _adjacency()
 _SMOOTHING = (0.5 * (np.eye(VERTICES) + _ADJACENCY / _ADJACENCY.sum(axis=1, keepdims=True))).astype(np.float32)
+_FOLLOWS = smoothstep(
+    np.linalg.norm(CANONICAL[:, None] - CANONICAL[OVAL], axis=-1).min(axis=1, keepdims=True), 0, _OUTLINE_CENTIMETRES
+)
+"""float32 (468, 1): share of a shift that a vertex follows, 0 on the outline."""
+
 _EYE_BLOCKS = [_grown(eye) for eye in EYES]
 _BROW_BLOCKS = [np.array(brow, np.int32) for brow in BROWS]
 _MOUTH_BLOCK = _grown(LIPS_INNER + LIPS_OUTER)
@@ -318,10 +325,5 @@ def _as_block(points: Points, shift: Points) -> Points:
 
 
 def morph(landmarks: Points, pose: Pose, shift: Points) -> Points:
-    """Move a face with its irises and rings by a canonical `shift`, (468, 3): float32 (586, 3)."""
-    moved = pose.to_image(shift)
-    full = spread(moved)
-    for ring, follows in enumerate(_RING_FOLLOWS):
-        start = LANDMARKS + ring * len(OVAL)
-        full[start : start + len(OVAL)] *= follows
-    return with_rings(landmarks) + full
+    """Move a face with its irises by a canonical `shift`, (468, 3): float32 (586, 3). Its outline stays in place."""
+    return with_rings(landmarks) + spread(pose.to_image(shift * _FOLLOWS))

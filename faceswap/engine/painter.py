@@ -9,25 +9,23 @@ import numpy as np
 
 from . import colour, mask, mesh
 from .colour import Floats
+from .detail import Detail
 from .light import Light
 from .mesh import Image, Points, Pose, smoothstep
 from .source import SourceFace, Texture
 from .tracking import Track
 from .view import View
 
-_MORPH = 0.8
-"""Share of the source's bones that the target takes on."""
-
 _YAW_FADE = (38.0, 60.0)
 _PITCH_FADE = (38.0, 55.0)
 """Degrees over which the swap fades out."""
 
 _LEAST_OPACITY = 0.02
-_WARP_STEP = 4
-"""Pixels between two points of the map that warps the surroundings."""
-
 _COMPARE_EVERY = 6
 """Frames between two comparisons of the target's bones with the source's."""
+
+_COMPARE_DETAIL_EVERY = 3
+"""Frames between two looks at the sharpness and grain of the target."""
 
 _SHAPE_MEMORY = 0.999
 """Share of the past in the running mean of the target's bones, for each frame."""
@@ -46,7 +44,7 @@ class FacePainter:
         self._shift = self._wanted_shift = self._shape
         self._texture: Texture | None = None
         self._texture_tone = source.tone
-        self._softness = 0.0
+        self._detail = Detail()
 
     def paint(self, frame: Image, track: Track) -> bool:
         """Paint the face of one frame; return False, and leave the frame alone, where it cannot be done."""
@@ -57,20 +55,26 @@ class FacePainter:
             return False
         face = float(np.ptp(landmarks[: mesh.VERTICES, :2], axis=0).max())
         step = 2 if face < 240 else 3 if face < 400 else 4
-        before = View.around(landmarks[mesh.OVAL], frame, step)
-        if before.is_too_small or not self._light.follow(before, frame, landmarks):
-            return False
-        self._learn_shape(landmarks, pose)
-        moved = mesh.morph(landmarks, pose, self._shift * np.float32(_MORPH * opacity))
-        view = View.around(moved[mesh.OVAL], frame, step)
+        view = View.around(landmarks[: mesh.VERTICES], frame, step)
         if view.is_too_small:
             return False
-        _warp(frame, mesh.with_rings(landmarks), moved)
         target = view.of(frame)
+        picture = view.coarse(target)
+        if not self._light.follow(view, picture, landmarks):
+            return False
+        self._learn_shape(landmarks, pose)
+        moved = mesh.morph(landmarks, pose, self._shift * np.float32(opacity))
         light, _ = view.draw(moved, self._light.over_mesh())
-        painted = self._draw(view, moved, light, target, face)
-        cover = view.fine(self._cover(view, moved, landmarks, light, target) * np.float32(opacity))
-        view.replace(frame, np.asarray(cv2.blendLinear(painted, target, cover, 1 - cover), np.uint8))
+        own = self._own(view, landmarks, colour.to_log(picture) - light)
+        inside = own * mask.oval(*_coarse(view, moved))
+        kept = self._kept(view, moved, landmarks)
+        cover = view.fine(inside * (1 - kept) * np.float32(opacity))
+        painted = self._draw(view, moved, light, face)
+        if self._painted % _COMPARE_DETAIL_EVERY == 0:
+            self._detail.compare(target, painted, cover > 0.9 * opacity)
+        painted = self._detail.match(painted, target, landmarks - np.array([view.left, view.top, 0], np.float32))
+        beneath = _warp(view, target, mesh.with_rings(landmarks), moved, inside)
+        view.replace(frame, np.asarray(cv2.blendLinear(painted, beneath, cover, 1 - cover), np.uint8))
         self._painted += 1
         return True
 
@@ -85,7 +89,7 @@ class FacePainter:
         step = 1.0 if self._painted == 0 else 1 / _COMPARE_EVERY
         self._shift = self._shift + (self._wanted_shift - self._shift) * np.float32(step)
 
-    def _draw(self, view: View, points: Points, light: Floats, target: Image, face: float) -> Image:
+    def _draw(self, view: View, points: Points, light: Floats, face: float) -> Image:
         """Return the source's face as it looks in this frame, uint8, of the view's size in pixels."""
         scale, picture = self._lit_texture().fitting(face / self._source.height)
         # pixel centres are whole numbers in both pictures
@@ -93,10 +97,6 @@ class FacePainter:
         drawn, _ = view.draw(points, place)
         flags = cv2.INTER_CUBIC if scale == 1 and face >= self._source.height else cv2.INTER_LINEAR
         painted: Any = cv2.remap(picture, view.fine(drawn), None, flags, borderMode=cv2.BORDER_REFLECT)  # type: ignore[call-overload]  # the stubs lack map2=None
-        if self._painted % 4 == 0:
-            self._match_softness(target, painted)
-        if self._softness > 0.25:
-            painted = colour.blur(painted, self._softness)
         gains = np.clip(np.exp(light - self._texture_tone), 0.2, 4)
         return np.asarray(cv2.multiply(painted, view.fine(gains), dtype=cv2.CV_8U), np.uint8)
 
@@ -109,21 +109,15 @@ class FacePainter:
             self._texture_tone = tone
         return self._texture
 
-    def _match_softness(self, target: Image, painted: Image) -> None:
-        """Choose the blur, in pixels, that makes what is painted as soft as the target."""
-        ratio = _detail(target) / (_detail(painted) + 1e-3)
-        wanted = float(np.clip(1.2 * np.sqrt(max(0.0, -np.log(np.clip(ratio * 1.15, 1e-3, 1)))), 0, 2.5))
-        self._softness = wanted if self._painted == 0 else 0.7 * self._softness + 0.3 * wanted
-
-    def _cover(self, view: View, points: Points, landmarks: Points, light: Floats, target: Image) -> Floats:
-        """Return the mask of the source's face, 0–1, one pixel a step."""
-        steps = view.points(points)[:, :2] - np.float32(0.5)
-        face = float(np.ptp(steps[: mesh.VERTICES], axis=0).max())
+    def _kept(self, view: View, points: Points, landmarks: Points) -> Floats:
+        """Return the mask of the target's own parts: its open mouth, its closed eyes."""
         mouth = float(smoothstep(mesh.mouth_opening(landmarks), 0.03, 0.10))
-        residual = colour.to_log(view.coarse(target)) - light
-        cover = mask.oval(steps, view.size, face)
-        cover *= 1 - mask.kept(steps, view.size, face, mouth, self._kept_eyes(landmarks))
-        return cover * mask.skin(steps, face, residual, self._light.variation, self._light.bearded)
+        return mask.kept(*_coarse(view, points), mouth, self._kept_eyes(landmarks))
+
+    def _own(self, view: View, landmarks: Points, residual: Floats) -> Floats:
+        """Return the probability that a place shows the target's face and nothing in front of it, one pixel a step."""
+        steps, _, face = _coarse(view, landmarks)
+        return mask.skin(steps, face, residual, self._light.variation, self._light.bearded)
 
     def _kept_eyes(self, landmarks: Points) -> tuple[float, float]:
         """Return the share to keep of each of the target's own eyes: of closed ones, of both if the source has none."""
@@ -141,20 +135,17 @@ def _share_of_pose(pose: Pose) -> float:
     return float((1 - smoothstep(abs(pose.yaw), *_YAW_FADE)) * (1 - smoothstep(abs(pose.pitch), *_PITCH_FADE)))
 
 
-def _detail(picture: Image) -> float:
-    """Return how much fine detail the middle of a face has: the standard deviation of its Laplacian."""
-    height, width = picture.shape[:2]
-    middle = picture[int(height * 0.3) : int(height * 0.75), int(width * 0.3) : int(width * 0.7)]
-    return float(cv2.Laplacian(cv2.cvtColor(middle, cv2.COLOR_BGR2GRAY), cv2.CV_32F).std())
+def _coarse(view: View, points: Points) -> tuple[Floats, tuple[int, int], float]:
+    """Return points in the view's steps, the size of a mask and the extent of the face there."""
+    steps = view.points(points)[:, :2] - np.float32(0.5)
+    return steps, view.size, float(np.ptp(steps[: mesh.VERTICES], axis=0).max())
 
 
-def _warp(frame: Image, before: Points, after: Points) -> None:
-    """Move the face and its surroundings in place; the outermost ring and all beyond it stay."""
-    view = View.around(after, frame, _WARP_STEP)
-    drawn, covered = view.draw(after, before[:, :2] - after[:, :2])
-    drawn[~covered] = 0
-    place = view.fine(drawn)
+def _warp(view: View, target: Image, before: Points, after: Points, share: Floats) -> Image:
+    """Return the target with its face moved by the share, one a step, that each place follows."""
+    drawn, _ = view.draw(after, before[:, :2] - after[:, :2])
+    place = view.fine(drawn * share[..., None])
     place[..., 0] += np.arange(place.shape[1], dtype=np.float32)
     place[..., 1] += np.arange(place.shape[0], dtype=np.float32)[:, None]
-    content = cv2.remap(view.of(frame), place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]  # the stubs lack map2=None
-    view.replace(frame, np.asarray(content, np.uint8))
+    moved = cv2.remap(target, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]  # the stubs lack map2=None
+    return np.asarray(moved, np.uint8)
