@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -101,6 +103,24 @@ def test_the_beard_of_a_target_makes_no_dark_chin(portrait: np.ndarray, landmark
     assert swapper.apply(frame, swapper.track(frame)) == 1
     chin, cheek = (frame[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4].mean() for x, y, _ in landmarks[[200, 50]])
     assert chin > 0.6 * cheek
+
+
+def test_eyes_that_look_aside_stay_the_targets(portrait: np.ndarray) -> None:
+    source = SourceFace.from_image(read_image(GRACE_HOPPER))
+    assert source.has_eyes
+    large = cv2.resize(portrait, None, fx=2, fy=2)
+    (track,) = FaceSwapper([source]).track(large)
+    change = []
+    for aside in (0.0, 0.2):
+        landmarks = track.landmarks.copy()
+        for iris, right, left in ((slice(468, 473), 33, 133), (slice(473, 478), 362, 263)):
+            landmarks[iris] += aside * (landmarks[left] - landmarks[right])
+        frame = large.copy()
+        FaceSwapper([source]).apply(frame, [replace(track, landmarks=landmarks)])
+        x, y = landmarks[:, :2].astype(int).T
+        eye = slice(y[159], y[145]), slice(x[33] + 4, x[133] - 3)
+        change.append(float(cv2.absdiff(frame[eye], large[eye]).mean()))
+    assert change[1] < 0.4 * change[0]
 
 
 def test_parted_lips_of_a_source_are_closed(portrait: np.ndarray, landmarks: np.ndarray, bare: SourceFace) -> None:

@@ -225,6 +225,16 @@ def eye_openings(landmarks: Points) -> tuple[float, float]:
     return _ratio(landmarks, 159, 145, 33, 133), _ratio(landmarks, 386, 374, 362, 263)
 
 
+def gaze_aside(landmarks: Points) -> float:
+    """Return how far the irises lie to one side of the middle of their eyes, as a share of the eyes' width."""
+    offsets = []
+    for iris, *corners in ((468, 33, 133), (473, 362, 263)):
+        right, left = landmarks[corners, :2]
+        across = left - right
+        offsets.append((landmarks[iris, :2] - (right + left) / 2) @ across / (across @ across + 1e-6))
+    return abs(float(np.mean(offsets)))
+
+
 def _ratio(landmarks: Points, top: int, bottom: int, right: int, left: int) -> float:
     gap, width = landmarks[[top, right], :2] - landmarks[[bottom, left], :2]
     return float(np.linalg.norm(gap) / (np.linalg.norm(width) + 1e-6))

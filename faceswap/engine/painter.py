@@ -20,6 +20,9 @@ _YAW_FADE = (38.0, 60.0)
 _PITCH_FADE = (38.0, 55.0)
 """Degrees over which the swap fades out."""
 
+_ASIDE = (0.10, 0.16)
+"""Offsets of the irises over which the target's own eyes come in: the white beside the source's would be stretched."""
+
 _LEAST_OPACITY = 0.02
 _COMPARE_EVERY = 6
 """Frames between two comparisons of the target's bones with the source's."""
@@ -120,11 +123,12 @@ class FacePainter:
         return mask.skin(steps, face, residual, self._light.variation, self._light.bearded)
 
     def _kept_eyes(self, landmarks: Points) -> tuple[float, float]:
-        """Return the share to keep of each of the target's own eyes: of closed ones, of both if the source has none."""
+        """Return the share to keep of each of the target's own eyes: closed ones, ones that look far aside, or all."""
         if not self._source.has_eyes:
             return 1.0, 1.0
+        aside = float(smoothstep(mesh.gaze_aside(landmarks), *_ASIDE))
         right, left = (
-            float(1 - smoothstep(opening / max(0.05, own), 0.25, 0.6))
+            max(aside, float(1 - smoothstep(opening / max(0.05, own), 0.25, 0.6)))
             for opening, own in zip(mesh.eye_openings(landmarks), self._source.openings, strict=True)
         )
         return right, left
