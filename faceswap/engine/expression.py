@@ -20,7 +20,7 @@ _SMILE = (0.62, 0.70)
 _PARTED = (0.03, 0.10)
 """Gaps between the lips, as shares of the mouth's width, over which they are closed."""
 
-_RELAXED = 0.5
+_RELAXED = 0.4
 """Share of folds and bulges that is taken from the cheeks of a face that smiles."""
 
 _GRAIN = 0.05
