@@ -10,7 +10,7 @@ from media_samples import ASTRONAUT, FACE_CENTRE, GRACE_HOPPER, astronaut_frames
 from faceswap.engine import mesh
 from faceswap.engine.landmarks import Finder, find_faces, region_of
 from faceswap.engine.swap import FaceSwapper, SourceFace
-from faceswap.engine.tracking import DETECT_EVERY, Track, Tracker
+from faceswap.engine.tracking import DETECT_EVERY, LOOKAHEAD, Track, Tracker
 
 SIZE = (640, 360)
 CENTRE = (320.0, 200.0)
@@ -47,8 +47,10 @@ def covered(frame: np.ndarray) -> np.ndarray:
 
 def final_tracks(frames: list[np.ndarray]) -> list[list[Track]]:
     """Return the tracks of each frame as they are in the end, when they are painted."""
-    swapper = FaceSwapper([SourceFace.from_image(read_image(GRACE_HOPPER))])
-    return [swapper.track(frame) for frame in frames]
+    swapper = FaceSwapper([SourceFace.from_image(read_image(GRACE_HOPPER))], lookahead=LOOKAHEAD)
+    tracks = [swapper.track(frame) for frame in frames]
+    swapper.finish()
+    return tracks
 
 
 def presences(frames: list[np.ndarray]) -> list[float]:
@@ -145,13 +147,18 @@ def test_a_face_that_is_lost_has_faded_out_before() -> None:
 
 def test_a_face_that_was_only_missed_is_swapped_all_the_while(monkeypatch: pytest.MonkeyPatch) -> None:
     """A frame in which the face is not found in time is filled in from the next one that shows it."""
+    frames = [shown() for _ in range(9)]
     place = Finder.place
-    swapper = FaceSwapper([SourceFace.from_image(read_image(GRACE_HOPPER))])
-    tracks = []
-    for number in range(9):
-        is_blind = number in (4, 5)
-        monkeypatch.setattr(Finder, "place", (lambda *_: None) if is_blind else place)
-        tracks.append(swapper.track(shown()))
+    blind = [id(frame) for frame in frames[4:6]]
+    monkeypatch.setattr(Finder, "place", lambda self, bgr, at: None if id(bgr) in blind else place(self, bgr, at))
+    trace_back = Tracker.trace_back
+
+    def see_again(self: Tracker, track: Track, frames: int) -> tuple[list[Track], bool]:
+        blind.clear()
+        return trace_back(self, track, frames)
+
+    monkeypatch.setattr(Tracker, "trace_back", see_again)
+    tracks = final_tracks(frames)
     assert [[(track.identity, track.presence) for track in frame] for frame in tracks] == [[(1, 1.0)]] * 9
 
 
@@ -181,3 +188,34 @@ def test_a_small_face_in_a_clip_is_found_after_a_while_and_in_the_first_frame_at
     tracker = Tracker(1)
     tracker(np.zeros_like(canvas))
     assert any(tracker(canvas) for _ in range(120))
+
+
+@pytest.mark.parametrize("step", [1.2, 4.0])
+def test_landmarks_of_frames_in_which_little_moves_are_interpolated(step: float) -> None:
+    """Count the frames that the landmarker looks at: every second one of a face that is calm, all of one that is not.
+
+    `step` is the movement between two frames in pixels; the eyes are 60 pixels apart.
+    """
+    places = [(CENTRE[0] + step * number, CENTRE[1]) for number in range(16)]
+    tracker, looked = Tracker(1, lookahead=LOOKAHEAD), []
+    place = tracker._finder.place
+    tracker._finder.place = lambda bgr, region: looked.append(1) or place(bgr, region)  # type: ignore[method-assign]
+    frames = [frame for at in places for frame in tracker.follow(shown(at))] + list(tracker.finish())
+    assert len(frames) == len(places)
+    for at, (_, (track,)) in zip(places, frames, strict=True):
+        assert error(track, at) < 0.015
+    assert (len(looked) < 0.8 * len(places)) == (step < 2)
+
+
+def test_a_second_face_is_swapped_from_the_frame_on_that_shows_it() -> None:
+    """The first face is calm all the while, so that few frames are looked at."""
+    alone = shown((160, 200))
+    both = alone.copy()
+    both[:, 320:] = shown((480, 180), 0.5, hopper=True)[:, 320:]
+    source = SourceFace.from_image(read_image(GRACE_HOPPER))
+    swapper = FaceSwapper([source], (0, 1), lookahead=LOOKAHEAD)
+    came = DETECT_EVERY + 1
+    tracks = [swapper.track(frame.copy()) for frame in [alone] * came + [both] * (DETECT_EVERY + 1)]
+    swapper.finish()
+    assert [len(frame) for frame in tracks] == [1] * came + [2] * (DETECT_EVERY + 1)
+    assert [min(track.presence for track in frame) for frame in tracks[came:]] == [0.25, 0.5, 0.75, 1, 1, 1, 1]

@@ -476,7 +476,10 @@ def _peak_memory(pid: int) -> int:
 
 
 class RecordedSwap:
-    """A swap that changes nothing and keeps which frame was tracked or applied when; frames are told by their grey."""
+    """A swap that changes nothing and keeps which frame was tracked or applied when; frames are told by their grey.
+
+    After the last one -1 is kept.
+    """
 
     lookahead = 3
 
@@ -487,6 +490,9 @@ class RecordedSwap:
     def track(self, bgr: np.ndarray) -> int:
         self.tracked.append(int(bgr[0, 0, 0]))
         return self.tracked[-1]
+
+    def finish(self) -> None:
+        self.tracked.append(-1)
 
     def apply(self, bgr: np.ndarray, tracks: int) -> int:
         assert tracks == bgr[0, 0, 0]
@@ -502,5 +508,5 @@ def test_frames_are_held_back_until_their_tracks_are_final() -> None:
     swap = RecordedSwap()
     frames = list(swap_frames(Greys(np.zeros((32, 32, 3), np.uint8), count=8), swap, SwapCount()))
     assert len(frames) == 8
-    assert [number for number, _ in swap.applied] == swap.tracked == sorted(swap.tracked)
-    assert all(tracked >= min(8, number + 1 + swap.lookahead) for number, (_, tracked) in enumerate(swap.applied))
+    assert swap.tracked == [*(number for number, _ in swap.applied), -1]
+    assert all(tracked >= min(9, number + 1 + swap.lookahead) for number, (_, tracked) in enumerate(swap.applied))

@@ -259,11 +259,16 @@ def _swap_maker(context: NodeContext, frames: Frames, faces: Mapping[int, Source
         faults = context.faults
         return functools.partial(InvertingSwap, faults.wait_per_frame_s, faults.hold_until, context.interrupted)
     # imported here: the models take a second and 100 MB, which an idle engine need not spend
-    from .swap import FaceSwapper
+    from .swap import LOOKAHEAD, FaceSwapper
 
-    known, rate = _known(context.people), float(frames.rate)
-    ahead = {"lookahead": 0} if is_large(frames.size) else {}
-    return functools.partial(FaceSwapper, list(faces.values()), list(faces), frame_rate=rate, known=known, **ahead)
+    return functools.partial(
+        FaceSwapper,
+        list(faces.values()),
+        list(faces),
+        frame_rate=float(frames.rate),
+        known=_known(context.people),
+        lookahead=0 if is_large(frames.size) else LOOKAHEAD,
+    )
 
 
 @functools.lru_cache(maxsize=8)

@@ -99,6 +99,9 @@ class InvertingSwap:
         """Find nothing: the square is always in the middle."""
         return
 
+    def finish(self) -> None:
+        """Do nothing: there are no tracks."""
+
     def apply(self, bgr: Image, tracks: None) -> int:
         """Invert the square in place."""
         self._interrupted.wait(self._wait_s)

@@ -6,6 +6,7 @@ paints them. Nothing is shared between the two but the tracks handed over.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -19,6 +20,7 @@ from .source import NoFaceError, SourceFace
 from .tracking import LOOKAHEAD, Track, Tracker
 
 __all__ = [
+    "LOOKAHEAD",
     "Face",
     "FaceSwapper",
     "NoFaceError",
@@ -66,7 +68,8 @@ class FaceSwapper:
     frame_rate       frames a second
     strength         0–1, opacity
     known            the looks of people who came into view before this clip, or part of one, begins
-    lookahead        frames after a frame that are tracked before it is painted, so that faces fade in and out
+    lookahead        frames after a frame that are tracked before it is painted, LOOKAHEAD or none: with them faces
+                     fade in and out, and landmarks of frames in which little moves are interpolated
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class FaceSwapper:
         frame_rate: float = 25.0,
         strength: float = 1.0,
         known: Sequence[Look] = (),
-        lookahead: int = LOOKAHEAD,
+        lookahead: int = 0,
     ) -> None:
         if not sources:
             raise ValueError("A swap needs at least one source face")
@@ -89,21 +92,34 @@ class FaceSwapper:
         followed = max(self._indices, default=-1) + (1 if self._people is None else 2)
         self._tracker = Tracker(min(followed, _MAX_FACES), frame_rate, lookahead=lookahead, is_later_part=bool(known))
         self._targets = _Targets(target_indices, timeouts=round(frame_rate / 2))
-        self._fades = Fades(self._tracker.trace_back, lookahead)
+        # One less: a frame may be final only with the next one.
+        self._fades = Fades(self._tracker.trace_back, max(0, lookahead - 1))
+        self._awaited: deque[list[Track]] = deque()
         self._painters: dict[int, Painter] = {}
 
     def track(self, bgr: Image) -> list[Track]:
         """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR.
 
-        The list is final when `lookahead` more frames have been tracked: until then its tracks may change, and others
-        be put in. The frames must stay as they are for as long. Who applies it sooner goes without fades.
+        The list is final when `lookahead` more frames have been tracked, or after `finish`: until then it may be
+        empty, and change. The frames must stay as they are for as long.
         """
-        tracks = self._chosen(bgr)
-        self._fades.add(tracks, begins_shot=self._tracker.begins_shot)
+        tracks: list[Track] = []
+        self._awaited.append(tracks)
+        for picture, found in self._tracker.follow(bgr):
+            self._finish_frame(picture, found)
         return tracks
 
-    def _chosen(self, bgr: Image) -> list[Track]:
-        tracks = self._tracker(bgr)
+    def finish(self) -> None:
+        """Make the tracks of all frames final: none follow."""
+        for picture, found in self._tracker.finish():
+            self._finish_frame(picture, found)
+
+    def _finish_frame(self, bgr: Image, found: list[Track]) -> None:
+        tracks = self._awaited.popleft()
+        tracks += self._chosen(bgr, found)
+        self._fades.add(tracks, begins_shot=self._tracker.begins_shot)
+
+    def _chosen(self, bgr: Image, tracks: list[Track]) -> list[Track]:
         if self._people is None:
             return self._targets.choose(tracks, begins_shot=self._tracker.begins_shot)
         named = zip(self._people.name(bgr, tracks), tracks, strict=True)

@@ -8,7 +8,7 @@ frames before, and where the two differ the detector decides.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import Any
@@ -24,11 +24,14 @@ from .networks import Placement, Region
 LOOKAHEAD = 6
 """Frames over which a face that comes into view is traced back, where so many are held back."""
 
-DETECT_EVERY = LOOKAHEAD + 1
-"""Frames between two looks for new faces while all known ones are followed."""
+DETECT_EVERY = LOOKAHEAD
+"""Frames between two looks for new faces while all known ones are followed: those found are traced back to the last."""
 
 SEARCH_S = 3.0
 """Seconds after a loss in which faces are looked for more often: who is hidden behind somebody comes back."""
+
+CALM = 0.045
+"""Share of the distance of the eyes that no landmark moves by in two frames: the frame between is interpolated."""
 
 CHECK_S = 1.0
 """Seconds between two looks of the detector at a face that is followed without doubt."""
@@ -92,12 +95,12 @@ class Track:
 class Tracker:
     """A tracker of up to `max_faces` faces through the frames of a clip, which have to come in order.
 
-    lookahead        frames over which a face can be traced back
+    lookahead        frames over which a face can be traced back; none are left out without
     is_later_part    faces may be hidden at its beginning, as after a loss
     """
 
     def __init__(
-        self, max_faces: int, frame_rate: float = 25.0, *, lookahead: int = LOOKAHEAD, is_later_part: bool = False
+        self, max_faces: int, frame_rate: float = 25.0, *, lookahead: int = 0, is_later_part: bool = False
     ) -> None:
         self._finder = Finder()
         self._max_faces = max_faces
@@ -105,14 +108,55 @@ class Tracker:
         self._followed: list[_Followed] = []
         self._lost: list[_Followed] = []
         self._recent: deque[Image] = deque(maxlen=max(1, lookahead) + 1)
+        self._interpolates = lookahead > 0
+        self._waiting: Image | None = None
         self._frames = -1
         self._lost_at = 0 if is_later_part else None
         self._identities = 0
         self.begins_shot = False
         """True after the first frame of a shot, as far as its faces tell."""
 
+    def follow(self, bgr: Image) -> Iterator[tuple[Image, list[Track]]]:
+        """Take the next frame; yield each frame whose faces are known by now, in order, with these.
+
+        While faces hardly move every second frame waits for the next one, and its landmarks are interpolated.
+        """
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            if self._interpolates and self._may_wait():
+                self._waiting = bgr
+            else:
+                yield bgr, self(bgr)
+            return
+        ends = [self._finder.place(bgr, region_of(face.raw)) for face in self._followed]
+        calm = [end for face, end in zip(self._followed, ends, strict=True) if end and face.is_calm_until(end)]
+        if len(calm) < len(ends):
+            yield waiting, self(waiting)
+            yield bgr, self(bgr)
+            return
+        between = [face.between(end) for face, end in zip(self._followed, calm, strict=True)]
+        for picture, placed in ((waiting, between), (bgr, calm)):
+            self._recent.append(picture)
+            self._frames += 1
+            self.begins_shot = False
+            self._followed = [face.seen(p, self._frames) for face, p in zip(self._followed, placed, strict=True)]
+            yield picture, self._tracks()
+
+    def finish(self) -> Iterator[tuple[Image, list[Track]]]:
+        """Yield the frame that waits for a next one that does not come, with its faces."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            yield waiting, self(waiting)
+
+    def _may_wait(self) -> bool:
+        """Return whether faces hardly move, and the detector is not to be asked in the next two frames."""
+        two = (self._frames + 1, self._frames + 2)
+        is_due = self._max_faces > len(self._followed) and any(self._is_detection_due(number) for number in two)
+        calm = (face.is_calm and not self._is_check_due(face, two[1]) for face in self._followed)
+        return bool(self._followed) and not is_due and all(calm)
+
     def __call__(self, bgr: Image) -> list[Track]:
-        """Return the faces of the next frame."""
+        """Return the faces of the next frame at once."""
         self._recent.append(bgr)
         self._frames += 1
         self.begins_shot = self._frames == 0
@@ -123,8 +167,11 @@ class Tracker:
         if lost:
             self._lost_at = self._frames
             self._lost += lost
-        if self._max_faces > len(kept) and (lost or self._is_detection_due(bool(kept))):
+        if self._max_faces > len(kept) and (lost or self._is_detection_due(self._frames)):
             self._detect_new(bgr)
+        return self._tracks()
+
+    def _tracks(self) -> list[Track]:
         return [face.track(self._seconds) for face in self._followed]
 
     def trace_back(self, track: Track, frames: int) -> tuple[list[Track], bool]:
@@ -162,7 +209,7 @@ class Tracker:
         """Place a face where it was; in doubt, and now and then without, ask the detector."""
         placed = self._finder.place(bgr, region_of(face.raw))
         is_alike = placed is not None and face.agreement(placed) >= ALIKE
-        if is_alike and (self._frames - face.checked) * self._seconds < CHECK_S:
+        if is_alike and not self._is_check_due(face, self._frames):
             return placed
         face.checked = self._frames
         if not is_alike and len(self._recent) > 1 and _is_cut(self._recent[-2], bgr):
@@ -175,11 +222,14 @@ class Tracker:
             detected.append(placed)
         return max(detected, key=face.agreement, default=None)
 
-    def _is_detection_due(self, any_known: bool) -> bool:
-        searched = self._lost_at is not None and (self._frames - self._lost_at) * self._seconds < SEARCH_S
-        if any_known:
-            return self._frames % (2 if searched else DETECT_EVERY) == 0
-        return searched or self._frames % 2 == 0
+    def _is_check_due(self, face: _Followed, frame: int) -> bool:
+        return (frame - face.checked) * self._seconds >= CHECK_S
+
+    def _is_detection_due(self, frame: int) -> bool:
+        searched = self._lost_at is not None and (frame - self._lost_at) * self._seconds < SEARCH_S
+        if self._followed:
+            return frame % (2 if searched else DETECT_EVERY) == 0
+        return searched or frame % 2 == 0
 
     def _detect_new(self, bgr: Image) -> None:
         """Find faces beside those that are followed; one that is like a lost face is taken for it."""
@@ -222,7 +272,7 @@ class Tracker:
 
 @dataclass
 class _Followed:
-    """The tracker's record of a face: when it was last seen, and how and where it was then.
+    """The tracker's record of a face: when it was last seen, and how and where it was then and before.
 
     `checked` is the frame in which the detector was last asked about it.
     """
@@ -233,6 +283,22 @@ class _Followed:
     frame: int
     checked: int
     smoother: _Smoother = field(default_factory=lambda: _Smoother())
+    earlier: tuple[Points, ...] = ()
+    """Where it was in the two frames before, newest first."""
+
+    @property
+    def is_calm(self) -> bool:
+        """True while the face has hardly moved for two frames."""
+        return len(self.earlier) == 2 and _is_calm(self.earlier[1], self.raw)
+
+    def is_calm_until(self, end: Placement) -> bool:
+        """Return whether the face has hardly moved since it was last seen, two frames ago."""
+        return self.agreement(end) >= ALIKE and _is_calm(self.raw, end.points)
+
+    def between(self, end: Placement) -> Placement:
+        """Return the face half way to a place."""
+        points, pattern = (self.raw + end.points) * np.float32(0.5), (self.pattern + end.pattern) * np.float32(0.5)
+        return end._replace(points=np.asarray(points, np.float32), pattern=np.asarray(pattern, np.float32))
 
     def agreement(self, placed: Placement) -> float:
         return _agreement(placed.pattern, self.pattern)
@@ -241,13 +307,21 @@ class _Followed:
         """Learn how the face looks in a frame, and where it is."""
         share = _LEARNING if self.agreement(placed) >= ALIKE else 1.0
         if frame - self.frame > 1:
-            self.smoother = _Smoother()
+            self.smoother, self.earlier = _Smoother(), ()
+        self.earlier = (self.raw, *self.earlier[:1])
         self.pattern = self.pattern + np.float32(share) * (placed.pattern - self.pattern)
         self.raw, self.frame = placed.points, frame
         return self
 
     def track(self, seconds: float) -> Track:
         return Track(self.identity, self.smoother(self.raw, seconds), self.raw, self.pattern)
+
+
+def _is_calm(before: Points, after: Points) -> bool:
+    """Return whether no landmark has moved far."""
+    eyes = after[263, :2] - after[33, :2]
+    moved = after[:VERTICES, :2] - before[:VERTICES, :2]
+    return float((moved * moved).sum(axis=1).max()) < CALM**2 * float(eyes @ eyes)
 
 
 def _is_elsewhere(region: Region, seen: list[Region]) -> bool:

@@ -50,6 +50,9 @@ class Swap(Protocol):
     def track(self, bgr: Image) -> Any:
         """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR."""
 
+    def finish(self) -> None:
+        """Make the tracks of all frames final: none follow."""
+
     def apply(self, bgr: Image, tracks: Any) -> int:
         """Replace the tracked faces of the next frame in place and return how many changed."""
 
@@ -155,6 +158,7 @@ def _tracked(frames: Generator[Frame], swap: Swap) -> Iterator[tuple[Frame, Any]
             held.append((frame, swap.track(frame.bgr)))
             if len(held) > swap.lookahead:
                 yield held.popleft()
+    swap.finish()
     yield from held
 
 
