@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from faceswap.engine import swap as engine_swap
 from faceswap.engine.clip import Clip, Selection, probe
 from faceswap.engine.frames import read_picture
 from faceswap.engine.swap import FaceSwapper, SourceFace
@@ -59,7 +60,9 @@ def swap(clip: Path, portrait: Path, frames: int) -> Swapped:
     """Put the face of a portrait into the first `frames` frames of a clip (0: all), in this process."""
     selected = Clip(probe(clip), Selection(cap=frames))
     source = SourceFace.from_image(read_picture(portrait).bgr)
-    recorder = _Recorder(FaceSwapper([source], frame_rate=float(selected.rate)))
+    # An older engine to compare with looks no frames ahead.
+    ahead = {"lookahead": engine_swap.LOOKAHEAD} if hasattr(engine_swap, "LOOKAHEAD") else {}
+    recorder = _Recorder(FaceSwapper([source], frame_rate=float(selected.rate), **ahead))
     start = time.process_time()
     planes = [frame.planes for frame in swap_frames(selected, recorder, SwapCount())]
     cpu_ms = 1000 * (time.process_time() - start) / len(planes)

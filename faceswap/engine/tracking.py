@@ -284,7 +284,7 @@ class _Followed:
     checked: int
     smoother: _Smoother = field(default_factory=lambda: _Smoother())
     earlier: tuple[Points, ...] = ()
-    """Where it was in the two frames before, newest first."""
+    """Its places in the two frames before, newest first."""
 
     @property
     def is_calm(self) -> bool:
