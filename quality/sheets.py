@@ -29,11 +29,9 @@ def draw(
 
     faces   landmarks in the target's frames; frames without are left out
     """
-    seen = [k for k, points in enumerate(faces) if points is not None]
-    shown = [
-        (k, faces[k]) for k in (seen[i] for i in np.linspace(0, len(seen) - 1, min(FRAMES, len(seen))).astype(int))
-    ]
-    cut = [[_cut(frames[k], points) for frames in (target, *results)] for k, points in shown if points is not None]
+    places = [(k, points) for k, points in enumerate(faces) if points is not None]
+    shown = [places[k] for k in np.linspace(0, len(places) - 1, min(FRAMES, len(places))).astype(int)]
+    cut = [[_cut(frames[k], points) for frames in (target, *results)] for k, points in shown]
     side = min(max([_LEAST_PIXELS, *(pictures[0].shape[0] for pictures in cut)]), _MOST_PIXELS)
     rows = []
     for (number, _), pictures in zip(shown, cut, strict=True):
