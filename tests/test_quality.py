@@ -7,10 +7,12 @@ from itertools import islice
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 
+from faceswap.engine.mesh import CANONICAL
 from quality import __main__ as command
-from quality import material, report
+from quality import figures, material, report
 from quality.colour_difference import lab_difference
 from quality.figures import FIGURES
 from quality.swapping import swap_by
@@ -50,6 +52,37 @@ def test_a_pair_is_measured_told_and_drawn(tmp_path: Path, capsys: pytest.Captur
     assert values["nearer"] == 1 and values["identity"] < 0.6 and values["tracked"] == values["unswapped"] == 0
     sheet = cv2.imread(str(out / "astronaut-grace_hopper.png"))
     assert sheet is not None and sheet.shape[1] == 3 * sheet.shape[0] // 2
+
+
+def frontal() -> np.ndarray:
+    """Return the landmarks of the mesh's own face, looking at the camera."""
+    face = CANONICAL * (8, -8, -8) + (120, 110, 0)
+    return np.concatenate([face, np.repeat(face[[159, 386]], 5, axis=0)]).astype(np.float32)
+
+
+def test_a_face_painted_beside_its_place_is_counted_and_one_not_painted_is_not() -> None:
+    face = frontal()
+    step = np.array([figures.eye_distance(face), 0, 0], np.float32)
+    painted = [face, face + 0.1 * step, face + 0.2 * step, np.full_like(face, np.nan), None]
+    offsets = [figures._offset(face, place) for place in painted]
+    assert [offset > figures.MISPLACED for offset in offsets] == [False, False, True, False, False]
+    assert offsets[1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_a_face_left_unswapped_between_swapped_ones_is_counted() -> None:
+    shares = np.array([0, 9, 9, 0, 0, 9, 0.0])
+    assert figures._unswapped([frontal()] * 7, shares) == 2
+    assert figures._unswapped([frontal()] * 3 + [None] * 4, shares) == 0
+    assert figures._unswapped([frontal()] * 7, 0 * shares) == 0
+
+
+def test_a_pop_is_measured_against_the_motion_of_the_target() -> None:
+    face = frontal()
+    before = [np.full((240, 240, 3), 100 + 2 * k, np.uint8) for k in range(6)]
+    popped = [frame + np.uint8(30 * (k > 2)) for k, frame in enumerate(before)]
+    shares = np.array([figures._changed(*pair, face) for pair in zip(before, popped, strict=True)])
+    assert figures._jump(before, popped, [face] * 6, shares) == pytest.approx(32 / 2)
+    assert figures._jump(before, before, [face] * 6, 0 * shares) is None
 
 
 def test_a_value_that_misses_its_goal_is_marked_and_the_worst_row_is_named() -> None:
