@@ -17,6 +17,9 @@ from .mesh import Points, smoothstep
 _FEATHER = 0.035
 """Softness of the mask's edge, as a share of the face's size."""
 
+_LID_FEATHER = 0.02
+"""Softness of the edge of the lids, as a share of the face's size."""
+
 _BITS = 4
 """Fraction bits of the coordinates that are drawn."""
 
@@ -42,13 +45,19 @@ def oval(points: Points, size: tuple[int, int], face: float) -> Floats:
     return _soft(cv2.erode(mask, disc), softness)
 
 
-def kept(points: Points, size: tuple[int, int], face: float, mouth: float, eyes: tuple[float, float]) -> Floats:
-    """Return the mask of the target's own parts: inside the lips by the share `mouth`, inside the lids by `eyes`."""
+def kept(points: Points, size: tuple[int, int], face: float, mouth: float, eyes: float, lids: Floats) -> Floats:
+    """Return the mask of the target's own parts by their shares: inside the lips, both eyes, the lids of each eye."""
     mask = np.zeros(size[::-1], np.uint8)
     _fill(mask, points[mesh.LIPS_INNER, :2], 255 * mouth)
-    for eye, share in zip(mesh.EYES, eyes, strict=True):
-        _fill(mask, _widened(points[eye, :2], 1.12, 1.35), 255 * share)
-    return _soft(mask, max(0.6, 0.008 * face))
+    for eye in mesh.EYES:
+        _fill(mask, _widened(points[eye, :2], 1.12, 1.35), 255 * eyes)
+    soft = _soft(mask, max(0.6, 0.008 * face))
+    if not lids.any():
+        return soft
+    mask[:] = 0
+    for outline, share in zip(mesh.LIDS, lids, strict=True):
+        _fill(mask, cv2.convexHull(points[outline, :2].mean(axis=1)), 255 * float(share))
+    return np.maximum(soft, _soft(mask, max(0.8, _LID_FEATHER * face)))
 
 
 def skin(points: Points, face: float, residual: Floats, variation: Floats, bearded: bool) -> Floats:

@@ -31,6 +31,8 @@ RIGHT_EYE = [33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144
 LEFT_EYE = [263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249]
 RIGHT_BROW = [70, 63, 105, 66, 107, 55, 65, 52, 53, 46]
 LEFT_BROW = [300, 293, 334, 296, 336, 285, 295, 282, 283, 276]
+_RIGHT_UPPER_LID = [(247, 113), (30, 225), (29, 224), (27, 223), (28, 222), (56, 221), (190, 189)]
+_RIGHT_LOWER_LID = [243, 112, 26, 22, 23, 24, 110, 25, 130]
 NOSTRILS = [98, 327, 2, 4, 97, 326, 60, 290]
 BEARD = [
     *(132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361),
@@ -94,6 +96,11 @@ def _texture_coordinates() -> Points:
 
 
 MIRROR = _mirror_indices()
+
+_right_lids = np.array(_RIGHT_UPPER_LID + [(k, k) for k in _RIGHT_LOWER_LID], np.int32)
+LIDS = (_right_lids, MIRROR[_right_lids])
+"""int32 (16, 2) for each eye: the outline of its lids with their lashes, each point midway between two vertices."""
+
 TEXTURE_UV = _texture_coordinates()
 
 

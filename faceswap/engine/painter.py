@@ -30,6 +30,16 @@ _COMPARE_EVERY = 6
 _COMPARE_DETAIL_EVERY = 3
 """Frames between two looks at the sharpness and grain of the target."""
 
+_OPEN_EYE = 0.25
+"""Gap between the lids of an open eye, as a share of its width, before anything is known of it."""
+
+_OPEN_LEARNING = 0.05
+_CLOSED_LEARNING = 0.005
+"""Share that is learned from each frame, of open eyes and of ones that close."""
+
+_CLOSED = (0.5, 0.8)
+"""Gap, as a share of that of the open eye, from one whose lids are all the target's to one with the source's."""
+
 _SHAPE_MEMORY = 0.999
 """Share of the past in the running mean of the target's bones, for each frame."""
 
@@ -47,6 +57,7 @@ class FacePainter:
         self._shift = self._wanted_shift = self._shape
         self._texture: Texture | None = None
         self._texture_tone = source.tone
+        self._lids = Lids()
         self._detail = Detail()
 
     def paint(self, frame: Image, track: Track) -> bool:
@@ -113,25 +124,29 @@ class FacePainter:
         return self._texture
 
     def _kept(self, view: View, points: Points, landmarks: Points) -> Floats:
-        """Return the mask of the target's own parts: its open mouth, its closed eyes."""
+        """Return the mask of the target's own parts: mouth, closing lids, eyes that look far aside or all eyes."""
         mouth = float(smoothstep(mesh.mouth_opening(landmarks), 0.03, 0.10))
-        return mask.kept(*_coarse(view, points), mouth, self._kept_eyes(landmarks))
+        eyes = float(smoothstep(mesh.gaze_aside(landmarks), *_ASIDE)) if self._source.has_eyes else 1.0
+        return mask.kept(*_coarse(view, points), mouth, eyes, self._lids.follow(landmarks))
 
     def _own(self, view: View, landmarks: Points, residual: Floats) -> Floats:
         """Return the probability that a place shows the target's face and nothing in front of it, one pixel a step."""
         steps, _, face = _coarse(view, landmarks)
         return mask.skin(steps, face, residual, self._light.variation, self._light.bearded)
 
-    def _kept_eyes(self, landmarks: Points) -> tuple[float, float]:
-        """Return the share to keep of each of the target's own eyes: closed ones, ones that look far aside, or all."""
-        if not self._source.has_eyes:
-            return 1.0, 1.0
-        aside = float(smoothstep(mesh.gaze_aside(landmarks), *_ASIDE))
-        right, left = (
-            max(aside, float(1 - smoothstep(opening / max(0.05, own), 0.25, 0.6)))
-            for opening, own in zip(mesh.eye_openings(landmarks), self._source.openings, strict=True)
-        )
-        return right, left
+
+class Lids:
+    """The lids of a target, which are its own wherever they close: a source's lashes would be squeezed to a smudge."""
+
+    def __init__(self) -> None:
+        self._open = np.full(2, _OPEN_EYE)
+
+    def follow(self, landmarks: Points) -> Floats:
+        """Return the share of each eye's lids that shows in the next frame, float32 (2,)."""
+        openings = np.array(mesh.eye_openings(landmarks))
+        learning = np.where(openings > _CLOSED[1] * self._open, _OPEN_LEARNING, _CLOSED_LEARNING)
+        self._open += learning * (openings - self._open)
+        return 1 - smoothstep(openings / self._open, *_CLOSED)
 
 
 def _share_of_pose(pose: Pose) -> float:

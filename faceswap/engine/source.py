@@ -87,7 +87,6 @@ class SourceFace:
     variation    covariance of the skin's residuals, float32 (3, 3)
     skin         probability of skin, float32 (size, size, 1)
     trusted      skin samples that were visible, float32 (colour.SAMPLES,)
-    openings     gap between the lids as a share of the eye's width, right and left
     has_eyes     true if its eyes are good enough to use
     """
 
@@ -99,7 +98,6 @@ class SourceFace:
     variation: Floats
     skin: Floats
     trusted: Floats
-    openings: tuple[float, float]
     has_eyes: bool
 
     @classmethod
@@ -225,7 +223,6 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
         variation=colour.covariance(smooth[bare] if bare.sum() > 3 else smooth),
         skin=_skin_probability(residual, openings, spread, size),
         trusted=np.maximum(_usual(smooth), colour.LOWER & bearded),
-        openings=eyes,
         has_eyes=extent >= _LEAST_EYE and min(eyes) > 0.18 and abs(pose.yaw) < 25,
     )
 

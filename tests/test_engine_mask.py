@@ -1,0 +1,68 @@
+"""The target keeps what is its own: lids that close, and what is in front of its face."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from media_samples import ASTRONAUT, read_image
+
+from faceswap.engine import mask, mesh
+from faceswap.engine.landmarks import find_faces
+from faceswap.engine.painter import Lids
+
+RIGHT, LEFT = 0, 1
+
+
+@pytest.fixture(scope="module")
+def face() -> np.ndarray:
+    return find_faces(read_image(ASTRONAUT), max_faces=1)[0].landmarks
+
+
+def winking(face: np.ndarray) -> np.ndarray:
+    """Close the right eye."""
+    closed = face.copy()
+    upper, lower = mesh.RIGHT_EYE[1:8], mesh.RIGHT_EYE[:8:-1]
+    closed[upper] = closed[lower]
+    return closed
+
+
+def test_lids_are_the_targets_while_they_close(face: np.ndarray) -> None:
+    lids = Lids()
+    for _ in range(5):
+        assert lids.follow(face) == pytest.approx([0, 0], abs=0.01)
+    assert lids.follow(winking(face)) == pytest.approx([1, 0], abs=0.01)
+    assert lids.follow(face) == pytest.approx([0, 0], abs=0.01)
+
+
+def test_eyes_that_are_narrow_by_nature_count_as_open_in_time(face: np.ndarray) -> None:
+    narrow = face.copy()
+    for eye in mesh.EYES:
+        narrow[eye, 1] = narrow[eye, 1].mean() + (narrow[eye, 1] - narrow[eye, 1].mean()) * 0.4
+    lids = Lids()
+    shares = [lids.follow(narrow) for _ in range(300)]
+    assert max(shares[0]) > 0.1
+    assert max(shares[-1]) < 0.1
+
+
+def test_the_kept_lids_reach_from_the_crease_to_under_the_lashes(face: np.ndarray) -> None:
+    points = face[:, :2] * np.float32(0.5)
+    size = float(np.ptp(points[: mesh.VERTICES], axis=0).max())
+    kept = mask.kept(points, (256, 256), size, 0.0, 0.0, np.array([1, 0], np.float32))
+
+    def at(k: int) -> float:
+        x, y = points[k].round().astype(int)
+        return float(kept[y, x])
+
+    right_lid, below, brow, left_lid = 27, 145, 105, 257
+    assert min(at(right_lid), at(below)) > 0.7
+    assert max(at(brow), at(left_lid)) < 0.1
+    assert cv2.countNonZero((kept > 0.5).astype(np.uint8)) < 0.06 * size * size
+
+
+def test_a_shift_of_bones_leaves_the_outline_in_place(face: np.ndarray) -> None:
+    shift = np.random.default_rng(0).normal(0, 1, (mesh.VERTICES, 3)).astype(np.float32)
+    moved = mesh.morph(face, mesh.estimate_pose(face), shift) - mesh.with_rings(face)
+    assert np.abs(moved[mesh.OVAL]).max() < 1e-3
+    assert np.abs(moved[mesh.LANDMARKS :]).max() < 1e-3
+    assert np.abs(moved[mesh.NOSTRILS]).max() > 1
