@@ -10,6 +10,7 @@ import pytest
 from media_samples import ASTRONAUT, GRACE_HOPPER, read_image
 
 from faceswap.engine import mesh
+from faceswap.engine.brows import brow_shift
 from faceswap.engine.landmarks import find_faces
 from faceswap.engine.swap import FaceSwapper, SourceFace
 
@@ -83,6 +84,7 @@ def test_glasses_of_a_source_are_taken_off(
     portrait: np.ndarray, landmarks: np.ndarray, bare: SourceFace, colour: tuple[int, int, int]
 ) -> None:
     face = SourceFace.from_image(with_glasses(portrait, landmarks, colour))
+    assert not face.brows.any()
     for picture in (lightness, yellowness):
         assert np.ptp(picture(face, BELOW_THE_EYE)) < np.ptp(picture(bare, BELOW_THE_EYE)) + 0.1
 
@@ -103,6 +105,20 @@ def test_the_beard_of_a_target_makes_no_dark_chin(portrait: np.ndarray, landmark
     assert swapper.apply(frame, swapper.track(frame)) == 1
     chin, cheek = (frame[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4].mean() for x, y, _ in landmarks[[200, 50]])
     assert chin > 0.6 * cheek
+
+
+def test_the_band_of_a_brow_is_widened_to_the_brow(portrait: np.ndarray, landmarks: np.ndarray) -> None:
+    drawn = portrait.copy()
+    for brow in mesh.BROWS:
+        upper, lower = landmarks[brow[:5], :2], landmarks[brow[:4:-1], :2]
+        outline = np.concatenate([upper, (lower + 0.6 * (lower - upper))[::-1]])
+        cv2.fillPoly(drawn, [np.round(outline * 16).astype(np.int32)], (30, 30, 35), cv2.LINE_AA, 4)
+    lower_edges = [brow[7] for brow in mesh.BROWS]
+    assert not brow_shift(portrait, landmarks).any()
+    shift = brow_shift(drawn, landmarks)
+    assert (shift[lower_edges, 1] < -0.1).all()
+    assert not np.delete(shift, [point for brow in mesh.BROWS for point in brow[5:]], axis=0).any()
+    assert np.allclose(SourceFace.from_image(drawn).brows[lower_edges, 1], shift[lower_edges, 1], atol=0.15)
 
 
 def test_eyes_that_look_aside_stay_the_targets(portrait: np.ndarray) -> None:

@@ -99,7 +99,7 @@ class FacePainter:
         canonical = pose.to_canonical(landmarks[: mesh.VERTICES])
         self._shape = self._shape + (canonical - self._shape) * np.float32(weight / self._shape_weight)
         if self._painted % _COMPARE_EVERY == 0:
-            self._wanted_shift = mesh.identity_shift(self._source.shape, self._shape)
+            self._wanted_shift = mesh.identity_shift(self._source.shape, self._shape) + self._source.brows
         step = 1.0 if self._painted == 0 else 1 / _COMPARE_EVERY
         self._shift = self._shift + (self._wanted_shift - self._shift) * np.float32(step)
 

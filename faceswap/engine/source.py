@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import colour, mesh
+from .brows import brow_shift
 from .colour import Floats, blur
 from .expression import neutral_shape, neutral_texture
 from .glasses import find_glasses
@@ -80,6 +81,7 @@ class SourceFace:
     """A person's face, made once from a still.
 
     shape        canonical landmarks, float32 (468, 3)
+    brows        widening of the brows' bands, canonical, float32 (468, 3)
     size         of the texture's square, pixels
     height       of the face in the texture, pixels
     residual     log colour without light, relative to `tone`, float32 (size, size, 3)
@@ -91,6 +93,7 @@ class SourceFace:
     """
 
     shape: Points
+    brows: Points
     size: int
     height: float
     residual: Floats
@@ -181,11 +184,19 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
     extent = float(np.ptp(plane, axis=0).max())
     size = int(np.clip(extent * 1.5, 192, 768))
     layout = mesh.TEXTURE_UV * np.float32(size)
+    pose = mesh.estimate_pose(landmarks)
+    brows = brow_shift(image, landmarks)
     unwrapped, seen = _unwrap(image, landmarks, size)
     logs = colour.to_log(unwrapped)
     glasses = find_glasses(logs, layout)
     if glasses is not None:
+        brows[:] = 0  # what is dark below a brow may be the rim
         seen = seen * (1 - glasses.hidden)
+    elif brows.any():
+        banded = landmarks.copy()
+        banded[: mesh.VERTICES] += pose.to_image(brows)
+        unwrapped, seen = _unwrap(image, banded, size)
+        logs = colour.to_log(unwrapped)
     softened = colour.to_log(blur(unwrapped, size / 200))
 
     places = colour.sample(layout[: mesh.VERTICES]) - np.float32(0.5)
@@ -212,10 +223,10 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
     flat = neutral_texture(flat, landmarks, layout, features)
     residual = _without_stains((flat - tone).astype(np.float32))
     smooth = colour.read(blur(residual, size / 200), places)
-    pose = mesh.estimate_pose(landmarks)
     eyes = mesh.eye_openings(landmarks)
     return SourceFace(
         shape=neutral_shape(landmarks),
+        brows=brows,
         size=size,
         height=float(np.ptp(layout[: mesh.VERTICES, 1])),
         residual=residual,
