@@ -5,11 +5,14 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from media_samples import ASTRONAUT, read_image
+from media_samples import ASTRONAUT, GRACE_HOPPER, read_image
 
 from faceswap.engine import mask, mesh
+from faceswap.engine.eyewear import Eyewear
 from faceswap.engine.landmarks import find_faces
 from faceswap.engine.painter import Lids
+from faceswap.engine.swap import FaceSwapper, SourceFace
+from faceswap.engine.view import View
 
 RIGHT, LEFT = 0, 1
 
@@ -66,3 +69,28 @@ def test_a_shift_of_bones_leaves_the_outline_in_place(face: np.ndarray) -> None:
     assert np.abs(moved[mesh.OVAL]).max() < 1e-3
     assert np.abs(moved[mesh.LANDMARKS :]).max() < 1e-3
     assert np.abs(moved[mesh.NOSTRILS]).max() > 1
+
+
+def glasses(picture: np.ndarray) -> np.ndarray | None:
+    """Return the mask of the glasses in a picture, of the picture's size."""
+    landmarks = find_faces(picture, max_faces=1)[0].landmarks
+    eyewear = Eyewear()
+    eyewear.follow(0, picture, landmarks, mesh.estimate_pose(landmarks))
+    return eyewear.over(View(0, 0, picture.shape[1], picture.shape[0], 1), landmarks)
+
+
+def test_glasses_of_a_target_stay_in_front_of_the_new_face() -> None:
+    before = cv2.resize(read_image(GRACE_HOPPER), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+    swapper = FaceSwapper([SourceFace.from_image(read_image(ASTRONAUT))])
+    after = before.copy()
+    assert swapper.apply(after, swapper.track(after)) == 1
+    worn = glasses(before)
+    assert worn is not None
+    rims = worn > 0.9
+    change = cv2.absdiff(before, after).mean(axis=-1)
+    assert rims.sum() > 200
+    assert np.median(change[rims]) < 0.4 * np.median(change[(change > 0) & (worn < 0.1)])
+
+
+def test_a_face_without_glasses_gets_none() -> None:
+    assert glasses(read_image(ASTRONAUT)) is None

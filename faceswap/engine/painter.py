@@ -10,6 +10,7 @@ import numpy as np
 from . import colour, mask, mesh
 from .colour import Floats
 from .detail import Detail
+from .eyewear import Eyewear
 from .light import Light
 from .mesh import Image, Points, Pose, smoothstep
 from .source import SourceFace, Texture
@@ -58,6 +59,7 @@ class FacePainter:
         self._texture: Texture | None = None
         self._texture_tone = source.tone
         self._lids = Lids()
+        self._eyewear = Eyewear()
         self._detail = Detail()
 
     def paint(self, frame: Image, track: Track) -> bool:
@@ -77,6 +79,7 @@ class FacePainter:
         if not self._light.follow(view, picture, landmarks):
             return False
         self._learn_shape(landmarks, pose)
+        self._eyewear.follow(self._painted, frame, landmarks, pose)
         moved = mesh.morph(landmarks, pose, self._shift * np.float32(opacity))
         light, _ = view.draw(moved, self._light.over_mesh())
         own = self._own(view, landmarks, colour.to_log(picture) - light)
@@ -132,7 +135,9 @@ class FacePainter:
     def _own(self, view: View, landmarks: Points, residual: Floats) -> Floats:
         """Return the probability that a place shows the target's face and nothing in front of it, one pixel a step."""
         steps, _, face = _coarse(view, landmarks)
-        return mask.skin(steps, face, residual, self._light.variation, self._light.bearded)
+        own = mask.skin(steps, face, residual, self._light.variation, self._light.bearded)
+        glasses = self._eyewear.over(view, landmarks)
+        return own if glasses is None else own * (1 - glasses)
 
 
 class Lids:
