@@ -70,7 +70,7 @@ SHARED = frozenset({"durable", "limits", "marker", "marks"})
 DETECTOR = frozenset({"engine.landmarks"})
 """The module of the engine that finds faces; the workers of `media` find them with the same."""
 
-DETECTOR_PARTS = frozenset({"engine.landmarks", "engine.mesh", "engine.networks"})
+DETECTOR_PARTS = frozenset({"engine.landmarks", "engine.mesh", "engine.networks", "engine.pixels"})
 """All that it consists of: nothing of the engine's server."""
 
 

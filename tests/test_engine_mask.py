@@ -11,6 +11,7 @@ from faceswap.engine import mask, mesh
 from faceswap.engine.eyewear import Eyewear
 from faceswap.engine.landmarks import find_faces
 from faceswap.engine.painter import Lids
+from faceswap.engine.pixels import Bitmap
 from faceswap.engine.swap import FaceSwapper, SourceFace
 from faceswap.engine.view import View
 
@@ -83,7 +84,7 @@ def test_glasses_of_a_target_stay_in_front_of_the_new_face() -> None:
     before = cv2.resize(read_image(GRACE_HOPPER), None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
     swapper = FaceSwapper([SourceFace.from_image(read_image(ASTRONAUT))])
     after = before.copy()
-    assert swapper.apply(after, swapper.track(after)) == 1
+    assert swapper.apply(Bitmap(after), swapper.track(Bitmap(after))) == 1
     worn = glasses(before)
     assert worn is not None
     rims = worn > 0.9

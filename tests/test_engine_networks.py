@@ -33,6 +33,7 @@ from faceswap.engine.network_files import Network, NetworkError, NetworkFolder
 from faceswap.engine.network_kinds import RESTORERS, SWAP_KINDS, SwapKind, kind_of
 from faceswap.engine.network_restore import Boost, RestoredFace, Restorer
 from faceswap.engine.network_swap import NetworkFace, SwapNetwork
+from faceswap.engine.pixels import Bitmap
 from faceswap.engine.tracking import Track, Tracker
 from faceswap.files import Files
 
@@ -354,7 +355,7 @@ class Rig:
     @cached_property
     def track(self) -> Track:
         """The target's face, as the swap sees it."""
-        (face,) = Tracker(1)(self.target)
+        (face,) = Tracker(1)(Bitmap(self.target))
         return face
 
     @cached_property
@@ -529,6 +530,8 @@ def test_a_face_is_taken_for_one_gender_by_many_frames_and_does_not_flicker(monk
 
 class PaintedSquare:
     """A source whose painter only says that it painted."""
+
+    reach = 1.0
 
     def painter(self, strength: float) -> PaintedSquare:
         return self

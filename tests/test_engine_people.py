@@ -18,6 +18,7 @@ from media_samples import ASTRONAUT, GRACE_HOPPER, astronaut_frames, read_image
 from faceswap.engine.faults import Faults
 from faceswap.engine.landmarks import find_faces
 from faceswap.engine.people import ALL_WAYS, Look, _assign
+from faceswap.engine.pixels import Bitmap
 from faceswap.engine.source import NoFaceError
 from faceswap.engine.swap import FaceSwapper, SourceFace
 from faceswap.workflow import Workflow
@@ -48,14 +49,14 @@ def test_each_person_keeps_the_right_face_through_a_crossing(tmp_path: Path) -> 
         order = by_size(scenes[0])
         swapper = FaceSwapper([sources[OTHER[person]] for person in order], (0, 1), 24.0)
         wrong, frame = FaceSwapper([sources[person] for person in order], (0, 1), 24.0), scenes[0].frame.copy()
-        wrong.apply(frame, wrong.track(frame))
+        wrong.apply(Bitmap(frame), wrong.track(Bitmap(frame)))
         outcomes = {
             person: [embedding(around(scenes[0], picture, person)) for picture in (frame, scenes[0].frame)]
             for person in order
         }
         for number, scene in enumerate(scenes):
             frame = scene.frame.copy()
-            swapper.apply(frame, swapper.track(frame))
+            swapper.apply(Bitmap(frame), swapper.track(Bitmap(frame)))
             crosses = not all(seen for _, _, seen in scenes[max(0, number - 3)].faces.values())
             for person, (_, _, seen) in scene.faces.items():
                 if number == 0:
@@ -77,11 +78,11 @@ def test_a_later_part_of_a_clip_knows_the_people_of_its_beginning() -> None:
     """The people of the first frame are told to a swap that begins when they have changed sides and sizes."""
     scenes = list(crossing(PERIOD // 2 + 1, SIZE))
     order = by_size(scenes[0])
-    known = [Look.of(scenes[0].frame, face.landmarks) for face in find_faces(scenes[0].frame)]
+    known = [Look.of(Bitmap(scenes[0].frame), face.landmarks) for face in find_faces(scenes[0].frame)]
     turned = cv2.flip(cv2.resize(scenes[-1].frame, None, fx=1.2, fy=1.2), 1)
     for looks in (known, known[::-1]):
         swapper = FaceSwapper([SourceFace.from_image(read_image(ASTRONAUT))], (0,), 24.0, known=looks)
-        (track,) = swapper.track(turned)
+        (track,) = swapper.track(Bitmap(turned))
         person = order[0] if looks is known else order[1]
         x = turned.shape[1] - 1.2 * scenes[-1].faces[person][0]
         assert abs(track.raw[:468, 0].mean() - x) < 30
@@ -90,9 +91,9 @@ def test_a_later_part_of_a_clip_knows_the_people_of_its_beginning() -> None:
 def test_a_stranger_is_not_taken_for_who_is_there() -> None:
     scene = next(crossing(1, SIZE))
     faces = find_faces(scene.frame)
-    known = [Look.of(scene.frame, face.landmarks) for face in faces[:1]]
+    known = [Look.of(Bitmap(scene.frame), face.landmarks) for face in faces[:1]]
     swapper = FaceSwapper([SourceFace.from_image(read_image(ASTRONAUT))], (0,), 24.0, known=known)
-    (track,) = swapper.track(scene.frame)
+    (track,) = swapper.track(Bitmap(scene.frame))
     assert abs(track.raw[:468, 0].mean() - faces[0].landmarks[:468, 0].mean()) < 5
 
 

@@ -12,6 +12,7 @@ from media_samples import ASTRONAUT, GRACE_HOPPER, read_image
 from faceswap.engine import mesh
 from faceswap.engine.brows import brow_shift
 from faceswap.engine.landmarks import find_faces
+from faceswap.engine.pixels import Bitmap
 from faceswap.engine.swap import FaceSwapper, SourceFace
 
 BLACK, GOLD = (25, 20, 20), (95, 215, 245)
@@ -102,7 +103,7 @@ def test_a_beard_of_a_source_stays_and_is_not_taken_for_shadow(
 def test_the_beard_of_a_target_makes_no_dark_chin(portrait: np.ndarray, landmarks: np.ndarray) -> None:
     frame = with_beard(portrait, landmarks)
     swapper = FaceSwapper([SourceFace.from_image(read_image(GRACE_HOPPER))])
-    assert swapper.apply(frame, swapper.track(frame)) == 1
+    assert swapper.apply(Bitmap(frame), swapper.track(Bitmap(frame))) == 1
     chin, cheek = (frame[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4].mean() for x, y, _ in landmarks[[200, 50]])
     assert chin > 0.6 * cheek
 
@@ -125,14 +126,14 @@ def test_eyes_that_look_aside_stay_the_targets(portrait: np.ndarray) -> None:
     source = SourceFace.from_image(read_image(GRACE_HOPPER))
     assert source.has_eyes
     large = cv2.resize(portrait, None, fx=2, fy=2)
-    (track,) = FaceSwapper([source]).track(large)
+    (track,) = FaceSwapper([source]).track(Bitmap(large))
     change = []
     for aside in (0.0, 0.2):
         landmarks = track.landmarks.copy()
         for iris, right, left in ((slice(468, 473), 33, 133), (slice(473, 478), 362, 263)):
             landmarks[iris] += aside * (landmarks[left] - landmarks[right])
         frame = large.copy()
-        FaceSwapper([source]).apply(frame, [replace(track, landmarks=landmarks)])
+        FaceSwapper([source]).apply(Bitmap(frame), [replace(track, landmarks=landmarks)])
         x, y = landmarks[:, :2].astype(int).T
         eye = slice(y[159], y[145]), slice(x[33] + 4, x[133] - 3)
         change.append(float(cv2.absdiff(frame[eye], large[eye]).mean()))

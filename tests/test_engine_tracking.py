@@ -9,6 +9,7 @@ from media_samples import ASTRONAUT, FACE_CENTRE, GRACE_HOPPER, astronaut_frames
 
 from faceswap.engine import mesh
 from faceswap.engine.landmarks import Finder, find_faces, region_of
+from faceswap.engine.pixels import Bitmap
 from faceswap.engine.swap import FaceSwapper, SourceFace
 from faceswap.engine.tracking import DETECT_EVERY, LOOKAHEAD, Track, Tracker
 
@@ -48,7 +49,7 @@ def covered(frame: np.ndarray) -> np.ndarray:
 def final_tracks(frames: list[np.ndarray]) -> list[list[Track]]:
     """Return the tracks of each frame as they are in the end, when they are painted."""
     swapper = FaceSwapper([SourceFace.from_image(read_image(GRACE_HOPPER))], lookahead=LOOKAHEAD)
-    tracks = [swapper.track(frame) for frame in frames]
+    tracks = [swapper.track(Bitmap(frame)) for frame in frames]
     swapper.finish()
     return tracks
 
@@ -60,7 +61,7 @@ def presences(frames: list[np.ndarray]) -> list[float]:
 
 def test_a_followed_face_keeps_its_identity() -> None:
     tracker = Tracker(1)
-    tracks = [tracker(frame) for frame in astronaut_frames(2 * DETECT_EVERY + 5)]
+    tracks = [tracker(Bitmap(frame)) for frame in astronaut_frames(2 * DETECT_EVERY + 5)]
     assert {track.identity for frame in tracks for track in frame} == {1}
     assert all(len(frame) == 1 for frame in tracks)
 
@@ -70,7 +71,7 @@ def test_tracked_landmarks_are_steadier_than_raw_ones_and_stay_on_the_face() -> 
     tracker, raw, smooth = Tracker(1), [], []
     for frame in astronaut_frames(40):
         noise = random.normal(0, 6, frame.shape)
-        (track,) = tracker(np.clip(frame + noise, 0, 255).astype(np.uint8))
+        (track,) = tracker(Bitmap(np.clip(frame + noise, 0, 255).astype(np.uint8)))
         raw.append(track.raw[:, :2])
         smooth.append(track.landmarks[:, :2])
     jitter, raw_jitter = (np.abs(np.diff(points, 2, axis=0)).mean() for points in (smooth, raw))
@@ -82,7 +83,7 @@ def test_a_face_leaves_and_comes_back() -> None:
     frames = list(astronaut_frames(30))
     empty = np.full_like(frames[0], 90)
     tracker = Tracker(1)
-    counts = [len(tracker(frame)) for frame in [*frames[:6], *[empty] * 5, *frames[6:12]]]
+    counts = [len(tracker(Bitmap(frame))) for frame in [*frames[:6], *[empty] * 5, *frames[6:12]]]
     assert counts[:6] == [1] * 6
     assert counts[6:11] == [0] * 5
     assert counts[-4:] == [1] * 4
@@ -94,7 +95,7 @@ def test_a_face_is_followed_through_fast_moves(step: float) -> None:
     tracker = Tracker(1)
     for x, y in [(0, 0), (0, 0), (0, -1), (0, -1), (1, -1), (1, 0), (0, 0), (-1, 0.2)]:
         place = CENTRE[0] + x * step * FACE * 0.9, CENTRE[1] + y * step * FACE * 0.9
-        (track,) = tracker(shown(place))
+        (track,) = tracker(Bitmap(shown(place)))
         assert error(track, place) < 0.12
         assert track.identity == 1
 
@@ -102,8 +103,8 @@ def test_a_face_is_followed_through_fast_moves(step: float) -> None:
 @pytest.mark.parametrize("off", [-0.3, 0.2])
 def test_a_region_beside_a_face_leads_to_it(off: float) -> None:
     """A landmarker that looks there once is sure of a face that is not where it says."""
-    region = region_of(Tracker(1)(shown())[0].raw)
-    placed = Finder().place(shown(), region._replace(y=region.y + off * FACE))
+    region = region_of(Tracker(1)(Bitmap(shown()))[0].raw)
+    placed = Finder().place(Bitmap(shown()), region._replace(y=region.y + off * FACE))
     assert placed is not None
     assert error(Track(1, placed.points, placed.points, placed.pattern)) < 0.05
 
@@ -111,10 +112,10 @@ def test_a_region_beside_a_face_leads_to_it(off: float) -> None:
 def test_what_is_sure_of_itself_and_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the landmarker look only once: its face above the eyes does not look like the one that was followed."""
     tracker = Tracker(1)
-    tracker(shown())
+    tracker(Bitmap(shown()))
     monkeypatch.setattr("faceswap.engine.landmarks._ROUNDS", 1)
     place = CENTRE[0], CENTRE[1] + 0.3 * FACE
-    (track,) = tracker(shown(place))
+    (track,) = tracker(Bitmap(shown(place)))
     assert error(track, place) < 0.05
 
 
@@ -150,7 +151,9 @@ def test_a_face_that_was_only_missed_is_swapped_all_the_while(monkeypatch: pytes
     frames = [shown() for _ in range(9)]
     place = Finder.place
     blind = [id(frame) for frame in frames[4:6]]
-    monkeypatch.setattr(Finder, "place", lambda self, bgr, at: None if id(bgr) in blind else place(self, bgr, at))
+    monkeypatch.setattr(
+        Finder, "place", lambda self, frame, at: None if id(frame.bgr) in blind else place(self, frame, at)
+    )
     trace_back = Tracker.trace_back
 
     def see_again(self: Tracker, track: Track, frames: int) -> tuple[list[Track], bool]:
@@ -174,20 +177,20 @@ def test_a_small_face_is_followed_and_found_again() -> None:
     hidden = covered(shown(zoom=zoom))
     tracker = Tracker(1)
     for k in range(4):
-        (track,) = tracker(shown((300 + 8 * k, 200), zoom))
+        (track,) = tracker(Bitmap(shown((300 + 8 * k, 200), zoom)))
         assert error(track, (300 + 8 * k, 200), zoom) < 0.12
-    assert tracker(hidden) == []
-    assert [track.identity for track in tracker(shown((340, 190), zoom))] == [1]
+    assert tracker(Bitmap(hidden)) == []
+    assert [track.identity for track in tracker(Bitmap(shown((340, 190), zoom)))] == [1]
 
 
 def test_a_small_face_in_a_clip_is_found_after_a_while_and_in_the_first_frame_at_once() -> None:
     canvas = shown((1550, 630), 0.25, size=(1920, 1080))
-    assert [track.raw.tolist() for track in Tracker(1)(canvas)] == [
+    assert [track.raw.tolist() for track in Tracker(1)(Bitmap(canvas))] == [
         face.landmarks.tolist() for face in find_faces(canvas)
     ]
     tracker = Tracker(1)
-    tracker(np.zeros_like(canvas))
-    assert any(tracker(canvas) for _ in range(120))
+    tracker(Bitmap(np.zeros_like(canvas)))
+    assert any(tracker(Bitmap(canvas)) for _ in range(120))
 
 
 @pytest.mark.parametrize("step", [1.0, 4.0])
@@ -199,8 +202,8 @@ def test_landmarks_of_frames_in_which_little_moves_are_interpolated(step: float)
     places = [(CENTRE[0] + step * number, CENTRE[1]) for number in range(16)]
     tracker, looked = Tracker(1, lookahead=LOOKAHEAD), []
     place = tracker._finder.place
-    tracker._finder.place = lambda bgr, region: looked.append(1) or place(bgr, region)  # type: ignore[method-assign]
-    frames = [frame for at in places for frame in tracker.follow(shown(at))] + list(tracker.finish())
+    tracker._finder.place = lambda frame, region: looked.append(1) or place(frame, region)  # type: ignore[method-assign]
+    frames = [frame for at in places for frame in tracker.follow(Bitmap(shown(at)))] + list(tracker.finish())
     assert len(frames) == len(places)
     for at, (_, (track,)) in zip(places, frames, strict=True):
         assert error(track, at) < 0.015
@@ -215,7 +218,7 @@ def test_a_second_face_is_swapped_from_the_frame_on_that_shows_it() -> None:
     source = SourceFace.from_image(read_image(GRACE_HOPPER))
     swapper = FaceSwapper([source], (0, 1), lookahead=LOOKAHEAD)
     came = DETECT_EVERY + 1
-    tracks = [swapper.track(frame.copy()) for frame in [alone] * came + [both] * (DETECT_EVERY + 1)]
+    tracks = [swapper.track(Bitmap(frame.copy())) for frame in [alone] * came + [both] * (DETECT_EVERY + 1)]
     swapper.finish()
     assert [len(frame) for frame in tracks] == [1] * came + [2] * (DETECT_EVERY + 1)
     assert [min(track.presence for track in frame) for frame in tracks[came:]] == [0.25, 0.5, 0.75, 1, 1, 1, 1]

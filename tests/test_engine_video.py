@@ -35,6 +35,7 @@ from faceswap.engine.faults import Faults
 from faceswap.engine.folders import Folders
 from faceswap.engine.frames import Colour, Frame, Picture, split_planes
 from faceswap.engine.nodes import NodeContext, load_video, video_info
+from faceswap.engine.pixels import Pixels
 from faceswap.engine.swap import find_faces
 from faceswap.engine.video import SwapCount, as_rate, prefetch, swap_frames
 
@@ -314,8 +315,8 @@ def test_a_change_reaches_the_planes_in_the_colours_it_was_made_in(colour: Colou
     grey = np.full((96 * 3 // 2, 128), 128, np.uint8)
     grey[:96] = 90
     frame = Frame(grey.copy(), colour)
-    frame.bgr[20:40, 31:77] = (30, 90, 200)
-    frame.keep_changes()
+    with frame.painted((25, 7, 99, 41)) as part:
+        part[13:33, 6:52] = (30, 90, 200)
     assert np.abs(frame.to_bgr()[24:36, 40:70].astype(int) - (30, 90, 200)).max() <= 4
     changed = np.argwhere(frame.planes[:96] != grey[:96])
     assert changed.min(axis=0).tolist() == [20, 31] and changed.max(axis=0).tolist() == [39, 76]
@@ -487,17 +488,21 @@ class RecordedSwap:
         self.tracked: list[int] = []
         self.applied: list[tuple[int, int]] = []
 
-    def track(self, bgr: np.ndarray) -> int:
-        self.tracked.append(int(bgr[0, 0, 0]))
+    def track(self, frame: Pixels) -> int:
+        self.tracked.append(grey_of(frame))
         return self.tracked[-1]
 
     def finish(self) -> None:
         self.tracked.append(-1)
 
-    def apply(self, bgr: np.ndarray, tracks: int) -> int:
-        assert tracks == bgr[0, 0, 0]
+    def apply(self, frame: Pixels, tracks: int) -> int:
+        assert tracks == grey_of(frame)
         self.applied.append((tracks, len(self.tracked)))
         return 0
+
+
+def grey_of(frame: Pixels) -> int:
+    return int(frame.part((0, 0, 2, 2))[0, 0, 0])
 
 
 def test_frames_are_held_back_until_their_tracks_are_final() -> None:

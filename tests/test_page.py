@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import json
@@ -451,6 +452,35 @@ async def test_the_page_can_be_used_before_the_service_has_told_anything(desk: D
         await page.reload()
         await page.get_by_role("button", name="Try the sample").click()
         await expect(page.locator("#wires path")).to_have_count(1)
+
+
+async def test_a_result_is_compared_also_when_its_status_comes_once_more(desk: Desk, browser: Browser) -> None:
+    asked, told = asyncio.Event(), asyncio.Event()
+
+    async def give_original_late(route: Route) -> None:
+        asked.set()
+        await told.wait()
+        await route.continue_()
+
+    async def list_nothing(route: Route) -> None:
+        await asked.wait()
+        await route.fulfill(json={"jobs": []})
+
+    async def give_status(route: Route) -> None:
+        is_second = asked.is_set()
+        await route.fulfill(response=await route.fetch())
+        if is_second:
+            told.set()
+
+    prompt_id = await desk.service.post(desk.one)
+    await desk.service.ended(prompt_id)
+    async with visit(browser, desk.url) as page:
+        await page.route("**/jobs/*/video?*", give_original_late)
+        await page.route("**/jobs?*", list_nothing)
+        await page.route("**/status/*", give_status)
+        await page.goto(f"{desk.url}#job={prompt_id}")
+        await page.reload()
+        await expect(page.locator(".view .before")).to_be_visible()
 
 
 async def test_comfyui_that_is_away_is_told_large_and_with_what_to_do(browser: Browser, tmp_path: Path) -> None:

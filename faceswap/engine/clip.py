@@ -18,7 +18,8 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ..limits import MAX_PIXELS, MAX_SIDE, MAX_TRACKS, OPEN_OPTIONS, bound_decoder, too_large
-from .frames import LARGE_PIXELS, Colour, Frame, Image, split_planes
+from .frames import LARGE_PIXELS, Colour, Frame, split_planes
+from .pixels import Image
 
 CONTAINERS = "mov,matroska,webm,avi,mpeg,mpegts,flv,asf,ogg,gif"
 """The formats that are read. Playlists are not among them: they would open other files and addresses."""

@@ -24,12 +24,13 @@ from .folders import DISK_FULL_MESSAGE, Folders
 from .frames import Frame
 from .graph import Graph, execution_order, is_link, signatures
 from .nodes import RUN, Inputs, NodeContext, People, Result, depends_on, encoding_of, video_combines
+from .pixels import whole
 
 log = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 0.04
 PREVIEW_INTERVAL_S = 0.5
-PREVIEW_WIDTH = 320
+PREVIEW_PIXELS = 320
 
 
 class InterruptedByUser(Exception):
@@ -342,12 +343,7 @@ class _NodeProgress:
 
 
 def _jpeg(frame: Frame) -> bytes:
-    """Encode a frame as a small JPEG, at most `PREVIEW_WIDTH` pixels wide."""
-    width, height = frame.size
-    bgr = frame.to_bgr()
-    if width > PREVIEW_WIDTH:
-        size = (PREVIEW_WIDTH, max(1, height * PREVIEW_WIDTH // width))
-        _, data = cv2.imencode(".jpg", cv2.resize(bgr, size, interpolation=cv2.INTER_AREA))
-    else:
-        _, data = cv2.imencode(".jpg", bgr)
+    """Encode a frame as a small JPEG, its longer side of at most about `PREVIEW_PIXELS`."""
+    bgr = frame.part(whole(frame), min(1.0, PREVIEW_PIXELS / max(frame.size)))
+    _, data = cv2.imencode(".jpg", bgr)
     return data.tobytes()

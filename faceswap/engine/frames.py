@@ -6,7 +6,8 @@ everything it leaves alone reaches the encoder untouched by colour conversions.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -19,8 +20,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from ..limits import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE
-
-Image = NDArray[np.uint8]
+from .pixels import Area, Image, shrunk
 
 LARGE_PIXELS = 4_000_000
 """Of pictures with more pixels than this (2.7K) as few are in memory at a time as works."""
@@ -68,47 +68,49 @@ class Frame:
         """Width and height in pixels."""
         return self.planes.shape[1], self.planes.shape[0] * 2 // 3
 
-    @cached_property
-    def bgr(self) -> Image:
-        """The picture, uint8 (H, W, 3); change it in place and call `keep_changes`."""
-        bgr = self.to_bgr()
-        self._before = bgr.copy()
-        return bgr
-
     def to_bgr(self) -> Image:
         """Return a copy of the picture as uint8 (H, W, 3) BGR."""
-        frame = av.VideoFrame.from_ndarray(self.planes, "yuv420p")
-        reformatted = VideoReformatter().reformat(
-            frame,
-            format="bgr24",
-            src_colorspace=self.colour.known_matrix,
-            src_color_range=self.colour.range or 1,
-            interpolation="BILINEAR",
-        )
-        return np.ascontiguousarray(reformatted.to_ndarray())
+        return _converted(self.planes, self.colour)
 
-    def keep_changes(self) -> None:
-        """Add to the planes what was changed in `bgr` since it was decoded, and release `bgr`."""
-        if "bgr" in self.__dict__:
-            self._add_changes()
-            del self.bgr, self._before
+    def part(self, area: Area, scale: float = 1.0) -> Image:
+        """Return a copy of a part of the picture, BGR; made smaller its sides are even."""
+        left, top, right, bottom = area
+        even = x0, y0, x1, y1 = _even(area)
+        planes = _cut(self.planes, even)
+        if scale != 1:
+            half = max(1, round((x1 - x0) * scale / 2)), max(1, round((y1 - y0) * scale / 2))
+            y, *uv = split_planes(planes)
+            smaller = [shrunk(y, (2 * half[0], 2 * half[1])), *(shrunk(plane, half) for plane in uv)]
+            return _converted(_joined(smaller), self.colour)
+        return _converted(planes, self.colour)[top - y0 : bottom - y0, left - x0 : right - x0]
 
-    def _add_changes(self) -> None:
-        width, height = self.size
-        difference = cv2.absdiff(self.bgr, self._before)
-        left, top, across, down = cv2.boundingRect(difference.reshape(height, width * 3))
+    @contextmanager
+    def painted(self, area: Area) -> Iterator[Image]:
+        """Give a part as BGR to paint on; what was changed there is added to the planes at the end."""
+        x0, y0, x1, y1 = _even(area)
+        before = _converted(_cut(self.planes, (x0, y0, x1, y1)), self.colour)
+        after = before.copy()
+        left, top, right, bottom = area
+        yield after[top - y0 : bottom - y0, left - x0 : right - x0]
+        self._add(x0, y0, before, after)
+
+    def _add(self, x0: int, y0: int, before: Image, after: Image) -> None:
+        """Add the difference of two pictures, whose corner lies at even coordinates, to the planes."""
+        height, width = before.shape[:2]
+        left, top, across, down = cv2.boundingRect(cv2.absdiff(after, before).reshape(height, width * 3))
         if across == 0:
             return
-        x0, x1 = left // 3 // 2 * 2, min(width, ((left + across - 1) // 3 + 2) // 2 * 2)
-        y0, y1 = top // 2 * 2, (top + down + 1) // 2 * 2
-        box = np.s_[y0:y1, x0:x1]
-        change = cv2.subtract(self.bgr[box], self._before[box], dtype=cv2.CV_32F)
+        left, right = left // 3 // 2 * 2, ((left + across - 1) // 3 + 2) // 2 * 2
+        top, bottom = top // 2 * 2, (top + down + 1) // 2 * 2
+        box = np.s_[top:bottom, left:right]
+        change = cv2.subtract(after[box], before[box], dtype=cv2.CV_32F)
         luma, *chroma = cv2.split(cv2.transform(change, self.colour.from_bgr))
         y, *uv = split_planes(self.planes)
-        y[box] = cv2.add(y[box], luma, dtype=cv2.CV_8U)
-        half = np.s_[y0 // 2 : y1 // 2, x0 // 2 : x1 // 2]
+        place = np.s_[y0 + top : y0 + bottom, x0 + left : x0 + right]
+        y[place] = cv2.add(y[place], luma, dtype=cv2.CV_8U)
+        half = np.s_[(y0 + top) // 2 : (y0 + bottom) // 2, (x0 + left) // 2 : (x0 + right) // 2]
         for plane, part in zip(uv, chroma, strict=True):
-            small = cv2.resize(part, ((x1 - x0) // 2, (y1 - y0) // 2), interpolation=cv2.INTER_AREA)
+            small = cv2.resize(part, ((right - left) // 2, (bottom - top) // 2), interpolation=cv2.INTER_AREA)
             plane[half] = cv2.add(plane[half], small, dtype=cv2.CV_8U)
 
     @classmethod
@@ -117,6 +119,37 @@ class Frame:
         height, width = bgr.shape[:2]
         even = cv2.copyMakeBorder(bgr, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         return cls(np.asarray(cv2.cvtColor(even, cv2.COLOR_BGR2YUV_I420), np.uint8), Colour(matrix=_BT601, range=1))
+
+
+def _converted(planes: Image, colour: Colour) -> Image:
+    """Convert I420 planes to BGR."""
+    reformatted = VideoReformatter().reformat(
+        av.VideoFrame.from_ndarray(planes, "yuv420p"),
+        format="bgr24",
+        src_colorspace=colour.known_matrix,
+        src_color_range=colour.range or 1,
+        interpolation="BILINEAR",
+    )
+    return np.ascontiguousarray(reformatted.to_ndarray())
+
+
+def _even(area: Area) -> Area:
+    """Widen a part of an even picture to even coordinates."""
+    left, top, right, bottom = area
+    return left // 2 * 2, top // 2 * 2, (right + 1) // 2 * 2, (bottom + 1) // 2 * 2
+
+
+def _cut(planes: Image, area: Area) -> Image:
+    """Return the planes of a part with even coordinates."""
+    left, top, right, bottom = area
+    y, *uv = split_planes(planes)
+    half = np.s_[top // 2 : bottom // 2, left // 2 : right // 2]
+    return _joined([y[top:bottom, left:right], *(plane[half] for plane in uv)])
+
+
+def _joined(planes: Sequence[Image]) -> Image:
+    """Return the planes Y, U and V as one I420 array."""
+    return np.concatenate([plane.reshape(-1) for plane in planes]).reshape(-1, planes[0].shape[1])
 
 
 def split_planes(planes: Image) -> list[Image]:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from .mesh import Image, Points
-from .network_crops import cut, fit
+from .network_crops import REACH, cut, fit
 from .networks import MODELS
 from .swap import Painter, Source, painter_of
 from .tracking import Track
@@ -74,6 +74,7 @@ class _GenderPainter:
 
     def __init__(self, painter: Painter, gender: Gender) -> None:
         self._painter, self._is_male = painter, gender == "male"
+        self.reach = max(painter.reach, REACH)
         self._network = GenderNetwork()
         self._frames = self._looks = 0
         self._mean = 0.5

@@ -9,6 +9,7 @@ import numpy as np
 
 from .mesh import VERTICES, Image, Points
 from .networks import CERTAIN, Box, Detector, Landmarker, Placement, Region
+from .pixels import Bitmap, Pixels
 
 _SMALLEST = 12.0
 """Faces narrower than this, in pixels, are taken for noise."""
@@ -47,7 +48,8 @@ def find_faces(bgr: Image, max_faces: int = 16) -> list[Face]:
     Small faces are looked for in parts of the picture, and ones too large for the detector in a shrunken one,
     where the whole picture shows none.
     """
-    found = [Face(placed.points, placed.score) for placed in Finder().find(bgr, passes_of(bgr), max_faces)]
+    still = Bitmap(bgr)
+    found = [Face(placed.points, placed.score) for placed in Finder().find(still, passes_of(still), max_faces)]
     found.sort(key=lambda face: _area(face.landmarks), reverse=True)
     return found
 
@@ -77,42 +79,42 @@ class Finder:
         self._detector = Detector()
         self._landmarker = Landmarker()
 
-    def detect(self, bgr: Image, regions: Iterable[Region]) -> list[Region]:
+    def detect(self, picture: Pixels, regions: Iterable[Region]) -> list[Region]:
         """Return the places of the faces that are detected in any of `regions`, largest first."""
-        boxes = np.concatenate([self._detector(bgr, region) for region in regions])
+        boxes = np.concatenate([self._detector(picture, region) for region in regions])
         return [_region_of_box(box) for box in _merged(boxes)]
 
-    def place(self, bgr: Image, region: Region) -> Placement | None:
+    def place(self, picture: Pixels, region: Region) -> Placement | None:
         """Return the face in a region, if there is one.
 
         Where the face is not in the middle, the region is moved: away from it the landmarker may be sure and wrong.
         """
         for _ in range(_ROUNDS):
-            if not _SMALLEST <= region.size <= 8 * max(bgr.shape):
+            if not _SMALLEST <= region.size <= 8 * max(picture.size):
                 return None
-            placed = self._landmarker(bgr, region)
+            placed = self._landmarker(picture, region)
             start, region = region, region_of(placed.points)
             if np.hypot(region.x - start.x, region.y - start.y) < _SETTLED * start.size:
                 break
         middle = placed.points[:VERTICES, :2].mean(axis=0)
-        is_inside = (middle >= 0).all() and (middle < bgr.shape[1::-1]).all()
+        is_inside = (middle >= 0).all() and (middle < picture.size).all()
         is_face = placed.score >= CERTAIN and np.ptp(placed.points[:VERTICES, 0]) >= _SMALLEST
         return placed if is_inside and is_face else None
 
-    def place_detected(self, bgr: Image, region: Region) -> Placement | None:
+    def place_detected(self, picture: Pixels, region: Region) -> Placement | None:
         """Return the face of a detection; the landmarker is at its best when its region comes from landmarks."""
-        placed = self.place(bgr, region)
-        return None if placed is None else self.place(bgr, region_of(placed.points))
+        placed = self.place(picture, region)
+        return None if placed is None else self.place(picture, region_of(placed.points))
 
     def find(
-        self, bgr: Image, passes: Iterable[Iterable[Region]], limit: int, known: Sequence[Points] = ()
+        self, picture: Pixels, passes: Iterable[Iterable[Region]], limit: int, known: Sequence[Points] = ()
     ) -> list[Placement]:
         """Return up to `limit` faces of the first pass that shows any beside `known` ones."""
         found: list[Placement] = []
         taken = list(known)
         for regions in passes:
-            for region in self.detect(bgr, regions):
-                placed = self.place_detected(bgr, region) if len(found) < limit else None
+            for region in self.detect(picture, regions):
+                placed = self.place_detected(picture, region) if len(found) < limit else None
                 if placed is not None and not any(is_same_place(placed.points, other) for other in taken):
                     found.append(placed)
                     taken.append(placed.points)
@@ -121,13 +123,13 @@ class Finder:
         return found
 
 
-def passes_of(bgr: Image, shares: Sequence[float] = (1.0, 0.5, 0.25)) -> list[list[Region]]:
+def passes_of(picture: Pixels, shares: Sequence[float] = (1.0, 0.5, 0.25)) -> list[list[Region]]:
     """Return regions to look for faces in, ever more thorough.
 
     The whole; the whole and as much around it, for a face that is too large or cut by the edge; then parts, as wide
     as `shares` of the shorter side.
     """
-    height, width = bgr.shape[:2]
+    width, height = picture.size
     x, y, size = width / 2, height / 2, float(max(height, width))
     return [[Region(x, y, size, 0)], [Region(x, y, 2 * size, 0)], list(_parts(height, width, shares))]
 

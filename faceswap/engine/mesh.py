@@ -51,6 +51,7 @@ IRISES = (range(468, 473), range(473, 478))
 RINGS = (1.12, 1.28, 1.55)
 """The outer rings as multiples of the oval: the surroundings of the face in a texture."""
 
+_MARGIN_PIXELS = 8
 _RIGID = [
     *(33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 2, 98, 327, 127, 356, 234, 454, 93, 323),
     *(10, 151, 9, 8, 54, 284, 103, 332),
@@ -153,6 +154,15 @@ def with_rings(landmarks: Points) -> Points:
         points[:, 2] = oval[:, 2] + (ring - 1) * width * 0.3
         parts.append(points)
     return np.concatenate(parts).astype(np.float32)
+
+
+def extent(landmarks: Points, reach: float) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of the box that is `reach` times as large as a face's, and a margin."""
+    points = landmarks[:VERTICES, :2]
+    low, high = points.min(axis=0), points.max(axis=0)
+    half = (high - low) * np.float32(reach / 2) + _MARGIN_PIXELS
+    (left, top), (right, bottom) = (low + high) / 2 - half, (low + high) / 2 + half
+    return float(left), float(top), float(right), float(bottom)
 
 
 def spread(values: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -24,6 +24,9 @@ _NOSE, _MOUTH = 4, (61, 291)
 _LEAST_SCALE = 1e-3
 """Pixels of a crop for one of the picture."""
 
+REACH = 2.6
+"""Size of a box that holds a turned crop, in multiples of the face's box."""
+
 _FEATHER = 0.3
 """Blur of a crop's edge, as a share of half its side."""
 

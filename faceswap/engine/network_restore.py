@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from .mesh import Image
-from .network_crops import box_mask, cut, fit, five_points, from_network, paste, to_network
+from .network_crops import REACH, box_mask, cut, fit, five_points, from_network, paste, to_network
 from .network_files import open_network
 from .network_kinds import FFHQ_512, SIGNED, HelperKind, placed
 from .swap import Painter, Source, painter_of
@@ -72,6 +72,7 @@ class RestoredFace:
 class _RestoringPainter:
     def __init__(self, painter: Painter, restorer: Restorer) -> None:
         self._painter, self._restorer = painter, restorer
+        self.reach = max(painter.reach, REACH)
 
     def paint(self, frame: Image, track: Track) -> bool:
         """Paint the face of one frame, and restore it where that was done."""

@@ -16,6 +16,7 @@ import numpy as np
 from .colour import Floats, blur
 from .mesh import Image, Points
 from .network_crops import (
+    REACH,
     box_mask,
     cut,
     divided,
@@ -143,6 +144,8 @@ class NetworkFace:
 
 class NetworkPainter:
     """A painter of one source onto one tracked face. It remembers only how large a crop the face needs."""
+
+    reach = REACH
 
     def __init__(self, face: NetworkFace, strength: float) -> None:
         self._network, self._source, self._boost = face.network, face.source, face.boost

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .mesh import VERTICES, Image, Points
+from .pixels import Pixels, within
 
 MODELS = Path(__file__).parent / "models"
 
@@ -57,9 +58,9 @@ class Landmarker:
         self._points = next(o["index"] for o in outputs if np.prod(o["shape"]) == 478 * 3)
         self._score = next(o["index"] for o in outputs if len(o["shape"]) == 4 and o["shape"][-1] == 1)
 
-    def __call__(self, bgr: Image, region: Region) -> Placement:
+    def __call__(self, picture: Pixels, region: Region) -> Placement:
         """Place the face of a region."""
-        crop, to_image = _crop(bgr, region, self._SIDE)
+        crop, to_image = _crop(picture, region, self._SIDE)
         rgb = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
         self._model.set_tensor(self._input, (rgb * np.float32(1 / 255))[None])
         self._model.invoke()
@@ -91,9 +92,9 @@ class Detector:
         y, x = np.mgrid[0:48, 0:48]
         self._anchors = np.stack([x.ravel(), y.ravel()], axis=1) * 4 + 2.0
 
-    def __call__(self, bgr: Image, region: Region) -> Box:
+    def __call__(self, picture: Pixels, region: Region) -> Box:
         """Return the detections in an upright region, (n, 9), pixels: box, score, right and left eye."""
-        crop, to_image = _crop(bgr, region, self._SIDE)
+        crop, to_image = _crop(picture, region, self._SIDE)
         rgb = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
         self._model.set_tensor(self._input, (rgb * np.float32(1 / 127.5) - 1)[None])
         self._model.invoke()
@@ -106,23 +107,22 @@ class Detector:
         return np.insert(points.reshape(-1, 8), 4, scores[certain], axis=1).astype(np.float32)
 
 
-def _crop(bgr: Image, region: Region, side: int) -> tuple[Image, NDArray[np.float32]]:
+def _crop(picture: Pixels, region: Region, side: int) -> tuple[Image, NDArray[np.float32]]:
     """Cut a region out, `side` pixels wide; also return the (2, 3) matrix from the crop to the picture."""
     scale, half = region.size / side, side / 2
     c, s = np.cos(region.angle) * scale, np.sin(region.angle) * scale
     to_image = np.array([[c, -s, region.x - half * (c - s)], [s, c, region.y - half * (c + s)]])
-    source: Any = bgr
-    to_source = to_image
-    if scale > 2.5:  # too much for bilinear sampling: shrink first
-        radius = region.size * 0.75
-        left, top = (max(0, int(v - radius)) for v in (region.x, region.y))
-        part = bgr[top : int(region.y + radius) + 1, left : int(region.x + radius) + 1]
-        if part.size:
-            shrink = 1.5 / scale
-            source = cv2.resize(part, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
-            to_source = (to_image - [[0, 0, left], [0, 0, top]]) * shrink
+    x, y, reach = region.x, region.y, region.size * 0.75
+    area = within(picture, x - reach, y - reach, x + reach, y + reach)
+    if area is None:
+        return np.zeros((side, side, 3), np.uint8), to_image.astype(np.float32)
+    left, top, right, bottom = area
+    # more than that is too much for bilinear sampling
+    part = picture.part(area, 1.5 / scale if scale > 2.5 else 1.0)
+    shrink = np.array([[part.shape[1] / (right - left)], [part.shape[0] / (bottom - top)]])
+    to_part = (to_image - [[0, 0, left], [0, 0, top]]) * shrink
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    crop = cv2.warpAffine(source, to_source, (side, side), flags=flags)
+    crop = cv2.warpAffine(part, to_part, (side, side), flags=flags)
     return np.asarray(crop, np.uint8), to_image.astype(np.float32)
 
 

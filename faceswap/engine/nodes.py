@@ -27,9 +27,10 @@ from .catalog import FILE_INPUTS, existing_file, load_formats
 from .clip import Clip, Selection, probe
 from .faults import Faults
 from .folders import Folders, next_number
-from .frames import Frame, Image, Picture, decode_picture, read_picture
+from .frames import Frame, Picture, decode_picture, read_picture
 from .graph import Graph
 from .network_files import NetworkFolder
+from .pixels import Bitmap, Image
 from .sound import Sound
 from .streams import EncodedClip, InvertingSwap, ShortenedClip, SwappedClip
 from .swap_inputs import Networks, Stills, faces_to_put_in, forget_faces
@@ -355,7 +356,8 @@ def _pictures(context: NodeContext, images: Frames) -> Iterator[Image]:
         yield images.bgr
     elif isinstance(images, SwappedClip) and isinstance(images.frames, Picture):
         bgr, swap = images.frames.bgr.copy(), images.make_swap()
-        images.swaps.swapped = int(swap.apply(bgr, swap.track(bgr)) > 0)
+        still = Bitmap(bgr)
+        images.swaps.swapped = int(swap.apply(still, swap.track(still)) > 0)
         context.progress(1, 1, Frame.from_bgr(bgr))
         yield bgr
     else:

@@ -48,6 +48,9 @@ _SHAPE_MEMORY = 0.999
 class FacePainter:
     """A painter of one source onto one tracked face, which remembers the face from frame to frame."""
 
+    reach = 1.0
+    """Size of the part of a frame that is painted on, in multiples of the face's box."""
+
     def __init__(self, source: SourceFace, strength: float) -> None:
         self._source = source
         self._strength = strength

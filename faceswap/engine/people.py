@@ -19,6 +19,7 @@ from . import colour, mesh
 from .colour import Floats
 from .landmarks import find_faces
 from .mesh import Image, Points
+from .pixels import Bitmap, Pixels
 from .tracking import Track
 
 SHRUNKEN = 40.0
@@ -51,12 +52,13 @@ class Look:
     seen: Floats
 
     @classmethod
-    def of(cls, bgr: Image, landmarks: Points) -> Look:
+    def of(cls, frame: Pixels, landmarks: Points) -> Look:
         """Read the looks of a face off a frame."""
         points = landmarks[: mesh.VERTICES, :2]
         low, high = np.floor(points.min(axis=0)).astype(int), np.ceil(points.max(axis=0)).astype(int) + 1
-        left, top = np.clip(low, 0, np.array(bgr.shape[1::-1]) - 1)
-        part = bgr[top : max(top + 1, high[1]), left : max(left + 1, high[0])]
+        left, top = np.clip(low, 0, np.array(frame.size) - 1)
+        right, bottom = np.clip(high, (left + 1, top + 1), frame.size)
+        part = frame.part((int(left), int(top), int(right), int(bottom)))
         scale = min(1.0, SHRUNKEN / float((high - low).max()))
         size = max(1, round(part.shape[1] * scale)), max(1, round(part.shape[0] * scale))
         small = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
@@ -100,18 +102,18 @@ class People:
             faces = find_faces(bgr, max_faces=1)
             if not faces:
                 return False
-            looks.append(Look.of(bgr, faces[0].landmarks))
+            looks.append(Look.of(Bitmap(bgr), faces[0].landmarks))
         self._name(looks, [NOWHERE] * len(looks), range(len(looks)))
         return True
 
-    def name(self, bgr: Image, tracks: Sequence[Track]) -> list[int]:
-        """Return for each face that is followed in the next frame, uint8 (H, W, 3) BGR, the number of its person.
+    def name(self, frame: Pixels, tracks: Sequence[Track]) -> list[int]:
+        """Return for each face that is followed in the next frame the number of its person.
 
         A face that nobody known is left for is somebody new.
         """
         places = [track.identity for track in tracks]
         large_to_small = sorted(range(len(tracks)), key=lambda k: -tracks[k].area)
-        named = self._name([Look.of(bgr, track.raw) for track in tracks], places, large_to_small)
+        named = self._name([Look.of(frame, track.raw) for track in tracks], places, large_to_small)
         self._places = dict(zip(places, named, strict=True))
         return named
 

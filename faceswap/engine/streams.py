@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .clip import Clip
-from .frames import Frame, Image
+from .frames import Frame
+from .pixels import Pixels
 from .video import Encoding, Frames, Swap, SwapCount, swap_frames
 
 if TYPE_CHECKING:
@@ -95,21 +96,21 @@ class InvertingSwap:
         self._interrupted = interrupted
         self._painted = 0
 
-    def track(self, bgr: Image) -> None:
+    def track(self, frame: Pixels) -> None:
         """Find nothing: the square is always in the middle."""
         return
 
     def finish(self) -> None:
         """Do nothing: there are no tracks."""
 
-    def apply(self, bgr: Image, tracks: None) -> int:
+    def apply(self, frame: Pixels, tracks: None) -> int:
         """Invert the square in place."""
         self._interrupted.wait(self._wait_s)
         while self._hold_until and self._painted and not Path(self._hold_until).exists():
             if self._interrupted.wait(HOLD_POLL_S):
                 break
         self._painted += 1
-        height, width = bgr.shape[:2]
-        middle = bgr[height * 3 // 8 : height * 5 // 8, width * 3 // 8 : width * 5 // 8]
-        np.subtract(255, middle, out=middle)
+        width, height = frame.size
+        with frame.painted((width * 3 // 8, height * 3 // 8, width * 5 // 8, height * 5 // 8)) as middle:
+            np.subtract(255, middle, out=middle)
         return 1

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from . import mesh
 from .fades import Fades
 from .landmarks import Face, find_faces
-from .mesh import Image
 from .painter import FacePainter
 from .people import Look, People
+from .pixels import Image, Pixels, within
 from .source import NoFaceError, SourceFace
 from .tracking import LOOKAHEAD, Track, Tracker
 
@@ -37,6 +38,10 @@ _MAX_FACES = 16
 
 class Painter(Protocol):
     """A painter of one source onto one tracked face, frame after frame."""
+
+    @property
+    def reach(self) -> float:
+        """Size of the part of a frame that is painted on, in multiples of the face's box."""
 
     def paint(self, frame: Image, track: Track) -> bool:
         """Paint the face of one frame in place; return False, and leave the frame alone, where it cannot be done."""
@@ -97,15 +102,15 @@ class FaceSwapper:
         self._awaited: deque[list[Track]] = deque()
         self._painters: dict[int, Painter] = {}
 
-    def track(self, bgr: Image) -> list[Track]:
-        """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR.
+    def track(self, frame: Pixels) -> list[Track]:
+        """Find the faces to replace in the next frame.
 
         The list is final when `lookahead` more frames have been tracked, or after `finish`: until then it may be
         empty, and change. The frames must stay as they are for as long.
         """
         tracks: list[Track] = []
         self._awaited.append(tracks)
-        for picture, found in self._tracker.follow(bgr):
+        for picture, found in self._tracker.follow(frame):
             self._finish_frame(picture, found)
         return tracks
 
@@ -114,29 +119,33 @@ class FaceSwapper:
         for picture, found in self._tracker.finish():
             self._finish_frame(picture, found)
 
-    def _finish_frame(self, bgr: Image, found: list[Track]) -> None:
+    def _finish_frame(self, frame: Pixels, found: list[Track]) -> None:
         tracks = self._awaited.popleft()
-        tracks += self._chosen(bgr, found)
+        tracks += self._chosen(frame, found)
         self._fades.add(tracks, begins_shot=self._tracker.begins_shot)
 
-    def _chosen(self, bgr: Image, tracks: list[Track]) -> list[Track]:
+    def _chosen(self, frame: Pixels, tracks: list[Track]) -> list[Track]:
         if self._people is None:
             return self._targets.choose(tracks, begins_shot=self._tracker.begins_shot)
-        named = zip(self._people.name(bgr, tracks), tracks, strict=True)
+        named = zip(self._people.name(frame, tracks), tracks, strict=True)
         return [
             replace(track, identity=person, target=self._indices.index(person))
             for person, track in named
             if person in self._indices
         ]
 
-    def apply(self, bgr: Image, tracks: Sequence[Track]) -> int:
+    def apply(self, frame: Pixels, tracks: Sequence[Track]) -> int:
         """Replace the tracked faces of the next frame in place; return how many changed."""
         changed = 0
         for track in tracks:
             if track.identity not in self._painters:
                 source = self._sources[min(track.target, len(self._sources) - 1)]
                 self._painters[track.identity] = painter_of(source, self._strength)
-            changed += self._painters[track.identity].paint(bgr, track)
+            painter = self._painters[track.identity]
+            area = within(frame, *mesh.extent(track.landmarks, painter.reach))
+            if area is not None:
+                with frame.painted(area) as bgr:
+                    changed += painter.paint(bgr, track.seen_from(*area[:2]))
         if len(self._painters) > 2 * _MAX_FACES:
             current = {track.identity for track in tracks}
             self._painters = {key: painter for key, painter in self._painters.items() if key in current}

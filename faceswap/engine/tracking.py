@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from .landmarks import Finder, box_of, is_same_place, overlap, passes_of, region_of
 from .mesh import VERTICES, Image, Points
 from .networks import Placement, Region
+from .pixels import Pixels, whole
 
 LOOKAHEAD = 6
 """Frames over which a face that comes into view is traced back, where so many are held back."""
@@ -91,6 +92,11 @@ class Track:
         left, top, right, bottom = box_of(self.raw)
         return float((right - left) * (bottom - top))
 
+    def seen_from(self, left: int, top: int) -> Track:
+        """Return the track in a part of the frame that begins at a pixel."""
+        corner = np.array([left, top, 0], np.float32)
+        return replace(self, landmarks=self.landmarks - corner, raw=self.raw - corner)
+
 
 class Tracker:
     """A tracker of up to `max_faces` faces through the frames of a clip, which have to come in order.
@@ -107,16 +113,16 @@ class Tracker:
         self._seconds = 1 / max(frame_rate, 1.0)
         self._followed: list[_Followed] = []
         self._lost: list[_Followed] = []
-        self._recent: deque[Image] = deque(maxlen=max(1, lookahead) + 1)
+        self._recent: deque[Pixels] = deque(maxlen=max(1, lookahead) + 1)
         self._interpolates = lookahead > 0
-        self._waiting: Image | None = None
+        self._waiting: Pixels | None = None
         self._frames = -1
         self._lost_at = 0 if is_later_part else None
         self._identities = 0
         self.begins_shot = False
         """True after the first frame of a shot, as far as its faces tell."""
 
-    def follow(self, bgr: Image) -> Iterator[tuple[Image, list[Track]]]:
+    def follow(self, frame: Pixels) -> Iterator[tuple[Pixels, list[Track]]]:
         """Take the next frame; yield each frame whose faces are known by now, in order, with these.
 
         While faces hardly move every second frame waits for the next one, and its landmarks are interpolated.
@@ -124,25 +130,25 @@ class Tracker:
         waiting, self._waiting = self._waiting, None
         if waiting is None:
             if self._interpolates and self._may_wait():
-                self._waiting = bgr
+                self._waiting = frame
             else:
-                yield bgr, self(bgr)
+                yield frame, self(frame)
             return
-        ends = [self._finder.place(bgr, region_of(face.raw)) for face in self._followed]
+        ends = [self._finder.place(frame, region_of(face.raw)) for face in self._followed]
         calm = [end for face, end in zip(self._followed, ends, strict=True) if end and face.is_calm_until(end)]
         if len(calm) < len(ends):
             yield waiting, self(waiting)
-            yield bgr, self(bgr)
+            yield frame, self(frame)
             return
         between = [face.between(end) for face, end in zip(self._followed, calm, strict=True)]
-        for picture, placed in ((waiting, between), (bgr, calm)):
+        for picture, placed in ((waiting, between), (frame, calm)):
             self._recent.append(picture)
             self._frames += 1
             self.begins_shot = False
             self._followed = [face.seen(p, self._frames) for face, p in zip(self._followed, placed, strict=True)]
             yield picture, self._tracks()
 
-    def finish(self) -> Iterator[tuple[Image, list[Track]]]:
+    def finish(self) -> Iterator[tuple[Pixels, list[Track]]]:
         """Yield the frame that waits for a next one that does not come, with its faces."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
@@ -155,20 +161,20 @@ class Tracker:
         calm = (face.is_calm and not self._is_check_due(face, two[1]) for face in self._followed)
         return bool(self._followed) and not is_due and all(calm)
 
-    def __call__(self, bgr: Image) -> list[Track]:
+    def __call__(self, frame: Pixels) -> list[Track]:
         """Return the faces of the next frame at once."""
-        self._recent.append(bgr)
+        self._recent.append(frame)
         self._frames += 1
         self.begins_shot = self._frames == 0
         before = self._followed
-        self._followed = self._follow(bgr)
+        self._followed = self._follow(frame)
         kept = {face.identity for face in self._followed}
         lost = [face for face in before if face.identity not in kept]
         if lost:
             self._lost_at = self._frames
             self._lost += lost
         if self._max_faces > len(kept) and (lost or self._is_detection_due(self._frames)):
-            self._detect_new(bgr)
+            self._detect_new(frame)
         return self._tracks()
 
     def _tracks(self) -> list[Track]:
@@ -182,19 +188,19 @@ class Tracker:
         smoother = _Smoother()
         smoother(track.raw, self._seconds)
         traced: list[Track] = []
-        for after, bgr in islice(pairwise(reversed(self._recent)), frames):
-            if _is_cut(bgr, after):
+        for after, frame in islice(pairwise(reversed(self._recent)), frames):
+            if _is_cut(frame, after):
                 return traced, True
-            placed = self._finder.place(bgr, region_of(track.raw))
+            placed = self._finder.place(frame, region_of(track.raw))
             if placed is None or _agreement(placed.pattern, track.pattern) < ALIKE:
                 break
             track = replace(track, raw=placed.points, landmarks=smoother(placed.points, self._seconds))
             traced.append(track)
         return traced, False
 
-    def _follow(self, bgr: Image) -> list[_Followed]:
+    def _follow(self, frame: Pixels) -> list[_Followed]:
         """Place the faces that were followed; where two come to one place it is that of the one more alike."""
-        placed = [(face, self._place(bgr, face)) for face in self._followed]
+        placed = [(face, self._place(frame, face)) for face in self._followed]
         least = _ALIKE_OVER_CUT if self.begins_shot else UNLIKE
         sure = [(face.agreement(there), face, there) for face, there in placed if there is not None]
         taken: list[Points] = []
@@ -205,19 +211,19 @@ class Tracker:
                 kept.append(face.seen(there, self._frames))
         return sorted(kept, key=lambda face: face.identity)
 
-    def _place(self, bgr: Image, face: _Followed) -> Placement | None:
+    def _place(self, frame: Pixels, face: _Followed) -> Placement | None:
         """Place a face where it was; in doubt, and now and then without, ask the detector."""
-        placed = self._finder.place(bgr, region_of(face.raw))
+        placed = self._finder.place(frame, region_of(face.raw))
         is_alike = placed is not None and face.agreement(placed) >= ALIKE
         if is_alike and not self._is_check_due(face, self._frames):
             return placed
         face.checked = self._frames
-        if not is_alike and len(self._recent) > 1 and _is_cut(self._recent[-2], bgr):
+        if not is_alike and len(self._recent) > 1 and _is_cut(self._recent[-2], frame):
             self.begins_shot = True
-        seen = self._finder.detect(bgr, [_around(face)])
+        seen = self._finder.detect(frame, [_around(face)])
         if placed is not None and is_alike and not _is_elsewhere(region_of(placed.points), seen):
             return placed
-        detected = [there for region in seen if (there := self._finder.place_detected(bgr, region)) is not None]
+        detected = [there for region in seen if (there := self._finder.place_detected(frame, region)) is not None]
         if placed is not None and any(is_same_place(placed.points, there.points) for there in detected):
             detected.append(placed)
         return max(detected, key=face.agreement, default=None)
@@ -231,27 +237,27 @@ class Tracker:
             return frame % (2 if searched else DETECT_EVERY) == 0
         return searched or frame % 2 == 0
 
-    def _detect_new(self, bgr: Image) -> None:
+    def _detect_new(self, frame: Pixels) -> None:
         """Find faces beside those that are followed; one that is like a lost face is taken for it."""
         self._lost = [face for face in self._lost if (self._frames - face.frame) * self._seconds < SEARCH_S]
         known = [face.raw for face in self._followed]
-        found = self._finder.find(bgr, self._passes(bgr), self._max_faces - len(known), known)
+        found = self._finder.find(frame, self._passes(frame), self._max_faces - len(known), known)
         if found and len(self._recent) > 1 and not self.begins_shot:
-            self.begins_shot = _is_cut(self._recent[-2], bgr)
+            self.begins_shot = _is_cut(self._recent[-2], frame)
         self._followed += [self._known_or_new(placed) for placed in found]
 
-    def _passes(self, bgr: Image) -> Iterable[Iterable[Region]]:
+    def _passes(self, frame: Pixels) -> Iterable[Iterable[Region]]:
         """Return where to look for faces: all over in the first frame of a shot, in a part or two of a later one.
 
         The first frame of a clip is looked at as a still is: it may be one, and its faces are those that people
         choose from. One part a look keeps the cost of an empty scene low; a small face waits for its turn.
         """
         if self._frames == 0:
-            return passes_of(bgr)
+            return passes_of(frame)
         if self.begins_shot:
-            return passes_of(bgr, (1.0, 0.5))
-        whole, *others = [[region] for regions in passes_of(bgr) for region in regions]
-        passes = [[_around(face)] for face in self._lost[-1:]] + [whole]
+            return passes_of(frame, (1.0, 0.5))
+        everywhere, *others = [[region] for regions in passes_of(frame) for region in regions]
+        passes = [[_around(face)] for face in self._lost[-1:]] + [everywhere]
         return passes if self._followed else [*passes, others[self._frames // 2 % len(others)]]
 
     def _known_or_new(self, placed: Placement) -> _Followed:
@@ -343,11 +349,16 @@ def _agreement(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(((a * b).mean() + noise) / (np.sqrt((a * a).mean() * (b * b).mean()) + noise))
 
 
-def _is_cut(before: Image, after: Image) -> bool:
+def _is_cut(before: Pixels, after: Pixels) -> bool:
     """Return whether two frames are of different shots: most of the picture has changed much."""
-    small = [cv2.resize(bgr, (_CUT_SIDE, _CUT_SIDE), interpolation=cv2.INTER_AREA) for bgr in (before, after)]
-    change = cv2.absdiff(*small).max(axis=2)
+    change = cv2.absdiff(_small(before), _small(after)).max(axis=2)
     return float((change > _CUT_CHANGE).mean()) > _CUT_SHARE
+
+
+def _small(frame: Pixels) -> Image:
+    """Return a whole frame at so few pixels that only the shot is seen."""
+    part = frame.part(whole(frame), min(1.0, 4 * _CUT_SIDE / max(frame.size)))
+    return np.asarray(cv2.resize(part, (_CUT_SIDE, _CUT_SIDE), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 class _Smoother:

@@ -21,7 +21,8 @@ import av
 
 from ..marker import Marker
 from ..marks import Marks
-from .frames import LARGE_PIXELS, Colour, Frame, Image
+from .frames import LARGE_PIXELS, Colour, Frame
+from .pixels import Pixels
 from .sound import Sound, SoundTrack
 
 PREFETCHED_FRAMES = 2
@@ -47,13 +48,13 @@ class Swap(Protocol):
     def lookahead(self) -> int:
         """Number of frames after a frame that are tracked before its tracks are final."""
 
-    def track(self, bgr: Image) -> Any:
-        """Find the faces to replace in the next frame, uint8 (H, W, 3) BGR."""
+    def track(self, frame: Pixels) -> Any:
+        """Find the faces to replace in the next frame."""
 
     def finish(self) -> None:
         """Make the tracks of all frames final: none follow."""
 
-    def apply(self, bgr: Image, tracks: Any) -> int:
+    def apply(self, frame: Pixels, tracks: Any) -> int:
         """Replace the tracked faces of the next frame in place and return how many changed."""
 
 
@@ -137,25 +138,17 @@ def prefetch(items: Iterable[T], depth: int = PREFETCHED_FRAMES) -> Generator[T]
 def swap_frames(frames: Frames, swap: Swap, count: SwapCount) -> Generator[Frame]:
     """Yield the frames with a swap applied, and count them; decoding, tracking and applying each run in a thread."""
     large = is_large(frames.size)
-    prepared = _prepared(frames) if large else prefetch(_prepared(frames))
-    tracked = prefetch(_tracked(prepared, swap), 1 if large else PREFETCHED_FRAMES)
+    decoded = iter(frames) if large else prefetch(frames)
+    tracked = prefetch(_tracked(decoded, swap), 1 if large else PREFETCHED_FRAMES)
     with closing(prefetch(_applied(tracked, swap, count), 1 if large else PREFETCHED_FRAMES)) as stream:
-        for frame in stream:
-            frame.keep_changes()
-            yield frame
-
-
-def _prepared(frames: Iterable[Frame]) -> Generator[Frame]:
-    for frame in frames:
-        _ = frame.bgr  # converted here, in the decoder's thread
-        yield frame
+        yield from stream
 
 
 def _tracked(frames: Generator[Frame], swap: Swap) -> Iterator[tuple[Frame, Any]]:
     held: deque[tuple[Frame, Any]] = deque()
     with closing(frames):
         for frame in frames:
-            held.append((frame, swap.track(frame.bgr)))
+            held.append((frame, swap.track(frame)))
             if len(held) > swap.lookahead:
                 yield held.popleft()
     swap.finish()
@@ -166,7 +159,7 @@ def _applied(frames: Generator[tuple[Frame, Any]], swap: Swap, count: SwapCount)
     count.frames = count.swapped = 0
     with closing(frames):
         for frame, tracks in frames:
-            count.swapped += swap.apply(frame.bgr, tracks) > 0
+            count.swapped += swap.apply(frame, tracks) > 0
             count.frames += 1
             yield frame
 

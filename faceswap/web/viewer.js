@@ -120,7 +120,7 @@ async function renderEnd() {
   } catch (error) {
     return showMessage($("job-error"), error.message);
   }
-  if (job !== own) return;
+  if (!isShown(own)) return;
   const path = downloadPath(own.result);
   $("download").href = withQuery(path, signed.result);
   setText($("download"), own.bytes ? `Download · ${bytes(own.bytes)}` : "Download");
@@ -128,12 +128,17 @@ async function renderEnd() {
   await showResult(own, withQuery(path, signed.result, "inline=1"), withQuery(jobPath(own.prompt_id, "video"), signed.video, "inline=1"));
 }
 
+/** Tell whether the page still shows the end of a job; its status may have come once more since. */
+function isShown(own) {
+  return job?.prompt_id === own.prompt_id && shownEnd === own.finished_at;
+}
+
 async function showResult(own, url, original) {
   const { at, start } = own.options;
   const isMoving = /\.gif$/i.test(own.result); // and cannot be held in step
   const isVideo = own.media !== "image" && !isMoving;
   const before = isMoving ? null : await typeOf(original);
-  if (job !== own) return;
+  if (!isShown(own)) return;
   const container = $("result");
   show(container, true);
   compare?.close();
@@ -147,7 +152,7 @@ async function showResult(own, url, original) {
   const note = before || isMoving ? "" : "The original is erased already, so there is nothing to compare with.";
   showMessage($("result-note"), note);
   compare.root.addEventListener("alone", () => showMessage($("result-note"), "Your browser cannot show the original."));
-  compare.after.addEventListener("error", () => job === own && compare.after.hasAttribute("src") && resultGone(own));
+  compare.after.addEventListener("error", () => isShown(own) && compare.after.hasAttribute("src") && resultGone(own));
 }
 
 /** Return the media type of the original, or null when it was erased. */
