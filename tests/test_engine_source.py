@@ -17,6 +17,7 @@ from faceswap.engine.swap import FaceSwapper, SourceFace
 
 BLACK, GOLD = (25, 20, 20), (95, 215, 245)
 """Colours of rims, BGR."""
+FOREHEAD = [67, 109, 10, 338, 297, 299, 151, 69]
 BELOW_THE_EYE = [111, 118, 101, 100, 47, 121, 120, 119]
 
 
@@ -106,6 +107,19 @@ def test_the_beard_of_a_target_makes_no_dark_chin(portrait: np.ndarray, landmark
     assert swapper.apply(Bitmap(frame), swapper.track(Bitmap(frame))) == 1
     chin, cheek = (frame[int(y) - 3 : int(y) + 4, int(x) - 3 : int(x) + 4].mean() for x, y, _ in landmarks[[200, 50]])
     assert chin > 0.6 * cheek
+
+
+def test_a_fringe_of_a_source_does_not_colour_the_forehead(bare: SourceFace) -> None:
+    assert np.abs(np.median(within(bare, FOREHEAD), axis=0)).max() < 0.3  # 0.49 in the portrait
+
+
+def test_what_lies_beyond_the_edge_of_a_picture_is_not_taken_for_skin(
+    portrait: np.ndarray, landmarks: np.ndarray, bare: SourceFace
+) -> None:
+    cut = portrait[: int(landmarks[200, 1])].copy()  # through the chin
+    cut[-1] = cut[-1] // 2
+    chin = [211, 171, 175, 396, 431, 148, 377]
+    assert np.median(lightness(SourceFace.from_image(cut), chin)) > np.median(lightness(bare, chin)) - 0.15
 
 
 def test_the_band_of_a_brow_is_widened_to_the_brow(portrait: np.ndarray, landmarks: np.ndarray) -> None:

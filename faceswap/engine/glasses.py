@@ -34,7 +34,7 @@ _MOST_CONTRAST = 0.5
 _BEND = 0.02
 """Contrast that a rim must be worth to change its distance by one step from one angle to the next."""
 
-_RIM, _BESIDE = 0.24, 0.7
+_RIM, _BESIDE = 0.18, 0.4
 """Widths, as shares of the eye's, of the line that is hidden whole, and of where more of the frame is looked for."""
 
 _THIN, _BRIDGE, _DARK = 0.15, 0.1, 0.4

@@ -38,6 +38,9 @@ _CREASE_CUT = 0.5
 _LENS_CUT = 0.7
 """Share of the tint and shade of lenses that is taken from the skin behind them."""
 
+_FOREHEAD = 0.2
+"""Difference from the skin's log colour, over all channels, that a forehead keeps: the rest is hair or its shadow."""
+
 _MOST_TINT = 0.3
 """Bound of the difference in tint between skin and any other place, in log colour."""
 
@@ -48,6 +51,9 @@ _FEATURES: Regions = (
     (mesh.NOSTRILS, 1.3, 1.3),
 )
 _BEARD: Regions = ((mesh.BEARD, 1.1, 1.1),)
+_BROW_TO_HAIR: Regions = (
+    ([54, 68, 63, 105, 107, 336, 334, 293, 298, 284, 332, 297, 338, 10, 109, 67, 103], 1.15, 1.1),
+)
 _OPENINGS: Regions = (*((eye, 1.1, 1.3) for eye in mesh.EYES), (mesh.LIPS_INNER, 1.0, 1.0))
 
 
@@ -220,6 +226,7 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
     if glasses is not None:
         flat = _cleared(flat, glasses.lenses * (1 - openings), tone)
     flat = _evened(flat, trust, features, openings, tone, float(spread.mean()))
+    flat = _bared(flat, layout, features, tone)
     flat = neutral_texture(flat, landmarks, layout, features)
     residual = _without_stains((flat - tone).astype(np.float32))
     smooth = colour.read(blur(residual, size / 200), places)
@@ -244,7 +251,8 @@ def _unwrap(image: Image, landmarks: Points, size: int) -> tuple[Image, Floats]:
     place, _ = mesh.rasterize(layout, mesh.with_rings(landmarks)[:, :2], (size, size))
     texture = cv2.remap(image, place, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]  # the stubs lack map2=None
     seen, _ = mesh.rasterize(layout, mesh.spread(mesh.visibility(landmarks)[:, None]), (size, size))
-    return np.asarray(texture, np.uint8), blur(seen[..., 0], size / 100)
+    inside = ((place >= 0) & (place <= np.array(image.shape[1::-1]) - 1)).all(axis=-1)
+    return np.asarray(texture, np.uint8), blur(seen[..., 0] * inside, size / 100)
 
 
 def _skin_likeness(residual: Floats, spread: Any, size: int) -> Floats:
@@ -271,6 +279,15 @@ def _filled(flat: Floats, trust: Floats, features: Floats, tone: Any, size: int)
         fill = np.asarray((around * known + fill * enough) / (known + enough), np.float32)
     own = smoothstep(trust, 0.15, 0.6)[..., None]
     return np.asarray(flat * own + fill * (1 - own), np.float32)
+
+
+def _bared(flat: Floats, layout: Floats, features: Floats, tone: Any) -> Floats:
+    """Give the forehead the colour of skin: what a fringe or a hat covers or shades is not the face."""
+    size = len(flat)
+    forehead = painted(layout, _BROW_TO_HAIR, size, size / 60) * (1 - features)
+    difference = average(flat, 1 - features, size / 60)[0] - tone
+    distance = np.linalg.norm(difference, axis=-1, keepdims=True) + 1e-6
+    return np.asarray(flat - forehead[..., None] * difference * np.clip(1 - _FOREHEAD / distance, 0, None), np.float32)
 
 
 def _cleared(flat: Floats, lenses: Floats, tone: Any) -> Floats:
