@@ -96,7 +96,8 @@ class FaceSwapper:
         # One more than is replaced, where people are told apart: a stranger is not to be taken for who is missing.
         followed = max(self._indices, default=-1) + (1 if self._people is None else 2)
         self._tracker = Tracker(min(followed, _MAX_FACES), frame_rate, lookahead=lookahead, is_later_part=bool(known))
-        self._targets = _Targets(target_indices, timeouts=round(frame_rate / 2))
+        # A face that comes back half hidden is recognised sooner than another gets its place.
+        self._targets = _Targets(target_indices, timeouts=max(LOOKAHEAD + 1, round(frame_rate / 2)))
         # One less: a frame may be final only with the next one.
         self._fades = Fades(self._tracker.trace_back, max(0, lookahead - 1))
         self._awaited: deque[list[Track]] = deque()

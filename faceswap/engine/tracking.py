@@ -8,7 +8,7 @@ frames before, and where the two differ the detector decides.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
 from typing import Any
@@ -44,8 +44,8 @@ UNLIKE = 0.4
 """Correlation of two patterns under which they are not one face: two people have 0.3."""
 
 _ALIKE_OVER_CUT = 0.85
-_LEARNING = 0.3
-"""Share of the newest pattern in what is known of a face."""
+_LEARNING, _LEARNING_IN_DOUBT = 0.3, 0.1
+"""Share of the newest pattern in what is known of a face: less where something may be in front of it."""
 
 _PATTERN_NOISE = 3.0
 """Contrast of a pattern, in steps of 8 bits, that says little."""
@@ -137,8 +137,9 @@ class Tracker:
         ends = [self._finder.place(frame, region_of(face.raw)) for face in self._followed]
         calm = [end for face, end in zip(self._followed, ends, strict=True) if end and face.is_calm_until(end)]
         if len(calm) < len(ends):
+            ahead = {face.identity: end for face, end in zip(self._followed, ends, strict=True) if end}
             yield waiting, self(waiting)
-            yield frame, self(frame)
+            yield frame, self(frame, ahead)
             return
         between = [face.between(end) for face, end in zip(self._followed, calm, strict=True)]
         for picture, placed in ((waiting, between), (frame, calm)):
@@ -157,24 +158,29 @@ class Tracker:
     def _may_wait(self) -> bool:
         """Return whether faces hardly move, and the detector is not to be asked in the next two frames."""
         two = (self._frames + 1, self._frames + 2)
-        is_due = self._max_faces > len(self._followed) and any(self._is_detection_due(number) for number in two)
+        is_due = self._room() > 0 and any(self._is_detection_due(number) for number in two)
         calm = (face.is_calm and not self._is_check_due(face, two[1]) for face in self._followed)
         return bool(self._followed) and not is_due and all(calm)
 
-    def __call__(self, frame: Pixels) -> list[Track]:
-        """Return the faces of the next frame at once."""
+    def __call__(self, frame: Pixels, ahead: Mapping[int, Placement] | None = None) -> list[Track]:
+        """Return the faces of the next frame at once. `ahead`: faces that are placed in it already, by identity."""
         self._recent.append(frame)
         self._frames += 1
         self.begins_shot = self._frames == 0
         before = self._followed
-        self._followed = self._follow(frame)
+        self._followed = self._follow(frame, ahead or {})
         kept = {face.identity for face in self._followed}
         lost = [face for face in before if face.identity not in kept]
         if lost:
             self._lost_at = self._frames
             self._lost += lost
-        if self._max_faces > len(kept) and (lost or self._is_detection_due(self._frames)):
+        self._lost = [face for face in self._lost if (self._frames - face.frame) * self._seconds < SEARCH_S]
+        for face in self._followed:
+            self._recognise(face)
+        if self._room() > 0 and (lost or self._is_detection_due(self._frames)):
             self._detect_new(frame)
+        if self.begins_shot:
+            self._lost.clear()
         return self._tracks()
 
     def _tracks(self) -> list[Track]:
@@ -198,9 +204,9 @@ class Tracker:
             traced.append(track)
         return traced, False
 
-    def _follow(self, frame: Pixels) -> list[_Followed]:
+    def _follow(self, frame: Pixels, ahead: Mapping[int, Placement]) -> list[_Followed]:
         """Place the faces that were followed; where two come to one place it is that of the one more alike."""
-        placed = [(face, self._place(frame, face)) for face in self._followed]
+        placed = [(face, self._place(frame, face, ahead.get(face.identity))) for face in self._followed]
         least = _ALIKE_OVER_CUT if self.begins_shot else UNLIKE
         sure = [(face.agreement(there), face, there) for face, there in placed if there is not None]
         taken: list[Points] = []
@@ -211,9 +217,9 @@ class Tracker:
                 kept.append(face.seen(there, self._frames))
         return sorted(kept, key=lambda face: face.identity)
 
-    def _place(self, frame: Pixels, face: _Followed) -> Placement | None:
-        """Place a face where it was; in doubt, and now and then without, ask the detector."""
-        placed = self._finder.place(frame, region_of(face.raw))
+    def _place(self, frame: Pixels, face: _Followed, ahead: Placement | None) -> Placement | None:
+        """Place a face where it was, unless it is placed; in doubt, and now and then without, ask the detector."""
+        placed = ahead or self._finder.place(frame, region_of(face.raw))
         is_alike = placed is not None and face.agreement(placed) >= ALIKE
         if is_alike and not self._is_check_due(face, self._frames):
             return placed
@@ -228,6 +234,10 @@ class Tracker:
             detected.append(placed)
         return max(detected, key=face.agreement, default=None)
 
+    def _room(self) -> int:
+        """Return how many more faces may be followed: one in excess while a lost one may come back beside it."""
+        return self._max_faces + bool(self._lost) - len(self._followed)
+
     def _is_check_due(self, face: _Followed, frame: int) -> bool:
         return (frame - face.checked) * self._seconds >= CHECK_S
 
@@ -239,9 +249,8 @@ class Tracker:
 
     def _detect_new(self, frame: Pixels) -> None:
         """Find faces beside those that are followed; one that is like a lost face is taken for it."""
-        self._lost = [face for face in self._lost if (self._frames - face.frame) * self._seconds < SEARCH_S]
         known = [face.raw for face in self._followed]
-        found = self._finder.find(frame, self._passes(frame), self._max_faces - len(known), known)
+        found = self._finder.find(frame, self._passes(frame), self._room(), known)
         if found and len(self._recent) > 1 and not self.begins_shot:
             self.begins_shot = _is_cut(self._recent[-2], frame)
         self._followed += [self._known_or_new(placed) for placed in found]
@@ -266,7 +275,17 @@ class Tracker:
             self._lost = [face for face in self._lost if face is not best]
             return best.seen(placed, self._frames)
         self._identities += 1
-        return _Followed(self._identities, placed.points, placed.pattern, self._frames, self._frames)
+        return _Followed(self._identities, placed.points, placed.pattern, self._frames, self._frames, self._frames)
+
+    def _recognise(self, face: _Followed) -> None:
+        """Give a face that was taken for a new one, half hidden, the identity of the lost one that it is."""
+        if self._frames - face.first > LOOKAHEAD:
+            return
+        for other in self._lost:
+            if other.frame < face.first and _agreement(other.pattern, face.pattern) >= ALIKE:
+                face.identity = other.identity
+                self._lost = [left for left in self._lost if left is not other]
+                return
 
     def _least_agreement(self, face: _Followed, placed: Placement) -> float:
         """Return how alike a face has to be to be one that was lost: less so at its place, more so in another shot."""
@@ -278,7 +297,7 @@ class Tracker:
 
 @dataclass
 class _Followed:
-    """The tracker's record of a face: when it was last seen, and how and where it was then and before.
+    """The tracker's record of a face: when it was first and last seen, and how and where it was then and before.
 
     `checked` is the frame in which the detector was last asked about it.
     """
@@ -288,6 +307,7 @@ class _Followed:
     pattern: NDArray[np.float32]
     frame: int
     checked: int
+    first: int
     smoother: _Smoother = field(default_factory=lambda: _Smoother())
     earlier: tuple[Points, ...] = ()
     """Its places in the two frames before, newest first."""
@@ -311,7 +331,7 @@ class _Followed:
 
     def seen(self, placed: Placement, frame: int) -> _Followed:
         """Learn how the face looks in a frame, and where it is."""
-        share = _LEARNING if self.agreement(placed) >= ALIKE else 1.0
+        share = _LEARNING if self.agreement(placed) >= ALIKE else _LEARNING_IN_DOUBT
         if frame - self.frame > 1:
             self.smoother, self.earlier = _Smoother(), ()
         self.earlier = (self.raw, *self.earlier[:1])
