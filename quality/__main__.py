@@ -26,7 +26,7 @@ OUT = HERE / "out"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run by the command line."""
+    """Measure and draw what the command line asks for."""
     wanted = _parser().parse_args(arguments)
     wanted.out.mkdir(parents=True, exist_ok=True)
     clips = material.clips_of(wanted.clips) if wanted.clips else material.make_clips(wanted.out / "made")
