@@ -25,6 +25,13 @@ _MOST_OF_LID = 0.5
 _WIDENED = 0.6
 """Share of the overhang by which the band is widened: all of it leaves a gap to eyes that lie far below their brows."""
 
+_RIGHT_LID = [[113, 225, 224, 223, 222, 221, 189], [247, 30, 29, 27, 28, 56, 190]]
+_LIDS = (_RIGHT_LID, [mesh.MIRROR[row].tolist() for row in _RIGHT_LID])
+"""The rows of points between each brow and its eye, from the brow on."""
+
+_LID_FOLLOWS = (0.6, 0.25)
+"""Shares of the widening by which these rows give way, so that none is passed."""
+
 _INNER_PAIRS = slice(1, 4)
 """The pairs of points that lie on a brow for certain: its ends may be thin."""
 
@@ -41,8 +48,11 @@ def brow_shift(image: Image, landmarks: Points) -> Points:
         shares.append(min(float(room), _overhang(softened, landmarks[upper, :2], band[:, :2])))
         bands.append((lower, band))
     moved = landmarks.copy()
-    for lower, band in bands:
-        moved[lower] += band * _WIDENED * min(shares)  # brows are alike: what is seen below one only is a shadow
+    for rows, (lower, band) in zip(_LIDS, bands, strict=True):
+        widening = band * _WIDENED * min(shares)  # brows are alike: what is seen below one only is a shadow
+        moved[lower] += widening
+        for row, follows in zip(rows, _LID_FOLLOWS, strict=True):
+            moved[row] += widening.mean(axis=0) * follows
     pose = mesh.estimate_pose(landmarks)
     return pose.to_canonical(moved)[: mesh.VERTICES] - pose.to_canonical(landmarks)[: mesh.VERTICES]
 
