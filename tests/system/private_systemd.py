@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -75,8 +75,10 @@ class Manager:
     @property
     def _pid(self) -> int | None:
         """The manager's process id on this machine, None before it has started."""
-        children = psutil.Process(self._outer.pid).children(recursive=True)
-        return next((child.pid for child in children if child.name() == "systemd" and child.ppid() != 1), None)
+        with suppress(psutil.NoSuchProcess):  # one has just ended: it is looked at again
+            children = psutil.Process(self._outer.pid).children(recursive=True)
+            return next((child.pid for child in children if child.name() == "systemd" and child.ppid() != 1), None)
+        return None
 
     async def run(self, *command: str) -> str:
         """Run a command beside the manager; returns what it printed. Raises AssertionError when it fails."""
@@ -120,10 +122,13 @@ class Manager:
 
     async def end(self) -> None:
         """End the manager and everything it has started."""
-        if (pid := self._pid) is not None:
-            os.kill(pid, signal.SIGKILL)
-        async with asyncio.timeout(WAIT_S):
-            await self._outer.wait()
+
+        async def ends() -> bool:
+            if self._outer.returncode is None and (pid := self._pid) is not None:
+                os.kill(pid, signal.SIGKILL)
+            return self._outer.returncode is not None
+
+        await eventually(ends)
 
 
 @asynccontextmanager
