@@ -34,6 +34,9 @@ _NOTHING = 0.05
 """Energy of a band, in squared grey levels, that rounding alone makes."""
 
 _FLATTEST = 0.3
+_WINDOW_STEP = 3
+"""Pixels between two windows that are looked at."""
+
 _WINDOW_PIXELS = 9
 """Grain is the energy of so small a window that is at this quantile of all."""
 
@@ -83,7 +86,7 @@ class Detail:
 
     def compare(self, target: Image, painted: Image, inside: NDArray[np.bool_]) -> None:
         """Measure target and paint, uint8 (h, w, 3), where both are the face: `inside`, bool (h, w)."""
-        if not inside.any():
+        if not inside[::_WINDOW_STEP, ::_WINDOW_STEP].any():
             return
         wanted, wanted_grain = _energies(_grey(target), inside)
         grey = _grey(painted)
@@ -149,16 +152,20 @@ class Detail:
 
     def _new_noise(self, points: Points, shape: tuple[int, ...]) -> Floats:
         """Return noise that no other frame has, float32 (h, w)."""
-        noise = np.tile(self._noise, [-(-side // _TILE_PIXELS) + 1 for side in shape])
         top, left = self._random.integers(0, _TILE_PIXELS, 2)
-        return noise[top : top + shape[0], left : left + shape[1]]
+        to_tile = np.array([[1.0, 0, left], [0, 1, top]])
+        flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+        size = shape[1], shape[0]
+        noise = cv2.warpAffine(self._noise, to_tile, size, flags=flags, borderMode=cv2.BORDER_WRAP)
+        return np.asarray(noise, np.float32)
 
 
 def _energies(grey: Floats, inside: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean energy of each band inside, and that of its grain alone."""
     squares = [band * band for band in _bands(grey)]
     window = (_WINDOW_PIXELS, _WINDOW_PIXELS)
-    grain = [np.quantile(cv2.blur(square, window)[inside], _FLATTEST) for square in squares]
+    some = np.s_[::_WINDOW_STEP, ::_WINDOW_STEP]
+    grain = [np.quantile(cv2.blur(square, window)[some][inside[some]], _FLATTEST) for square in squares]
     return np.array([square[inside].mean() for square in squares]), np.array(grain)
 
 

@@ -62,7 +62,8 @@ class Light:
         if self._seen:
             variation = _VARIATION_MEMORY * self.variation + (1 - _VARIATION_MEMORY) * variation
         self.field, self.variation, self._seen = field, variation, True
-        self._limits = np.quantile(fitted, (0.01, 0.97), axis=0) + np.array([[-0.03], [0.02]])
+        low, high = int(0.01 * len(fitted)), int(0.97 * len(fitted))
+        self._limits = np.partition(fitted, (low, high), axis=0)[[low, high]] + np.array([[-0.03], [0.02]])
         return True
 
 
