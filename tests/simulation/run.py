@@ -28,6 +28,9 @@ from pathlib import Path
 from mutate import NOT_COPIED, ROOT, Mutation
 
 BUGS = Path(__file__).with_name("bugs.toml")
+TOLD_EVERY = 500
+"""Seeds between two lines that tell how far a run has come."""
+
 SEEDS_A_PROCESS = 200
 """A process that has run so many gives way to a new one: worlds that are over are never let go of."""
 MOST_SEEDS_FOR_A_BUG = 3000
@@ -81,6 +84,8 @@ def run_seeds(seeds: Sequence[int], jobs: int, most_failures: int, nodes: int | 
                 print(f"seed {result.seed}: {result.violation}\n  again: {again}", flush=True)
                 if failures == most_failures:
                     break
+            if done % TOLD_EVERY == 0:
+                print(f"{done} seeds", flush=True)
     seconds = time.monotonic() - started
     print(f"{done} seeds, {failures} violations, {done / seconds:.1f} seeds a second with {jobs} processes")
     print("each with", ", ".join(f"{name} {count / done:.2f}" for name, count in sorted(counts.items())))
