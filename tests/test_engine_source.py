@@ -91,6 +91,12 @@ def test_glasses_of_a_source_are_taken_off(
         assert np.ptp(picture(face, BELOW_THE_EYE)) < np.ptp(picture(bare, BELOW_THE_EYE)) + 0.1
 
 
+def test_glasses_that_lie_on_the_brows_leave_brows_behind() -> None:
+    face = SourceFace.from_image(read_image(GRACE_HOPPER))
+    for brow in mesh.BROWS:
+        assert np.quantile(lightness(face, brow), 0.1) < -0.8
+
+
 def test_a_beard_of_a_source_stays_and_is_not_taken_for_shadow(
     portrait: np.ndarray, landmarks: np.ndarray, bare: SourceFace
 ) -> None:

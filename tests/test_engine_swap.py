@@ -86,7 +86,7 @@ def test_the_result_is_the_source_and_not_the_target(clip: Swapped) -> None:
     nearer = [near < distance(person, target) for near, person in zip(to_source, people, strict=True)]
     assert np.mean(nearer) >= 0.9
     # 0.43 with her glasses, which the network takes for a part of her and the swap leaves off
-    assert np.mean(to_source) <= 0.51
+    assert np.mean(to_source) <= 0.55
 
 
 def test_head_and_expression_stay_the_targets(clip: Swapped) -> None:

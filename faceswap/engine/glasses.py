@@ -59,6 +59,10 @@ class Glasses:
     hidden: Floats
     lenses: Floats
 
+    def beside(self, kept: Floats) -> Glasses:
+        """Return what lies beside the parts in a mask, float32 (size, size) 0–1."""
+        return Glasses(self.hidden * (1 - kept), self.lenses * (1 - kept))
+
 
 def find_glasses(logs: Floats, layout: Floats) -> Glasses | None:
     """Return the glasses in a source's texture, None where there are none or in doubt.
@@ -118,9 +122,10 @@ def _best_path(ridges: Floats) -> NDArray[np.intp]:
     turns = np.concatenate([ridges] * 3)  # the middle one of three turns ends where it began
     came_from = np.zeros(turns.shape, np.intp)
     total = turns[0]
+    padded = np.full(turns.shape[1] + 2, -np.inf, turns.dtype)
     for row, gain in enumerate(turns[1:], 1):
-        padded = np.pad(total, 1, constant_values=-np.inf)
-        choices = np.stack([padded[:-2] - _BEND, padded[1:-1], padded[2:] - _BEND])
+        padded[1:-1] = total
+        choices = np.stack([padded[:-2] - _BEND, total, padded[2:] - _BEND])
         came_from[row] = choices.argmax(axis=0) - 1
         total = gain + choices.max(axis=0)
     path = np.zeros(len(turns), np.intp)

@@ -55,6 +55,8 @@ _BROW_TO_HAIR: Regions = (
     ([54, 68, 63, 105, 107, 336, 334, 293, 298, 284, 332, 297, 338, 10, 109, 67, 103], 1.15, 1.1),
 )
 _OPENINGS: Regions = (*((eye, 1.1, 1.3) for eye in mesh.EYES), (mesh.LIPS_INNER, 1.0, 1.0))
+_BROWS: Regions = tuple((brow, 1.1, 1.0) for brow in mesh.BROWS)
+"""Parts that glasses are not taken off from: a rim that lies on a brow passes for it, and a face needs brows."""
 
 
 class NoFaceError(ValueError):
@@ -197,6 +199,7 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
     glasses = find_glasses(logs, layout)
     if glasses is not None:
         brows[:] = 0  # what is dark below a brow may be the rim
+        glasses = glasses.beside(painted(layout, _BROWS, size, size / 150))
         seen = seen * (1 - glasses.hidden)
     elif brows.any():
         banded = landmarks.copy()
