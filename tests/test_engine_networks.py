@@ -350,7 +350,7 @@ class Rig:
         if boost:
             graph["5"] = {"class_type": "ReActorFaceBoost", "inputs": boost}
             graph["3"]["inputs"]["face_boost"] = ["5", 0]
-        return self._executor.execute(Prompt(1, "p", graph, {}, ["4"]), Silent())  # type: ignore[arg-type]
+        return self._executor.execute(Prompt(1, "p", graph, {}, ["4"]), Silent())  # type: ignore[arg-type]  # it only has to keep still
 
     @cached_property
     def track(self) -> Track:

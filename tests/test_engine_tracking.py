@@ -212,15 +212,17 @@ def test_a_small_face_in_a_clip_is_found_after_a_while_and_in_the_first_frame_at
 
 
 @pytest.mark.parametrize("step", [1.0, 4.0])
-def test_landmarks_of_frames_in_which_little_moves_are_interpolated(step: float) -> None:
+def test_landmarks_of_frames_in_which_little_moves_are_interpolated(
+    step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Count the frames that the landmarker looks at: every second one of a face that is calm, all of one that is not.
 
     `step` is the movement between two frames in pixels; the eyes are 60 pixels apart.
     """
     places = [(CENTRE[0] + step * number, CENTRE[1]) for number in range(16)]
     tracker, looked = Tracker(1, lookahead=LOOKAHEAD), []
-    place = tracker._finder.place
-    tracker._finder.place = lambda frame, region: looked.append(1) or place(frame, region)  # type: ignore[method-assign]
+    place = Finder.place
+    monkeypatch.setattr(Finder, "place", lambda self, frame, region: looked.append(1) or place(self, frame, region))
     frames = [frame for at in places for frame in tracker.follow(Bitmap(shown(at)))] + list(tracker.finish())
     assert len(frames) == len(places)
     for at, (_, (track,)) in zip(places, frames, strict=True):

@@ -18,7 +18,7 @@ from . import colour, mesh
 from .brows import brow_shift
 from .colour import Floats, blur
 from .expression import neutral_shape, neutral_texture
-from .glasses import find_glasses
+from .glasses import Glasses, find_glasses
 from .landmarks import find_faces
 from .mesh import Image, Points, smoothstep
 from .texels import Regions, average, painted
@@ -193,19 +193,8 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
     size = int(np.clip(extent * 1.5, 192, 768))
     layout = mesh.TEXTURE_UV * np.float32(size)
     pose = mesh.estimate_pose(landmarks)
-    brows = brow_shift(image, landmarks)
-    unwrapped, seen = _unwrap(image, landmarks, size)
+    unwrapped, seen, brows, glasses = _bare_texture(image, landmarks, size)
     logs = colour.to_log(unwrapped)
-    glasses = find_glasses(logs, layout)
-    if glasses is not None:
-        brows[:] = 0  # what is dark below a brow may be the rim
-        glasses = glasses.beside(painted(layout, _BROWS, size, size / 150))
-        seen = seen * (1 - glasses.hidden)
-    elif brows.any():
-        banded = landmarks.copy()
-        banded[: mesh.VERTICES] += pose.to_image(brows)
-        unwrapped, seen = _unwrap(image, banded, size)
-        logs = colour.to_log(unwrapped)
     softened = colour.to_log(blur(unwrapped, size / 200))
 
     places = colour.sample(layout[: mesh.VERTICES]) - np.float32(0.5)
@@ -246,6 +235,22 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
         trusted=np.maximum(_usual(smooth), colour.LOWER & bearded),
         has_eyes=extent >= _LEAST_EYE and min(eyes) > 0.18 and abs(pose.yaw) < 25,
     )
+
+
+def _bare_texture(image: Image, landmarks: Points, size: int) -> tuple[Image, Floats, Points, Glasses | None]:
+    """Return the texture, how much of each place is seen beside glasses, how far brows are widened, and the glasses."""
+    layout = mesh.TEXTURE_UV * np.float32(size)
+    unwrapped, seen = _unwrap(image, landmarks, size)
+    glasses, brows = find_glasses(colour.to_log(unwrapped), layout), brow_shift(image, landmarks)
+    if glasses is not None:
+        brows[:] = 0  # what is dark below a brow may be the rim
+        glasses = glasses.beside(painted(layout, _BROWS, size, size / 150))
+        seen = seen * (1 - glasses.hidden)
+    elif brows.any():
+        banded = landmarks.copy()
+        banded[: mesh.VERTICES] += mesh.estimate_pose(landmarks).to_image(brows)
+        unwrapped, seen = _unwrap(image, banded, size)
+    return unwrapped, seen, brows, glasses
 
 
 def _unwrap(image: Image, landmarks: Points, size: int) -> tuple[Image, Floats]:

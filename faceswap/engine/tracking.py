@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
-from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +20,7 @@ from .landmarks import Finder, box_of, is_same_place, overlap, passes_of, region
 from .mesh import VERTICES, Image, Points
 from .networks import Placement, Region
 from .pixels import Pixels, whole
+from .smoothing import Smoother
 
 LOOKAHEAD = 6
 """Frames over which a face that comes into view is traced back, where so many are held back."""
@@ -57,14 +57,6 @@ _CUT_SIDE = 16
 _CUT_CHANGE = 20.0
 _CUT_SHARE = 0.6
 """In another shot this share of a picture of so many pixels a side changes by so many steps of 8 bits."""
-
-_MOST_LAG = 0.015
-"""Share of a face's size by which smoothed landmarks may be behind: noise is less, a fast move makes it more."""
-
-_RIGID = [
-    *(33, 133, 362, 263, 168, 6, 197, 195, 5, 4, 1, 2, 127, 356, 234, 454, 93, 323),
-    *(151, 9, 8, 54, 284, 103, 332, 152, 148, 377),
-]
 
 
 @dataclass
@@ -191,7 +183,7 @@ class Tracker:
 
         Also return whether a shot begins with the earliest of them. The frames must be as they were.
         """
-        smoother = _Smoother()
+        smoother = Smoother()
         smoother(track.raw, self._seconds)
         traced: list[Track] = []
         for after, frame in islice(pairwise(reversed(self._recent)), frames):
@@ -308,7 +300,7 @@ class _Followed:
     frame: int
     checked: int
     first: int
-    smoother: _Smoother = field(default_factory=lambda: _Smoother())
+    smoother: Smoother = field(default_factory=Smoother)
     earlier: tuple[Points, ...] = ()
     """Its places in the two frames before, newest first."""
 
@@ -333,7 +325,7 @@ class _Followed:
         """Learn how the face looks in a frame, and where it is."""
         share = _LEARNING if self.agreement(placed) >= ALIKE else _LEARNING_IN_DOUBT
         if frame - self.frame > 1:
-            self.smoother, self.earlier = _Smoother(), ()
+            self.smoother, self.earlier = Smoother(), ()
         self.earlier = (self.raw, *self.earlier[:1])
         self.pattern = self.pattern + np.float32(share) * (placed.pattern - self.pattern)
         self.raw, self.frame = placed.points, frame
@@ -379,58 +371,3 @@ def _small(frame: Pixels) -> Image:
     """Return a whole frame at so few pixels that only the shot is seen."""
     part = frame.part(whole(frame), min(1.0, 4 * _CUT_SIDE / max(frame.size)))
     return np.asarray(cv2.resize(part, (_CUT_SIDE, _CUT_SIDE), interpolation=cv2.INTER_AREA), np.uint8)
-
-
-class _Smoother:
-    """A filter against jitter on two levels: weak on the place and size of the face, strong on its shape.
-
-    A filter on the points themselves would lag behind every movement of the head.
-    """
-
-    def __init__(self) -> None:
-        self._pose = _OneEuro(cutoff=8, slope=60)
-        self._shape = _OneEuro(cutoff=2, slope=40)
-        self._reference: NDArray[np.complex128] | None = None
-
-    def __call__(self, points: Points, seconds: float) -> Points:
-        plane = points[:, 0].astype(np.float64) + 1j * points[:, 1]
-        rigid = plane[_RIGID]
-        centre = rigid.mean()
-        if self._reference is None:
-            self._reference = (rigid - centre) / np.ptp(points[:VERTICES, :2], axis=0).max()
-        # the similarity transform from the first frame's face, as one complex number
-        turn = np.vdot(self._reference, rigid - centre) / np.vdot(self._reference, self._reference).real
-        flat = (plane - centre) / turn
-        shape = self._shape(np.stack([flat.real, flat.imag, points[:, 2] / abs(turn)], axis=1), 1.0, seconds)
-        ends = np.array([[centre.real, centre.imag], [(centre + turn).real, (centre + turn).imag]])
-        first, second = self._pose(ends, abs(turn), seconds) @ np.array([1, 1j])
-        smooth = (shape[:, 0] + 1j * shape[:, 1]) * (second - first) + first
-        lag = smooth - plane
-        smooth = plane + lag / np.maximum(1, np.abs(lag) / (_MOST_LAG * abs(turn)))
-        depth = shape[:, 2] * abs(second - first)
-        return np.stack([smooth.real, smooth.imag, depth], axis=1).astype(np.float32)
-
-
-class _OneEuro:
-    """The One Euro filter (Casiez et al. 2012): steady when slow, prompt when fast. Cutoffs in hertz."""
-
-    def __init__(self, cutoff: float, slope: float) -> None:
-        self._cutoff, self._slope = cutoff, slope
-        self._value: NDArray[np.float64] | None = None
-        self._speed: Any = 0.0
-
-    def __call__(self, value: NDArray[np.float64], unit: float, seconds: float) -> NDArray[np.float64]:
-        """Filter (n, c) values; speed is measured in `unit` a second over the first two columns."""
-        if self._value is None:
-            self._value = value
-            return value
-        speed = (value - self._value) / (unit * seconds)
-        self._speed = self._speed + _weight(1.0, seconds) * (speed - self._speed)
-        pace = np.linalg.norm(self._speed[:, :2], axis=1, keepdims=True)
-        self._value = self._value + _weight(self._cutoff + self._slope * pace, seconds) * (value - self._value)
-        return self._value
-
-
-def _weight(cutoff: Any, seconds: float) -> Any:
-    """Return the share of a new value in a first-order low-pass filter."""
-    return 1 / (1 + 1 / (2 * np.pi * cutoff * seconds))
