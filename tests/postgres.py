@@ -69,7 +69,7 @@ class Server:
         """Make it in `folder`; where there is a password, it is asked for."""
         self._folder = folder
         self._password = password
-        self._data = folder / "data"
+        self.data = folder / "data"
         self._user: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
         with closing(socket.socket()) as free:
@@ -83,8 +83,8 @@ class Server:
         (folder / "password").write_text(password or "none")
         (folder / "password").chmod(0o644)
         auth = ("-A", "scram-sha-256" if password else "trust", f"--pwfile={folder / 'password'}")
-        self._run("initdb", "-D", self._data, "-U", "postgres", *auth, "--no-sync", "-E", "UTF8", "--locale=C")
-        with (self._data / "postgresql.conf").open("a", encoding="utf-8") as settings:
+        self._run("initdb", "-D", self.data, "-U", "postgres", *auth, "--no-sync", "-E", "UTF8", "--locale=C")
+        with (self.data / "postgresql.conf").open("a", encoding="utf-8") as settings:
             settings.writelines(f"{name} = {value}\n" for name, value in SETTINGS.items())
         self._keeper = subprocess.Popen(
             ["/bin/sh", "-c", KEEPER],
@@ -127,7 +127,7 @@ class Server:
         """Start it, and wait until it answers."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._bin / "postgres", "-D", self._data, "-p", str(self.port), "-h", "127.0.0.1", "-k", self._folder],
+                [self._bin / "postgres", "-D", self.data, "-p", str(self.port), "-h", "127.0.0.1", "-k", self._folder],
                 cwd=self._folder,
                 stdout=log,
                 stderr=log,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
+import postgres
 import pytest
 from processes import Service, eventually, files_in
 from s3_servers import S3Server
@@ -26,15 +27,23 @@ WINDOW_BYTES = 48
 
 @dataclass
 class Written:
-    """All that the service and its engine write: the data folder, temporary files, the store of objects."""
+    """All that the service and its engine write: the data folder, temporary files, those of the store and the database.
+
+    folder       of the test
+    environment  of the service
+    files        where the store keeps its files, in place of the data folder
+    server       of the database, in place of SQLite
+    """
 
     folder: Path
     environment: dict[str, str]
-    objects: Path | None
+    files: Path | None = None
+    server: postgres.Server | None = None
 
     @property
     def places(self) -> list[Path]:
-        return [self.folder / "data", self.folder / "tmp", *([self.objects] if self.objects else [])]
+        also = [self.files, self.server and self.server.data]
+        return [self.folder / "data", self.folder / "tmp", *(place for place in also if place)]
 
     def holds(self, *needles: bytes) -> list[str]:
         """Return the files that hold one of these."""
@@ -48,17 +57,32 @@ class Written:
                 found += [f"{place.name}/{name}" for needle in needles if needle in content][:1]
         return found
 
+    def remembers(self, text: str) -> bool:
+        """Tell whether a record has this text. Of PostgreSQL the rows count: it overwrites what goes in its time."""
+        if self.server is None:
+            return bool(self.holds(text.encode()))
+        tables = postgres.sql(self.server.url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        rows = (postgres.sql(self.server.url, f"SELECT kept::text FROM {table} AS kept") for (table,) in tables)
+        return any(text in row for found in rows for (row,) in found)
 
-@pytest.fixture(params=["local", "s3"])
+
+@pytest.fixture(params=["local", "s3", "postgresql"])
 def written(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Written]:
     (tmp_path / "tmp").mkdir()
+    environment = {"TMPDIR": str(tmp_path / "tmp")}
     with ExitStack() as stack:
-        environment, objects = {"TMPDIR": str(tmp_path / "tmp")}, None
         if request.param == "s3":
-            server = stack.enter_context(S3Server("nanio"))
-            environment |= {**server.environment(), "FACESWAP_FILES_URL": f"s3://{server.new_bucket()}/jobs"}
-            objects = server._folder
-        yield Written(tmp_path, environment, objects)
+            store = stack.enter_context(S3Server("nanio"))
+            environment |= {**store.environment(), "FACESWAP_FILES_URL": f"s3://{store.new_bucket()}/jobs"}
+            yield Written(tmp_path, environment, store._folder)
+        elif request.param == "postgresql":
+            server = postgres.start_server()
+            stack.callback(server.remove)
+            (shared := tmp_path / "shared").mkdir()
+            environment |= {"FACESWAP_DATABASE_URL": server.url, "FACESWAP_FILES_URL": str(shared)}
+            yield Written(tmp_path, environment, shared, server)
+        else:
+            yield Written(tmp_path, environment)
 
 
 def marked_media(folder: Path) -> Media:
@@ -93,6 +117,7 @@ async def test_nothing_of_the_inputs_is_left_after_a_delete_and_after_the_limits
         job = await api.finished(output_name=NAME)
         assert (await api.get(job["result"] + "?signature=hidden")).status == 200
         assert written.holds(MARKER) and written.holds(wanted[3]) and written.holds(wanted[-3])  # the search finds
+        assert written.remembers(NAME)
 
         answer = await api.call("DELETE", f"/jobs/{job['prompt_id']}")
         assert answer.status == 204
@@ -118,9 +143,9 @@ async def test_nothing_of_the_inputs_is_left_after_a_delete_and_after_the_limits
         assert written.holds(*wanted) == []
 
         async def is_forgotten() -> bool:
-            return not written.holds(NAME.encode())
+            return not written.remembers(NAME)
 
-        await eventually(is_forgotten)  # by the database and its write-ahead log too
+        await eventually(is_forgotten)  # by SQLite's file and its write-ahead log too
         stored = [name for place in written.places[1:] for name in files_in(place) if expiring["prompt_id"] in name]
         assert [*service.files(), *stored] == ["engine/.lock"]
 
