@@ -108,7 +108,7 @@ quality: $(VENV)/.installed-quality ## figures and contact sheets of the swap, i
 	$(BIN)/python -m quality $(if $(CLIPS),--clips $(CLIPS)) $(if $(PORTRAITS),--portraits $(PORTRAITS)) $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 .PHONY: fuzz
-fuzz: $(VENV)/.installed-dev ## schemathesis against a service with keys, 2,000 cases a group of endpoints; CASES=…, GROUP=jobs, SEED=…
+fuzz: $(VENV)/.installed-dev ## schemathesis against a service with keys, 2,000 cases a group of endpoints, and of the WebSocket; CASES=…, GROUP=jobs, SEED=…
 	cd tests && ../$(BIN)/python -m system.fuzz $(if $(CASES),--cases $(CASES)) $(if $(GROUP),--group $(GROUP)) $(if $(SEED),--seed $(SEED))
 
 .PHONY: mutate

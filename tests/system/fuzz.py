@@ -1,6 +1,7 @@
 """The API under schemathesis: cases made of its own description against a running service that asks for keys.
 
-`make fuzz` sends at least 2,000 cases to each group of endpoints, with every check that schemathesis has.
+`make fuzz` sends at least 2,000 cases to each group of endpoints, with every check that schemathesis has, and holds as
+many conversations over the WebSocket (`fuzz_socket`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import aiohttp
 from clips import make_clip
 from processes import Engine, Service
+from system.fuzz_socket import PATH, Client, conversations, fuzz_socket
 from waiting import eventually
 
 from faceswap import samples
@@ -30,9 +32,8 @@ REQUEST_S = 120
 """The longest that one request may take: the longest `?wait=`, and more on a busy machine."""
 MOST_QUEUED = 16
 """Jobs that may wait, so that a stream of events ends within `REQUEST_S`; one more is answered with 429."""
-SOCKET = "/face-swap-ws"
-"""No request of HTTP: it has tests of its own."""
-
+SOCKET = "socket"
+"""The group of conversations over the WebSocket, which schemathesis does not hold."""
 LINES, LINE_CHARACTERS = 200, 500
 """The most that is shown of a failure, and of each line."""
 
@@ -76,6 +77,7 @@ class Fuzz:
         self.clip = make_clip(folder / "clip.mp4", frames=2)
         (folder / "face.png").write_bytes(samples.FACE.read_bytes())
         (folder / "fuzz_hooks.py").write_text(HOOKS)
+        self.jobs: list[str] = []
 
     async def __aenter__(self) -> Fuzz:
         await self.engine.start()
@@ -105,7 +107,7 @@ class Fuzz:
             uploads = [await self._create_upload(session, key) for key in (KEY, KEY, KEY, OTHER_KEY)]
             results = [await self._end(session, prompt_id) for prompt_id in (*done, failed, cancelled, *disposable)]
         names = [result.rpartition("/")[2] for result in results if result]
-        jobs, deleted = [*done, failed, cancelled, others], [*disposable, others]
+        self.jobs, deleted = [*done, failed, cancelled, others], [*disposable, others]
         (self.folder / "schemathesis.toml").write_text(
             f"""
 hooks = "fuzz_hooks"
@@ -114,7 +116,7 @@ continue-on-failure = true
 warnings = false
 
 [dictionaries]
-jobs.values = {json.dumps(jobs)}
+jobs.values = {json.dumps(self.jobs)}
 deleted.values = {json.dumps(deleted)}
 results.values = {json.dumps(names)}
 uploads.values = {json.dumps(uploads)}
@@ -192,7 +194,7 @@ checks.positive_data_acceptance.expected-statuses = {json.dumps(MEDIA_REFUSED)}
                 str(self.folder / "schemathesis.toml"),
             ),
             *("run", f"{self.service.url}/openapi.json", "--checks", "all", "--header", f"Authorization: Bearer {KEY}"),
-            *("--exclude-path", SOCKET, "--report-json-path", str(report), *arguments),
+            *("--exclude-path", PATH, "--report-json-path", str(report), *arguments),
             cwd=self.folder,
             env={"PYTHONPATH": str(self.folder), "PATH": "/usr/bin:/bin", "HOME": str(self.folder)},
             stdout=asyncio.subprocess.PIPE,
@@ -209,6 +211,14 @@ checks.positive_data_acceptance.expected-statuses = {json.dumps(MEDIA_REFUSED)}
         assert "Traceback" not in self.service.log(), self.service.log()[-5_000:]
         return int(json.loads(report.read_text())["test_cases"]["generated"])
 
+    async def talk(self, cases: int, seed: int) -> None:
+        """Hold conversations over the WebSocket. Raises AssertionError with what was found."""
+        files = {"video": self.clip.read_bytes(), "image": samples.FACE.read_bytes()}
+        client = Client(self.service.url, files, {"X-API-Key": KEY})
+        await asyncio.to_thread(fuzz_socket, client, conversations(files, self.jobs), cases, seed)
+        assert self.service.running
+        assert "Traceback" not in self.service.log(), self.service.log()[-5_000:]
+
 
 def _readable(output: bytes) -> str:
     """Return what schemathesis found, without the bytes of media."""
@@ -221,6 +231,11 @@ async def fuzz(cases: int, groups: Sequence[str], seed: int) -> None:
     with tempfile.TemporaryDirectory(prefix="faceswap-fuzz-") as folder:
         async with Fuzz(Path(folder)) as service:
             for group in groups:
+                if group == SOCKET:
+                    await service.prepare()
+                    await service.talk(cases, seed)
+                    print(f"{group}: {cases} conversations, seed {seed}", flush=True)
+                    continue
                 sent = 0
                 while sent < cases:
                     await service.prepare()
@@ -237,11 +252,11 @@ def main() -> None:
     """Read the command line and fuzz."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cases", type=int, default=2000, help="at least, for each group of endpoints")
-    parser.add_argument("--group", action="append", choices=[*TAGS], help="only this one, repeatable")
+    parser.add_argument("--group", action="append", choices=[*TAGS, SOCKET], help="only this one, repeatable")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     try:
-        asyncio.run(fuzz(arguments.cases, arguments.group or [*TAGS], arguments.seed))
+        asyncio.run(fuzz(arguments.cases, arguments.group or [*TAGS, SOCKET], arguments.seed))
     except AssertionError as error:
         sys.exit(str(error))
 
