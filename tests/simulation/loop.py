@@ -43,6 +43,8 @@ class Scheduler:
         """Called with what a thread is to do; what it raises, that raises."""
         self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
         self._numbers = itertools.count()
+        self.task_numbers = itertools.count(random.getrandbits(28) << 32)
+        """None is another machine's or world's: in the set of all tasks there would be as many equal hashes."""
 
     def add(self, when: float, handle: asyncio.TimerHandle) -> None:
         """Run a handle at a time."""
@@ -179,7 +181,7 @@ class Machine(asyncio.AbstractEventLoop):
         return asyncio.Future(loop=self)
 
     def create_task(self, coro: Any, *, name: str | None = None, context: Context | None = None) -> asyncio.Task[Any]:
-        task = Task(coro, len(self.tasks), loop=self, name=name, context=context)
+        task = Task(coro, next(self.scheduler.task_numbers), loop=self, name=name, context=context)
         self.tasks.append(task)
         return task
 

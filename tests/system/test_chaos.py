@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from system.chaos import Chaos
 
-JOBS = 24
+JOBS = 18
 
 
 @pytest.mark.timeout(900)

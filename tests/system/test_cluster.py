@@ -30,7 +30,7 @@ from faceswap.samples import FACE
 
 FRAMES = 12
 WATCHERS = int(os.environ.get("WATCHERS", "60"))
-JOBS = 20
+JOBS = 14
 NOTES_LOST_S = 0.5
 """Between two cuts of all ways to the database."""
 

@@ -30,9 +30,9 @@ from test_files import (
 )
 from waiting import until
 
+from faceswap import samples
 from faceswap.client import FaceSwap
 from faceswap.recovery import FILES_AWAY_MESSAGE
-from faceswap.samples import FACE, make_clip
 
 MIB = 2**20
 LARGE = 160 * MIB
@@ -200,16 +200,19 @@ async def test_while_s3_is_away_jobs_wait_and_nothing_is_taken_in(
 
 
 @ON_DISK
-async def test_with_the_embedded_engine_a_face_is_swapped(tmp_path: Path, server: S3Server) -> None:
+async def test_with_the_embedded_engine_a_face_is_swapped(
+    tmp_path: Path, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "FRAMES", 18)
     bucket = server.new_bucket()
     source, result_file = tmp_path / "source.mp4", tmp_path / "result.mp4"
-    make_clip(source)
+    samples.make_clip(source)
     env = dict(server.environment())
     async with (
-        Service(tmp_path, env=env, files_url=f"s3://{bucket}/prefix", segment_frames=24) as service,
+        Service(tmp_path, env=env, files_url=f"s3://{bucket}/prefix", segment_frames=8) as service,
         FaceSwap(service.url) as client,
     ):
-        prompt_id = await client.submit(source, FACE, output_name="swapped")
+        prompt_id = await client.submit(source, samples.FACE, output_name="swapped")
         events = [event async for event in client.events(prompt_id)]
         assert events[-1].type == "completed", events[-1]
         await client.download("swapped.mp4", result_file, sha256=events[-1].data["sha256"])

@@ -21,7 +21,7 @@ from waiting import WAIT_S
 from faceswap import samples
 from faceswap.client import FaceSwap, JobEvent
 
-SAMPLED = 12
+SAMPLED = 8
 SHORT = 25
 """Frames of the clip for what is shown of the whole one elsewhere."""
 TOLD = "The embedded engine has no use for face_boost: it has no network for that."
