@@ -141,6 +141,35 @@ def test_colours_are_meant_as_those_of_the_picture_were(tmp_path: Path) -> None:
 PAYLOAD = "5fb4bde01d0c4c1a"
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("kind", ["png", "webp", "jpg"])
+def test_what_is_transparent_stays_so_or_that_is_told(tmp_path: Path, kind: str, turned: bool) -> None:
+    picture = read_image(ASTRONAUT)
+    opacity = np.full(picture.shape[:2], 255, np.uint8)
+    opacity[:40, 20:] = 0
+    opacity[40:60] = 128
+    exif = Image.Exif()
+    exif[0x0112] = 6 if turned else 1
+    stored = np.dstack([picture[..., ::-1], opacity])
+    Image.fromarray(np.rot90(stored) if turned else stored).save(tmp_path / "clear.png", exif=exif)
+    result = written(tmp_path / "engine.png", swapped(picture))
+    facts = finish(result, tmp_path / "clear.png", tmp_path / "out", kind=kind)
+    with Image.open(tmp_path / "out") as image:
+        if kind == "jpg":
+            assert image.mode == "RGB" and len(facts.warnings) == 1 and "transparent" in facts.warnings[0]
+        else:
+            assert np.array_equal(np.asarray(image.getchannel("A")), opacity) and not facts.warnings
+            assert abs(np.asarray(image, int)[60:, :, :3] - swapped(picture)[60:, :, ::-1]).mean() < 3
+
+
+def test_an_opaque_picture_gets_no_transparency(tmp_path: Path) -> None:
+    picture = read_image(ASTRONAUT)
+    Image.fromarray(picture[..., ::-1]).convert("RGBA").save(tmp_path / "opaque.png")
+    finish(written(tmp_path / "engine.png", swapped(picture)), tmp_path / "opaque.png", tmp_path / "out")
+    with Image.open(tmp_path / "out") as image:
+        assert image.mode == "RGB"
+
+
 @pytest.mark.parametrize("source", [ASTRONAUT, GRACE_HOPPER], ids=lambda path: path.stem)
 def test_a_watermark_is_read_from_copies_of_a_picture(tmp_path: Path, source: Path) -> None:
     shown = read_image(source)

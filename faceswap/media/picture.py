@@ -39,6 +39,11 @@ SCALING_NOISE = 3.0
 """Steps of 8 bits by which a picture differs where it was scaled, at most."""
 BLACK_LEVEL, NOT_BLACK_LEVEL = 16, 48
 
+CLEAR_FORMATS, CLEAR_KINDS = ("PNG", "WEBP", "GIF", "TIFF"), ("png", "webp")
+"""Pictures that may be transparent in places, as targets and as results."""
+CLEARNESS_LOST = (
+    "The picture is transparent in places, which a JPEG cannot be; ask for `format` png or webp to keep that."
+)
 PROFILED_FORMATS, RGB_MODES = ("PNG", "JPEG", "WEBP", "TIFF"), ("RGB", "RGBA", "P")
 PILLOW_NAMES = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}
 
@@ -138,15 +143,19 @@ def finish_picture(
 ) -> JoinFacts:
     """Write the engine's picture to `out` as `kind` (png, jpg, webp), with a label unless it is empty.
 
-    It gets a watermark of `payload` (hexadecimal) unless that is None, keeps the colour profile of `source`, says that
-    job `prompt_id` made it, and is signed with the certificate and key in `signing`. `out` appears complete or not at
-    all. Raises JobFailure (`output_damaged`, `disk_full`, `not_signed`).
+    It gets a watermark of `payload` (hexadecimal) unless that is None, keeps the colour profile of `source` and is
+    transparent where that is, says that job `prompt_id` made it, and is signed with the certificate and key in
+    `signing`. `out` appears complete or not at all. Raises JobFailure (`output_damaged`, `disk_full`, `not_signed`).
     """
     picture = _read(result)
+    opacity = _opacity(source, picture.shape[1], picture.shape[0])
     if label:
         Label(label, (picture.shape[1], picture.shape[0])).draw(picture)
     if payload is not None:
         still_watermark.draw(picture, bytes.fromhex(payload))
+    warnings = (CLEARNESS_LOST,) if opacity is not None and kind not in CLEAR_KINDS else ()
+    if opacity is not None and not warnings:
+        picture = np.dstack([picture, opacity])
     partial, unsigned = partial_path(out), unsigned_path(out)
     try:
         with disk_full_fails_the_job():
@@ -164,7 +173,7 @@ def finish_picture(
     finally:
         partial.unlink(missing_ok=True)
         unsigned.unlink(missing_ok=True)
-    return JoinFacts(size, digest, 1, 0.0, ())
+    return JoinFacts(size, digest, 1, 0.0, warnings)
 
 
 def _encoded(picture: Picture, kind: str, crf: int, prompt_id: str, profile: bytes | None) -> bytes:
@@ -181,13 +190,25 @@ def _encoded(picture: Picture, kind: str, crf: int, prompt_id: str, profile: byt
     if kind == "jpg":
         options["subsampling"] = 0
     data = io.BytesIO()
-    Image.fromarray(picture[..., ::-1]).save(data, PILLOW_NAMES[kind], **options)
+    order = cv2.COLOR_BGR2RGB if picture.shape[2] == 3 else cv2.COLOR_BGRA2RGBA
+    Image.fromarray(cv2.cvtColor(picture, order)).save(data, PILLOW_NAMES[kind], **options)
     return data.getvalue()
 
 
 def picture_quality(crf: int) -> int:
     """Return the quality (0–100) of JPEG and WebP for x264's `crf`: 95 for 20, 83 for 37, 67 for 51."""
     return round(100 - crf * crf / 80)
+
+
+def _opacity(source: Path, width: int, height: int) -> Picture | None:
+    """Return how opaque a still picture is, upright, uint8 (H, W); None where it is so everywhere."""
+    from PIL import Image, ImageOps
+
+    with suppress(OSError, SyntaxError, ValueError), Image.open(source, formats=CLEAR_FORMATS) as image:
+        if image.has_transparency_data:
+            opacity = np.asarray(ImageOps.exif_transpose(image).convert("RGBA").getchannel("A").resize((width, height)))
+            return None if int(opacity.min()) == 255 else opacity
+    return None
 
 
 def _profile(source: Path) -> bytes | None:
