@@ -143,8 +143,9 @@ class Submitter:
         if options.one_person and len(submission.images) > 1 and (problem := self._person_problem()):
             raise Unprocessable(f"Option 'one_person' cannot be had: {problem}", code="one_person_unavailable")
         submission, warnings = await self._pictures.check(submission, prompt_id, owner)
-        if not await asyncio.to_thread(_may_have_networks, self._settings):
-            warnings += submission.options.embedded_warnings()
+        unused = options.embedded_warnings()
+        if unused and not await asyncio.to_thread(_may_have_networks, self._settings):
+            warnings += unused
         if submission.options.at is not None and submission.options.frame_rate is not None:
             warnings += (RATE_OF_ONE_FRAME,)
         options, inputs, segments = await self._plan_target(submission, prompt_id, workflow)
