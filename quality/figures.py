@@ -312,7 +312,8 @@ def _unswapped(faces: list[Points | None], shares: Floats) -> int:
     if not len(swapped):
         return 0
     between = range(swapped[0], swapped[-1])
-    return sum(shares[k] < _CHANGED_LEVELS and faces[k] is not None and _is_frontal(faces[k]) for k in between)
+    missed = [faces[k] for k in between if shares[k] < _CHANGED_LEVELS]
+    return sum(face is not None and _is_frontal(face) for face in missed)
 
 
 def _jump(before: list[Image], after: list[Image], faces: list[Points | None], shares: Floats) -> float | None:
@@ -347,6 +348,6 @@ def encoded(frames: Sequence[Frame], rate: float) -> list[Image]:
             output.mux(stream.encode(picture))
         output.mux(stream.encode(None))
     file.seek(0)
-    with av.open(file) as decoded:
-        pictures = [picture.to_ndarray(format="yuv420p") for picture in decoded.decode(video=0)]
+    with av.open(file, "r") as decoded:
+        pictures = [np.asarray(picture.to_ndarray(format="yuv420p"), np.uint8) for picture in decoded.decode(video=0)]
     return [Frame(planes, frame.colour).to_bgr() for planes, frame in zip(pictures, frames, strict=True)]

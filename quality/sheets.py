@@ -36,7 +36,7 @@ def draw(
     rows = []
     for (number, _), pictures in zip(shown, cut, strict=True):
         difference = cv2.absdiff(pictures[0], pictures[-1])
-        amplified = np.asarray(cv2.multiply(difference, (_AMPLIFIED,) * 4), np.uint8)
+        amplified = np.asarray(cv2.convertScaleAbs(difference, alpha=_AMPLIFIED), np.uint8)
         row = np.hstack([_sized(picture, side) for picture in (*pictures, amplified)])
         cv2.putText(row, str(number), (4, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 255, 0), 1, cv2.LINE_AA)
         rows.append(row)

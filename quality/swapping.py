@@ -61,7 +61,7 @@ def swap(clip: Path, portrait: Path, frames: int) -> Swapped:
     selected = Clip(probe(clip), Selection(cap=frames))
     source = SourceFace.from_image(read_picture(portrait).bgr)
     # An older engine to compare with looks no frames ahead.
-    ahead = {"lookahead": engine_swap.LOOKAHEAD} if hasattr(engine_swap, "LOOKAHEAD") else {}
+    ahead: dict[str, Any] = {"lookahead": engine_swap.LOOKAHEAD} if hasattr(engine_swap, "LOOKAHEAD") else {}
     recorder = _Recorder(FaceSwapper([source], frame_rate=float(selected.rate), **ahead))
     start = time.process_time()
     planes = [frame.planes for frame in swap_frames(selected, recorder, SwapCount())]
