@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, aclosing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from . import events
 from .clock import monotonic
@@ -61,6 +63,8 @@ class _Attempt:
     prompt: InFlightPrompt
     backend: Backend
     bars: SegmentProgress
+    expected: set[EngineFile] = field(default_factory=set)
+    """The files that it makes at its engine, stored before it does."""
 
     @property
     def segment(self) -> Segment:
@@ -223,13 +227,12 @@ class Runner:
         try:
             if job.media == "image":
                 inputs = await self._inputs.provide_still(job, attempt.backend)
-                if not attempt.backend.is_embedded:
-                    await self._remember_made(attempt, [still_output(prefix)])
+                await self._remember_made(attempt, [still_output(prefix)])
                 return workflow.build_still(
                     picture=inputs.video, images=inputs.images, output_prefix=prefix, options=options
                 )
             inputs = await self._inputs.provide(job, segment, attempt.backend, splittable=workflow.splittable)
-            return workflow.build(
+            graph = workflow.build(
                 video=inputs.video,
                 images=inputs.images,
                 output_prefix=prefix,
@@ -237,6 +240,8 @@ class Runner:
                 skip_first_frames=inputs.first_frame,
                 frame_load_cap=0 if job.segments_total == 1 and job.is_whole else segment.frame_count,
             )
+            await self._remember_made(attempt, video_outputs(prefix, graph[workflow.output]["inputs"]))
+            return graph
         except WorkflowError as error:
             raise JobFailure("workflow_invalid", str(error)) from error
 
@@ -276,8 +281,7 @@ class Runner:
         share = outcome.swapped.get(attempt.workflow.swap)
         path = self._files.segment(segment)
         await self._files.make_scratch(job.prompt_id)
-        if not attempt.backend.is_embedded:
-            await self._remember_made(attempt, _made_with(output))
+        await self._remember_made(attempt, _made_with(output))
         await attempt.backend.client.download(output, path, OUTPUT_LIMIT_BYTES)
         try:
             if job.media == "image":
@@ -306,9 +310,11 @@ class Runner:
         return verdict
 
     async def _remember_made(self, attempt: _Attempt, files: list[EngineFile]) -> None:
-        """Store the names of files that ComfyUI makes, so that they are emptied on time."""
-        add = partial(self._store.add_engine_files, attempt.backend.name, attempt.job.prompt_id, files)
-        await retry_writes(add)
+        """Store the names of files that ComfyUI makes, so that they are emptied on time, once."""
+        new = [file for file in files if file not in attempt.expected]
+        if new and not attempt.backend.is_embedded:  # whose folders are ours
+            await retry_writes(partial(self._store.add_engine_files, attempt.backend.name, attempt.job.prompt_id, new))
+            attempt.expected.update(new)
 
     def _workflow(self, job: Job) -> Workflow:
         workflow = self._workflows.get(job.workflow)
@@ -340,11 +346,25 @@ def still_output(prefix: str) -> EngineFile:
     return EngineFile("output", subfolder, f"{stem}_00001_.png")
 
 
+def video_outputs(prefix: str, combine: Mapping[str, Any]) -> list[EngineFile]:
+    """Return the files that VHS_VideoCombine, by its inputs, makes for a prefix that is used once.
+
+    A prompt that is stopped, or given up, may leave any of them and never tell. None where its format does not tell
+    the extension.
+    """
+    extension = re.search("(mp4|webm)$", str(combine.get("format")))
+    if extension is None:
+        return []
+    subfolder, _, stem = prefix.rpartition("/")
+    kind = "output" if combine.get("save_output", True) else "temp"
+    return _made_with(OutputFile(f"{stem}_00001.{extension[0]}", subfolder, kind))
+
+
 def _made_with(output: OutputFile) -> list[EngineFile]:
-    """Return an output and the files that VHS_VideoCombine makes beside it: without the sound, and the first frame."""
+    """Return an output and what VHS_VideoCombine makes beside it: without and with the sound, and the first frame."""
     stem, _, extension = output.filename.rpartition(".")
     base = stem.removesuffix("-audio")
-    names = sorted({output.filename, f"{base}.{extension}", f"{base}.png"})
+    names = sorted({output.filename, f"{base}.{extension}", f"{base}-audio.{extension}", f"{base}.png"})
     return [EngineFile(output.type, output.subfolder, name) for name in names]
 
 

@@ -14,6 +14,7 @@ from clips import make_clip
 from service_rig import ServiceRig, service_and_engines
 from stored_jobs import create, opened, run_to_success
 from waiting import eventually, until
+from yarl import URL
 
 from faceswap import engine_watch
 from faceswap.api import keys
@@ -138,3 +139,37 @@ async def test_an_engine_that_does_not_do_it_is_asked_again_where_that_may_help(
         await until_empty(service.client.app[keys.STORE], backend.name)
         assert (sizes(tmp_path / "engine-0") == {0}) is passes
         assert ("of a job that was erased" in caplog.text) is not passes
+
+
+@pytest.mark.usefixtures("quick")
+async def test_what_a_prompt_makes_that_was_given_up_is_emptied_too(clip: Path, tmp_path: Path) -> None:
+    silent, unstoppable = set[int | None](), set[int | None]()
+
+    async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if request.url.port in silent:
+            return web.Response(status=503)
+        if request.url.port in unstoppable and request.path in ("/interrupt", "/queue") and request.method == "POST":
+            return web.Response()
+        return await handler(request)
+
+    async with service_and_engines(tmp_path, 2, paint=True, lie=lie) as (service, engines):
+        for engine in engines:
+            engine.hold()
+        prompt_id = await service.post(clip)
+        await until(lambda: any(engine.running for engine in engines))
+        held, other = sorted(engines, key=lambda engine: engine.running is None)
+        silent.add(URL(held.url).port)
+        unstoppable.add(URL(held.url).port)
+        await until(lambda: other.running)
+        other.release()
+        assert (await service.ended(prompt_id))["status"] == "SUCCESS"
+        await erase(service, prompt_id)
+        asked, store = len(held.calls), service.client.app[keys.STORE]
+        silent.clear()
+        await until(lambda: ("POST", "/upload/image") in held.calls[asked:])  # its inputs are emptied while it runs
+        names = [backend.name for backend in service.client.app[keys.SCHEDULER].backends]
+        assert held.running and any([await store.engine_files_to_empty(name, 1) for name in names])
+        held.release()
+        for name in names:
+            await until_empty(store, name)
+        assert not held.running and sizes(held.folder) == sizes(other.folder) == {0}
