@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import stat
@@ -461,6 +462,13 @@ def test_json_is_not_read_where_it_is_long(text: str | bytes) -> None:
     with pytest.raises(TooLarge):
         parse_object(text)
     assert parse_object(text[:MAX_TEXT_BYTES]) == {}
+
+
+def test_a_whole_number_may_be_written_with_a_fraction() -> None:
+    found = parse_object('{"crf": 2e1, "priority": -5.0, "mapping": [{"face": 1.0}], "start": 0.5}')
+    assert found == {"crf": 20, "priority": -5, "mapping": [{"face": 1}], "start": 0.5}
+    assert Options.parse(found).crf == 20
+    assert not math.isfinite(parse_object('{"start": 1e999}')["start"])
 
 
 BAD_MULTIPART = [

@@ -287,7 +287,7 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     if len(text) > MAX_TEXT_BYTES:
         raise TooLarge(f"The JSON is longer than {MAX_TEXT_BYTES:,} bytes.", code="too_large")
     try:
-        value = json.loads(text, object_pairs_hook=_unique)
+        value = json.loads(text, object_pairs_hook=_unique, parse_float=_number)
     except (ValueError, RecursionError):
         raise BadRequest("The request is not well-formed JSON.", code="malformed_json") from None
     return as_object(value)
@@ -305,6 +305,12 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         raise BadRequest("A name was given twice in the JSON.", code="duplicate_field")
     return value
+
+
+def _number(text: str) -> int | float:
+    """Return a number with a fraction or an exponent, to JSON Schema a whole one too: 5.0 is 5."""
+    number = float(text)
+    return int(number) if number.is_integer() else number
 
 
 def _file(name: str, _raw: object) -> None:
