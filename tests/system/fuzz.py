@@ -44,7 +44,7 @@ GONE = ["2xx", "3xx", "401", "403", "404", "409", "410", "412", "416", "429"]
 UPLOAD_REFUSED = [*GONE, "413", "423"]
 """Answers to a request as described to add to an upload: it may be whole, or another's turn."""
 REFUSED = ["400", "401", "403", "404", "405", "409", "410", "411", "412", "413", "415", "416", "422", "429", "431"]
-"""Answers to a request that is not as described."""
+"""Answers to a request that is not as described. One that stands for a DELETE (204) may have any headers of a PATCH."""
 
 HOOKS = """
 from pathlib import Path
@@ -151,6 +151,7 @@ checks.positive_data_acceptance.expected-statuses = {json.dumps(UPLOAD_REFUSED)}
 [[operations]]
 include-name = "POST /uploads/{{upload_id}}"
 checks.positive_data_acceptance.expected-statuses = {json.dumps(UPLOAD_REFUSED)}
+checks.negative_data_rejection.expected-statuses = {json.dumps([*REFUSED, "204"])}
 
 [[operations]]
 include-name = "POST /faces"
