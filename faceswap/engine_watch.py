@@ -107,11 +107,11 @@ async def empty_files(store: Store, backend: Backend) -> None:
         try:
             while files := await store.engine_files_to_empty(backend.name, EMPTY_BATCH):
                 await _empty(backend, files)
+                if backend.idle:  # it keeps what it last read until the next prompt comes
+                    await backend.client.free(models=False)
                 if backend.abandoned:
                     break  # they may make files yet: all is emptied again until they have ended
                 await store.forget_engine_files(backend.name, files)
-                if backend.idle:  # it keeps what it last read until the next prompt comes
-                    await backend.client.free(models=False)
         except ComfyError:
             continue  # until it can be asked
         except StoreError as error:

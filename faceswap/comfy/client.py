@@ -178,6 +178,8 @@ class ComfyClient:
             if response.status == NOT_FOUND:
                 return
             _check_status(response)
+            if response.content_length == 0:
+                return
         form = aiohttp.FormData(quote_fields=False)
         form.add_field("image", b"", filename=name, content_type="application/octet-stream")
         form.add_field("subfolder", subfolder)
