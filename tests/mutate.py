@@ -32,6 +32,9 @@ WAIT_S = 20
 TIMEOUT_S = 3600.0
 PYTEST = "import os, sys, pytest; code = pytest.main(sys.argv[1:]); sys.stdout.flush(); os._exit(code)"
 """Ends at once, whatever threads a failed test has left behind."""
+TIMED_OUT = "+ Timeout +"
+"""In what pytest-timeout writes when it ends the process."""
+HANGS = "nothing ended any more"
 FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
@@ -73,7 +76,8 @@ def mutations() -> list[Mutation]:
 
 def run_tests(root: Path, tests: Sequence[str]) -> str | None:
     """Run tests in the tree at `root`; returns the first that fails, None when all pass."""
-    options = ["-x", "-p", "no:cacheprovider", "--timeout", str(TEST_TIMEOUT_S)]
+    # By a thread: what a signal raises in a task of the background ends nothing but that.
+    options = ["-x", "-p", "no:cacheprovider", "--timeout", str(TEST_TIMEOUT_S), "--timeout-method", "thread"]
     command = [sys.executable, "-c", PYTEST, *options, *(f"tests/{test}" for test in tests)]
     environ = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "WAIT_S": str(WAIT_S)}
     with tempfile.TemporaryFile("w+", encoding="utf-8") as told:  # a pipe would wait for all who inherit it
@@ -81,7 +85,7 @@ def run_tests(root: Path, tests: Sequence[str]) -> str | None:
         try:
             process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            return "nothing ended any more"
+            return HANGS
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
@@ -92,6 +96,8 @@ def run_tests(root: Path, tests: Sequence[str]) -> str | None:
         return None
     if process.returncode not in (1, 2):  # a failed test, a module that cannot be imported
         raise RuntimeError(f"pytest ended with {process.returncode}: {output}")
+    if TIMED_OUT in output:
+        return HANGS
     found = FAILED.search(output)
     return found[1].removeprefix("tests/") if found else output.strip().splitlines()[-1]
 
