@@ -1,4 +1,4 @@
-"""The two networks, run by LiteRT on one thread each: BlazeFace finds faces, MediaPipe's landmarker places 478 points.
+"""The two networks for faces, run by LiteRT on one thread each: BlazeFace finds, MediaPipe's landmarker places them.
 
 A network object belongs to one thread at a time; loading one takes a few milliseconds.
 """
@@ -52,7 +52,7 @@ class Landmarker:
     _PATTERN_SIDE = 64
 
     def __init__(self) -> None:
-        self._model = _load("face_landmarks_detector.tflite")
+        self._model = load("face_landmarks_detector.tflite")
         outputs = self._model.get_output_details()
         self._input = self._model.get_input_details()[0]["index"]
         self._points = next(o["index"] for o in outputs if np.prod(o["shape"]) == 478 * 3)
@@ -60,7 +60,7 @@ class Landmarker:
 
     def __call__(self, picture: Pixels, region: Region) -> Placement:
         """Place the face of a region."""
-        crop, to_image = _crop(picture, region, self._SIDE)
+        crop, to_image = cut(picture, region, self._SIDE)
         rgb = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
         self._model.set_tensor(self._input, (rgb * np.float32(1 / 255))[None])
         self._model.invoke()
@@ -68,7 +68,7 @@ class Landmarker:
         pattern = self._pattern(crop, points[:VERTICES, :2])
         points[:, :2] = points[:, :2] @ to_image[:, :2].T + to_image[:, 2]
         points[:, 2] *= region.size / self._SIDE
-        return Placement(points, float(_sigmoid(self._model.get_tensor(self._score).ravel()[0])), pattern)
+        return Placement(points, float(sigmoid(self._model.get_tensor(self._score).ravel()[0])), pattern)
 
     def _pattern(self, crop: Image, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Read the brightness of a crop, made smaller against noise, at the vertices."""
@@ -84,7 +84,7 @@ class Detector:
     _SIDE = 192
 
     def __init__(self) -> None:
-        self._model = _load("face_detection_full_range.tflite")
+        self._model = load("face_detection_full_range.tflite")
         outputs = self._model.get_output_details()
         self._input = self._model.get_input_details()[0]["index"]
         self._boxes = next(o["index"] for o in outputs if o["shape"][-1] == 16)
@@ -94,11 +94,11 @@ class Detector:
 
     def __call__(self, picture: Pixels, region: Region) -> Box:
         """Return the detections in an upright region, (n, 9), pixels: box, score, right and left eye."""
-        crop, to_image = _crop(picture, region, self._SIDE)
+        crop, to_image = cut(picture, region, self._SIDE)
         rgb = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
         self._model.set_tensor(self._input, (rgb * np.float32(1 / 127.5) - 1)[None])
         self._model.invoke()
-        scores = _sigmoid(self._model.get_tensor(self._scores)[0, :, 0])
+        scores = sigmoid(self._model.get_tensor(self._scores)[0, :, 0])
         certain = scores > CERTAIN
         values = self._model.get_tensor(self._boxes)[0][certain].reshape(-1, 8, 2)
         anchors = self._anchors[certain][:, None]
@@ -107,7 +107,7 @@ class Detector:
         return np.insert(points.reshape(-1, 8), 4, scores[certain], axis=1).astype(np.float32)
 
 
-def _crop(picture: Pixels, region: Region, side: int) -> tuple[Image, NDArray[np.float32]]:
+def cut(picture: Pixels, region: Region, side: int) -> tuple[Image, NDArray[np.float32]]:
     """Cut a region out, `side` pixels wide; also return the (2, 3) matrix from the crop to the picture."""
     scale, half = region.size / side, side / 2
     c, s = np.cos(region.angle) * scale, np.sin(region.angle) * scale
@@ -126,7 +126,8 @@ def _crop(picture: Pixels, region: Region, side: int) -> tuple[Image, NDArray[np
     return np.asarray(crop, np.uint8), to_image.astype(np.float32)
 
 
-def _load(name: str) -> Any:
+def load(name: str) -> Any:
+    """Open one of the engine's own networks, ready to run on one thread."""
     # imported here: it takes 0.1 s, which a process that only looks at a mesh need not spend
     from ai_edge_litert.interpreter import Interpreter
 
@@ -135,5 +136,6 @@ def _load(name: str) -> Any:
     return model
 
 
-def _sigmoid(x: Any) -> Any:
+def sigmoid(x: Any) -> Any:
+    """Return the probability that a logit means."""
     return 1 / (1 + np.exp(-np.clip(x, -60, 60)))

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from . import colour, mask, mesh
+from . import colour, hand_mask, mask, mesh
 from .colour import Floats
 from .detail import Detail
 from .eyewear import Eyewear
@@ -86,6 +86,7 @@ class FacePainter:
         moved = mesh.morph(landmarks, pose, self._shift * np.float32(opacity))
         light, _ = view.draw(moved, self._light.over_mesh())
         own = self._own(view, landmarks, colour.to_log(picture) - light)
+        own *= 1 - hand_mask.over(view, track.hands)
         inside = own * mask.oval(*_coarse(view, moved))
         kept = self._kept(view, moved, landmarks)
         cover = view.fine(inside * (1 - kept) * np.float32(opacity))

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from . import mesh
 from .fades import Fades
+from .hand_tracking import HandTracker
 from .landmarks import Face, find_faces
 from .painter import FacePainter
 from .people import Look, People
@@ -99,7 +100,9 @@ class FaceSwapper:
         # A face that comes back half hidden is recognised sooner than another gets its place.
         self._targets = _Targets(target_indices, timeouts=max(LOOKAHEAD + 1, round(frame_rate / 2)))
         # One less: a frame may be final only with the next one.
-        self._fades = Fades(self._tracker.trace_back, max(0, lookahead - 1))
+        held_back = max(0, lookahead - 1)
+        self._fades = Fades(self._tracker.trace_back, held_back)
+        self._hands = HandTracker(held_back)
         self._awaited: deque[list[Track]] = deque()
         self._painters: dict[int, Painter] = {}
 
@@ -124,6 +127,7 @@ class FaceSwapper:
         tracks = self._awaited.popleft()
         tracks += self._chosen(frame, found)
         self._fades.add(tracks, begins_shot=self._tracker.begins_shot)
+        self._hands.add(frame, tracks, begins_shot=self._tracker.begins_shot)
 
     def _chosen(self, frame: Pixels, tracks: list[Track]) -> list[Track]:
         if self._people is None:

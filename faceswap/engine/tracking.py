@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from .hands import Hand
 from .landmarks import Finder, box_of, is_same_place, overlap, passes_of, region_of
 from .mesh import VERTICES, Image, Points
 from .networks import Placement, Region
@@ -69,6 +70,7 @@ class Track:
     pattern     brightness at the vertices, float32 (468,), as known of the face
     presence    0–1: less than 1 while a face comes into view or leaves it
     target      which of the wanted targets it is
+    hands       those that may be in front of it
     """
 
     identity: int
@@ -77,6 +79,7 @@ class Track:
     pattern: NDArray[np.float32]
     presence: float = 1.0
     target: int = 0
+    hands: tuple[Hand, ...] = ()
 
     @property
     def area(self) -> float:
@@ -87,7 +90,8 @@ class Track:
     def seen_from(self, left: int, top: int) -> Track:
         """Return the track in a part of the frame that begins at a pixel."""
         corner = np.array([left, top, 0], np.float32)
-        return replace(self, landmarks=self.landmarks - corner, raw=self.raw - corner)
+        hands = tuple(hand.seen_from(left, top) for hand in self.hands)
+        return replace(self, landmarks=self.landmarks - corner, raw=self.raw - corner, hands=hands)
 
 
 class Tracker:

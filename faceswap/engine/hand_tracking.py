@@ -1,0 +1,147 @@
+"""Hands followed through the frames of a clip, where they may be in front of a face that is replaced."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .fades import FADE
+from .hand_networks import region_of_hand
+from .hands import Hand, HandFinder, is_same_hand, palm_length
+from .landmarks import box_of
+from .mesh import Points
+from .networks import Region
+from .pixels import Pixels
+from .tracking import Track
+
+MOST_HANDS = 2
+
+LOOK_EVERY = 12
+"""Frames between two looks for hands around a face; one that was lost is looked for sooner."""
+
+SEARCH_EVERY = 3
+"""Frames between two looks for a hand that was lost, until it has faded out."""
+
+_AROUND = 3.0
+"""Size of the surroundings in which hands are looked for, in sizes of the face."""
+
+_FAR = 4.0
+"""Distance from every face, in sizes of a face, beyond which a hand is followed no more."""
+
+_SMOOTH, _PROMPT = 0.4, 0.15
+"""Share of a hand's new place that is taken while it rests, and the move, in palms, from which on all of it is."""
+
+_STEP = 1 / (FADE + 1)
+
+
+@dataclass
+class _Followed:
+    """A hand that is followed: where it is, how far it has come into view, and whether it was seen just now."""
+
+    points: Points
+    coming: float
+    is_seen: bool = True
+
+
+@dataclass
+class _Held:
+    """A frame that is held back, with its faces and its hands."""
+
+    frame: Pixels
+    tracks: list[Track]
+    hands: list[Hand] = field(default_factory=list)
+
+
+class HandTracker:
+    """A tracker of the hands at the faces of a clip, whose frames have to come in order.
+
+    lookahead    frames that are held back: a hand is traced back through them
+    """
+
+    def __init__(self, lookahead: int) -> None:
+        self._finder = HandFinder()
+        self._held: deque[_Held] = deque(maxlen=lookahead + 1)
+        self._followed: list[_Followed] = []
+        self._since_look = LOOK_EVERY
+        self._looks = 0
+
+    def add(self, frame: Pixels, tracks: list[Track], *, begins_shot: bool) -> None:
+        """Take the faces of the next frame; those of the frames that are held back get the hands in front of them."""
+        if begins_shot:
+            self._held.clear()
+            self._followed.clear()
+            self._since_look = LOOK_EVERY
+        self._held.append(_Held(frame, tracks))
+        self._follow(frame, tracks)
+        self._since_look += 1
+        searched = any(not hand.is_seen for hand in self._followed)
+        if tracks and self._room() and self._since_look > (SEARCH_EVERY if searched else LOOK_EVERY):
+            self._look(frame, tracks, begins_shot=begins_shot)
+        self._held[-1].hands += [Hand(hand.points, hand.coming) for hand in self._followed]
+        for held in self._held:
+            for track in held.tracks:
+                track.hands = tuple(held.hands)
+
+    def _room(self) -> int:
+        return MOST_HANDS - sum(hand.is_seen for hand in self._followed)
+
+    def _follow(self, frame: Pixels, tracks: list[Track]) -> None:
+        """Place the hands where they were; one that is not seen fades out there."""
+        for hand in self._followed:
+            points = self._finder.follow(frame, hand.points)
+            hand.is_seen = points is not None
+            if points is not None:
+                hand.points = _smoothed(hand.points, points)
+            hand.coming = min(1.0, hand.coming + (_STEP if hand.is_seen else -_STEP))
+        self._followed = [hand for hand in self._followed if hand.coming > 0 and _is_near(hand.points, tracks)]
+
+    def _look(self, frame: Pixels, tracks: list[Track], *, begins_shot: bool) -> None:
+        """Look for hands around a face, around each in the first frame of a shot."""
+        self._since_look = 0
+        self._looks += 1
+        for track in tracks if begins_shot else [tracks[self._looks % len(tracks)]]:
+            known = [hand.points for hand in self._followed if hand.is_seen]
+            for points in self._finder.find(frame, _around(track), self._room(), known):
+                self._come(points, begins_shot=begins_shot)
+
+    def _come(self, points: Points, *, begins_shot: bool) -> None:
+        """Follow a hand that was found: one that was missed goes on, another fades in where it came into view."""
+        place = region_of_hand(points)
+        for hand in self._followed:
+            if not hand.is_seen and is_same_hand(place, region_of_hand(hand.points)):
+                hand.points, hand.is_seen, hand.coming = points, True, min(1.0, hand.coming + 2 * _STEP)
+                return
+        traced: list[tuple[_Held, Points]] = []
+        earlier: Points | None = points
+        for held in list(self._held)[-2::-1]:
+            earlier = self._finder.follow(held.frame, earlier)
+            if earlier is None:
+                break
+            traced.append((held, earlier))
+        begins_shot = begins_shot
+        for age, (held, there) in enumerate(traced):
+            held.hands.append(Hand(there, min(1.0, (len(traced) - age) * _STEP)))
+        coming = 1.0 if begins_shot else min(1.0, (len(traced) + 1) * _STEP)
+        self._followed.append(_Followed(points, coming))
+
+
+def _smoothed(before: Points, after: Points) -> Points:
+    """Return the place of a hand without its jitter: nearly that before while it rests."""
+    moved = float(np.abs(after[:, :2] - before[:, :2]).mean()) / (_PROMPT * palm_length(after))
+    return before + (after - before) * np.float32(_SMOOTH + (1 - _SMOOTH) * min(1.0, moved))
+
+
+def _around(track: Track) -> Region:
+    """Return the surroundings of a face, upright."""
+    left, top, right, bottom = map(float, box_of(track.raw))
+    return Region((left + right) / 2, (top + bottom) / 2, _AROUND * max(right - left, bottom - top), 0)
+
+
+def _is_near(points: Points, tracks: list[Track]) -> bool:
+    """Return whether a hand is near a face; where there is none for a moment, it is."""
+    place = region_of_hand(points)
+    regions = [_around(track) for track in tracks]
+    reach = _FAR / _AROUND / 2
+    return not regions or any(np.hypot(place.x - r.x, place.y - r.y) < reach * r.size for r in regions)
