@@ -18,22 +18,26 @@ from .tracking import Track
 
 MOST_HANDS = 2
 
-LOOK_EVERY = 12
-"""Frames between two looks for hands around a face; one that was lost is looked for sooner."""
+LOOK_EVERY = 24
+"""Frames between two looks for hands around a face that looks as it did."""
 
-SEARCH_EVERY = 3
-"""Frames between two looks for a hand that was lost, until it has faded out."""
+SEARCH_EVERY = 4
+"""Frames between two looks while a face looks as if something were in front of it, or a hand is missed."""
 
-_AROUND = 3.0
+DOUBT = 0.88
+"""Likeness of a face under which something may be in front of it: 0.9 and more while it talks and turns."""
+
+_AROUND = 2.4
 """Size of the surroundings in which hands are looked for, in sizes of the face."""
 
-_FAR = 4.0
+_FAR = 2.0
 """Distance from every face, in sizes of a face, beyond which a hand is followed no more."""
 
 _SMOOTH, _PROMPT = 0.4, 0.15
 """Share of a hand's new place that is taken while it rests, and the move, in palms, from which on all of it is."""
 
-_STEP = 1 / (FADE + 1)
+_COMING, _LEAVING = 1 / 2, 1 / (FADE + 1)
+"""Share of a hand that comes in with each frame that shows it, and leaves with each that does not: it may be missed."""
 
 
 @dataclass
@@ -76,8 +80,7 @@ class HandTracker:
         self._held.append(_Held(frame, tracks))
         self._follow(frame, tracks)
         self._since_look += 1
-        searched = any(not hand.is_seen for hand in self._followed)
-        if tracks and self._room() and self._since_look > (SEARCH_EVERY if searched else LOOK_EVERY):
+        if tracks and self._room() and self._is_look_due(tracks):
             self._look(frame, tracks, begins_shot=begins_shot)
         self._held[-1].hands += [Hand(hand.points, hand.coming) for hand in self._followed]
         for held in self._held:
@@ -87,6 +90,11 @@ class HandTracker:
     def _room(self) -> int:
         return MOST_HANDS - sum(hand.is_seen for hand in self._followed)
 
+    def _is_look_due(self, tracks: list[Track]) -> bool:
+        is_missed = any(not hand.is_seen for hand in self._followed)
+        is_searched = is_missed or any(track.likeness < DOUBT for track in tracks)
+        return self._since_look >= (SEARCH_EVERY if is_searched else LOOK_EVERY)
+
     def _follow(self, frame: Pixels, tracks: list[Track]) -> None:
         """Place the hands where they were; one that is not seen fades out there."""
         for hand in self._followed:
@@ -94,14 +102,16 @@ class HandTracker:
             hand.is_seen = points is not None
             if points is not None:
                 hand.points = _smoothed(hand.points, points)
-            hand.coming = min(1.0, hand.coming + (_STEP if hand.is_seen else -_STEP))
+            hand.coming = min(1.0, hand.coming + (_COMING if hand.is_seen else -_LEAVING))
         self._followed = [hand for hand in self._followed if hand.coming > 0 and _is_near(hand.points, tracks)]
 
     def _look(self, frame: Pixels, tracks: list[Track], *, begins_shot: bool) -> None:
-        """Look for hands around a face, around each in the first frame of a shot."""
+        """Look for hands around a face, the most doubtful one or each in turn; around all where a shot begins."""
         self._since_look = 0
         self._looks += 1
-        for track in tracks if begins_shot else [tracks[self._looks % len(tracks)]]:
+        doubtful = min(tracks, key=lambda track: track.likeness)
+        one = doubtful if doubtful.likeness < DOUBT else tracks[self._looks % len(tracks)]
+        for track in tracks if begins_shot else [one]:
             known = [hand.points for hand in self._followed if hand.is_seen]
             for points in self._finder.find(frame, _around(track), self._room(), known):
                 self._come(points, begins_shot=begins_shot)
@@ -111,7 +121,7 @@ class HandTracker:
         place = region_of_hand(points)
         for hand in self._followed:
             if not hand.is_seen and is_same_hand(place, region_of_hand(hand.points)):
-                hand.points, hand.is_seen, hand.coming = points, True, min(1.0, hand.coming + 2 * _STEP)
+                hand.points, hand.is_seen, hand.coming = points, True, min(1.0, hand.coming + _COMING)
                 return
         traced: list[tuple[_Held, Points]] = []
         earlier: Points | None = points
@@ -120,10 +130,9 @@ class HandTracker:
             if earlier is None:
                 break
             traced.append((held, earlier))
-        begins_shot = begins_shot
         for age, (held, there) in enumerate(traced):
-            held.hands.append(Hand(there, min(1.0, (len(traced) - age) * _STEP)))
-        coming = 1.0 if begins_shot else min(1.0, (len(traced) + 1) * _STEP)
+            held.hands.append(Hand(there, min(1.0, (len(traced) - age) * _COMING)))
+        coming = 1.0 if begins_shot else min(1.0, (len(traced) + 1) * _COMING)
         self._followed.append(_Followed(points, coming))
 
 
@@ -143,5 +152,5 @@ def _is_near(points: Points, tracks: list[Track]) -> bool:
     """Return whether a hand is near a face; where there is none for a moment, it is."""
     place = region_of_hand(points)
     regions = [_around(track) for track in tracks]
-    reach = _FAR / _AROUND / 2
-    return not regions or any(np.hypot(place.x - r.x, place.y - r.y) < reach * r.size for r in regions)
+    near = (np.hypot(place.x - region.x, place.y - region.y) < _FAR / _AROUND * region.size for region in regions)
+    return not regions or any(near)

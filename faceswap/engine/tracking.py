@@ -70,6 +70,7 @@ class Track:
     pattern     brightness at the vertices, float32 (468,), as known of the face
     presence    0–1: less than 1 while a face comes into view or leaves it
     target      which of the wanted targets it is
+    likeness    correlation of its pattern in this frame with the known one: less where something comes in front of it
     hands       those that may be in front of it
     """
 
@@ -79,6 +80,7 @@ class Track:
     pattern: NDArray[np.float32]
     presence: float = 1.0
     target: int = 0
+    likeness: float = 1.0
     hands: tuple[Hand, ...] = ()
 
     @property
@@ -295,7 +297,7 @@ class Tracker:
 class _Followed:
     """The tracker's record of a face: when it was first and last seen, and how and where it was then and before.
 
-    `checked` is the frame in which the detector was last asked about it.
+    `checked` is the frame in which the detector was last asked about it, `likeness` that of the last frame.
     """
 
     identity: int
@@ -304,6 +306,7 @@ class _Followed:
     frame: int
     checked: int
     first: int
+    likeness: float = 1.0
     smoother: Smoother = field(default_factory=Smoother)
     earlier: tuple[Points, ...] = ()
     """Its places in the two frames before, newest first."""
@@ -327,7 +330,8 @@ class _Followed:
 
     def seen(self, placed: Placement, frame: int) -> _Followed:
         """Learn how the face looks in a frame, and where it is."""
-        share = _LEARNING if self.agreement(placed) >= ALIKE else _LEARNING_IN_DOUBT
+        self.likeness = self.agreement(placed)
+        share = _LEARNING if self.likeness >= ALIKE else _LEARNING_IN_DOUBT
         if frame - self.frame > 1:
             self.smoother, self.earlier = Smoother(), ()
         self.earlier = (self.raw, *self.earlier[:1])
@@ -336,7 +340,8 @@ class _Followed:
         return self
 
     def track(self, seconds: float) -> Track:
-        return Track(self.identity, self.smoother(self.raw, seconds), self.raw, self.pattern)
+        landmarks = self.smoother(self.raw, seconds)
+        return Track(self.identity, landmarks, self.raw, self.pattern, likeness=self.likeness)
 
 
 def _is_calm(before: Points, after: Points) -> bool:
