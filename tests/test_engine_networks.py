@@ -27,6 +27,7 @@ from faceswap.engine import catalog, gender, network_files, network_list, swap_i
 from faceswap.engine.execution import Executor, Prompt, PromptResult
 from faceswap.engine.faults import Faults
 from faceswap.engine.folders import Folders
+from faceswap.engine.hands import Hand
 from faceswap.engine.landmarks import find_faces
 from faceswap.engine.network_crops import box_mask, enlarged, five_points
 from faceswap.engine.network_files import Network, NetworkError, NetworkFolder
@@ -85,8 +86,8 @@ def landmarks(points: np.ndarray) -> np.ndarray:
     return marks
 
 
-def track(points: np.ndarray, presence: float = 1.0) -> Track:
-    return Track(1, landmarks(points), landmarks(points), np.zeros(468, np.float32), presence)
+def track(points: np.ndarray, presence: float = 1.0, hands: tuple[Hand, ...] = ()) -> Track:
+    return Track(1, landmarks(points), landmarks(points), np.zeros(468, np.float32), presence, hands=hands)
 
 
 def similarity(points: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -272,6 +273,16 @@ def test_what_is_in_front_and_what_is_no_face_stays(tmp_path: Path) -> None:
     crop[:128, :, 2] = 255  # what is not red is hair
     mask = opened(NetworkFolder(tmp_path), kind).mask(crop, crop)
     assert mask[50:110, 50:200].min() > 0.99 and mask[132:].max() < 0.01
+
+
+def test_a_hand_in_front_stays(tmp_path: Path) -> None:
+    kind, image = KINDS["inswapper"], picture(2, (400, 420))
+    points = np.zeros((21, 3), np.float32)
+    points[:, :2] = np.linspace((120, 150), (120, 70), 21)
+    network = opened(fill(tmp_path, kind), kind)
+    for hands in ((), (Hand(points),)):
+        changed = (painted(network, picture(1), image, FACE, hands=hands) != image).any(axis=2)
+        assert changed[75:140, 119:122].any() == (not hands) and changed[90:130, 88:93].all()
 
 
 def test_a_restorer_works_on_the_frame_and_a_boost_on_what_the_network_made(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from .colour import Floats, blur
 from .hands import Hand, palm_length
 from .mesh import Points
-from .view import View
 
 _FINGERS = tuple(tuple(range(root, root + 4)) for root in (1, 5, 9, 13, 17))
 _PALM = (0, 1, 2, 5, 9, 13, 17)
@@ -35,28 +34,31 @@ _CORNERS = np.linspace(0, 2 * np.pi, 16, endpoint=False)
 _CIRCLE = np.stack([np.cos(_CORNERS), np.sin(_CORNERS)], axis=1).astype(np.float32)
 
 
-def over(view: View, hands: Sequence[Hand]) -> Floats:
-    """Return the mask of the hands in a view, float32 0–1, one pixel a step."""
-    mask = np.zeros(view.size[::-1], np.float32)
+def over(hands: Sequence[Hand], matrix: NDArray[np.floating], size: tuple[int, int]) -> Floats:
+    """Return the mask of hands, float32 0–1, in a drawing of a width and height.
+
+    matrix    (2, 3), from the picture's pixels to those of the drawing; a whole number is a pixel's centre
+    """
+    mask = np.zeros(size[::-1], np.float32)
+    scale = float(np.sqrt(abs(np.linalg.det(matrix[:, :2]))))
     for hand in hands:
-        points = view.points(hand.points)
-        size = palm_length(hand.points) / view.step
-        mask = np.maximum(mask, draw(points[:, :2] - np.float32(0.5), size, view.size) * np.float32(hand.presence))
+        points = (hand.points[:, :2] @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
+        mask = np.maximum(mask, _draw(points, palm_length(hand.points) * scale, size) * np.float32(hand.presence))
     return mask
 
 
-def draw(points: Points, palm: float, size: tuple[int, int]) -> Floats:
-    """Return the mask of one hand, whose palm is `palm` pixels long, in a picture of a size."""
-    mask = np.zeros(size[::-1], np.uint8)
+def _draw(points: Points, palm: float, size: tuple[int, int]) -> Floats:
+    """Return the mask of one hand, whose palm is `palm` pixels long."""
+    outlines = np.zeros(size[::-1], np.uint8)
     circles = points[:, None] + _CIRCLE * (_RADII * np.float32(palm))[:, None, None]
     behind = points[0] - points[9]
     arm = circles[0] + behind * np.float32(_FOREARM * palm / max(float(np.hypot(*behind)), 1.0))
-    _fill(mask, np.concatenate([*circles[list(_PALM)]]))
-    _fill(mask, np.concatenate([circles[0], arm]))
+    _fill(outlines, np.concatenate([*circles[list(_PALM)]]))
+    _fill(outlines, np.concatenate([circles[0], arm]))
     for finger in _FINGERS:
         for joint, following in pairwise(finger):
-            _fill(mask, np.concatenate([circles[joint], circles[following]]))
-    return np.asarray(blur(mask, max(0.8, _FEATHER * palm)) * np.float32(1 / 255), np.float32)
+            _fill(outlines, np.concatenate([circles[joint], circles[following]]))
+    return np.asarray(blur(outlines, max(0.8, _FEATHER * palm)) * np.float32(1 / 255), np.float32)
 
 
 def _fill(mask: NDArray[np.uint8], corners: NDArray[np.float32]) -> None:

@@ -28,8 +28,6 @@ _SURE_PALM = 0.5
 _ONE_PALM = 0.5
 """Distance of two palms, as a share of a palm's size, under which they are one."""
 
-Vector = NDArray[np.float32]
-
 
 class HandPlacement(NamedTuple):
     """A hand as the landmarker places it: float32 (21, 3) in pixels, and the probability 0–1 that it is one."""
@@ -51,7 +49,7 @@ class PalmDetector:
         self._scores = next(o["index"] for o in outputs if o["shape"][-1] == 1)
         self._anchors = np.concatenate([self._grid(8, 2), self._grid(16, 6)])
 
-    def _grid(self, stride: int, times: int) -> Vector:
+    def _grid(self, stride: int, times: int) -> NDArray[np.float32]:
         """Return the centres of the squares of a grid, each `times` times."""
         y, x = np.mgrid[0 : self._SIDE : stride, 0 : self._SIDE : stride]
         return np.repeat(np.stack([x.ravel(), y.ravel()], axis=1) + stride / 2, times, axis=0).astype(np.float32)
@@ -71,7 +69,7 @@ class PalmDetector:
         for best in np.argsort(-scores[sure]):
             centre, wrist, root = places[best]
             if not any(np.hypot(*(centre - palm[:2])) < _ONE_PALM * palm.size for palm in palms):
-                palms.append(Region(*map(float, centre), float(sizes[best]), _upright(root - wrist)))
+                palms.append(Region(float(centre[0]), float(centre[1]), float(sizes[best]), _upright(root - wrist)))
         return [_moved(palm, 0.5, 2.6) for palm in palms]
 
 
@@ -108,7 +106,7 @@ def region_of_hand(points: Points) -> Region:
     return _moved(Region(float(x), float(y), float((high - low).max()), angle), 0.1, 2.0)
 
 
-def _upright(along: Vector) -> float:
+def _upright(along: NDArray[np.floating]) -> float:
     """Return the angle of a hand that points along a vector; 0 where its fingers point upward."""
     return float(np.arctan2(along[1], along[0]) + np.pi / 2)
 

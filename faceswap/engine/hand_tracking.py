@@ -18,7 +18,7 @@ from .tracking import Track
 
 MOST_HANDS = 2
 
-LOOK_EVERY = 24
+LOOK_EVERY = 16
 """Frames between two looks for hands around a face that looks as it did."""
 
 SEARCH_EVERY = 4
@@ -33,8 +33,11 @@ _AROUND = 2.4
 _FAR = 2.0
 """Distance from every face, in sizes of a face, beyond which a hand is followed no more."""
 
+_REST = 0.02
+"""Move, in lengths of its palm, under which a hand rests."""
+
 _SMOOTH, _PROMPT = 0.4, 0.15
-"""Share of a hand's new place that is taken while it rests, and the move, in palms, from which on all of it is."""
+"""Share of a hand's new place that is taken while it rests; the move, in lengths of its palm, from which on all is."""
 
 _COMING, _LEAVING = 1 / 2, 1 / (FADE + 1)
 """Share of a hand that comes in with each frame that shows it, and leaves with each that does not: it may be missed."""
@@ -47,6 +50,8 @@ class _Followed:
     points: Points
     coming: float
     is_seen: bool = True
+    rests: bool = False
+    """True after a frame in which it hardly moved: the next one is taken to show it at the same place."""
 
 
 @dataclass
@@ -98,10 +103,16 @@ class HandTracker:
     def _follow(self, frame: Pixels, tracks: list[Track]) -> None:
         """Place the hands where they were; one that is not seen fades out there."""
         for hand in self._followed:
+            if hand.rests:
+                hand.rests = False
+                continue
             points = self._finder.follow(frame, hand.points)
             hand.is_seen = points is not None
             if points is not None:
-                hand.points = _smoothed(hand.points, points)
+                moved = _move(hand.points, points)
+                hand.rests = moved < _REST and hand.coming == 1
+                share = np.float32(_SMOOTH + (1 - _SMOOTH) * min(1.0, moved / _PROMPT))
+                hand.points = hand.points + (points - hand.points) * share
             hand.coming = min(1.0, hand.coming + (_COMING if hand.is_seen else -_LEAVING))
         self._followed = [hand for hand in self._followed if hand.coming > 0 and _is_near(hand.points, tracks)]
 
@@ -124,9 +135,8 @@ class HandTracker:
                 hand.points, hand.is_seen, hand.coming = points, True, min(1.0, hand.coming + _COMING)
                 return
         traced: list[tuple[_Held, Points]] = []
-        earlier: Points | None = points
         for held in list(self._held)[-2::-1]:
-            earlier = self._finder.follow(held.frame, earlier)
+            earlier = self._finder.follow(held.frame, traced[-1][1] if traced else points)
             if earlier is None:
                 break
             traced.append((held, earlier))
@@ -136,10 +146,9 @@ class HandTracker:
         self._followed.append(_Followed(points, coming))
 
 
-def _smoothed(before: Points, after: Points) -> Points:
-    """Return the place of a hand without its jitter: nearly that before while it rests."""
-    moved = float(np.abs(after[:, :2] - before[:, :2]).mean()) / (_PROMPT * palm_length(after))
-    return before + (after - before) * np.float32(_SMOOTH + (1 - _SMOOTH) * min(1.0, moved))
+def _move(before: Points, after: Points) -> float:
+    """Return how far the points of a hand have moved on the average, in lengths of its palm."""
+    return float(np.abs(after[:, :2] - before[:, :2]).mean()) / palm_length(after)
 
 
 def _around(track: Track) -> Region:

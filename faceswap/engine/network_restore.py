@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from . import hand_mask
 from .mesh import Image
 from .network_crops import REACH, box_mask, cut, fit, five_points, from_network, paste, to_network
 from .network_files import open_network
@@ -83,5 +84,8 @@ class _RestoringPainter:
         if matrix is not None:
             restored = self._restorer(cut(frame, matrix, side))
             opacity = self._restorer.visibility * track.presence
-            paste(frame, restored, matrix, box_mask(side) * np.float32(opacity))
+            mask = box_mask(side) * np.float32(opacity)
+            if track.hands:
+                mask = mask * (1 - hand_mask.over(track.hands, matrix, (side, side)))
+            paste(frame, restored, matrix, mask)
         return True

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from . import hand_mask
 from .colour import Floats, blur
 from .mesh import Image, Points
 from .network_crops import (
@@ -167,6 +168,8 @@ class NetworkPainter:
         before = cut(frame, matrix, side)
         after = self._network.swap(before, self._source)
         mask = self._network.mask(before, after)
+        if track.hands:
+            mask = mask * (1 - hand_mask.over(track.hands, matrix, (side, side)))
         if self._boost is not None:
             after = self._boost(after)
             matrix = enlarged(matrix, len(after) / side)

@@ -86,7 +86,8 @@ class FacePainter:
         moved = mesh.morph(landmarks, pose, self._shift * np.float32(opacity))
         light, _ = view.draw(moved, self._light.over_mesh())
         own = self._own(view, landmarks, colour.to_log(picture) - light)
-        own *= 1 - hand_mask.over(view, track.hands)
+        if track.hands:
+            own *= 1 - hand_mask.over(track.hands, view.to_steps, view.size)
         inside = own * mask.oval(*_coarse(view, moved))
         kept = self._kept(view, moved, landmarks)
         cover = view.fine(inside * (1 - kept) * np.float32(opacity))

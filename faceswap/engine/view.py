@@ -59,6 +59,13 @@ class View:
         steps[:, :2] = (points[:, :2] - np.array([self.left, self.top], np.float32) + 0.5) / self.step
         return steps
 
+    @property
+    def to_steps(self) -> Floats:
+        """The matrix (2, 3) from the frame's pixels to the steps of a drawing, whole numbers being centres in both."""
+        scale, shift = 1 / self.step, (0.5 / self.step) - 0.5
+        left, top = shift - self.left * scale, shift - self.top * scale
+        return np.array([[scale, 0, left], [0, scale, top]], np.float32)
+
     def draw(self, points: Points, values: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """Draw values at the mesh's points, one pixel a step; also return the mask of the mesh."""
         return mesh.rasterize(self.points(points), values, self.size)
