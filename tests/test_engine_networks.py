@@ -282,7 +282,7 @@ def test_a_hand_in_front_stays(tmp_path: Path) -> None:
     network = opened(fill(tmp_path, kind), kind)
     for hands in ((), (Hand(points),)):
         changed = (painted(network, picture(1), image, FACE, hands=hands) != image).any(axis=2)
-        assert changed[75:140, 119:122].any() == (not hands) and changed[90:130, 88:93].all()
+        assert changed[115:140, 119:122].any() == (not hands) and changed[90:130, 88:93].all()
 
 
 def test_a_restorer_works_on_the_frame_and_a_boost_on_what_the_network_made(tmp_path: Path) -> None:
