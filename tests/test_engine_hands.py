@@ -11,7 +11,7 @@ import pytest
 from media_samples import ASTRONAUT, FACE_CENTRE, GRACE_HOPPER, astronaut_frames, read_image
 
 from faceswap.engine import hand_mask, hand_tracking, mesh
-from faceswap.engine.hand_networks import POINTS
+from faceswap.engine.hand_networks import POINTS, PalmDetector
 from faceswap.engine.hand_tracking import DOUBT, LOOK_EVERY, SEARCH_EVERY, HandTracker
 from faceswap.engine.hands import Hand, HandFinder, palm_length
 from faceswap.engine.networks import Region
@@ -71,6 +71,12 @@ def test_a_hand_that_is_known_is_not_found_again() -> None:
 def test_a_face_is_no_hand() -> None:
     x, y = FACE_CENTRE
     assert not HandFinder().find(Bitmap(read_image(ASTRONAUT)), Region(x, y, 280, 0), 2, [])
+
+
+def test_what_looks_like_a_palm_and_is_no_hand_is_refused() -> None:
+    still, detector, finder = Bitmap(read_image(ASTRONAUT)), PalmDetector(), HandFinder()
+    for region in (Region(383, 179, 280, 0), Region(383, 332, 140, 0), Region(230, 384, 280, 0)):
+        assert detector(still, region) and not finder.find(still, region, 2, [])
 
 
 def test_the_mask_covers_the_hand_and_little_else() -> None:
