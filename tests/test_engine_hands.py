@@ -110,8 +110,8 @@ def test_a_hand_before_the_face_of_a_still_stays_as_it_is(source: SourceFace) ->
 def test_a_hand_that_comes_and_goes_stays_in_front_without_a_gap(source: SourceFace) -> None:
     made = []
     for number, bgr in enumerate(astronaut_frames(24)):
-        reach = max(0.0, abs(number - 12) - 5) * 30
-        made.append(put_hand(bgr, (FACE_CENTRE[0] + reach / 2, FACE_CENTRE[1] + 40 + reach)))
+        reach = max(0, abs(number - 12) - 5) * 45
+        made.append(put_hand(bgr, (290 + reach / 2, 320 + reach), size=1.0))
     swapper = FaceSwapper([source], lookahead=LOOKAHEAD)
     frames = [Bitmap(bgr.copy()) for bgr, _ in made]
     tracks = [swapper.track(frame) for frame in frames]

@@ -96,9 +96,13 @@ class HandTracker:
         return MOST_HANDS - sum(hand.is_seen for hand in self._followed)
 
     def _is_look_due(self, tracks: list[Track]) -> bool:
-        is_missed = any(not hand.is_seen for hand in self._followed)
-        is_searched = is_missed or any(track.likeness < DOUBT for track in tracks)
-        return self._since_look >= (SEARCH_EVERY if is_searched else LOOK_EVERY)
+        """Return whether it is time for a look: sooner for a hand that is missed, and where none explains a doubt."""
+        wait = LOOK_EVERY
+        if any(not hand.is_seen for hand in self._followed):
+            wait = SEARCH_EVERY
+        elif any(track.likeness < DOUBT for track in tracks):
+            wait = SEARCH_EVERY * (1 + len(self._followed))
+        return self._since_look >= wait
 
     def _follow(self, frame: Pixels, tracks: list[Track]) -> None:
         """Place the hands where they were; one that is not seen fades out there."""
