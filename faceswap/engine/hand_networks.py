@@ -22,7 +22,7 @@ _MIDDLE_ROOT = 9
 _PALM = (0, 1, 2, 3, 5, 6, 9, 10, 13, 14, 17, 18)
 """Landmarks that tell where the palm is, whatever the fingers do."""
 
-_SURE_PALM = 0.5
+_SURE_PALM = 0.4
 """Probability from which on a palm is looked at more closely."""
 
 _ONE_PALM = 0.5

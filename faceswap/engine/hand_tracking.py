@@ -30,6 +30,9 @@ DOUBT = 0.88
 _AROUND = 2.4
 """Size of the surroundings in which hands are looked for, in sizes of the face."""
 
+_BELOW = 0.2
+"""Distance of their middle from the face's, in sizes of the face."""
+
 _FAR = 2.0
 """Distance from every face, in sizes of a face, beyond which a hand is followed no more."""
 
@@ -156,9 +159,10 @@ def _move(before: Points, after: Points) -> float:
 
 
 def _around(track: Track) -> Region:
-    """Return the surroundings of a face, upright."""
+    """Return the surroundings of a face, upright, and more of what is below: hands come from there."""
     left, top, right, bottom = map(float, box_of(track.raw))
-    return Region((left + right) / 2, (top + bottom) / 2, _AROUND * max(right - left, bottom - top), 0)
+    size = max(right - left, bottom - top)
+    return Region((left + right) / 2, (top + bottom) / 2 + _BELOW * size, _AROUND * size, 0)
 
 
 def _is_near(points: Points, tracks: list[Track]) -> bool:
