@@ -283,6 +283,12 @@ def test_a_hand_in_front_stays(tmp_path: Path) -> None:
     for hands in ((), (Hand(points),)):
         changed = (painted(network, picture(1), image, FACE, hands=hands) != image).any(axis=2)
         assert changed[115:140, 119:122].any() == (not hands) and changed[90:130, 88:93].all()
+    path = made.write_restorer(tmp_path / "codeformer.onnx", weighted=True)
+    restorer = Restorer(RESTORERS[1], path, weight=0.5, visibility=0.8)
+    face = NetworkFace(network, network.describe([(picture(1), landmarks(SOURCE_FACE))]))
+    frame = image.copy()
+    assert RestoredFace(face, restorer).painter(1.0).paint(frame, track(FACE, hands=(Hand(points),)))
+    assert (frame[115:140, 119:122] == image[115:140, 119:122]).all()
 
 
 def test_a_restorer_works_on_the_frame_and_a_boost_on_what_the_network_made(tmp_path: Path) -> None:
