@@ -223,9 +223,10 @@ async def test_a_disk_that_fills_in_the_middle_is_told_and_leaves_nothing(
 async def test_the_room_on_the_disk_is_told_though_every_thread_waits_for_it(tmp_path: Path) -> None:
     files = Files(tmp_path)
     held = threading.Event()
+    loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1) as threads:
-        asyncio.get_running_loop().set_default_executor(threads)
-        begun = asyncio.gather(asyncio.to_thread(held.wait), files.begin_upload("job"))
+        loop.set_default_executor(threads)
+        begun = asyncio.gather(loop.run_in_executor(None, held.wait), files.begin_upload("job"))
         async with asyncio.timeout(WAIT_S):
             assert await files.free_bytes() > 0
         assert not begun.done()
