@@ -117,7 +117,7 @@ def find(bug: Mutation, jobs: int, nodes: int | None) -> str | None:
         ended = subprocess.run(command, cwd=root / "tests", env=environ, capture_output=True, text=True, check=False)
         if ended.returncode not in (0, 1):
             raise RuntimeError(ended.stderr)
-        return ended.stdout.splitlines()[0] if ended.returncode else None
+        return next((line for line in ended.stdout.splitlines() if line.startswith("seed ")), None)
 
 
 def main() -> int:
