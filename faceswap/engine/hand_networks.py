@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .mesh import Points
-from .networks import Region, cut, load, sigmoid
+from .networks import AnchorNetwork, Region, cut, load
 from .pixels import Image, Pixels
 
 POINTS = 21
@@ -42,11 +42,7 @@ class PalmDetector:
     _SIDE = 192
 
     def __init__(self) -> None:
-        self._model = load("palm_detection_lite.tflite")
-        outputs = self._model.get_output_details()
-        self._input = self._model.get_input_details()[0]["index"]
-        self._boxes = next(o["index"] for o in outputs if o["shape"][-1] == 18)
-        self._scores = next(o["index"] for o in outputs if o["shape"][-1] == 1)
+        self._network = AnchorNetwork("palm_detection_lite.tflite", 18)
         self._anchors = np.concatenate([self._grid(8, 2), self._grid(16, 6)])
 
     def _grid(self, stride: int, times: int) -> NDArray[np.float32]:
@@ -57,11 +53,9 @@ class PalmDetector:
     def __call__(self, picture: Pixels, region: Region) -> list[Region]:
         """Return where to look for the hands of the palms in an upright region, the surest first."""
         crop, to_image = cut(picture, region, self._SIDE)
-        self._model.set_tensor(self._input, _rgb(crop))
-        self._model.invoke()
-        scores = sigmoid(self._model.get_tensor(self._scores)[0, :, 0])
+        scores, found = self._network(_rgb(crop))
         sure = np.flatnonzero(scores > _SURE_PALM)
-        values = self._model.get_tensor(self._boxes)[0][sure].reshape(-1, 9, 2)
+        values = found[sure].reshape(-1, 9, 2)
         sizes = values[:, 1].max(axis=1) * np.float32(region.size / self._SIDE)
         # the box's centre, then the points: the first is the wrist, the third the root of the middle finger
         places = (values[:, [0, 2, 4]] + self._anchors[sure, None]) @ to_image[:, :2].T + to_image[:, 2]
@@ -87,7 +81,7 @@ class HandLandmarker:
     def __call__(self, picture: Pixels, region: Region) -> HandPlacement:
         """Place the hand of a region."""
         crop, to_image = cut(picture, region, self._SIDE)
-        self._model.set_tensor(self._input, _rgb(crop))
+        self._model.set_tensor(self._input, _rgb(crop)[None])
         self._model.invoke()
         points = self._model.get_tensor(self._points).reshape(POINTS, 3).copy()
         points[:, :2] = points[:, :2] @ to_image[:, :2].T + to_image[:, 2]
@@ -119,4 +113,4 @@ def _moved(palm: Region, ahead: float, times: float) -> Region:
 
 
 def _rgb(crop: Image) -> NDArray[np.float32]:
-    return np.asarray(cv2.cvtColor(crop, cv2.COLOR_BGR2RGB) * np.float32(1 / 255), np.float32)[None]
+    return np.asarray(cv2.cvtColor(crop, cv2.COLOR_BGR2RGB) * np.float32(1 / 255), np.float32)

@@ -68,7 +68,7 @@ class Landmarker:
         pattern = self._pattern(crop, points[:VERTICES, :2])
         points[:, :2] = points[:, :2] @ to_image[:, :2].T + to_image[:, 2]
         points[:, 2] *= region.size / self._SIDE
-        return Placement(points, float(sigmoid(self._model.get_tensor(self._score).ravel()[0])), pattern)
+        return Placement(points, float(_sigmoid(self._model.get_tensor(self._score).ravel()[0])), pattern)
 
     def _pattern(self, crop: Image, points: NDArray[np.float32]) -> NDArray[np.float32]:
         """Read the brightness of a crop, made smaller against noise, at the vertices."""
@@ -78,17 +78,33 @@ class Landmarker:
         return np.asarray(small[y, x], np.float32)
 
 
+class AnchorNetwork:
+    """A network that tells for each of its anchors, which lie in a grid, how sure it is, and where things lie from it.
+
+    columns    values of each anchor
+    """
+
+    def __init__(self, name: str, columns: int) -> None:
+        self._model = load(name)
+        outputs = self._model.get_output_details()
+        self._input = self._model.get_input_details()[0]["index"]
+        self._values = next(o["index"] for o in outputs if o["shape"][-1] == columns)
+        self._scores = next(o["index"] for o in outputs if o["shape"][-1] == 1)
+
+    def __call__(self, rgb: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the probabilities (n,) and the values (n, columns) for a picture, (side, side, 3)."""
+        self._model.set_tensor(self._input, rgb[None])
+        self._model.invoke()
+        return _sigmoid(self._model.get_tensor(self._scores)[0, :, 0]), self._model.get_tensor(self._values)[0]
+
+
 class Detector:
     """BlazeFace full range: RGB (192, 192) in −1–1 to boxes and eyes, one anchor for every 4×4 pixels."""
 
     _SIDE = 192
 
     def __init__(self) -> None:
-        self._model = load("face_detection_full_range.tflite")
-        outputs = self._model.get_output_details()
-        self._input = self._model.get_input_details()[0]["index"]
-        self._boxes = next(o["index"] for o in outputs if o["shape"][-1] == 16)
-        self._scores = next(o["index"] for o in outputs if o["shape"][-1] == 1)
+        self._network = AnchorNetwork("face_detection_full_range.tflite", 16)
         y, x = np.mgrid[0:48, 0:48]
         self._anchors = np.stack([x.ravel(), y.ravel()], axis=1) * 4 + 2.0
 
@@ -96,11 +112,9 @@ class Detector:
         """Return the detections in an upright region, (n, 9), pixels: box, score, right and left eye."""
         crop, to_image = cut(picture, region, self._SIDE)
         rgb = cv2.cvtColor(crop, cv2.COLOR_BGR2RGB)
-        self._model.set_tensor(self._input, (rgb * np.float32(1 / 127.5) - 1)[None])
-        self._model.invoke()
-        scores = sigmoid(self._model.get_tensor(self._scores)[0, :, 0])
+        scores, found = self._network(rgb * np.float32(1 / 127.5) - 1)
         certain = scores > CERTAIN
-        values = self._model.get_tensor(self._boxes)[0][certain].reshape(-1, 8, 2)
+        values = found[certain].reshape(-1, 8, 2)
         anchors = self._anchors[certain][:, None]
         centre, half, eyes = values[:, :1] + anchors, values[:, 1:2] / 2, values[:, 2:4] + anchors
         points = np.concatenate([centre - half, centre + half, eyes], axis=1) @ to_image[:, :2].T + to_image[:, 2]
@@ -136,6 +150,5 @@ def load(name: str) -> Any:
     return model
 
 
-def sigmoid(x: Any) -> Any:
-    """Return the probability that a logit means."""
+def _sigmoid(x: Any) -> Any:
     return 1 / (1 + np.exp(-np.clip(x, -60, 60)))
