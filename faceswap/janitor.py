@@ -163,6 +163,7 @@ class Janitor:
         know may belong to a newer one: it is set aside.
         """
         await self._files.delete_looked_at()
+        await self._files.delete_unfinished()
         await self._clear_uploads()
         unknown, results = await self._clear_inputs(), await self._clear_results()
         # Another node may have begun an upload meanwhile, and may have made it a job.

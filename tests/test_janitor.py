@@ -194,6 +194,23 @@ async def test_what_another_node_takes_in_or_is_about_to_publish_is_left_alone(h
     assert not other.inputs("theirs").exists() and not house.has_result(job)
 
 
+async def test_a_start_clears_what_was_being_written_or_uploaded_and_keeps_what_is_finished(house: House) -> None:
+    job = await house.job(JobState.CANCELLED)
+    (segment,) = await house.store.segments(job.prompt_id)
+    await house.files.make_scratch(job.prompt_id)
+    finished = house.files.segment(segment)
+    begun = [
+        finished.with_name(f".{finished.name}.part"),
+        house.files.piece(segment),
+        house.files.portrait(job.prompt_id),
+    ]
+    for path in (finished, *begun):
+        path.write_bytes(b"of a job that was cancelled after a crash")
+    await house.janitor.clear_debris()
+    assert finished.exists()
+    assert not [path for path in begun if path.exists()]
+
+
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.PROCESSING])
 async def test_a_job_that_has_not_ended_keeps_everything_however_old_it_is(house: House, state: JobState) -> None:
     job = await house.job(state, 100 * OUTPUT_TTL_S)

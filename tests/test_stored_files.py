@@ -380,6 +380,20 @@ def janitor(store: Store, files: Files, holder: str = LOCAL_HOLDER) -> Janitor:
     return Janitor(Settings(files.root), store, files, holder)
 
 
+async def test_a_start_leaves_what_another_node_is_writing_in_a_shared_folder(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    one, other = (shared_module.SharedFolder(tmp_path / node, tmp_path / "shared", node) for node in ("one", "other"))
+    for files in (one, other):
+        await files.start()
+    job = await create(store)
+    await other.make_scratch(job.prompt_id)
+    (segment,) = await store.segments(job.prompt_id)
+    begun = other.segment(segment).with_name(f".{other.segment(segment).name}.part")
+    begun.write_bytes(b"half of it")
+    await janitor(store, one).clear_debris()
+    assert begun.exists()
+
+
 async def test_a_start_clears_the_uploads_of_its_own_node_only(
     shared: Place, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,9 @@ UPLOAD, ERASURE = ".upload", ".erasure"
 CLAIM = "published"
 """Mark in a job's scratch folder: the file under the name of its result is its own."""
 
+UNFINISHED = (".*", "*-source", "portrait-*.png")
+"""Names in scratch folders of files that exist only while they are written or uploaded."""
+
 
 class RemoteFile(Protocol):
     """A file of a job that is not on this machine."""
@@ -344,6 +347,13 @@ class Files:
         shutil.rmtree(self._scratch / prompt_id, ignore_errors=True)
         for kind in ENGINE_FOLDERS[1:]:
             shutil.rmtree(self.engine / kind / prompt_id, ignore_errors=True)
+
+    @in_thread
+    def delete_unfinished(self) -> None:
+        """Delete what a crash left of files that were being written or uploaded, while no job runs yet."""
+        for pattern in UNFINISHED:
+            for path in self._scratch.glob(f"*/{pattern}"):
+                path.unlink(missing_ok=True)
 
     async def copied_jobs(self) -> set[str]:
         """Return the ids of the jobs of whose files this node has copies, but for those that are being received."""

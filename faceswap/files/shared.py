@@ -115,6 +115,9 @@ class SharedFolder(SharedFiles):
         """Return the path of this node's copy of a job's video that pieces are cut from."""
         return self._scratch / prompt_id / f"prepared-{self._node}.mp4"
 
+    async def delete_unfinished(self) -> None:
+        """Leave them: other nodes may be writing them."""
+
     @in_thread_at_once
     def free_bytes(self) -> int:
         """Return the free space on the fuller one of the two disks, in bytes."""
