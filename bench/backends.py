@@ -10,10 +10,10 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
-import aiohttp
 from clips import make_clip
 from jobs import submit_and_watch
-from processes import Engine, Service, eventually
+from places import all_connected
+from processes import Engine, Service
 from rows import Effort, Figure, Row, at_least, in_turn
 
 from faceswap.client import FaceSwap
@@ -22,18 +22,6 @@ COUNTS = (1, 2, 4)
 FRAMES = 360
 WAIT_S = 0.02
 SEGMENT_FRAMES = 15
-
-
-async def all_connected(service: Service, count: int) -> None:
-    """Wait until so many engines are connected."""
-    async with aiohttp.ClientSession() as session:
-
-        async def connected() -> bool:
-            async with session.get(f"{service.url}/health") as answer:
-                backends = (await answer.json())["backends"]
-            return sum(backend["listener"] == "connected" for backend in backends) == count
-
-        await eventually(connected)
 
 
 async def seconds_of_job(client: FaceSwap, clip: Path) -> tuple[float]:

@@ -21,6 +21,7 @@ import postgres
 from clips import make_clip
 from common import p99
 from jobs import submit_and_watch
+from places import make_safe
 from processes import Engine, Service
 from rows import Effort, Figure, Row, in_turn, ratio
 from status import REQUESTS, measure
@@ -47,8 +48,6 @@ CONNECTIONS = 32
 TAKE_OVERS = 3
 LOOK_S = 0.05
 """Between two looks at who holds a lease."""
-UNSAFE = ("fsync", "full_page_writes", "synchronous_commit", "autovacuum")
-"""Settings of the tests' server that a figure must not rest on."""
 
 
 async def open_store(where: str) -> Store:
@@ -257,8 +256,7 @@ async def take_overs(folder: Path, url: str) -> list[Figure]:
 
 async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
     """Take all of it, each with a database of its own."""
-    for setting in UNSAFE:
-        postgres.SETTINGS.pop(setting, None)
+    make_safe()
     figures = await throughput(folder, effort)
     with postgres.database() as url:
         figures += await latency(url)

@@ -15,8 +15,9 @@ from typing import Any
 import aiohttp
 from clips import make_clip, read_numbers
 from common import cpu_s
-from processes import Engine, Service
-from rows import Effort, Figure, Row, at_least, at_most, difference, in_turn, ratio
+from places import deployed
+from processes import Engine
+from rows import Effort, Figure, Place, at_least, at_most, difference, in_turn, ratio, rows_in
 
 from faceswap.client import FaceSwap
 from faceswap.config import resource_dir
@@ -51,14 +52,14 @@ def form(**files: Path) -> aiohttp.FormData:
 
 
 @asynccontextmanager
-async def through_service(url: str) -> AsyncIterator[RunJob]:
-    """Yield a client that submits, follows the events, and downloads the result."""
+async def through_service(submit_url: str, url: str) -> AsyncIterator[RunJob]:
+    """Yield a client that submits at one node, and follows the events and downloads the result at another, or not."""
     async with aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as session:
 
         async def run(clip: Path) -> bytes:
             fields = form(video=clip, image=FACE)
             fields.add_field("return_prompt_id_only", "true")
-            async with session.post("/face-swap", data=fields) as response:
+            async with session.post(f"{submit_url}/face-swap", data=fields) as response:
                 assert response.status == 200, await response.text()
                 prompt_id = (await response.json())["prompt_id"]
             async with session.get(f"/events/{prompt_id}") as events:
@@ -124,19 +125,24 @@ async def bare_client(url: str) -> AsyncIterator[RunJob]:
         listening.cancel()
 
 
-async def one_at_a_time(run: RunJob, clip: Path, jobs: int, pid: int) -> tuple[float, float, float]:
+def cpu_of(pids: Sequence[int], *, children: bool = True) -> float:
+    """Return the CPU seconds of processes and, by default, of their children."""
+    return sum(cpu_s(pid, children=children) for pid in pids)
+
+
+async def one_at_a_time(run: RunJob, clip: Path, jobs: int, pids: Sequence[int]) -> tuple[float, float, float]:
     """Return the median ms of a job, and the CPU ms of the service and of its workers for one."""
     times = []
-    own, all_ = cpu_s(pid, children=False), cpu_s(pid)
+    own, all_ = cpu_of(pids, children=False), cpu_of(pids)
     for _ in range(jobs):
         started = time.perf_counter()
         await run(clip)
         times.append((time.perf_counter() - started) * 1000)
-    own, all_ = cpu_s(pid, children=False) - own, cpu_s(pid) - all_
+    own, all_ = cpu_of(pids, children=False) - own, cpu_of(pids) - all_
     return statistics.median(times), own / jobs * 1000, (all_ - own) / jobs * 1000
 
 
-async def at_once(run: RunJob, clips: Sequence[Path], jobs: int, pid: int) -> tuple[float, float, float]:
+async def at_once(run: RunJob, clips: Sequence[Path], jobs: int, pids: Sequence[int]) -> tuple[float, float, float]:
     """Run jobs from one client for each clip; returns jobs a second, wrong results, CPU ms of the service for one."""
     each = max(1, jobs // len(clips))
     results: list[tuple[int, bytes]] = []
@@ -144,9 +150,9 @@ async def at_once(run: RunJob, clips: Sequence[Path], jobs: int, pid: int) -> tu
     async def work(number: int) -> None:
         results.extend([(number, await run(clips[number])) for _ in range(each)])
 
-    started, own = time.perf_counter(), cpu_s(pid, children=False)
+    started, own = time.perf_counter(), cpu_of(pids, children=False)
     await asyncio.gather(*map(work, range(len(clips))))
-    seconds, own = time.perf_counter() - started, cpu_s(pid, children=False) - own
+    seconds, own = time.perf_counter() - started, cpu_of(pids, children=False) - own
     wrong = await asyncio.to_thread(_wrong, clips[0].parent / "result.mp4", results)
     return len(results) / seconds, wrong, own / len(results) * 1000
 
@@ -160,7 +166,7 @@ def _wrong(scratch: Path, results: Sequence[tuple[int, bytes]]) -> int:
     return wrong
 
 
-async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
+async def measure_row(place: Place, folder: Path, effort: Effort) -> list[Figure]:
     """Let the service and the bare client have the same engine in turn."""
     clips = [
         make_clip(folder / f"clip-{number}.mp4", FRAMES, size=(96, 64), first_number=number * FRAMES)
@@ -169,21 +175,21 @@ async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
     jobs, in_a_row = effort.of(JOBS), effort.of(IN_A_ROW, 2)
     async with (
         Engine(folder, wait_per_frame_s=TAKES_S / FRAMES) as engine,
-        Service(folder, engine.url) as service,
-        through_service(service.url) as ours,
+        deployed(place, folder, engine.url) as nodes,
+        through_service(nodes.nodes[0].url, nodes.asked.url) as ours,
         bare_client(engine.url) as bare,
     ):
-        pid = service.pid
+        pids = [node.pid for node in nodes.nodes]
         (times, cpu, workers), (bare_times, *_) = await in_turn(
             effort.rounds,
-            lambda: one_at_a_time(ours, clips[0], in_a_row, pid),
-            lambda: one_at_a_time(bare, clips[0], in_a_row, pid),
+            lambda: one_at_a_time(ours, clips[0], in_a_row, pids),
+            lambda: one_at_a_time(bare, clips[0], in_a_row, pids),
         )
         await engine.set_faults(paint=True)
         (a_second, wrong, busy_cpu), (bare_a_second, bare_wrong, _) = await in_turn(
             effort.rounds,
-            lambda: at_once(ours, clips, jobs, pid),
-            lambda: at_once(bare, clips, jobs, pid),
+            lambda: at_once(ours, clips, jobs, pids),
+            lambda: at_once(bare, clips, jobs, pids),
         )
         assert not any(bare_wrong), "the bare client got outputs of others"
     apart = [job - worker for job, worker in zip(times, workers, strict=True)]
@@ -198,4 +204,4 @@ async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
     ]
 
 
-ROWS = (Row("P7", f"jobs of {FRAMES} frames, against a bare client of the same engine", measure_row),)
+ROWS = rows_in("P7", f"jobs of {FRAMES} frames, against a bare client of the same engine", measure_row)

@@ -7,11 +7,10 @@ import statistics
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from backends import all_connected
 from clips import make_clip
-from filled import fill
+from places import all_connected, deployed
 from processes import Service, eventually
-from rows import Effort, Figure, Row, at_most, in_turn, ratio
+from rows import Effort, Figure, Place, at_most, in_turn, ratio, rows_in
 from status import status_document
 from talker import Talkers
 from watchers import TAIL_S, submit_until_held
@@ -24,22 +23,23 @@ RATE = 25
 WINDOW_S = 3.0
 
 
-async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
+async def measure_row(place: Place, folder: Path, effort: Effort) -> list[Figure]:
     """Let the engines of the service and those of the bare client talk in turn."""
     jobs = effort.of(JOBS, 2 * RUNNING)
     async with (
         Talkers(folder / "ours", RUNNING) as ours,
         Talkers(folder / "theirs", RUNNING) as theirs,
-        Service(folder, *ours.urls, queue_limit=2 * JOBS) as service,
+        deployed(place, folder, *ours.urls, queue_limit=2 * JOBS) as nodes,
     ):
-        await all_connected(service, RUNNING)
-        async with FaceSwap(service.url) as client:
+        await all_connected(nodes.nodes[0], RUNNING)
+        async with FaceSwap(nodes.asked.url) as client:
             clip = make_clip(folder / "clip.mp4", 24)
             running = [await submit_until_held(client, clip) for _ in range(RUNNING)]
-            await service.stop()
-            _, waiting = fill(service.data_dir, running[0], waiting=jobs - RUNNING)
-            await service.start()
-        await all_connected(service, RUNNING)
+            await nodes.stop()
+            _, waiting = nodes.fill(running[0], waiting=jobs - RUNNING)
+            await nodes.start()
+        service = nodes.asked
+        await all_connected(nodes.nodes[0], RUNNING)
         await asyncio.gather(*(eventually(lambda one=one: is_processing(service, one)) for one in running))
         streams = [f"stream {service.url} {prompt_id}" for prompt_id in (*running, *waiting)]
         sockets = [f"engine {url}" for url in theirs.urls]
@@ -73,4 +73,4 @@ async def measure(talkers: Talkers, take: Callable[[], Awaitable[Taken]]) -> tup
     return statistics.median(lags), len(lags)
 
 
-ROWS = (Row("P3", f"{JOBS:,} jobs with a watcher each, {RUNNING} running at {RATE} events/s each", measure_row),)
+ROWS = rows_in("P3", f"{JOBS:,} jobs with a watcher each, {RUNNING} running at {RATE} events/s each", measure_row)

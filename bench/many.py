@@ -10,12 +10,11 @@ from pathlib import Path
 from statistics import median
 
 import aiohttp
-from backends import all_connected
 from clips import make_clip
 from common import cpu_s
-from filled import fill
+from places import all_connected, deployed
 from processes import Engine, Service
-from rows import Effort, Figure, Row, at_least, at_most, in_turn, ratio
+from rows import Effort, Figure, Place, Row, at_least, at_most, in_turn, ratio, rows_in
 from service_rig import EngineRig
 
 from faceswap.client import FaceSwap
@@ -80,7 +79,7 @@ async def _median_ms(session: aiohttp.ClientSession, path: str) -> float:
     return median(taken)
 
 
-async def long_queue(folder: Path, effort: Effort) -> list[Figure]:
+async def long_queue(place: Place, folder: Path, effort: Effort) -> list[Figure]:
     """Ask where many jobs wait and where few do in turn; the engine is held, so that they stay."""
     clip = make_clip(folder / "clip.mp4", 2, size=(96, 64))
     async with AsyncExitStack() as stack:
@@ -88,15 +87,16 @@ async def long_queue(folder: Path, effort: Effort) -> list[Figure]:
         await engine.hold()
         subjects = []
         for jobs in (effort.of(LONG, SHORT), SHORT):
-            service = await stack.enter_async_context(Service(folder / str(jobs), engine.url, queue_limit=2 * LONG))
-            async with FaceSwap(service.url) as client:
+            home = folder / str(jobs)
+            nodes = await stack.enter_async_context(deployed(place, home, engine.url, queue_limit=2 * LONG))
+            async with FaceSwap(nodes.asked.url) as client:
                 prompt_id = await client.submit(clip, FACE)
-            await service.stop()
-            fill(service.data_dir, prompt_id, waiting=jobs)
-            await service.start()
-            async with FaceSwap(service.url) as client:
+            await nodes.stop()
+            nodes.fill(prompt_id, waiting=jobs)
+            await nodes.start()
+            async with FaceSwap(nodes.asked.url) as client:
                 last = await client.submit(clip, FACE)
-            subjects.append(partial(ask_queue, service.url, last))
+            subjects.append(partial(ask_queue, nodes.asked.url, last))
         (pages, statuses), (short_pages, short_statuses) = await in_turn(effort.rounds, *subjects)
     return [
         Figure("`/jobs?limit=200`", "ms", pages, short_pages, ratio),
@@ -106,5 +106,5 @@ async def long_queue(folder: Path, effort: Effort) -> list[Figure]:
 
 ROWS = (
     Row("Q1", f"{ENGINES} jobs of one prompt each at once, on as many engines that only wait", many_engines),
-    Row("Q2", f"{LONG:,} jobs that wait, against {SHORT}", long_queue),
+    *rows_in("Q2", f"{LONG:,} jobs that wait, against {SHORT}", long_queue),
 )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,37 @@ class Row:
     id: str
     title: str
     measure: Callable[[Path, Effort], Awaitable[Sequence[Figure]]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the service keeps jobs in a row, and how many nodes it has."""
+
+    suffix: str
+    title: str
+    nodes: int
+    """Nodes on PostgreSQL; 0 is a service on SQLite."""
+
+
+PLACES = (
+    Place("", "", 0),
+    Place("-postgres", " (PostgreSQL)", 1),
+    Place("-nodes", " (PostgreSQL, at the other of two nodes)", 2),
+)
+
+
+def rows_in(
+    row_id: str, title: str, measure: Callable[[Place, Path, Effort], Awaitable[Sequence[Figure]]]
+) -> tuple[Row, ...]:
+    """Return a row for each place. The goals hold on SQLite."""
+
+    async def without_goals(place: Place, folder: Path, effort: Effort) -> list[Figure]:
+        return [replace(figure, goal=None) for figure in await measure(place, folder, effort)]
+
+    return tuple(
+        Row(row_id + place.suffix, title + place.title, partial(without_goals if place.nodes else measure, place))
+        for place in PLACES
+    )
 
 
 Measurement = Callable[[], Awaitable[Sequence[float]]]

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 
 import report
-from rows import ROUNDS, Effort, Row
+from rows import PLACES, ROUNDS, Effort, Row
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -42,7 +42,14 @@ MODULES = {
     "Q2": "many",
 }
 """The file of each row."""
-BY_NAME = {"L1": "length", "N1": "cluster", "S1": "s3"}
+PLACED = ("P1", "P2", "P3", "P7", "P8", "Q2")
+"""Rows that can run on PostgreSQL too."""
+BY_NAME = {
+    "L1": "length",
+    "N1": "cluster",
+    "S1": "s3",
+    **{row_id + place.suffix: MODULES[row_id] for row_id in PLACED for place in PLACES[1:]},
+}
 """Rows that run only when they are named: they take longer, or need a server."""
 LIMIT_S = 900.0
 """The longest that a row may take."""

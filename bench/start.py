@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 
 import aiohttp
 from asking import ask, get
 from clips import make_clip
-from filled import fill
+from places import deployed
 from processes import Engine, Service
-from rows import Effort, Figure, Row, at_most, difference, in_turn, ratio
+from rows import Effort, Figure, Place, at_most, difference, in_turn, ratio, rows_in
 from yarl import URL
 
 from faceswap.client import FaceSwap
@@ -44,20 +45,22 @@ async def measure(service: Service, prompt_id: str, requests: int) -> tuple[floa
     return seconds, asked.a_second
 
 
-async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
+async def measure_row(place: Place, folder: Path, effort: Effort) -> list[Figure]:
     """Start over a full and over an empty database in turn; the engine is held, so that what waits stays so."""
     clip = make_clip(folder / "clip.mp4", 24)
-    async with Engine(folder) as engine:
+    async with Engine(folder) as engine, AsyncExitStack() as stack:
         await engine.hold()
         subjects = []
         for name, is_full in (("full", True), ("empty", False)):
-            service = Service(folder / name, engine.url, queue_limit=100_000)
-            async with service, FaceSwap(service.url) as client:
+            nodes = await stack.enter_async_context(deployed(place, folder / name, engine.url, queue_limit=100_000))
+            async with FaceSwap(nodes.asked.url) as client:
                 prompt_id = await client.submit(clip, FACE)
-                await service.stop()
-                if is_full:
-                    fill(service.data_dir, prompt_id, ended=effort.of(ENDED), waiting=effort.of(WAITING))
-            subjects.append(partial(measure, service, prompt_id, effort.of(REQUESTS)))
+            await nodes.stop()
+            if is_full:
+                nodes.fill(prompt_id, ended=effort.of(ENDED), waiting=effort.of(WAITING))
+            for other in nodes.others:
+                await other.start()
+            subjects.append(partial(measure, nodes.asked, prompt_id, effort.of(REQUESTS)))
         (ours, speeds), (empty, empty_speeds) = await in_turn(effort.rounds, *subjects)
     return [
         Figure("ready after", "seconds", ours, empty, difference, at_most(0.5)),
@@ -65,4 +68,4 @@ async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
     ]
 
 
-ROWS = (Row("P8", f"start with {ENDED:,} ended and {WAITING:,} waiting jobs, against a start with one", measure_row),)
+ROWS = rows_in("P8", f"start with {ENDED:,} ended and {WAITING:,} waiting jobs, against a start with one", measure_row)

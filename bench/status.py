@@ -12,9 +12,9 @@ import aiohttp
 from asking import ask, get
 from clips import make_clip
 from common import HERE, cpu_s, p99
-from filled import fill
+from places import deployed
 from processes import Child, Engine, Service
-from rows import Effort, Figure, Row, at_least, at_most, in_turn, ratio
+from rows import Effort, Figure, Place, at_least, at_most, in_turn, ratio, rows_in
 from yarl import URL
 
 from faceswap.client import FaceSwap
@@ -43,18 +43,19 @@ async def status_document(service: Service, prompt_id: str) -> object:
         return await answer.json()
 
 
-async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
+async def measure_row(place: Place, folder: Path, effort: Effort) -> list[Figure]:
     """Ask with few and with many connections; the engine is held, so that what is queued stays so."""
     jobs, asked_for = effort.of(JOBS, 20), effort.of(ASKED_FOR, 20)
     figures = []
-    async with Engine(folder) as engine, Service(folder, engine.url, queue_limit=100_000) as service:
+    async with Engine(folder) as engine, deployed(place, folder, engine.url, queue_limit=100_000) as nodes:
         await engine.hold()
-        async with FaceSwap(service.url) as client:
+        async with FaceSwap(nodes.asked.url) as client:
             prompt_id = await client.submit(make_clip(folder / "clip.mp4", 24), FACE)
-        await service.stop()
+        await nodes.stop()
         queued = jobs // QUEUED_SHARE
-        ended, waiting = fill(service.data_dir, prompt_id, ended=jobs - queued, waiting=queued)
-        await service.start()
+        ended, waiting = nodes.fill(prompt_id, ended=jobs - queued, waiting=queued)
+        await nodes.start()
+        service = nodes.asked
         some = asked_for // QUEUED_SHARE
         paths = [f"/status/{one}" for one in (*ended[: asked_for - some], *waiting[:some])]
         document = json.dumps(await status_document(service, ended[0]))
@@ -74,6 +75,6 @@ async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
     return figures
 
 
-ROWS = (
-    Row("P1", "`GET /status` of 1,000 of 10,000 jobs, against a bare handler that answers the document", measure_row),
+ROWS = rows_in(
+    "P1", "`GET /status` of 1,000 of 10,000 jobs, against a bare handler that answers the document", measure_row
 )

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 from clips import make_clip
 from common import cpu_s, p99
-from processes import Service
-from rows import Effort, Figure, Row, at_most
+from places import deployed
+from rows import Effort, Figure, Place, at_most, rows_in
 from talker import Talkers
 from watching import watching
 
@@ -37,11 +37,12 @@ async def submit_until_held(client: FaceSwap, clip: Path) -> str:
     return prompt_id
 
 
-async def measure_rate(folder: Path, rate: float, effort: Effort) -> list[Figure]:
+async def measure_rate(place: Place, folder: Path, rate: float, effort: Effort) -> list[Figure]:
     """Return the figures of a rate of events."""
     folder.mkdir()
     streams, sockets = effort.of(STREAMS), effort.of(SOCKETS)
-    async with Talkers(folder / "talkers") as talkers, Service(folder, *talkers.urls) as service:
+    async with Talkers(folder / "talkers") as talkers, deployed(place, folder, *talkers.urls) as nodes:
+        service = nodes.asked
         async with FaceSwap(service.url) as client:
             prompt_id = await submit_until_held(client, make_clip(folder / "clip.mp4", 24))
         before = psutil.Process(service.pid).memory_info().rss
@@ -73,9 +74,9 @@ async def measure_rate(folder: Path, rate: float, effort: Effort) -> list[Figure
     ]
 
 
-async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
+async def measure_row(place: Place, folder: Path, effort: Effort) -> list[Figure]:
     """Measure at each rate."""
-    return [figure for rate in RATES for figure in await measure_rate(folder / str(rate), rate, effort)]
+    return [figure for rate in RATES for figure in await measure_rate(place, folder / str(rate), rate, effort)]
 
 
-ROWS = (Row("P2", f"one job, {STREAMS} event streams and {SOCKETS} WebSockets", measure_row),)
+ROWS = rows_in("P2", f"one job, {STREAMS} event streams and {SOCKETS} WebSockets", measure_row)

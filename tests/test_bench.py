@@ -104,11 +104,25 @@ async def test_a_row_is_measured_printed_kept_and_drawn(
     assert len(list(growth.iter("{http://www.w3.org/2000/svg}circle"))) == 4
 
 
-def test_every_row_is_in_the_file_that_is_named(bench: Any) -> None:
+def test_every_row_is_found_by_its_id(bench: Any) -> None:
     run = bench("run")
-    for row_id, name in {**run.MODULES, **run.BY_NAME}.items():
-        text = (BENCH / f"{name}.py").read_text()
-        assert f'"{row_id}"' in text, f"{row_id} is not in {name}.py"
+    for row_id in (*run.MODULES, *run.BY_NAME):
+        assert run.find(row_id).id == row_id
+
+
+async def test_a_row_on_postgresql_is_beside_the_one_on_sqlite_which_alone_has_goals(
+    bench: Any, tmp_path: Path
+) -> None:
+    rows = bench("rows")
+
+    async def measure(place: Any, folder: Path, effort: Any) -> list[Any]:
+        return [rows.Figure("nodes", "", [place.nodes], goal=rows.at_most(-1))]
+
+    made = rows.rows_in("P99", "a row", measure)
+    assert [row.id for row in made] == ["P99", "P99-postgres", "P99-nodes"]
+    figures = [(await row.measure(tmp_path, rows.Effort()))[0] for row in made]
+    assert [figure.judged for figure in figures] == [0, 1, 2]
+    assert [figure.met for figure in figures] == [False, True, True]
 
 
 def test_a_run_that_misses_a_goal_says_so_and_exits_1(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
