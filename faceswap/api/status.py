@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 
-from ..errors import BadRequest
+from ..errors import BadRequest, NotFound
 from ..hub import Closing, Lagging
 from ..jobs import TERMINAL, Job, JobState
-from ..store import Store
+from ..store import UNKNOWN_JOB, Standing, Store, Together
 from .keys import FEED, owner_of
 
 MAX_WAIT_S = 60.0
@@ -38,15 +38,16 @@ class Answer:
     headers: CIMultiDict[str]
     outage: str | None
     """The outage that a job was told to wait for."""
-    queue_version: int | None
-    """The version of the queue that its place is from; None for a job that is not queued."""
+    version: int | str | None
+    """The version of the queue that its place is from, None for a job that is not queued. Where other nodes may change
+    the job, the version of the job, or one before; None when that is not known."""
 
 
 class Answers:
     """The answers to who asks for the status of a job.
 
     An answer is kept until a commit changes its job: it is dropped before anybody is told of that commit. Where other
-    nodes may commit, none is kept.
+    nodes may commit, it is given only while the database has the same version of its job.
     """
 
     def __init__(self, store: Store, outage: Callable[[], str | None]) -> None:
@@ -56,6 +57,7 @@ class Answers:
         self._kept: dict[str, Answer] = {}
         self._reading: dict[str, object] = {}
         """A token for each job that is being read, gone when a commit has changed the job meanwhile."""
+        self._versions, self._standings = Together(store.versions), Together(store.standings)
         if self._queue is not None:
             self._queue.on_change.append(self._drop)
 
@@ -66,13 +68,40 @@ class Answers:
     async def get(self, prompt_id: str, owner: str | None) -> Answer:
         """Return the answer of an owner's job, as all that is committed now has it. Raises `NotFound`."""
         kept = self._kept.get(prompt_id)
-        if kept is not None and kept.job.owner == owner and self._holds(kept):
+        if kept is not None and kept.job.owner != owner:
+            kept = None
+        if self._queue is None:
+            return await self._get_shared(prompt_id, owner, kept)
+        if kept is not None and self._holds(kept):
             return kept
         return await self._make(prompt_id, owner)
 
+    async def _get_shared(self, prompt_id: str, owner: str | None, kept: Answer | None) -> Answer:
+        """Return the answer of a job that other nodes may change; those of ended jobs, which seldom do, are kept."""
+        version = None
+        if kept is not None:
+            version = await self._versions.get(prompt_id)
+            if version is not None and version == kept.version:
+                return kept
+        standing = await self._standings.get(prompt_id)
+        if standing is None:
+            self._drop(prompt_id)
+        if standing is None or standing.job.owner != owner:
+            raise NotFound(UNKNOWN_JOB, code="unknown_prompt_id")
+        answer = self._write(standing, version)
+        if standing.job.state in TERMINAL:
+            self._keep(answer)
+        return answer
+
+    def _keep(self, answer: Answer) -> None:
+        self._kept.pop(answer.job.prompt_id, None)
+        if len(self._kept) >= MOST_KEPT:
+            del self._kept[next(iter(self._kept))]
+        self._kept[answer.job.prompt_id] = answer
+
     def _holds(self, answer: Answer) -> bool:
         return answer.outage == self._outage_of(answer.job) and (
-            answer.queue_version is None or self._queue is None or answer.queue_version == self._queue.version
+            answer.version is None or self._queue is None or answer.version == self._queue.version
         )
 
     def _outage_of(self, job: Job) -> str | None:
@@ -84,10 +113,8 @@ class Answers:
             kept = self._kept.get(prompt_id)
             job = None if kept is None or kept.job.owner != owner else kept.job
             answer = await self.of(job or await self._store.owned_job(prompt_id, owner))
-            if self._queue is not None and self._reading.get(prompt_id) is reading:
-                if len(self._kept) >= MOST_KEPT:
-                    del self._kept[next(iter(self._kept))]
-                self._kept[prompt_id] = answer
+            if self._reading.get(prompt_id) is reading:
+                self._keep(answer)
         finally:
             if self._reading.get(prompt_id) is reading:
                 del self._reading[prompt_id]
@@ -95,13 +122,17 @@ class Answers:
 
     async def of(self, job: Job) -> Answer:
         """Make the answer of a job that was read."""
-        outage, place, wait_s, version = self._outage_of(job), None, None, None
+        place, backlog, version = None, None, None
         if job.state == JobState.QUEUED:
-            backlog = None if outage else await self._store.backlog()
+            backlog = await self._store.backlog()
             version = None if self._queue is None else self._queue.version
             place = await self._store.queue_position(job)
-            wait_s = None if backlog is None else backlog.wait_s(place)
-        body = json.dumps(job.status(place, outage, wait_s), ensure_ascii=False).encode()
+        return self._write(Standing(job, place, backlog), version)
+
+    def _write(self, standing: Standing, version: int | str | None) -> Answer:
+        job, outage = standing.job, self._outage_of(standing.job)
+        wait_s = standing.backlog.wait_s(standing.place) if standing.backlog and not outage else None
+        body = json.dumps(job.status(standing.place, outage, wait_s), ensure_ascii=False).encode()
         etag = hashlib.blake2b(body, digest_size=12).hexdigest()
         headers = CIMultiDict({hdrs.CONTENT_TYPE: CONTENT_TYPE, hdrs.ETAG: f'"{etag}"', hdrs.CACHE_CONTROL: "no-cache"})
         return Answer(job, body, etag, headers, outage, version)

@@ -10,9 +10,11 @@ from .jobs import IDEMPOTENCY_MS
 from .keys import ApiKey, Keys
 from .leases import JANITOR_LEASE, LOCAL_HOLDER, Lease, LeaseLost, backend_lease, join_lease, upload_lease
 from .nodes import LeaseRow, NodeRow
-from .queries import Queries
+from .queries import Queries, Standing
+from .rows import UNKNOWN_JOB
 from .segments import Segments
 from .sqlite import copy_database
+from .together import Together
 from .transfer import Transfer, TransferRefused
 from .turns import check_queue_of_key
 from .upkeep import Upkeep
@@ -22,6 +24,7 @@ __all__ = [
     "IDEMPOTENCY_MS",
     "JANITOR_LEASE",
     "LOCAL_HOLDER",
+    "UNKNOWN_JOB",
     "ApiKey",
     "CommitUnknown",
     "EngineFile",
@@ -30,8 +33,10 @@ __all__ = [
     "LeaseRow",
     "NewerDatabase",
     "NodeRow",
+    "Standing",
     "Store",
     "StoreError",
+    "Together",
     "TransferRefused",
     "backend_lease",
     "check_queue_of_key",

@@ -213,6 +213,8 @@ class PostgreSQL:
         claim_locks=(" FOR UPDATE OF job SKIP LOCKED", " FOR UPDATE OF job"),
         skip_locked=" FOR UPDATE SKIP LOCKED",
         values="SELECT json_array_elements_text(?::json)",
+        # The transaction that wrote the row, and its place: two of one transaction have two places.
+        row_version="xmin::text || ' ' || ctid::text",
         pairs="json_each_text(?::json)",
         restart_numbers=(
             "SELECT setval(pg_get_serial_sequence('audit', 'number'), coalesce(max(number), 0) + 1, false) FROM audit"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ..backlog import Backlog, pace
@@ -18,6 +19,17 @@ from .turns import queue_place, queue_places
 
 PACE_JOBS = 20
 """The jobs that ended last, by which the pace is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A job, and where it stands among those that have not ended."""
+
+    job: Job
+    place: int | None
+    """Its place in the queue, 1 for the next to start; None when it is not queued."""
+    backlog: Backlog | None
+    """The work that waits; None when no job was queued that was asked for."""
 
 
 class Queries(Database):
@@ -39,6 +51,25 @@ class Queries(Database):
         """Return a job of an owner; None owns what nobody else does. Raises `NotFound`."""
         sql = f"{SELECT_JOB} WHERE job.prompt_id = ? AND coalesce(owner, '') = ?"
         return found(await self._read(sql, prompt_id, owner or ""))
+
+    async def standings(self, prompt_ids: Sequence[str]) -> dict[str, Standing]:
+        """Return jobs, whoever owns them, by id, with their places; few statements, however many jobs there are."""
+        sql = f"{SELECT_JOB} WHERE job.prompt_id IN ({self._dialect.values})"
+        jobs = [job_of(row) for row in await self._read(sql, json.dumps(prompt_ids))]
+        queued = [job for job in jobs if job.state == JobState.QUEUED]
+        backlog = await self.backlog() if queued else None
+        places = dict[str, int]()
+        for owner in {job.owner for job in queued}:
+            places |= await self.queue_positions([job for job in queued if job.owner == owner])
+        return {job.prompt_id: Standing(job, places.get(job.prompt_id), backlog) for job in jobs}
+
+    async def versions(self, prompt_ids: Sequence[str]) -> dict[str, str]:
+        """Return the versions of jobs, by id; a job has another one after each change. For where nodes share them."""
+        rows = await self._read(
+            f"SELECT prompt_id, {self._dialect.row_version} FROM job WHERE prompt_id IN ({self._dialect.values})",
+            json.dumps(prompt_ids),
+        )
+        return {row[0]: row[1] for row in rows}
 
     async def result(self, filename: str, owner: str | None) -> Job:
         """Return the owner's job whose result is `filename`. Raises `NotFound`, or `Gone` when it has expired."""

@@ -12,6 +12,7 @@ from ..jobs import ImageFile, Inputs, Job, JobState, Segment, SegmentState, stor
 from ..options import Options
 from .connection import Row
 
+UNKNOWN_JOB = "There is no job with this prompt_id."
 PARSED_LIMIT = 1024
 """Parsed texts of each kind that are kept."""
 
@@ -106,7 +107,7 @@ def segment_of(row: Row) -> Segment:
 def found(rows: Sequence[Row]) -> Job:
     """Return the job that a query by `prompt_id` found. Raises `NotFound`."""
     if not rows:
-        raise NotFound("There is no job with this prompt_id.", code="unknown_prompt_id")
+        raise NotFound(UNKNOWN_JOB, code="unknown_prompt_id")
     return job_of(rows[0])
 
 
