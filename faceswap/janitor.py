@@ -163,7 +163,7 @@ class Janitor:
         know may belong to a newer one: it is set aside.
         """
         await self._files.delete_looked_at()
-        await self._files.delete_unfinished()
+        await self._clear_scratch()
         await self._clear_uploads()
         unknown, results = await self._clear_inputs(), await self._clear_results()
         # Another node may have begun an upload meanwhile, and may have made it a job.
@@ -180,6 +180,12 @@ class Janitor:
             await self._store.erase(prompt_id)
         for prompt_id in marked:
             await self._files.unmark_erasure(prompt_id)
+
+    async def _clear_scratch(self) -> None:
+        """Delete what was unfinished, and all of it of jobs that had just succeeded."""
+        scratch = await self._files.delete_unfinished()
+        for prompt_id in await self._store.succeeded(scratch):
+            await self._files.delete_scratch(prompt_id)
 
     async def _clear_uploads(self) -> None:
         """Erase uploads that did not become a job; of those that did, only the mark was left."""

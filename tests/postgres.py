@@ -13,20 +13,20 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Coroutine, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+from ports import free_port
 from waiting import WAIT_S
 
 from faceswap.config import resource_dir
@@ -72,9 +72,7 @@ class Server:
         self.data = folder / "data"
         self._user: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
-        with closing(socket.socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = int(free.getsockname()[1])
+        self.port = free_port()
         if os.geteuid() == 0:
             user = pwd.getpwnam(UNPRIVILEGED)
             self._user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}

@@ -18,18 +18,12 @@ from typing import Any, Self
 import aiohttp
 import psutil
 from forks import PROGRAMS, ForkServer, Process
+from ports import free_port
 from waiting import WAIT_S
 from waiting import eventually as eventually
 
 _TAKEN: list[socket.socket] = []
 LISTENING = re.compile(rb"listening on (http://\S+)")
-
-
-def free_port() -> int:
-    """Return a port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def dead_url() -> str:

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import boto3
 from botocore.config import Config
-from processes import free_port
+from ports import free_port
 from waiting import POLL_S, WAIT_S
 
 ACCESS_KEY, SECRET_KEY, REGION = "faceswap-test", "faceswap-test-secret", "us-east-1"

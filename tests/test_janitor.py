@@ -79,9 +79,10 @@ class House:
         sql(self.files.database, f"{statement} WHERE prompt_id = ?2", then, job.prompt_id)
 
     def has_inputs(self, job: Job) -> bool:
-        """Tell whether the inputs are on disk, here and in the engine: either all of them are, or none."""
-        there = [path for folders in ("*", "engine/*") for path in self.files.root.glob(f"{folders}/{job.prompt_id}")]
-        assert len(there) in (0, 5)
+        """Tell whether the inputs are on disk, here and in the engine: either all of them are, or nothing of the job."""
+        found = [path for folders in ("*", "engine/*") for path in self.files.root.glob(f"{folders}/{job.prompt_id}")]
+        there = {str(path.parent.relative_to(self.files.root)) for path in found}
+        assert not there or {"inputs", "engine/input"} <= there
         return bool(there)
 
     def has_result(self, job: Job) -> bool:
@@ -194,8 +195,9 @@ async def test_what_another_node_takes_in_or_is_about_to_publish_is_left_alone(h
     assert not other.inputs("theirs").exists() and not house.has_result(job)
 
 
-async def test_a_start_clears_what_was_being_written_or_uploaded_and_keeps_what_is_finished(house: House) -> None:
-    job = await house.job(JobState.CANCELLED)
+@pytest.mark.parametrize("state", [JobState.PROCESSING, JobState.CANCELLED, JobState.SUCCESS])
+async def test_a_start_clears_what_a_crash_left_of_the_work_on_a_job(house: House, state: JobState) -> None:
+    job = await house.job(state)
     (segment,) = await house.store.segments(job.prompt_id)
     await house.files.make_scratch(job.prompt_id)
     finished = house.files.segment(segment)
@@ -205,9 +207,9 @@ async def test_a_start_clears_what_was_being_written_or_uploaded_and_keeps_what_
         house.files.portrait(job.prompt_id),
     ]
     for path in (finished, *begun):
-        path.write_bytes(b"of a job that was cancelled after a crash")
+        path.write_bytes(b"of the work on a job")
     await house.janitor.clear_debris()
-    assert finished.exists()
+    assert finished.exists() == (state != JobState.SUCCESS)
     assert not [path for path in begun if path.exists()]
 
 

@@ -19,7 +19,8 @@ import pytest
 import pytest_asyncio
 from browser import chromium, make_people, violations, visit
 from playwright.async_api import Browser, Locator, Page, Route, expect
-from processes import Child, Engine, dead_url, free_port
+from ports import free_port
+from processes import Child, Engine, dead_url
 from service_rig import QUICK, EngineRig, ServiceRig, running_service
 from waiting import WAIT_S, eventually
 
@@ -222,6 +223,7 @@ async def test_waiting_jobs_are_moved_and_cancelled(desk: Desk, browser: Browser
         await page.locator("#start").click()
         shown = page.locator("#active h3")
         await expect(page.locator("#active .up:visible")).to_have_count(3)
+        await expect(shown).to_have_count(5)
         waiting = await shown.all_inner_texts()
         await page.get_by_role("button", name=f"Move {waiting[4]} up").click()
         await expect(shown).to_have_text([*waiting[:3], waiting[4], waiting[3]])

@@ -474,17 +474,23 @@ async def test_the_server_notices_a_silent_network_on_every_connection(url: str)
 
 
 async def test_a_transfer_may_take_longer_than_other_transactions(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(driver, "_BOUND_TRANSACTION", driver._BOUND_TRANSACTION.replace("30000", "300"))
-    async with opened(tmp_path / "jobs.db") as source, opened(url) as target:
-        job = await create(source)
+    monkeypatch.setattr(driver, "_BEGIN", driver._BEGIN.replace("4000", "300"))
+    monkeypatch.setattr(driver, "COMMAND_TIMEOUT_S", 0.6)
+    slow = "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NEW; END $$"
+    with postgres.empty_database() as url:
+        async with opened(tmp_path / "jobs.db") as source, opened(url) as target:
+            job = await create(source)
+            for statement in (slow, "CREATE TRIGGER wait BEFORE INSERT ON job FOR EACH ROW EXECUTE FUNCTION wait()"):
+                postgres.sql(url, statement)
 
-        def tell(_table: str, _rows: int) -> None:
-            time.sleep(0.1)
+            def tell(_table: str, _rows: int) -> None:
+                time.sleep(0.4)
 
-        await target.copy_from(source, tell)
-        assert (await target.job(job.prompt_id)).prompt_id == job.prompt_id
+            await target.copy_from(source, tell)
+            assert (await target.job(job.prompt_id)).prompt_id == job.prompt_id
 
 
 @pytest.mark.parametrize(

@@ -349,11 +349,15 @@ class Files:
             shutil.rmtree(self.engine / kind / prompt_id, ignore_errors=True)
 
     @in_thread
-    def delete_unfinished(self) -> None:
-        """Delete what a crash left of files that were being written or uploaded, while no job runs yet."""
+    def delete_unfinished(self) -> set[str]:
+        """Delete what a crash left of files that were being written or uploaded, while no job runs yet.
+
+        Returns the ids of the jobs that have scratch folders.
+        """
         for pattern in UNFINISHED:
             for path in self._scratch.glob(f"*/{pattern}"):
                 path.unlink(missing_ok=True)
+        return set(folders_in(self._scratch))
 
     async def copied_jobs(self) -> set[str]:
         """Return the ids of the jobs of whose files this node has copies, but for those that are being received."""

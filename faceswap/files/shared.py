@@ -115,8 +115,9 @@ class SharedFolder(SharedFiles):
         """Return the path of this node's copy of a job's video that pieces are cut from."""
         return self._scratch / prompt_id / f"prepared-{self._node}.mp4"
 
-    async def delete_unfinished(self) -> None:
+    async def delete_unfinished(self) -> set[str]:
         """Leave them: other nodes may be writing them."""
+        return set()
 
     @in_thread_at_once
     def free_bytes(self) -> int:

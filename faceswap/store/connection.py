@@ -72,8 +72,8 @@ class Statements(Protocol):
 class Connection(Statements, Protocol):
     """A connection to a database. Every method raises `StoreError`."""
 
-    async def begin(self) -> None:
-        """Begin a transaction that may write."""
+    async def begin(self, *, is_long: bool = False) -> None:
+        """Begin a transaction that may write; one that `is_long` may take as long as a whole database needs."""
 
     async def commit(self) -> None:
         """End the transaction; what it wrote is on the disk. Raises `CommitUnknown` where that cannot be told."""

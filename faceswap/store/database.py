@@ -100,14 +100,14 @@ class Database:
             log.info("%s", line, extra={"fields": fields})
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Transaction]:
+    async def _transaction(self, *, is_long: bool = False) -> AsyncIterator[Transaction]:
         """Begin a transaction that waits for more than its statements, and end it.
 
         Its end runs to its end, and only then lets the next one in, even when who waits for it is cancelled.
         """
         connection = await self._engine.acquire()
         try:
-            await connection.begin()
+            await connection.begin(is_long=is_long)
             transaction = Transaction(connection, self._dialect)
             yield transaction
         except BaseException:

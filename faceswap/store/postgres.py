@@ -53,16 +53,18 @@ CLOSE_TIMEOUT_S = 2.0
 """The time for the connections to end when the service stops, whose whole stop is bounded."""
 LISTEN_CHECK_S = 3.0
 """Between two looks at the connection that listens: a network that is cut says nothing."""
-MIGRATION_TIMEOUT_S = 600.0
+LONG_TIMEOUT_S = 600.0
+"""The same bound, and that of the server's silence, for a migration, and for a transaction that copies a database."""
 LOCK_TIMEOUT_S = 30.0
 """The longest that a migration waits for a table, and has others wait behind it."""
 
 # Not READ WRITE: a standby would refuse that as a thing that cannot pass.
-_BEGIN = (
+_BEGIN, _BEGIN_LONG = [
     "BEGIN ISOLATION LEVEL READ COMMITTED;"
-    f" SET LOCAL statement_timeout = {int(STATEMENT_TIMEOUT_S * 1000)};"
-    f" SET LOCAL idle_in_transaction_session_timeout = {int(STATEMENT_TIMEOUT_S * 1000)}"
-)
+    f" SET LOCAL statement_timeout = {int(bound_s * 1000)};"
+    f" SET LOCAL idle_in_transaction_session_timeout = {int(bound_s * 1000)}"
+    for bound_s in (STATEMENT_TIMEOUT_S, LONG_TIMEOUT_S)
+]
 _BOUND_TRANSACTION = f"; SET LOCAL transaction_timeout = {int(TRANSACTION_TIMEOUT_S * 1000)}"
 _FIRST_WITH_BOUND_TRANSACTIONS = 17
 """The major version of the server that has `transaction_timeout`."""
@@ -131,6 +133,8 @@ class PostgresConnection:
     def __init__(self, raw: Any) -> None:
         self.raw = raw
         self._now_ms: int | None = None
+        self._timeout_s: float | None = None
+        """The silence of the server after which a statement is lost; None is the driver's, `COMMAND_TIMEOUT_S`."""
 
     @property
     def is_lost(self) -> bool:
@@ -158,19 +162,25 @@ class PostgresConnection:
     async def fetch(self, sql: str, parameters: Sequence[Any] = ()) -> Sequence[Row]:
         """Execute a statement; returns its rows."""
         with self._errors():
-            rows: Sequence[Row] = await self.raw.fetch(numbered(sql), *map(storable, parameters))
+            rows: Sequence[Row] = await self.raw.fetch(
+                numbered(sql), *map(storable, parameters), timeout=self._timeout_s
+            )
             return rows
 
     async def execute_many(self, sql: str, rows: Iterable[Sequence[Any]]) -> None:
         """Execute a statement once for each row of parameters."""
         with self._errors():
-            await self.raw.executemany(numbered(sql), [[*map(storable, row)] for row in rows])
+            await self.raw.executemany(numbered(sql), [[*map(storable, row)] for row in rows], timeout=self._timeout_s)
 
-    async def begin(self) -> None:
+    async def begin(self, *, is_long: bool = False) -> None:
         """Begin a transaction that may write; it sees what others commit meanwhile."""
         bounded = self.raw.get_server_version().major >= _FIRST_WITH_BOUND_TRANSACTIONS
         with self._errors():
-            await self.raw.execute(_BEGIN + _BOUND_TRANSACTION if bounded else _BEGIN)
+            if is_long:
+                self._timeout_s = LONG_TIMEOUT_S
+                await self.raw.execute(_BEGIN_LONG)
+            else:
+                await self.raw.execute(_BEGIN + _BOUND_TRANSACTION if bounded else _BEGIN)
 
     async def commit(self) -> None:
         """End the transaction; what it wrote is on the disk. Raises `CommitUnknown` where that cannot be told."""
@@ -348,7 +358,7 @@ async def migrate(connect: Callable[[], Any], migrations: Path) -> None:
     known = await asyncio.to_thread(scripts, migrations, KIND)
     newest = max(known)
     connection = await connect()
-    execute = partial(connection.execute, timeout=MIGRATION_TIMEOUT_S)
+    execute = partial(connection.execute, timeout=LONG_TIMEOUT_S)
     try:
         with store_errors():
             await execute(f"BEGIN; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")

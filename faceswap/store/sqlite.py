@@ -148,8 +148,8 @@ class SQLiteConnection(_Timed):
         with store_errors():
             await self.raw.executemany(sql, rows)
 
-    async def begin(self) -> None:
-        """Begin a transaction that may write."""
+    async def begin(self, *, is_long: bool = False) -> None:
+        """Begin a transaction that may write. None has a time limit here."""
         await self.fetch("BEGIN IMMEDIATE")
 
     async def commit(self) -> None:

@@ -79,11 +79,6 @@ class Transaction:
         if self._dialect.locks_rows:
             await self.run("SELECT pg_advisory_xact_lock(?)", number)
 
-    async def lift_time_limit(self) -> None:
-        """Let this transaction take as long as it needs: for one that copies a whole database."""
-        if self._dialect.locks_rows:
-            await self.run("SELECT set_config(name, '0', true) FROM pg_settings WHERE name = 'transaction_timeout'")
-
     async def add_event(self, prompt_id: str, payload: Payload, seq: int | None = None) -> None:
         """Store an event under its job's next number; it is published after the commit.
 

@@ -91,8 +91,7 @@ class Transfer(Nodes):
         of its rows that were copied, again and again. Raises `TransferRefused`.
         """
         copied = {}
-        async with self._transaction() as tx:
-            await tx.lift_time_limit()
+        async with self._transaction(is_long=True) as tx:
             await tx.lock(QUEUE_LOCK)
             await self.check_transfer(source)
             for table in reversed(TABLES):

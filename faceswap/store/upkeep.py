@@ -92,6 +92,12 @@ class Upkeep(Database):
         sql = f"SELECT prompt_id FROM job WHERE prompt_id IN ({self._dialect.values})"
         return {row[0] for row in await self._read(sql, ids)}
 
+    async def succeeded(self, prompt_ids: Iterable[str]) -> set[str]:
+        """Return the ids of jobs that have ended with a result."""
+        ids = json.dumps(list(prompt_ids))
+        sql = f"SELECT prompt_id FROM job WHERE state = 'SUCCESS' AND prompt_id IN ({self._dialect.values})"
+        return {row[0] for row in await self._read(sql, ids)}
+
     async def known_results(self, filenames: Iterable[str]) -> dict[str, str]:
         """Return the names that are, were, or were to become the result of a job, each with the job's id."""
         names = json.dumps({filename.rpartition(".")[0]: filename for filename in filenames})

@@ -140,7 +140,7 @@ class Session(InlineConnection):
         await self._speak()
         await super().execute_many(sql, rows)
 
-    async def begin(self) -> None:
+    async def begin(self, *, is_long: bool = False) -> None:
         """Begin, once no other session is in a transaction."""
         self._is_over = False
         deadline = self._world.scheduler.now + BUSY_S
@@ -148,7 +148,7 @@ class Session(InlineConnection):
             await self._node.way.check()
             self._world.check_disk_of_database()
             try:
-                await super().begin()
+                await super().begin(is_long=is_long)
                 return
             except StoreError:
                 if self._world.scheduler.now > deadline:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import aiohttp
 from machine import program
-from processes import eventually, free_port
+from ports import free_port
+from processes import eventually
 from system.talk import Answer, Api, Media
 from waiting import WAIT_S
 from yarl import URL

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 from clips import make_clip, read_numbers
-from processes import Engine, Service, dead_url, eventually, free_port
+from ports import free_port
+from processes import Engine, Service, dead_url, eventually
 from service_rig import QUICK, EngineRig, Handler, Middleware, running_service, service_and_engines
 
 from faceswap import recovery
