@@ -50,7 +50,10 @@ class Event:
 
     def chunk(self) -> bytes:
         """Return the event as Server-Sent Events bytes in a chunk of an answer of HTTP/1.1."""
-        return self._once("chunk", lambda: chunk(self.sse()))
+        return self._once("chunk", self._chunk)
+
+    def _chunk(self) -> bytes:
+        return chunk(self.sse())
 
     def frame(self) -> bytes:
         """Return the event as a text frame of a server's WebSocket (RFC 6455, 5.2)."""

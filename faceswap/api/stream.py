@@ -35,7 +35,7 @@ class Watcher:
     """A client that the events of a job after a number are written to.
 
     `encode` makes the bytes of an event; `silence` are those that are written when there was none for a while. Nothing
-    is written any more once `is_closed` says so.
+    is written any more once `is_closed`, where it is given, says so.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Watcher:
         encode: Callable[[Event], bytes],
         after: int,
         silence: bytes = b"",
-        is_closed: Callable[[], bool] = lambda: False,
+        is_closed: Callable[[], bool] | None = None,
     ) -> None:
         self._writer = writer
         self._encode = encode
@@ -61,7 +61,7 @@ class Watcher:
         async with feed.watch(prompt_id) as subscription:
             if await self._replay(store, prompt_id):
                 return
-            subscription.pass_on = self._pass_on
+            subscription.pass_on = self._pass_on()
             while True:
                 live = await subscription.next(KEEPALIVE_S * (1 - random.uniform(0, KEEPALIVE_SPREAD)))
                 if live is None:
@@ -82,17 +82,28 @@ class Watcher:
         # A retried job has ended before: only the last event can be the end.
         return stored[-1].terminal if stored else (await store.job(prompt_id)).state in TERMINAL
 
-    def _pass_on(self, event: Event) -> bool:
-        """Write a live event at once; False when the connection is behind or gone, and for the last event."""
-        transport = self._writer.transport
-        if event.terminal or transport is None or transport.is_closing() or self._is_closed():
-            return False
-        if transport.get_write_buffer_size() > BEHIND_BYTES:
-            return False
-        if event.seq > self._after:
-            self._put(transport, self._encode(event))
-            self._after = event.seq
-        return True
+    def _pass_on(self) -> Callable[[Event], bool] | None:
+        """Return a function that writes a live event at once; None when the connection is gone.
+
+        It returns False when the connection is behind or gone, and for the last event. What it needs is looked up
+        beforehand: for a thousand watchers of a job that takes longer than the rest of it, but for the writing.
+        """
+        writer, transport, encode, is_closed = self._writer, self._writer.transport, self._encode, self._is_closed
+        if transport is None:
+            return None
+        is_closing, waiting_bytes, write = transport.is_closing, transport.get_write_buffer_size, transport.write
+
+        def pass_on(event: Event) -> bool:
+            if event.terminal or is_closing() or waiting_bytes() > BEHIND_BYTES or (is_closed and is_closed()):
+                return False
+            if event.seq > self._after:
+                data = encode(event)
+                write(data)
+                writer.output_size += len(data)
+                self._after = event.seq
+            return True
+
+        return pass_on
 
     async def _send(self, event: Event) -> None:
         self._after = event.seq
@@ -101,16 +112,13 @@ class Watcher:
     async def _write(self, data: bytes) -> None:
         """Write bytes, and wait until the connection has taken them."""
         transport = self._writer.transport
-        if transport is None or transport.is_closing() or self._is_closed():
+        if transport is None or transport.is_closing() or (self._is_closed and self._is_closed()):
             raise ConnectionResetError
-        self._put(transport, data)
+        transport.write(data)
+        self._writer.output_size += len(data)  # past the writer of the answer, which would count them
         if transport.get_write_buffer_size():
             async with asyncio.timeout(WRITE_TIMEOUT_S):
                 await self._writer.drain()
-
-    def _put(self, transport: asyncio.WriteTransport, data: bytes) -> None:
-        transport.write(data)
-        self._writer.output_size += len(data)  # past the writer of the answer, which would count them
 
 
 async def stream_events(request: web.Request, prompt_id: str, after: int) -> web.StreamResponse:
