@@ -18,7 +18,7 @@ from common import HERE, MODULE_PATHS, answer, call, calling
 from jobs import submit_and_watch
 from processes import Child, Engine, Service
 from rows import Effort, Figure, Row, at_most
-from transfers import post_job
+from transfers import post_job, put
 from yarl import URL
 
 from faceswap.client import FaceSwap
@@ -76,18 +76,18 @@ class Worst:
         self._rounds: list[list[float]] = []
 
     @asynccontextmanager
-    async def round(self, service: Service, prompt_id: str) -> AsyncIterator[None]:
-        """Ask meanwhile."""
-        async with others(service.url, "/health", f"/status/{prompt_id}") as times:
+    async def round(self, url: str, *paths: str) -> AsyncIterator[None]:
+        """Ask for pages meanwhile, each from a process of its own."""
+        async with others(url, *paths) as times:
             yield
         self._rounds.append([one for each in times.values() for one in each])
 
-    def figures(self) -> list[Figure]:
+    def figures(self, *, has_goal: bool = True) -> list[Figure]:
         """Return the figures of all rounds; the worst of all is held against the goal."""
         worst = [max(times) for times in self._rounds]
         middle = [statistics.median(times) for times in self._rounds]
         return [
-            Figure(self._name, "worst ms", worst, goal=at_most(GOAL_MS), by_worst=True),
+            Figure(self._name, "worst ms", worst, goal=at_most(GOAL_MS) if has_goal else None, by_worst=True),
             Figure(self._name, "median ms", middle),
         ]
 
@@ -100,37 +100,42 @@ async def upload(service: Service, video: Path) -> None:
 
 
 async def measure_row(folder: Path, effort: Effort) -> list[Figure]:
-    """Ask in quiet and during each of the three."""
+    """Ask in quiet and during each of the three; and of a bare server, while a bare handler takes as much in."""
     size = effort.of(SIZE_BYTES, 2**20)
     video, small = padded(folder / "big.mp4", size), make_clip(folder / "small.mp4", 24)
-    quiet, uploading, fetching, slow = (
-        Worst(name) for name in ("nothing goes on", "upload", "fetch from ComfyUI", "ComfyUI is slow")
+    quiet, uploading, fetching, slow, bare = (
+        Worst(name)
+        for name in ("nothing goes on", "upload", "fetch from ComfyUI", "ComfyUI is slow", "a bare server, upload")
     )
     window_s = WINDOW_S * effort.share
     async with (
         Engine(folder, paint=True) as engine,
         Service(folder, engine.url) as service,
         FaceSwap(service.url) as client,
+        Child(folder / "bare.log", "bare", str(folder), "{}", cwd=HERE) as limit,
     ):
         done = await submit_and_watch(client, small)
         for _ in range(effort.rounds):
-            async with quiet.round(service, done):
+            async with quiet.round(service.url, "/health", f"/status/{done}"):
                 await asyncio.sleep(window_s / 2)
-            async with uploading.round(service, done):
+            async with uploading.round(service.url, "/health", f"/status/{done}"):
                 await upload(service, video)
+            async with bare.round(limit.url, "/json", "/json?again"):
+                await call(put, f"{limit.url}/hashed", str(video))
         await engine.set_faults(http_delay_s=SLOW_S, paint=True)
         prompt_id = await client.submit(small, FACE)
         for _ in range(effort.rounds):
-            async with slow.round(service, prompt_id):
+            async with slow.round(service.url, "/health", f"/status/{prompt_id}"):
                 await asyncio.sleep(window_s)
     command = ("giant", str(folder / "giant"), str(size))
     giant = Child(folder / "giant.log", *command, cwd=HERE, env={"PYTHONPATH": MODULE_PATHS})
     async with giant, Service(folder / "fetching", giant.url) as service, FaceSwap(service.url) as client:
         done = await submit_and_watch(client, small)
         for _ in range(effort.rounds):
-            async with fetching.round(service, done):
+            async with fetching.round(service.url, "/health", f"/status/{done}"):
                 await submit_and_watch(client, small)
-    return [figure for each in (uploading, fetching, slow, quiet) for figure in each.figures()]
+    ours = [figure for each in (uploading, fetching, slow, quiet) for figure in each.figures()]
+    return [*ours, *bare.figures(has_goal=False)]
 
 
 ROWS = (Row("P5", f"answers of `/health` and `/status` to others who ask every {PAUSE_S * 1000:.0f} ms", measure_row),)
