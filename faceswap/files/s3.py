@@ -42,11 +42,11 @@ class _InputWriter(FileWriter):
         super().__init__(path, durable=False)
         self._upload = upload
 
-    async def finish(self, name: str) -> None:
+    async def finish(self, name: str, *, durable_name: bool = False) -> None:
         """Wait until the object is stored; close the file and rename it to `name`. Raises `OSError`."""
         await self._write_gathered()
         await self._upload.finish()
-        await super().finish(name)
+        await super().finish(name, durable_name=durable_name)
 
     async def close(self) -> None:
         """Close the file; abort the upload unless it is finished."""

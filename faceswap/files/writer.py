@@ -59,10 +59,18 @@ class _HashedFile(io.FileIO):
         """Wait until all bytes written so far are on the disk."""
         os.fdatasync(self.fileno())
 
-    def sync_and_close(self) -> None:
-        """Wait until all bytes are on the disk, and end."""
-        self.sync()
+    def finish(self, rest: bytes | bytearray, path: Path, *, durable: bool, durable_name: bool) -> None:
+        """Write the last bytes and give the file its name; file and name are on the disk then, each if it is `durable`.
+
+        All of it is one call of a thread: for a small file, handing over takes longer than the rest.
+        """
+        self.write(rest)
+        if durable:
+            self.sync()
         self.close()
+        Path(self.name).replace(path)
+        if durable_name:
+            sync(path.parent)
 
 
 class FileWriter:
@@ -79,6 +87,8 @@ class FileWriter:
         self.size = 0
         """Bytes received so far."""
         self._path = path
+        self._finished = path
+        """Its name once it is finished."""
         self._durable = durable
         self._gathered = bytearray()
         self._unsynced = 0
@@ -86,7 +96,6 @@ class FileWriter:
         self._writing: asyncio.Future[int] | None = None
         self._syncing: asyncio.Future[None] | None = None
         self._closing: asyncio.Future[None] | None = None
-        self._renaming: asyncio.Future[None] | None = None
 
     @property
     def sha256(self) -> str:
@@ -113,32 +122,29 @@ class FileWriter:
         self._syncing = _in_transfers(raw.sync)
         await asyncio.shield(self._syncing)
 
-    async def finish(self, name: str) -> None:
-        """Sync all bytes, close the file and rename it to `name`; the name is not synced. Raises `OSError`."""
+    async def finish(self, name: str, *, durable_name: bool = False) -> None:
+        """Sync all bytes, close the file and rename it to `name`; `durable_name` is synced too. Raises `OSError`."""
         raw = await self._opened()
-        await self._write_gathered()
         await self._written()
         if self._syncing is not None:
             await asyncio.shield(self._syncing)
-        self._syncing = _in_transfers(raw.sync_and_close if self._durable else raw.close)
+        rest, self._gathered = self._gathered, bytearray()
+        path = self._finished = self._path.with_name(name)
+        self._syncing = _in_transfers(partial(raw.finish, rest, path, durable=self._durable, durable_name=durable_name))
         await asyncio.shield(self._syncing)
-        await self.close()
-        self._renaming = _in_transfers(partial(os.replace, self._path, self._path.with_name(name)))
-        await asyncio.shield(self._renaming)
 
     async def close(self) -> None:
         """Close the file once no thread uses it. A second call waits for the first."""
         if self._closing is None:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
-        if self._renaming is not None:
-            await asyncio.wait({self._renaming})
 
     async def discard(self) -> None:
-        """Close the file and delete it, unless it is finished."""
+        """Close the file and delete it, also one that got its name meanwhile."""
         await self.close()
-        with suppress(OSError):
-            await aiofiles.os.unlink(self._path)
+        for path in (self._path, self._finished):
+            with suppress(OSError):
+                await aiofiles.os.unlink(path)
 
     async def _opened(self) -> _HashedFile:
         if self._opening is None:
@@ -183,9 +189,7 @@ async def new_file(destination: Path, *, durable: bool = True) -> AsyncIterator[
     writer = FileWriter(destination.with_name(f".{destination.name}.part"), durable=durable)
     try:
         yield writer
-        await writer.finish(destination.name)
-        if durable:
-            await asyncio.to_thread(sync, destination.parent)
+        await writer.finish(destination.name, durable_name=durable)
     except BaseException:
         await asyncio.shield(writer.discard())
         raise
