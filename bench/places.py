@@ -1,4 +1,4 @@
-"""Where a row runs: on SQLite, or on PostgreSQL with one node or with two, which share a folder.
+"""The places in which a row runs: SQLite, or PostgreSQL with one node or with two, which share a folder.
 
 Of two nodes one has the engines, and the other, which was started after it, is asked and watched.
 """

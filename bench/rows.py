@@ -141,7 +141,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the service keeps jobs in a row, and how many nodes it has."""
+    """The database that a service keeps jobs in, and the number of its nodes."""
 
     suffix: str
     title: str
