@@ -105,13 +105,14 @@ async def empty_files(store: Store, backend: Backend) -> None:
     while True:
         await asyncio.sleep(EMPTY_S)
         try:
-            while files := await store.engine_files_to_empty(backend.name, EMPTY_BATCH):
+            files = await store.engine_files_to_empty(backend.name, EMPTY_BATCH)
+            while files:
                 await _empty(backend, files)
                 if backend.idle:  # it keeps what it last read until the next prompt comes
                     await backend.client.free(models=False)
-                if backend.abandoned:
-                    break  # they may make files yet: all is emptied again until they have ended
-                await store.forget_engine_files(backend.name, files)
+                if not backend.abandoned:  # they may make files yet: all is emptied again until they have ended
+                    await store.forget_engine_files(backend.name, files)
+                files = await store.engine_files_to_empty(backend.name, EMPTY_BATCH, files[-1])
         except ComfyError:
             continue  # until it can be asked
         except StoreError as error:

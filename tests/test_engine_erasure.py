@@ -48,6 +48,7 @@ async def test_files_are_due_when_the_inputs_go_and_not_before(store: Store) -> 
     assert await store.engine_files_to_empty("two", 10) == []
     assert await store.engine_files_to_empty("one", 10) == FILES
     assert await store.engine_files_to_empty("one", 1) == FILES[:1]
+    assert await store.engine_files_to_empty("one", 10, FILES[0]) == FILES[1:]
     await store.forget_engine_files("one", FILES[:1])
     assert await store.engine_files_to_empty("one", 10) == FILES[1:]
 
@@ -142,7 +143,10 @@ async def test_an_engine_that_does_not_do_it_is_asked_again_where_that_may_help(
 
 
 @pytest.mark.usefixtures("quick")
-async def test_what_a_prompt_makes_that_was_given_up_is_emptied_too(clip: Path, tmp_path: Path) -> None:
+async def test_what_a_prompt_makes_that_was_given_up_is_emptied_too(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_watch, "EMPTY_BATCH", 1)
     silent, unstoppable = set[int | None](), set[int | None]()
 
     async def lie(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -166,7 +170,9 @@ async def test_what_a_prompt_makes_that_was_given_up_is_emptied_too(clip: Path, 
         await erase(service, prompt_id)
         asked, store = len(held.calls), service.client.app[keys.STORE]
         silent.clear()
-        await until(lambda: ("POST", "/upload/image") in held.calls[asked:])  # its inputs are emptied while it runs
+        await until(lambda: ("POST", "/upload/image") in held.calls[asked:])
+        inputs = [path for path in (held.folder / "input").rglob("*") if path.is_file()]
+        await until(lambda: not any(path.stat().st_size for path in inputs))  # all of them, while it runs
         names = [backend.name for backend in service.client.app[keys.SCHEDULER].backends]
         assert held.running and any([await store.engine_files_to_empty(name, 1) for name in names])
         held.release()

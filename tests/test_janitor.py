@@ -79,7 +79,7 @@ class House:
         sql(self.files.database, f"{statement} WHERE prompt_id = ?2", then, job.prompt_id)
 
     def has_inputs(self, job: Job) -> bool:
-        """Tell whether the inputs are on disk, here and in the engine: either all of them are, or nothing of the job."""
+        """Tell whether the inputs are on disk, here and in the engine: all of them, or else nothing of the job."""
         found = [path for folders in ("*", "engine/*") for path in self.files.root.glob(f"{folders}/{job.prompt_id}")]
         there = {str(path.parent.relative_to(self.files.root)) for path in found}
         assert not there or {"inputs", "engine/input"} <= there

@@ -18,6 +18,10 @@ class EngineFile:
     name: str
 
 
+_FIRST = EngineFile("", "", "")
+"""A file before all others."""
+
+
 class EngineFiles(Database):
     """The needs of who empties them."""
 
@@ -33,12 +37,14 @@ class EngineFiles(Database):
             [(backend, file.kind, file.subfolder, file.name, prompt_id, now) for file in files],
         )
 
-    async def engine_files_to_empty(self, backend: str, limit: int) -> list[EngineFile]:
-        """Return files at a backend of jobs that were erased, or whose inputs were."""
+    async def engine_files_to_empty(self, backend: str, limit: int, after: EngineFile = _FIRST) -> list[EngineFile]:
+        """Return files at a backend of jobs that were erased, or whose inputs were, in an order that stays."""
         rows = await self._read(
-            "SELECT kind, subfolder, name FROM engine_file WHERE backend = ? AND NOT EXISTS"
-            " (SELECT 1 FROM job WHERE job.prompt_id = engine_file.prompt_id AND inputs_erased = 0) LIMIT ?",
+            "SELECT kind, subfolder, name FROM engine_file WHERE backend = ? AND (kind, subfolder, name) > (?, ?, ?)"
+            " AND NOT EXISTS (SELECT 1 FROM job WHERE job.prompt_id = engine_file.prompt_id AND inputs_erased = 0)"
+            " ORDER BY kind, subfolder, name LIMIT ?",
             backend,
+            *(after.kind, after.subfolder, after.name),
             limit,
         )
         return [EngineFile(*row) for row in rows]
