@@ -13,20 +13,21 @@ from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
-import av
 import cv2
 import numpy as np
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from ..limits import MAX_IMAGE_BYTES, MAX_PIXELS, MAX_SIDE
-from .pixels import Area, Image, shrunk
+from .pixels import Area, Image, shrunk, warped
 
 LARGE_PIXELS = 4_000_000
 """Of pictures with more pixels than this (2.7K) as few are in memory at a time as works."""
 
 _BT601 = 5
 _FULL_RANGE = 2
+_GREY = 128
+"""U and V of what has no colour."""
+
 _LUMA_WEIGHTS = {1: (0.2126, 0.0722), 4: (0.30, 0.11), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
 """AVColorSpace → (Kr, Kb) of ITU-T H.273; all others are taken for BT.601, as ffmpeg does."""
 
@@ -54,6 +55,13 @@ class Colour:
         red = (np.array([0, 0, 1]) - luma) / (2 * (1 - kr))
         scale = np.ones(3) if self.range == _FULL_RANGE else np.array([219, 224, 224]) / 255
         return (np.stack([luma, blue, red]) * scale[:, None]).astype(np.float32)
+
+    @cached_property
+    def to_bgr(self) -> NDArray[np.float32]:
+        """The (3, 4) matrix from Y, U, V and 1 to B, G, R, all in steps of 8 bits."""
+        turn = np.linalg.inv(self.from_bgr.astype(np.float64))
+        black = np.array([[0 if self.range == _FULL_RANGE else 16], [_GREY], [_GREY]])
+        return np.concatenate([turn, -turn @ black], axis=1).astype(np.float32)
 
 
 @dataclass
@@ -83,6 +91,14 @@ class Frame:
             smaller = [shrunk(y, (2 * half[0], 2 * half[1])), *(shrunk(plane, half) for plane in uv)]
             return _converted(_joined(smaller), self.colour)
         return _converted(planes, self.colour)[top - y0 : bottom - y0, left - x0 : right - x0]
+
+    def warped(self, matrix: NDArray[np.floating], side: int) -> Image:
+        """Return a turned square, BGR."""
+        halved = matrix.copy()
+        halved[:, 2] = (matrix[:, 2] + matrix[:, :2].sum(axis=1) / 2 - 0.5) / 2
+        y, *uv = split_planes(self.planes)
+        planes = [warped(y, matrix, side), *(warped(plane, halved, side // 2, _GREY) for plane in uv)]
+        return _converted(_joined(planes), self.colour)
 
     @contextmanager
     def painted(self, area: Area) -> Iterator[Image]:
@@ -123,14 +139,9 @@ class Frame:
 
 def _converted(planes: Image, colour: Colour) -> Image:
     """Convert I420 planes to BGR."""
-    reformatted = VideoReformatter().reformat(
-        av.VideoFrame.from_ndarray(planes, "yuv420p"),
-        format="bgr24",
-        src_colorspace=colour.known_matrix,
-        src_color_range=colour.range or 1,
-        interpolation="BILINEAR",
-    )
-    return np.ascontiguousarray(reformatted.to_ndarray())
+    y, *uv = split_planes(planes)
+    large = [cv2.resize(plane, y.shape[::-1], interpolation=cv2.INTER_NEAREST) for plane in uv]
+    return np.asarray(cv2.transform(cv2.merge([y, *large]), colour.to_bgr), np.uint8)
 
 
 def _even(area: Area) -> Area:

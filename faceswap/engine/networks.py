@@ -13,12 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .mesh import VERTICES, Image, Points
-from .pixels import Pixels, within
+from .pixels import Pixels, warped, within
 
 MODELS = Path(__file__).parent / "models"
 
 CERTAIN = 0.5
 """Probability from which on something is a face."""
+
+_MOST_SHRINKING = 2.5
+"""Pixels of a picture to one of a crop that bilinear sampling can bear."""
 
 Box = NDArray[np.float32]
 
@@ -126,18 +129,17 @@ def cut(picture: Pixels, region: Region, side: int) -> tuple[Image, NDArray[np.f
     scale, half = region.size / side, side / 2
     c, s = np.cos(region.angle) * scale, np.sin(region.angle) * scale
     to_image = np.array([[c, -s, region.x - half * (c - s)], [s, c, region.y - half * (c + s)]])
+    if scale <= _MOST_SHRINKING:
+        return picture.warped(to_image, side), to_image.astype(np.float32)
     x, y, reach = region.x, region.y, region.size * 0.75
     area = within(picture, x - reach, y - reach, x + reach, y + reach)
     if area is None:
         return np.zeros((side, side, 3), np.uint8), to_image.astype(np.float32)
     left, top, right, bottom = area
-    # more than that is too much for bilinear sampling
-    part = picture.part(area, 1.5 / scale if scale > 2.5 else 1.0)
+    part = picture.part(area, 1.5 / scale)
     shrink = np.array([[part.shape[1] / (right - left)], [part.shape[0] / (bottom - top)]])
     to_part = (to_image - [[0, 0, left], [0, 0, top]]) * shrink
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    crop = cv2.warpAffine(part, to_part, (side, side), flags=flags)
-    return np.asarray(crop, np.uint8), to_image.astype(np.float32)
+    return warped(part, to_part, side), to_image.astype(np.float32)
 
 
 def load(name: str) -> Any:

@@ -30,6 +30,12 @@ class Pixels(Protocol):
     def part(self, area: Area, scale: float = 1.0) -> Image:
         """Return a part that is not empty, not to be changed; made smaller its sides are rounded as is convenient."""
 
+    def warped(self, matrix: NDArray[np.floating], side: int) -> Image:
+        """Return a turned square, `side` pixels wide, an even number.
+
+        `matrix`, (2, 3), leads from its pixels to the picture's.
+        """
+
     def painted(self, area: Area) -> AbstractContextManager[Image]:
         """Give a part to paint on, which is put back at the end."""
 
@@ -53,6 +59,10 @@ class Bitmap:
         height, width = part.shape[:2]
         return shrunk(part, (max(1, round(width * scale)), max(1, round(height * scale))))
 
+    def warped(self, matrix: NDArray[np.floating], side: int) -> Image:
+        """Return a turned square."""
+        return warped(self.bgr, matrix, side)
+
     @contextmanager
     def painted(self, area: Area) -> Iterator[Image]:
         """Give a part to paint on."""
@@ -74,6 +84,12 @@ def within(picture: Pixels, left: float, top: float, right: float, bottom: float
     x0, y0 = max(0, int(np.floor(left))), max(0, int(np.floor(top)))
     x1, y1 = min(width, int(np.ceil(right))), min(height, int(np.ceil(bottom)))
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
+
+
+def warped(picture: Image, matrix: NDArray[np.floating], side: int, beyond: int = 0) -> Image:
+    """Return a turned square of a picture, or of one plane of it, with the value `beyond` its edges."""
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(picture, matrix, (side, side), flags=flags, borderValue=beyond), np.uint8)
 
 
 def shrunk(picture: Image, size: tuple[int, int]) -> Image:
