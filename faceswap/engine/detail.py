@@ -98,13 +98,18 @@ class Detail:
         grain = _GRAINY * np.sqrt(np.maximum(0, wanted_grain - own_grain))
         self._grain = self._grain + (_LEARNING if self._compared else 1.0) * (grain - self._grain)
         self._compared = True
-        self._noise = np.tensordot(self._grain.astype(np.float32), _noise_tiles(), 1)
+        if self._is_grainy:
+            self._noise = np.tensordot(self._grain.astype(np.float32), _noise_tiles(), 1)
+
+    @property
+    def _is_grainy(self) -> bool:
+        return float(self._grain.max()) > _LEAST_GRAIN
 
     def match(self, painted: Image, target: Image, points: Points) -> Image:
         """Return what is painted, uint8 (h, w, 3), with the target's detail; `points` are its landmarks there."""
         grey = _grey(painted)
         change = self._change(grey)
-        if self._grain.max() > _LEAST_GRAIN:
+        if self._is_grainy:
             self._follow_cheeks(_grey(target), points)
             for noise, share in ((self._moving_noise, self._static), (self._new_noise, 1 - self._static)):
                 if share > _LEAST_SHARE:
@@ -115,7 +120,7 @@ class Detail:
         """Return what a picture's bands are changed by, float32 (h, w)."""
         change: Floats = grey * np.float32(self._gains[0] - 1)
         for (gain, coarser), blurred in zip(pairwise([*self._gains, 1.0]), _blurs(grey), strict=True):
-            change += blurred * np.float32(coarser - gain)
+            cv2.scaleAdd(blurred, float(coarser - gain), change, change)
         return change
 
     def _follow_cheeks(self, grey: Floats, points: Points) -> None:
@@ -166,7 +171,7 @@ def _energies(grey: Floats, inside: NDArray[np.bool_]) -> tuple[NDArray[np.float
     window = (_WINDOW_PIXELS, _WINDOW_PIXELS)
     some = np.s_[::_WINDOW_STEP, ::_WINDOW_STEP]
     grain = [np.quantile(cv2.blur(square, window)[some][inside[some]], _FLATTEST) for square in squares]
-    return np.array([square[inside].mean() for square in squares]), np.array(grain)
+    return np.array([cv2.mean(square, inside.view(np.uint8))[0] for square in squares]), np.array(grain)
 
 
 def _grey(picture: Image) -> Floats:

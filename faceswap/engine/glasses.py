@@ -89,6 +89,8 @@ def _find_rims(picture: Floats, layout: Floats) -> list[Floats] | None:
     rims = []
     for own, other, place in zip(ridges, ridges[::-1], places, strict=True):
         alike = np.minimum(own, cv2.dilate(other, _EYES_APART))
+        if np.median(alike.max(axis=1)[_BELOW]) < _LEAST_CONTRAST:
+            return None  # no path collects more
         path = _best_path(alike)
         every = np.arange(_ANGLES)
         if np.median(alike[every, path][_BELOW]) < _LEAST_CONTRAST:

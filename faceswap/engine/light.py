@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
-from . import colour
+from . import colour, mesh
 from .colour import Floats
 from .mesh import VERTICES, Image, Points
 from .view import View
@@ -13,6 +15,9 @@ _LIGHT_MEMORY = 0.85
 _TONE_MEMORY = 0.4
 _VARIATION_MEMORY = 0.9
 """Share of the past in running means, for each frame."""
+
+_LAYOUT = 48
+"""Side of the field in the layout of the texture, in pixels."""
 
 _LOOK_FOR_BEARD = 25
 """Frames between two looks for a beard, which is no shadow."""
@@ -34,9 +39,10 @@ class Light:
         """Mean log colour of the skin, float32 (3,)."""
         return np.asarray(colour.SAMPLE_TERMS.mean(axis=0) @ self.field, np.float32)
 
-    def over_mesh(self) -> Floats:
-        """Return the field at the mesh's points, float32 (586, 3), held within what was seen on skin."""
-        return np.asarray(np.clip(colour.MESH_TERMS @ self.field, *self._limits), np.float32)
+    def at(self, place: Floats) -> Floats:
+        """Return the field at places of the texture, (h, w, 2) in 0–1, held within what was seen on skin: (h, w, 3)."""
+        field = np.clip(_laid_out_terms() @ self.field, *self._limits, dtype=np.float32)
+        return mesh.look_up(field.reshape(_LAYOUT, _LAYOUT, 3), place)
 
     def follow(self, view: View, picture: Image, landmarks: Points) -> bool:
         """Look at the skin in the next frame's coarse picture; return False while no skin has been seen."""
@@ -67,10 +73,18 @@ class Light:
         return True
 
 
+@cache
+def _laid_out_terms() -> Floats:
+    """Return the terms of the field in the layout of the texture, float32 (_LAYOUT², 11)."""
+    terms = [mesh.lay_out(colour.MESH_TERMS[:, k : k + 1], _LAYOUT) for k in range(colour.MESH_TERMS.shape[1])]
+    return np.concatenate(terms, axis=-1).reshape(_LAYOUT * _LAYOUT, -1)
+
+
 def _without_outliers(colours: Floats, weights: Floats) -> Floats:
     """Take the weight from samples that are far from the median colour."""
     seen = weights > 0
     if seen.sum() <= colour.MIN_SAMPLES:
         return weights
-    distance = np.linalg.norm(colours - np.median(colours[seen], axis=0), axis=1)
-    return np.asarray(weights * (distance < 2.8 * np.median(distance[seen]) + 4), np.float32)
+    apart = colours - colour.median(colours[seen])
+    distance = np.sqrt(np.einsum("ij,ij->i", apart, apart))[:, None]
+    return np.asarray(weights * (distance < 2.8 * colour.median(distance[seen]) + 4)[:, 0], np.float32)

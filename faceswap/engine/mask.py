@@ -68,7 +68,7 @@ def skin(points: Points, face: float, residual: Floats, variation: Floats, beard
     bearded     true if it has a beard, which is part of it
     """
     precision = np.linalg.inv(variation * 1.6 + np.eye(3) * 0.012).astype(np.float32)
-    squares = np.asarray(cv2.transform(residual, precision) * residual, np.float32).sum(axis=-1)
+    squares = cv2.transform(cv2.transform(residual, precision) * residual, np.ones((1, 3), np.float32))
     likely = 1 - smoothstep(np.sqrt(np.maximum(squares, 0)), 2.8, 4.6)
     # Eyes, brows and lips look like no skin: they are taken for what lies around them.
     features = np.zeros(residual.shape[:2], np.uint8)

@@ -286,6 +286,17 @@ def rasterize(
     return np.asarray(drawn[..., : values.shape[1]] * extent + low, np.float32), inside
 
 
+def lay_out(values: NDArray[np.floating], size: int) -> NDArray[np.float32]:
+    """Draw values at the mesh's points, (586, c), c ≤ 3, in the layout of the texture: float32 (size, size, c)."""
+    return rasterize(TEXTURE_UV * np.float32(size), values, (size, size))[0]
+
+
+def look_up(layout: NDArray[np.float32], place: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Read what was laid out at places of the texture, float32 (h, w, 2) in 0–1: float32 (h, w, c)."""
+    pixels = place * np.float32(len(layout)) - np.float32(0.5)
+    return np.asarray(cv2.remap(layout, pixels, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32)  # type: ignore[call-overload]  # the stubs lack map2=None
+
+
 _FAR = 2.0
 _CAMERA = np.eye(4, dtype=np.float32)
 _SETTINGS = cv2.TriangleRasterizeSettings()
@@ -351,6 +362,11 @@ def _as_block(points: Points, shift: Points) -> Points:
     )
 
 
+def followed(shift: Points) -> Points:
+    """Return how far each point of the mesh follows a canonical `shift`, (468, 3): float32 (586, 3)."""
+    return spread(shift * _FOLLOWS)
+
+
 def morph(landmarks: Points, pose: Pose, shift: Points) -> Points:
     """Move a face with its irises by a canonical `shift`, (468, 3): float32 (586, 3). Its outline stays in place."""
-    return with_rings(landmarks) + spread(pose.to_image(shift * _FOLLOWS))
+    return with_rings(landmarks) + pose.to_image(followed(shift))

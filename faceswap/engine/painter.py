@@ -28,7 +28,7 @@ _LEAST_OPACITY = 0.02
 _COMPARE_EVERY = 6
 """Frames between two comparisons of the target's bones with the source's."""
 
-_COMPARE_DETAIL_EVERY = 3
+_COMPARE_DETAIL_EVERY = 6
 """Frames between two looks at the sharpness and grain of the target."""
 
 _OPEN_EYE = 0.25
@@ -40,6 +40,9 @@ _CLOSED_LEARNING = 0.005
 
 _CLOSED = (0.5, 0.8)
 """Gap, as a share of that of the open eye, from one whose lids are all the target's to one with the source's."""
+
+_LAYOUT = 64
+"""Side of the moves of the target's bones in the layout of the texture, in pixels."""
 
 _SHAPE_MEMORY = 0.999
 """Share of the past in the running mean of the target's bones, for each frame."""
@@ -59,6 +62,8 @@ class FacePainter:
         self._shape = np.zeros((mesh.VERTICES, 3), np.float32)
         self._shape_weight = 0.0
         self._shift = self._wanted_shift = self._shape
+        self._moves = self._wanted_moves = np.zeros((_LAYOUT, _LAYOUT, 3), np.float32)
+        """The shift as each point of the mesh follows it, in the layout of the texture."""
         self._texture: Texture | None = None
         self._texture_tone = source.tone
         self._lids = Lids()
@@ -84,18 +89,20 @@ class FacePainter:
         self._learn_shape(landmarks, pose)
         self._eyewear.follow(self._painted, frame, landmarks, pose)
         moved = mesh.morph(landmarks, pose, self._shift * np.float32(opacity))
-        light, _ = view.draw(moved, self._light.over_mesh())
+        place, _ = view.draw(moved, mesh.TEXTURE_UV)
+        light = self._light.at(place)
         own = self._own(view, landmarks, colour.to_log(picture) - light)
         if track.hands:
             own *= 1 - hand_mask.over(track.hands, view.to_steps, view.size)
         inside = own * mask.oval(*_coarse(view, moved))
         kept = self._kept(view, moved, landmarks)
         cover = view.fine(inside * (1 - kept) * np.float32(opacity))
-        painted = self._draw(view, moved, light, face)
+        painted = self._draw(view, place, light, face)
         if self._painted % _COMPARE_DETAIL_EVERY == 0:
             self._detail.compare(target, painted, cover > 0.9 * opacity)
         painted = self._detail.match(painted, target, landmarks - np.array([view.left, view.top, 0], np.float32))
-        beneath = _warp(view, target, mesh.with_rings(landmarks), moved, inside)
+        moves = mesh.look_up(self._moves, place) * np.float32(opacity)
+        beneath = _warp(view, target, pose, moves, inside)
         view.replace(frame, np.asarray(cv2.blendLinear(painted, beneath, cover, 1 - cover), np.uint8))
         self._painted += 1
         return True
@@ -108,17 +115,16 @@ class FacePainter:
         self._shape = self._shape + (canonical - self._shape) * np.float32(weight / self._shape_weight)
         if self._painted % _COMPARE_EVERY == 0:
             self._wanted_shift = mesh.identity_shift(self._source.shape, self._shape) + self._source.brows
-        step = 1.0 if self._painted == 0 else 1 / _COMPARE_EVERY
-        self._shift = self._shift + (self._wanted_shift - self._shift) * np.float32(step)
+            self._wanted_moves = mesh.lay_out(mesh.followed(self._wanted_shift), _LAYOUT)
+        step = np.float32(1 if self._painted == 0 else 1 / _COMPARE_EVERY)
+        self._shift = self._shift + (self._wanted_shift - self._shift) * step
+        self._moves = self._moves + (self._wanted_moves - self._moves) * step
 
-    def _draw(self, view: View, points: Points, light: Floats, face: float) -> Image:
+    def _draw(self, view: View, place: Floats, light: Floats, face: float) -> Image:
         """Return the source's face as it looks in this frame, uint8, of the view's size in pixels."""
         scale, picture = self._lit_texture().fitting(face / self._source.height)
-        # pixel centres are whole numbers in both pictures
-        place = self._source.texture_points * np.float32(scale) + np.float32((scale - 1) / 2)
-        drawn, _ = view.draw(points, place)
-        flags = cv2.INTER_CUBIC if scale == 1 and face >= self._source.height else cv2.INTER_LINEAR
-        painted: Any = cv2.remap(picture, view.fine(drawn), None, flags, borderMode=cv2.BORDER_REFLECT)  # type: ignore[call-overload]  # the stubs lack map2=None
+        pixels = place * np.float32(self._source.size * scale) - np.float32(0.5)
+        painted: Any = cv2.remap(picture, view.fine(pixels), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)  # type: ignore[call-overload]  # the stubs lack map2=None
         gains = np.clip(np.exp(light - self._texture_tone), 0.2, 4)
         return np.asarray(cv2.multiply(painted, view.fine(gains), dtype=cv2.CV_8U), np.uint8)
 
@@ -170,10 +176,10 @@ def _coarse(view: View, points: Points) -> tuple[Floats, tuple[int, int], float]
     return steps, view.size, float(np.ptp(steps[: mesh.VERTICES], axis=0).max())
 
 
-def _warp(view: View, target: Image, before: Points, after: Points, share: Floats) -> Image:
-    """Return the target with its face moved by the share, one a step, that each place follows."""
-    drawn, _ = view.draw(after, before[:, :2] - after[:, :2])
-    place = view.fine(drawn * share[..., None])
+def _warp(view: View, target: Image, pose: Pose, moves: Floats, share: Floats) -> Image:
+    """Return the target with its face moved by the share, one a step, that each place follows of canonical moves."""
+    back = -pose.to_image(np.eye(3, dtype=np.float32))[:, :2].T
+    place = view.fine(cv2.transform(moves, back) * share[..., None])
     place[..., 0] += np.arange(place.shape[1], dtype=np.float32)
     place[..., 1] += np.arange(place.shape[0], dtype=np.float32)[:, None]
     moved = cv2.remap(target, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]  # the stubs lack map2=None

@@ -30,6 +30,8 @@ _LEAST_EYE = 180
 """Faces smaller than this show too little of their eyes to use them."""
 
 _SMALLEST_MIP = 96
+_ENLARGED = 2.0
+"""Scale of the largest size of a texture."""
 
 _GLINT_CUT = 0.7
 _CREASE_CUT = 0.5
@@ -65,14 +67,18 @@ class NoFaceError(ValueError):
 
 @dataclass(frozen=True)
 class Texture:
-    """A texture at several sizes: for each its scale and uint8 BGR picture, largest first."""
+    """A texture at several sizes: for each its scale and uint8 BGR picture, largest first.
+
+    The first is enlarged: bicubic once, so that bilinear sampling does for faces that are larger than the source's.
+    """
 
     levels: tuple[tuple[float, Image], ...]
 
     @classmethod
     def of(cls, image: Image) -> Texture:
         """Make the levels of a picture, each three quarters of the one before."""
-        levels, scale = [(1.0, image)], 1.0
+        enlarged = cv2.resize(image, None, fx=_ENLARGED, fy=_ENLARGED, interpolation=cv2.INTER_CUBIC)
+        levels, scale = [(_ENLARGED, np.asarray(enlarged, np.uint8)), (1.0, image)], 1.0
         while image.shape[0] * scale > _SMALLEST_MIP:
             scale *= 0.75
             smaller = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
@@ -153,7 +159,8 @@ class SourceFace:
         # Brows, lips and eyes are not of the skin's colour: they take on all of its tint but only half its lightening.
         as_feature = residual + 0.6 * (shift - lightness) + (0.55 if lightness > 0 else 1.0) * lightness
         logs = self.tone + as_feature + self.skin * (as_skin - as_feature)
-        too_bright = np.clip(logs.max(axis=-1, keepdims=True) - np.log(246.0), 0, None)
+        brightest = cv2.max(cv2.max(*cv2.split(logs)[:2]), cv2.split(logs)[2])[..., None]
+        too_bright = np.clip(brightest - np.log(246.0), 0, None, dtype=np.float32)
         return Texture.of(colour.from_log(np.asarray(logs - too_bright * (0.9 * self.skin + 0.1), np.float32)))
 
 
@@ -320,7 +327,7 @@ def _without_stains(residual: Floats) -> Floats:
 
 def _with_tint(residual: Floats, share: NDArray[np.floating] | float) -> Floats:
     """Keep the lightness of log colours and a share of their tint."""
-    lightness = residual.mean(axis=-1, keepdims=True)
+    lightness = colour.mean(residual)[..., None]
     return np.asarray(lightness + (residual - lightness) * share, np.float32)
 
 

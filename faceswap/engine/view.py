@@ -25,11 +25,13 @@ class View:
 
     @classmethod
     def around(cls, points: Points, frame: Image, step: int) -> View:
-        """Return the box around points, with a margin, inside the frame."""
+        """Return the box around points, with a margin, inside the frame: of whole steps, where there is room."""
         low = np.floor(points[:, :2].min(axis=0)).astype(int) - 3
         high = np.ceil(points[:, :2].max(axis=0)).astype(int) + 4
         height, width = frame.shape[:2]
-        return cls(max(0, low[0]), max(0, low[1]), min(width, high[0]), min(height, high[1]), step)
+        left, top = max(0, int(low[0])), max(0, int(low[1]))
+        across, down = -(-(int(high[0]) - left) // step) * step, -(-(int(high[1]) - top) // step) * step
+        return cls(left, top, min(width, left + across), min(height, top + down), step)
 
     @property
     def size(self) -> tuple[int, int]:
