@@ -211,23 +211,40 @@ def test_a_small_face_in_a_clip_is_found_after_a_while_and_in_the_first_frame_at
     assert any(tracker(Bitmap(canvas)) for _ in range(120))
 
 
-@pytest.mark.parametrize("step", [1.0, 4.0])
-def test_landmarks_of_frames_in_which_little_moves_are_interpolated(
-    step: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Count the frames that the landmarker looks at: every second one of a face that is calm, all of one that is not.
-
-    `step` is the movement between two frames in pixels; the eyes are 60 pixels apart.
-    """
-    places = [(CENTRE[0] + step * number, CENTRE[1]) for number in range(16)]
+def tracked(places: list[tuple[float, float]], monkeypatch: pytest.MonkeyPatch) -> tuple[list[Track], int]:
+    """Return the astronaut's track in a frame for each place, and how often the landmarker looked."""
     tracker, looked = Tracker(1, lookahead=LOOKAHEAD), []
     place = Finder.place
     monkeypatch.setattr(Finder, "place", lambda self, frame, region: looked.append(1) or place(self, frame, region))
     frames = [frame for at in places for frame in tracker.follow(Bitmap(shown(at)))] + list(tracker.finish())
     assert len(frames) == len(places)
-    for at, (_, (track,)) in zip(places, frames, strict=True):
-        assert error(replace(track, landmarks=track.raw), at) < 0.012
-    assert (len(looked) < 0.8 * len(places)) == (step < 2)
+    return [track for _, (track,) in frames], len(looked)
+
+
+@pytest.mark.parametrize(
+    ("moves", "keeps_its_course"),
+    [([1.0] * 16, True), ([4.0] * 16, True), ([8.0, 8.0, -8.0, -8.0] * 4, False), ([9.0, -2.0, -7.0] * 6, False)],
+)
+def test_landmarks_of_frames_in_which_a_face_keeps_its_course_are_interpolated(
+    moves: list[float], keeps_its_course: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Count the frames that the landmarker looks at: every second one of a steady face, all of one that is not.
+
+    `moves` are those between two frames in pixels; the eyes are 60 pixels apart.
+    """
+    places = [(CENTRE[0] + float(x), CENTRE[1]) for x in np.cumsum(moves)]
+    tracks, looked = tracked(places, monkeypatch)
+    for at, track in zip(places, tracks, strict=True):
+        assert error(replace(track, landmarks=track.raw), at) < 0.015
+    assert (looked < 0.8 * len(places)) == keeps_its_course
+
+
+def test_a_frame_that_is_shown_twice_is_not_taken_for_half_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    moves = [4.0] * 9 + [0.0, 8.0] * 6
+    places = [(CENTRE[0] - 60 + float(x), CENTRE[1]) for x in np.cumsum(moves)]
+    tracks, _ = tracked(places, monkeypatch)
+    for at, track in zip(places, tracks, strict=True):
+        assert error(replace(track, landmarks=track.raw), at) < 0.015
 
 
 def test_a_second_face_is_swapped_from_the_frame_on_that_shows_it() -> None:

@@ -20,7 +20,7 @@ from .hands import Hand
 from .landmarks import Finder, box_of, is_same_place, overlap, passes_of, region_of
 from .mesh import VERTICES, Image, Points
 from .networks import Placement, Region
-from .pixels import Pixels, whole
+from .pixels import Pixels, whole, within
 from .smoothing import Smoother
 
 LOOKAHEAD = 6
@@ -33,7 +33,13 @@ SEARCH_S = 3.0
 """Seconds after a loss in which faces are looked for more often: who is hidden behind somebody comes back."""
 
 CALM = 0.045
-"""Share of the distance of the eyes that no landmark moves by in two frames: the frame between is interpolated."""
+"""Share of the distance of the eyes that no landmark of a face that hardly moves goes in two frames."""
+
+STEADY = 0.05
+"""Share of the distance of the eyes by which no landmark of a face that keeps its course leaves it in two frames.
+
+The frame between is interpolated: it is off by an eighth of that.
+"""
 
 CHECK_S = 1.0
 """Seconds between two looks of the detector at a face that is followed without doubt."""
@@ -50,6 +56,10 @@ _LEARNING, _LEARNING_IN_DOUBT = 0.3, 0.1
 
 _PATTERN_NOISE = 3.0
 """Contrast of a pattern, in steps of 8 bits, that says little."""
+
+_COURSE_SIDE = 48
+_LEAST_WAY, _MOST_WAY = 0.5, 1.6
+"""Shares of a way, at so many pixels a side: the shorter half to the longer one, both halves to the whole."""
 
 _AROUND = 3.0
 """Size of the surroundings in which a face that is in doubt is looked for, in sizes of the face."""
@@ -123,7 +133,7 @@ class Tracker:
     def follow(self, frame: Pixels) -> Iterator[tuple[Pixels, list[Track]]]:
         """Take the next frame; yield each frame whose faces are known by now, in order, with these.
 
-        While faces hardly move every second frame waits for the next one, and its landmarks are interpolated.
+        While faces keep their course every second frame waits for the next one, and its landmarks are interpolated.
         """
         waiting, self._waiting = self._waiting, None
         if waiting is None:
@@ -132,15 +142,19 @@ class Tracker:
             else:
                 yield frame, self(frame)
             return
-        ends = [self._finder.place(frame, region_of(face.raw)) for face in self._followed]
-        calm = [end for face, end in zip(self._followed, ends, strict=True) if end and face.is_calm_until(end)]
-        if len(calm) < len(ends):
+        ends = [self._finder.place(frame, region_of(face.ahead)) for face in self._followed]
+        sure = [
+            end
+            for face, end in zip(self._followed, ends, strict=True)
+            if end and face.is_steady_until(end) and face.is_between(self._recent[-1], waiting, frame, end)
+        ]
+        if len(sure) < len(ends):
             ahead = {face.identity: end for face, end in zip(self._followed, ends, strict=True) if end}
             yield waiting, self(waiting)
             yield frame, self(frame, ahead)
             return
-        between = [face.between(end) for face, end in zip(self._followed, calm, strict=True)]
-        for picture, placed in ((waiting, between), (frame, calm)):
+        between = [face.between(end) for face, end in zip(self._followed, sure, strict=True)]
+        for picture, placed in ((waiting, between), (frame, sure)):
             self._recent.append(picture)
             self._frames += 1
             self.begins_shot = False
@@ -154,11 +168,11 @@ class Tracker:
             yield waiting, self(waiting)
 
     def _may_wait(self) -> bool:
-        """Return whether faces hardly move, and the detector is not to be asked in the next two frames."""
+        """Return whether faces keep their course, and the detector is not to be asked in the next two frames."""
         two = (self._frames + 1, self._frames + 2)
         is_due = self._room() > 0 and any(self._is_detection_due(number) for number in two)
-        calm = (face.is_calm and not self._is_check_due(face, two[1]) for face in self._followed)
-        return bool(self._followed) and not is_due and all(calm)
+        steady = (face.is_steady and not self._is_check_due(face, two[1]) for face in self._followed)
+        return bool(self._followed) and not is_due and all(steady)
 
     def __call__(self, frame: Pixels, ahead: Mapping[int, Placement] | None = None) -> list[Track]:
         """Return the faces of the next frame at once. `ahead`: faces that are placed in it already, by identity."""
@@ -312,18 +326,28 @@ class _Followed:
     """Its places in the two frames before, newest first."""
 
     @property
-    def is_calm(self) -> bool:
-        """True while the face has hardly moved for two frames."""
-        return len(self.earlier) == 2 and _is_calm(self.earlier[1], self.raw)
+    def ahead(self) -> Points:
+        """Where the face is in two frames if it keeps its course."""
+        return 2 * self.raw - self.earlier[1]
 
-    def is_calm_until(self, end: Placement) -> bool:
-        """Return whether the face has hardly moved since it was last seen, two frames ago."""
-        return self.agreement(end) >= ALIKE and _is_calm(self.raw, end.points)
+    @property
+    def is_steady(self) -> bool:
+        """True while the face has kept its course for two frames."""
+        return len(self.earlier) == 2 and _is_steady(self.earlier[1], self.earlier[0], self.raw)
+
+    def is_steady_until(self, end: Placement) -> bool:
+        """Return whether the face has kept its course since it was last seen, two frames ago."""
+        return self.agreement(end) >= ALIKE and _is_steady(self.earlier[1], self.raw, end.points)
+
+    def is_between(self, before: Pixels, middle: Pixels, after: Pixels, end: Placement) -> bool:
+        """Return whether a picture shows the face half way to a place, as far as it moves at all."""
+        return _is_calm(self.raw, end.points) or _is_half_way(before, middle, after, self.between(end).points)
 
     def between(self, end: Placement) -> Placement:
-        """Return the face half way to a place."""
-        points, pattern = (self.raw + end.points) * np.float32(0.5), (self.pattern + end.pattern) * np.float32(0.5)
-        return end._replace(points=np.asarray(points, np.float32), pattern=np.asarray(pattern, np.float32))
+        """Return the face half way to a place, on the parabola through this and the last two."""
+        shares = np.array([-0.125, 0.75, 0.375], np.float32)
+        points = np.tensordot(shares, [self.earlier[1], self.raw, end.points], 1)
+        return end._replace(points=points, pattern=(self.pattern + end.pattern) * np.float32(0.5))
 
     def agreement(self, placed: Placement) -> float:
         return _agreement(placed.pattern, self.pattern)
@@ -346,9 +370,33 @@ class _Followed:
 
 def _is_calm(before: Points, after: Points) -> bool:
     """Return whether no landmark has moved far."""
-    eyes = after[263, :2] - after[33, :2]
-    moved = after[:VERTICES, :2] - before[:VERTICES, :2]
-    return float((moved * moved).sum(axis=1).max()) < CALM**2 * float(eyes @ eyes)
+    return _farthest(after - before, after) < CALM
+
+
+def _is_steady(first: Points, second: Points, third: Points) -> bool:
+    """Return whether each landmark goes on as far as it came."""
+    return _farthest(first - 2 * second + third, third) < STEADY
+
+
+def _farthest(moves: Points, points: Points) -> float:
+    """Return the longest move of a landmark, as a share of the distance of the eyes."""
+    x, y = moves[:VERTICES, 0], moves[:VERTICES, 1]
+    eyes = points[263, :2] - points[33, :2]
+    return float(np.sqrt((x * x + y * y).max() / (eyes @ eyes)))
+
+
+def _is_half_way(before: Pixels, middle: Pixels, after: Pixels, points: Points) -> bool:
+    """Return whether the picture in the middle is as far from those before and after it, and on the way.
+
+    It is not where frames are shown twice, or the camera shakes.
+    """
+    area = within(middle, *map(float, box_of(points)))
+    if area is None:
+        return False
+    scale = min(1.0, _COURSE_SIDE / max(area[2] - area[0], area[3] - area[1]))
+    views = [frame.part(area, scale) for frame in (before, middle, after)]
+    there, on, whole = (float(cv2.absdiff(views[a], views[b]).mean()) for a, b in ((0, 1), (1, 2), (0, 2)))
+    return min(there, on) >= _LEAST_WAY * max(there, on) and there + on <= _MOST_WAY * whole
 
 
 def _is_elsewhere(region: Region, seen: list[Region]) -> bool:
@@ -366,8 +414,8 @@ def _around(face: _Followed) -> Region:
 def _agreement(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     """Return the correlation of two patterns; 1 where there is too little contrast to tell."""
     a, b = a - a.mean(), b - b.mean()
-    noise = _PATTERN_NOISE**2
-    return float(((a * b).mean() + noise) / (np.sqrt((a * a).mean() * (b * b).mean()) + noise))
+    noise = _PATTERN_NOISE**2 * len(a)
+    return float((a @ b + noise) / (np.sqrt((a @ a) * (b @ b)) + noise))
 
 
 def _is_cut(before: Pixels, after: Pixels) -> bool:
