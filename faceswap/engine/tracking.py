@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice, pairwise
+from typing import TypeGuard
 
 import cv2
 import numpy as np
@@ -143,18 +144,15 @@ class Tracker:
                 yield frame, self(frame)
             return
         ends = [self._finder.place(frame, region_of(face.ahead)) for face in self._followed]
-        sure = [
-            end
-            for face, end in zip(self._followed, ends, strict=True)
-            if end and face.is_steady_until(end) and face.is_between(self._recent[-1], waiting, frame, end)
-        ]
+        steady = [(face, end) for face, end in zip(self._followed, ends, strict=True) if face.is_steady_until(end)]
+        sure = [(face, end) for face, end in steady if face.is_between(self._recent[-1], waiting, frame, end)]
         if len(sure) < len(ends):
-            ahead = {face.identity: end for face, end in zip(self._followed, ends, strict=True) if end}
+            ahead = {face.identity: end for face, end in steady}
             yield waiting, self(waiting)
             yield frame, self(frame, ahead)
             return
-        between = [face.between(end) for face, end in zip(self._followed, sure, strict=True)]
-        for picture, placed in ((waiting, between), (frame, sure)):
+        between = [face.between(end) for face, end in sure]
+        for picture, placed in ((waiting, between), (frame, [end for _, end in sure])):
             self._recent.append(picture)
             self._frames += 1
             self.begins_shot = False
@@ -335,9 +333,9 @@ class _Followed:
         """True while the face has kept its course for two frames."""
         return len(self.earlier) == 2 and _is_steady(self.earlier[1], self.earlier[0], self.raw)
 
-    def is_steady_until(self, end: Placement) -> bool:
+    def is_steady_until(self, end: Placement | None) -> TypeGuard[Placement]:
         """Return whether the face has kept its course since it was last seen, two frames ago."""
-        return self.agreement(end) >= ALIKE and _is_steady(self.earlier[1], self.raw, end.points)
+        return end is not None and self.agreement(end) >= ALIKE and _is_steady(self.earlier[1], self.raw, end.points)
 
     def is_between(self, before: Pixels, middle: Pixels, after: Pixels, end: Placement) -> bool:
         """Return whether a picture shows the face half way to a place, as far as it moves at all."""
