@@ -13,15 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .mesh import VERTICES, Image, Points
-from .pixels import Pixels, warped, within
+from .pixels import Pixels, in_blocks, warped, within
 
 MODELS = Path(__file__).parent / "models"
 
 CERTAIN = 0.5
 """Probability from which on something is a face."""
 
-_MOST_SHRINKING = 2.5
-"""Pixels of a picture to one of a crop that bilinear sampling can bear."""
+_LEAST_SHRINKING, _MOST_SHRINKING = 1.25, 2.5
+"""Pixels of a picture to one of a crop that bilinear sampling can bear: the least where a picture is shrunk before."""
 
 Box = NDArray[np.float32]
 
@@ -135,8 +135,9 @@ def cut(picture: Pixels, region: Region, side: int) -> tuple[Image, NDArray[np.f
     area = within(picture, x - reach, y - reach, x + reach, y + reach)
     if area is None:
         return np.zeros((side, side, 3), np.uint8), to_image.astype(np.float32)
-    left, top, right, bottom = area
-    part = picture.part(area, 1.5 / scale)
+    times = int(scale / _LEAST_SHRINKING)
+    left, top, right, bottom = area = in_blocks(area, 2 * times)
+    part = picture.part(area, 1 / times)
     shrink = np.array([[part.shape[1] / (right - left)], [part.shape[0] / (bottom - top)]])
     to_part = (to_image - [[0, 0, left], [0, 0, top]]) * shrink
     return warped(part, to_part, side), to_image.astype(np.float32)

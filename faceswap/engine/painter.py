@@ -179,8 +179,7 @@ def _coarse(view: View, points: Points) -> tuple[Floats, tuple[int, int], float]
 def _warp(view: View, target: Image, pose: Pose, moves: Floats, share: Floats) -> Image:
     """Return the target with its face moved by the share, one a step, that each place follows of canonical moves."""
     back = -pose.to_image(np.eye(3, dtype=np.float32))[:, :2].T
-    place = view.fine(cv2.transform(moves, back) * share[..., None])
-    place[..., 0] += np.arange(place.shape[1], dtype=np.float32)
-    place[..., 1] += np.arange(place.shape[0], dtype=np.float32)[:, None]
-    moved = cv2.remap(target, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]  # the stubs lack map2=None
+    shifts = view.fine(cv2.transform(moves, back) * share[..., None])
+    flags = cv2.INTER_LINEAR | cv2.WARP_RELATIVE_MAP
+    moved = cv2.remap(target, shifts, None, flags, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]  # the stubs lack map2=None
     return np.asarray(moved, np.uint8)

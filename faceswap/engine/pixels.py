@@ -86,6 +86,16 @@ def within(picture: Pixels, left: float, top: float, right: float, bottom: float
     return (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None
 
 
+def in_blocks(area: Area, side: int) -> Area:
+    """Return as much of an area as whole blocks of `side` pixels, an even number, make from an even pixel on.
+
+    Such a part is made smaller by half the side several times faster than by about as much.
+    """
+    left, top = area[0] + area[0] % 2, area[1] + area[1] % 2
+    across, down = (area[2] - left) // side * side, (area[3] - top) // side * side
+    return (left, top, left + across, top + down) if across > 0 and down > 0 else area
+
+
 def warped(picture: Image, matrix: NDArray[np.floating], side: int, beyond: int = 0) -> Image:
     """Return a turned square of a picture, or of one plane of it, with the value `beyond` its edges."""
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP

@@ -21,7 +21,7 @@ from .hands import Hand
 from .landmarks import Finder, box_of, is_same_place, overlap, passes_of, region_of
 from .mesh import VERTICES, Image, Points
 from .networks import Placement, Region
-from .pixels import Pixels, whole, within
+from .pixels import Pixels, in_blocks, whole, within
 from .smoothing import Smoother
 
 LOOKAHEAD = 6
@@ -60,7 +60,7 @@ _PATTERN_NOISE = 3.0
 
 _COURSE_SIDE = 48
 _LEAST_WAY, _MOST_WAY = 0.5, 1.6
-"""Shares of a way, at so many pixels a side: the shorter half to the longer one, both halves to the whole."""
+"""Shares of a way, at so many pixels a side or more: the shorter half to the longer one, both halves to the whole."""
 
 _AROUND = 3.0
 """Size of the surroundings in which a face that is in doubt is looked for, in sizes of the face."""
@@ -391,8 +391,8 @@ def _is_half_way(before: Pixels, middle: Pixels, after: Pixels, points: Points) 
     area = within(middle, *map(float, box_of(points)))
     if area is None:
         return False
-    scale = min(1.0, _COURSE_SIDE / max(area[2] - area[0], area[3] - area[1]))
-    views = [frame.part(area, scale) for frame in (before, middle, after)]
+    times = max(1, max(area[2] - area[0], area[3] - area[1]) // _COURSE_SIDE)
+    views = [frame.part(in_blocks(area, 2 * times), 1 / times) for frame in (before, middle, after)]
     there, on, whole = (float(cv2.absdiff(views[a], views[b]).mean()) for a, b in ((0, 1), (1, 2), (0, 2)))
     return min(there, on) >= _LEAST_WAY * max(there, on) and there + on <= _MOST_WAY * whole
 

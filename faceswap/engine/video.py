@@ -186,7 +186,7 @@ def encode(
                 marker = Marker(encoding.marks, frame.size) if encoding.marks else None
             if marker is not None:
                 marker.apply(frame.planes)
-            picture = av.VideoFrame.from_ndarray(frame.planes, "yuv420p")
+            picture = av.VideoFrame.from_numpy_buffer(frame.planes, "yuv420p")  # not copied: nobody changes it any more
             picture.pts, picture.time_base = number - 1, 1 / rate
             _tag(picture, frame.colour)
             output.mux(stream.encode(picture))
