@@ -37,8 +37,8 @@ _FLATTEST = 0.3
 _WINDOW_STEP = 3
 """Pixels between two windows that are looked at."""
 
-_WINDOW_PIXELS = 9
-"""Grain is the energy of so small a window that is at this quantile of all."""
+_WINDOW_STEPS = (3, 3)
+"""Grain is the energy of a window of so many steps that is at this quantile of all."""
 
 _LEAST_GRAIN = 0.3
 """Standard deviation, in grey levels, of noise that is not worth adding."""
@@ -86,7 +86,7 @@ class Detail:
 
     def compare(self, target: Image, painted: Image, inside: NDArray[np.bool_]) -> None:
         """Measure target and paint, uint8 (h, w, 3), where both are the face: `inside`, bool (h, w)."""
-        if not inside[::_WINDOW_STEP, ::_WINDOW_STEP].any():
+        if not _middles(inside).any():
             return
         wanted, wanted_grain = _energies(_grey(target), inside)
         grey = _grey(painted)
@@ -113,7 +113,7 @@ class Detail:
             self._follow_cheeks(_grey(target), points)
             for noise, share in ((self._moving_noise, self._static), (self._new_noise, 1 - self._static)):
                 if share > _LEAST_SHARE:
-                    change += noise(points, grey.shape) * np.float32(np.sqrt(share))
+                    cv2.scaleAdd(noise(points, grey.shape), float(np.sqrt(share)), change, change)
         return np.asarray(cv2.add(painted, cv2.merge([change] * 3), dtype=cv2.CV_8U), np.uint8)
 
     def _change(self, grey: Floats) -> Floats:
@@ -147,8 +147,9 @@ class Detail:
         if not 0.7 < self._size / (abs(turn) + 1e-6) < 1.4:
             self._size = abs(turn)
         back = self._size / turn
-        middle = complex(x0 + x1, y0 + y1) / 2 * back
-        to_tile = np.array([[back.real, -back.imag, -middle.real], [back.imag, back.real, -middle.imag]])
+        # The eyes look at the middle of the tile: places beyond its edge take several times as long.
+        corner = complex(_TILE_PIXELS, _TILE_PIXELS) / 2 - complex(x0 + x1, y0 + y1) / 2 * back
+        to_tile = np.array([[back.real, -back.imag, corner.real], [back.imag, back.real, corner.imag]])
         size = shape[1], shape[0]
         # The nearest value, for a mean of several would be softer.
         flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
@@ -157,21 +158,26 @@ class Detail:
 
     def _new_noise(self, points: Points, shape: tuple[int, ...]) -> Floats:
         """Return noise that no other frame has, float32 (h, w)."""
-        top, left = self._random.integers(0, _TILE_PIXELS, 2)
-        to_tile = np.array([[1.0, 0, left], [0, 1, top]])
-        flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-        size = shape[1], shape[0]
-        noise = cv2.warpAffine(self._noise, to_tile, size, flags=flags, borderMode=cv2.BORDER_WRAP)
-        return np.asarray(noise, np.float32)
+        starts = self._random.integers(0, _TILE_PIXELS, 2)
+        rows, columns = (np.arange(start, start + length) for start, length in zip(starts, shape, strict=True))
+        return self._noise.take(rows, 0, mode="wrap").take(columns, 1, mode="wrap")
 
 
 def _energies(grey: Floats, inside: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean energy of each band inside, and that of its grain alone."""
     squares = [band * band for band in _bands(grey)]
-    window = (_WINDOW_PIXELS, _WINDOW_PIXELS)
-    some = np.s_[::_WINDOW_STEP, ::_WINDOW_STEP]
-    grain = [np.quantile(cv2.blur(square, window)[some][inside[some]], _FLATTEST) for square in squares]
+    middles = _middles(inside)
+    height, width = middles.shape
+    whole = np.s_[: height * _WINDOW_STEP, : width * _WINDOW_STEP]
+    steps = [cv2.resize(square[whole], (width, height), interpolation=cv2.INTER_AREA) for square in squares]
+    grain = [np.quantile(cv2.blur(step, _WINDOW_STEPS)[middles], _FLATTEST) for step in steps]
     return np.array([cv2.mean(square, inside.view(np.uint8))[0] for square in squares]), np.array(grain)
+
+
+def _middles(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the middles of the whole steps of a mask."""
+    height, width = (length // _WINDOW_STEP * _WINDOW_STEP for length in inside.shape)
+    return inside[_WINDOW_STEP // 2 : height : _WINDOW_STEP, _WINDOW_STEP // 2 : width : _WINDOW_STEP]
 
 
 def _grey(picture: Image) -> Floats:
