@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
 import logging
 import os
 import resource
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -168,6 +170,30 @@ async def test_a_prompt_that_makes_no_progress_ends_the_engine(tmp_path: Path) -
         await rig.upload(make_clip(tmp_path / "clip.mp4", 3))
         await rig.submit(workflow(), "stuck")
         assert await process.wait() == STALLED_EXIT_CODE
+
+
+FRAMES = """
+import resource
+import numpy as np
+from faceswap.engine.__main__ import _limit_memory
+
+def frame():
+    return [np.full(1 << 19, 1, np.uint8) for _ in range(8)]
+
+_limit_memory()
+frame()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    frame()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="a C library without such a choice")
+def test_the_memory_of_a_frame_is_kept_for_the_next() -> None:
+    """Count the pages that the system gives anew while 4 MiB are taken and given back twenty times."""
+    run = subprocess.run([sys.executable, "-c", FRAMES], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 20 * (4 << 20) / resource.getpagesize() / 4
 
 
 def test_a_lack_of_memory_is_known_in_every_librarys_words() -> None:

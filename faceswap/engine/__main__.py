@@ -30,12 +30,14 @@ MAX_DATA_BYTES = 5 << 30
 MAX_DATA_SHARE = 0.75
 """Of the machine's memory, where that is less."""
 
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's `mallopt`."""
 ARENAS = 4
 """Heaps that threads share: by default a machine has eight for each core, and none gives back what it once had."""
 PICTURE_BYTES = 1 << 20
 """Larger blocks go back to the system when they are freed: the C library would keep hundreds of MB of pictures."""
+KEPT_BYTES = 16 << 20
+"""Free memory at the end of a heap that is kept: each frame needs some, and the system clears pages it gives anew."""
 
 PRIVATE_UMASK = 0o077
 """Faces are in these files: nobody else on the machine may read them."""
@@ -72,6 +74,7 @@ def _limit_memory() -> None:
     limit_process(min(MAX_DATA_BYTES, int(MAX_DATA_SHARE * physical)))
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries do without
         mallopt(M_MMAP_THRESHOLD, PICTURE_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
         mallopt(M_ARENA_MAX, ARENAS)
 
 
