@@ -81,14 +81,14 @@ def read(image: NDArray[Any], xy: Floats) -> Floats:
 
 
 def _choose_samples() -> tuple[NDArray[np.int32], Floats]:
-    """Return the triangle, (n, 3), and the barycentric coordinates, (n, 3, 1), of each sample."""
+    """Return the triangle and the barycentric coordinates of each sample, both (n, 3)."""
     features = np.concatenate([OVAL, LIPS_INNER, LIPS_OUTER, NOSTRILS, *EYES, *BROWS, [64, 294, 240, 460]])
     skin = FACES[~np.isin(FACES, features).any(axis=1)]
     a, b, c = (CANONICAL[skin[:, k]] for k in range(3))
     areas = np.linalg.norm(np.cross(b - a, c - a), axis=1)
     random = np.random.default_rng(0)
     chosen = skin[random.choice(len(skin), SAMPLES, p=areas / areas.sum())]
-    return chosen, random.dirichlet([1, 1, 1], SAMPLES).astype(np.float32)[..., None]
+    return chosen, random.dirichlet([1, 1, 1], SAMPLES).astype(np.float32)
 
 
 _TRIANGLES, _BARYCENTRIC = _choose_samples()
@@ -96,7 +96,7 @@ _TRIANGLES, _BARYCENTRIC = _choose_samples()
 
 def sample(values: NDArray[Any]) -> Floats:
     """Interpolate values at the mesh's vertices, (n, c), at the skin samples: float32 (SAMPLES, c)."""
-    return np.asarray((values[_TRIANGLES] * _BARYCENTRIC).sum(axis=1), np.float32)
+    return np.asarray(np.einsum("ijk,ij->ik", values[_TRIANGLES], _BARYCENTRIC), np.float32)
 
 
 _PLACES = sample(CANONICAL)

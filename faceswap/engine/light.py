@@ -16,7 +16,7 @@ _TONE_MEMORY = 0.4
 _VARIATION_MEMORY = 0.9
 """Share of the past in running means, for each frame."""
 
-_LAYOUT = 48
+_LAYOUT = 32
 """Side of the field in the layout of the texture, in pixels."""
 
 _LOOK_FOR_BEARD = 25
@@ -46,7 +46,7 @@ class Light:
 
     def follow(self, view: View, picture: Image, landmarks: Points) -> bool:
         """Look at the skin in the next frame's coarse picture; return False while no skin has been seen."""
-        places = view.points(colour.sample(landmarks[:VERTICES]))[:, :2] - np.float32(0.5)
+        places = view.points(colour.sample(landmarks[:VERTICES, :2])) - np.float32(0.5)
         colours = colour.read(picture, places)
         inside = ((places > 0) & (places < np.array(view.size) - 1)).all(axis=1)
         weights = _without_outliers(colours, self._trusted * inside * (colour.facing(landmarks) > 0.2))

@@ -283,7 +283,10 @@ def rasterize(
         vertices, TRIANGLES, colours, empty, far, _CAMERA, np.pi / 2, 0.5, _FAR, _SETTINGS
     )
     inside = np.asarray(nearest < 0.95 * _FAR)
-    return np.asarray(drawn[..., : values.shape[1]] * extent + low, np.float32), inside
+    to_values = np.eye(values.shape[1], 4, dtype=np.float32)
+    to_values[:, :3] *= extent[:, None]
+    to_values[:, 3] = low
+    return np.asarray(cv2.transform(drawn, to_values), np.float32).reshape(height, width, -1), inside
 
 
 def lay_out(values: NDArray[np.floating], size: int) -> NDArray[np.float32]:

@@ -91,11 +91,11 @@ class FacePainter:
         moved = mesh.morph(landmarks, pose, self._shift * np.float32(opacity))
         place, _ = view.draw(moved, mesh.TEXTURE_UV)
         light = self._light.at(place)
-        own = self._own(view, landmarks, colour.to_log(picture) - light)
+        own = self._own(view, landmarks, face / step, colour.to_log(picture) - light)
         if track.hands:
             own *= 1 - hand_mask.over(track.hands, view.to_steps, view.size)
-        inside = own * mask.oval(*_coarse(view, moved))
-        kept = self._kept(view, moved, landmarks)
+        inside = own * mask.oval(_steps(view, moved), view.size, face / step)
+        kept = self._kept(view, moved, landmarks, face / step)
         cover = view.fine(inside * (1 - kept) * np.float32(opacity))
         painted = self._draw(view, place, light, face)
         if self._painted % _COMPARE_DETAIL_EVERY == 0:
@@ -137,16 +137,18 @@ class FacePainter:
             self._texture_tone = tone
         return self._texture
 
-    def _kept(self, view: View, points: Points, landmarks: Points) -> Floats:
-        """Return the mask of the target's own parts: mouth, closing lids, eyes that look far aside or all eyes."""
+    def _kept(self, view: View, points: Points, landmarks: Points, face: float) -> Floats:
+        """Return the mask of the target's own parts: mouth, closing lids, eyes that look far aside or all eyes.
+
+        `face` is the face's extent in steps, here and below.
+        """
         mouth = float(smoothstep(mesh.mouth_opening(landmarks), 0.03, 0.10))
         eyes = float(smoothstep(mesh.gaze_aside(landmarks), *_ASIDE)) if self._source.has_eyes else 1.0
-        return mask.kept(*_coarse(view, points), mouth, eyes, self._lids.follow(landmarks))
+        return mask.kept(_steps(view, points), view.size, face, mouth, eyes, self._lids.follow(landmarks))
 
-    def _own(self, view: View, landmarks: Points, residual: Floats) -> Floats:
+    def _own(self, view: View, landmarks: Points, face: float, residual: Floats) -> Floats:
         """Return the probability that a place shows the target's face and nothing in front of it, one pixel a step."""
-        steps, _, face = _coarse(view, landmarks)
-        own = mask.skin(steps, face, residual, self._light.variation, self._light.bearded)
+        own = mask.skin(_steps(view, landmarks), face, residual, self._light.variation, self._light.bearded)
         glasses = self._eyewear.over(view, landmarks)
         return own if glasses is None else own * (1 - glasses)
 
@@ -170,10 +172,9 @@ def _share_of_pose(pose: Pose) -> float:
     return float((1 - smoothstep(abs(pose.yaw), *_YAW_FADE)) * (1 - smoothstep(abs(pose.pitch), *_PITCH_FADE)))
 
 
-def _coarse(view: View, points: Points) -> tuple[Floats, tuple[int, int], float]:
-    """Return points in the view's steps, the size of a mask and the extent of the face there."""
-    steps = view.points(points)[:, :2] - np.float32(0.5)
-    return steps, view.size, float(np.ptp(steps[: mesh.VERTICES], axis=0).max())
+def _steps(view: View, points: Points) -> Floats:
+    """Return points in the view's steps, a whole number being the middle of one."""
+    return view.points(points)[:, :2] - np.float32(0.5)
 
 
 def _warp(view: View, target: Image, pose: Pose, moves: Floats, share: Floats) -> Image:
