@@ -239,6 +239,16 @@ def test_landmarks_of_frames_in_which_a_face_keeps_its_course_are_interpolated(
     assert (looked < 0.8 * len(places)) == keeps_its_course
 
 
+def test_a_face_that_hardly_moves_goes_straight_from_one_look_to_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A parabola through three looks would bend with their noise."""
+    tracks, _ = tracked([(CENTRE[0] + number, CENTRE[1]) for number in range(16)], monkeypatch)
+    straight = [
+        np.allclose(middle.raw, (before.raw + after.raw) / 2, atol=1e-3)
+        for before, middle, after in zip(tracks, tracks[1:], tracks[2:], strict=False)
+    ]
+    assert sum(straight) >= 5
+
+
 def test_a_frame_that_is_shown_twice_is_not_taken_for_half_a_move(monkeypatch: pytest.MonkeyPatch) -> None:
     moves = [4.0] * 9 + [0.0, 8.0] * 6
     places = [(CENTRE[0] - 60 + float(x), CENTRE[1]) for x in np.cumsum(moves)]

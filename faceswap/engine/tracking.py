@@ -325,8 +325,8 @@ class _Followed:
 
     @property
     def ahead(self) -> Points:
-        """Where the face is in two frames if it keeps its course."""
-        return 2 * self.raw - self.earlier[1]
+        """Where the face is in two frames if it keeps its course: here, if it hardly moves."""
+        return self.raw if _is_calm(self.earlier[1], self.raw) else 2 * self.raw - self.earlier[1]
 
     @property
     def is_steady(self) -> bool:
@@ -342,8 +342,9 @@ class _Followed:
         return _is_calm(self.raw, end.points) or _is_half_way(before, middle, after, self.between(end).points)
 
     def between(self, end: Placement) -> Placement:
-        """Return the face half way to a place, on the parabola through this and the last two."""
-        shares = np.array([-0.125, 0.75, 0.375], np.float32)
+        """Return the face half way to a place: if it moves, on the parabola through that, this and the last place."""
+        is_calm = _is_calm(self.raw, end.points)
+        shares = np.array([0, 0.5, 0.5] if is_calm else [-0.125, 0.75, 0.375], np.float32)
         points = np.tensordot(shares, [self.earlier[1], self.raw, end.points], 1)
         return end._replace(points=points, pattern=(self.pattern + end.pattern) * np.float32(0.5))
 
@@ -372,7 +373,9 @@ def _is_calm(before: Points, after: Points) -> bool:
 
 
 def _is_steady(first: Points, second: Points, third: Points) -> bool:
-    """Return whether each landmark goes on as far as it came."""
+    """Return whether no landmark moves far, or each goes on as far as it came."""
+    if _is_calm(first, second) and _is_calm(second, third):
+        return True
     return _farthest(first - 2 * second + third, third) < STEADY
 
 
