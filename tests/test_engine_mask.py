@@ -72,6 +72,16 @@ def test_a_shift_of_bones_leaves_the_outline_in_place(face: np.ndarray) -> None:
     assert np.abs(moved[mesh.NOSTRILS]).max() > 1
 
 
+def test_what_is_laid_out_in_the_texture_is_found_again_on_the_face(face: np.ndarray) -> None:
+    """Draw a shift of bones on the face itself, and look it up by the places of the texture."""
+    shift = mesh.followed(mesh.CANONICAL)
+    points, size = mesh.with_rings(face), (512, 512)
+    drawn, inside = mesh.rasterize(points, shift, size)
+    place, _ = mesh.rasterize(points, mesh.TEXTURE_UV, size)
+    off = np.linalg.norm(mesh.look_up(mesh.lay_out(shift, 64), place) - drawn, axis=2)[inside]
+    assert off.mean() < 0.02 * np.linalg.norm(drawn[inside], axis=1).max()
+
+
 def glasses(picture: np.ndarray) -> np.ndarray | None:
     """Return the mask of the glasses in a picture, of the picture's size."""
     landmarks = find_faces(picture, max_faces=1)[0].landmarks

@@ -28,6 +28,7 @@ from clips import (
     with_lying_header,
 )
 from engine_rig import FACE, PACKAGE, Rig, engine, workflow
+from media_samples import ASTRONAUT, read_image
 from numpy.typing import NDArray
 
 from faceswap.engine.clip import Clip, Selection, probe
@@ -35,7 +36,7 @@ from faceswap.engine.faults import Faults
 from faceswap.engine.folders import Folders
 from faceswap.engine.frames import Colour, Frame, Picture, split_planes
 from faceswap.engine.nodes import NodeContext, load_video, video_info
-from faceswap.engine.pixels import Pixels
+from faceswap.engine.pixels import Area, Bitmap, Pixels, in_blocks
 from faceswap.engine.swap import find_faces
 from faceswap.engine.video import SwapCount, as_rate, prefetch, swap_frames
 
@@ -308,6 +309,41 @@ async def test_what_is_not_swapped_keeps_its_exact_colours(rig: Rig, tmp_path: P
         difference = np.abs(mine.to_ndarray().astype(int) - original.to_ndarray())
     assert difference[:32].mean() < 0.5
     assert difference[40:56, 52:76].mean() > 20
+
+
+COLOURS = [Colour(), *(Colour(matrix, full) for matrix in (1, 5, 7, 9) for full in (1, 2))]
+
+
+@pytest.mark.parametrize("colour", COLOURS, ids=str)
+def test_a_picture_has_the_colours_that_ffmpeg_gives_it(colour: Colour) -> None:
+    planes = np.random.default_rng(0).integers(0, 256, (60, 48), np.uint8)
+    theirs = av.VideoFrame.from_ndarray(planes, "yuv420p").reformat(
+        format="bgr24", src_colorspace=colour.known_matrix, src_color_range=colour.range or 1
+    )
+    difference = Frame(planes, colour).to_bgr().astype(int) - theirs.to_ndarray()
+    assert np.abs(difference).max() <= 3  # theirs is of whole numbers
+    assert np.abs(difference.mean(axis=(0, 1))).max() < 1.5
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4])
+def test_a_turned_square_of_a_frame_shows_what_its_picture_does(angle: float) -> None:
+    frame = Frame.from_bgr(read_image(ASTRONAUT))
+    c, s = 1.2 * np.cos(angle), 1.2 * np.sin(angle)
+    matrix = np.array([[c, -s, 120.3], [s, c, 20.7]])
+    own, whole = (pixels.warped(matrix, 128).astype(int) for pixels in (frame, Bitmap(frame.to_bgr())))
+    assert np.abs(own - whole).mean() < 1.5
+    assert np.abs((own - whole).mean(axis=(0, 1))).max() < 0.5
+    # half a pixel of the colours' planes aside would be more
+    shifted = Bitmap(np.roll(frame.to_bgr(), 1, axis=1)).warped(matrix, 128).astype(int)
+    assert np.abs(own - whole).mean() < 0.5 * np.abs(shifted - whole).mean()
+
+
+@pytest.mark.parametrize(
+    ("area", "side", "blocks"),
+    [((0, 0, 64, 32), 8, (0, 0, 64, 32)), ((3, 5, 70, 41), 8, (4, 6, 68, 38)), ((3, 5, 9, 41), 8, (3, 5, 9, 41))],
+)
+def test_a_part_is_cut_down_to_whole_blocks(area: Area, side: int, blocks: Area) -> None:
+    assert in_blocks(area, side) == blocks
 
 
 @pytest.mark.parametrize("colour", [Colour(), Colour(1, 1), Colour(1, 2), Colour(9, 1)])
