@@ -325,7 +325,7 @@ class _Followed:
 
     @property
     def ahead(self) -> Points:
-        """Where the face is in two frames if it keeps its course: here, if it hardly moves."""
+        """The place of the face in two frames if it keeps its course: the same, if it hardly moves."""
         return self.raw if _is_calm(self.earlier[1], self.raw) else 2 * self.raw - self.earlier[1]
 
     @property
