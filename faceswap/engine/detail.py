@@ -110,7 +110,7 @@ class Detail:
         grey = _grey(painted)
         change = self._change(grey)
         if self._is_grainy:
-            self._follow_cheeks(_grey(target), points)
+            self._follow_cheeks(target, points)
             for noise, share in ((self._moving_noise, self._static), (self._new_noise, 1 - self._static)):
                 if share > _LEAST_SHARE:
                     cv2.scaleAdd(noise(points, grey.shape), float(np.sqrt(share)), change, change)
@@ -123,12 +123,12 @@ class Detail:
             cv2.scaleAdd(blurred, float(coarser - gain), change, change)
         return change
 
-    def _follow_cheeks(self, grey: Floats, points: Points) -> None:
+    def _follow_cheeks(self, target: Image, points: Points) -> None:
         """Learn whether the detail of the cheeks stays from frame to frame."""
         reach = int(_CHEEK_SHARE * np.ptp(points[: mesh.VERTICES, 1]) / 2)
         places = points[_CHEEKS, :2].astype(int)
-        cheeks = [grey[max(0, y - reach) : y + reach, max(0, x - reach) : x + reach] for x, y in places]
-        bands = [_bands(cheek)[1] for cheek in cheeks if min(cheek.shape) > 4 * _SEARCH_PIXELS]
+        cheeks = [target[max(0, y - reach) : y + reach, max(0, x - reach) : x + reach] for x, y in places]
+        bands = [_bands(_grey(cheek))[1] for cheek in cheeks if min(cheek.shape[:2]) > 4 * _SEARCH_PIXELS]
         before, self._cheeks = self._cheeks, bands
         edge = slice(_SEARCH_PIXELS, -_SEARCH_PIXELS)
         for then, now in zip(before, bands, strict=False):
