@@ -145,11 +145,6 @@ class SourceFace:
         shapes = [neutral_shape(landmarks) for _, landmarks in found]
         return replace(best, shape=np.average(shapes, axis=0, weights=weights).astype(np.float32))
 
-    @property
-    def texture_points(self) -> Floats:
-        """The mesh's points in the texture, float32 (586, 2), pixel centres being whole numbers."""
-        return mesh.TEXTURE_UV * np.float32(self.size) - np.float32(0.5)
-
     def lit(self, tone: Floats, variation: Floats) -> Texture:
         """Return the texture on skin of another mean log colour, (3,), and covariance of residuals, (3, 3)."""
         shift = (tone - self.tone).astype(np.float32)
