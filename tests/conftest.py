@@ -7,8 +7,10 @@ import pytest
 from forks import ForkServer
 from hypothesis import HealthCheck, settings
 from processes import Child
+from waiting import WAIT_S
 
 from faceswap.media import process
+from faceswap.store import postgres
 
 # On a busy machine an example may take any time.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -22,6 +24,14 @@ def usual_scheduler() -> Iterator[None]:
     """Check that no test leaves its process a real-time priority, with which it would starve the others."""
     yield
     assert os.sched_getscheduler(0) == SCHEDULER
+
+
+@pytest.fixture(autouse=True)
+def patient_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the service in the test's own process wait for a database that is slow on a busy machine."""
+    for name in ("CONNECT", "ACQUIRE", "COMMAND"):
+        monkeypatch.setattr(postgres, f"{name}_TIMEOUT_S", WAIT_S)
+    monkeypatch.setattr(postgres, "_BEGIN", postgres._BEGIN_LONG)
 
 
 @pytest.fixture(scope="session", autouse=True)
