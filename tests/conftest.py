@@ -30,7 +30,8 @@ def usual_scheduler() -> Iterator[None]:
 def patient_database(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the service in the test's own process wait for a database that is slow on a busy machine."""
     for name in ("CONNECT", "ACQUIRE", "COMMAND"):
-        monkeypatch.setattr(postgres, f"{name}_TIMEOUT_S", WAIT_S)
+        # Short enough for who waits for a silent one to be noticed.
+        monkeypatch.setattr(postgres, f"{name}_TIMEOUT_S", WAIT_S / 4)
     monkeypatch.setattr(postgres, "_BEGIN", postgres._BEGIN_LONG)
 
 
