@@ -61,6 +61,10 @@ async def measure_row(place: Place, folder: Path, effort: Effort) -> list[Figure
             for other in nodes.others:
                 await other.start()
             subjects.append(partial(measure, nodes.asked, prompt_id, effort.of(REQUESTS)))
+        # To fill PostgreSQL takes minutes, and an engine ends that makes no progress for as long.
+        await engine.stop()
+        await engine.start()
+        await engine.hold()
         (ours, speeds), (empty, empty_speeds) = await in_turn(effort.rounds, *subjects)
     return [
         Figure("ready after", "seconds", ours, empty, difference, at_most(0.5)),
