@@ -103,7 +103,7 @@ class SourceFace:
     variation    covariance of the skin's residuals, float32 (3, 3)
     skin         probability of skin, float32 (size, size, 1)
     trusted      skin samples that were visible, float32 (colour.SAMPLES,)
-    has_eyes     true if its eyes are good enough to use: those behind glasses are small and in the shade
+    has_eyes     true if its eyes are good enough to use
     """
 
     shape: Points
@@ -235,7 +235,7 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
         variation=colour.covariance(smooth[bare] if bare.sum() > 3 else smooth),
         skin=_skin_probability(residual, openings, spread, size),
         trusted=np.maximum(_usual(smooth), colour.LOWER & bearded),
-        has_eyes=glasses is None and extent >= _LEAST_EYE and min(eyes) > 0.18 and abs(pose.yaw) < 25,
+        has_eyes=extent >= _LEAST_EYE and min(eyes) > 0.18 and abs(pose.yaw) < 25,
     )
 
 
