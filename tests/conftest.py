@@ -1,6 +1,7 @@
 """Fixtures of all tests. This file also puts the helpers beside it on the import path."""
 
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -32,7 +33,7 @@ def patient_database(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CONNECT", "ACQUIRE", "COMMAND"):
         # Short enough for who waits for a silent one to be noticed.
         monkeypatch.setattr(postgres, f"{name}_TIMEOUT_S", WAIT_S / 4)
-    monkeypatch.setattr(postgres, "_BEGIN", postgres._BEGIN_LONG)
+    monkeypatch.setattr(postgres, "_BEGIN", re.sub(r"\d+", str(int(WAIT_S / 4 * 1000)), postgres._BEGIN))
 
 
 @pytest.fixture(scope="session", autouse=True)
