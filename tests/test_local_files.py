@@ -218,6 +218,11 @@ async def test_a_disk_that_fills_in_the_middle_is_told_and_leaves_nothing(
         async with new_file(tmp_path / "file") as file:
             await file.write(bytes(size))
     assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_bytes(b"an earlier one")
+    with pytest.raises(OSError, match="No space left"):
+        async with new_file(tmp_path / "file") as file:
+            await file.write(bytes(size))
+    assert (tmp_path / "file").read_bytes() == b"an earlier one"
 
 
 async def test_the_room_on_the_disk_is_told_though_every_thread_waits_for_it(tmp_path: Path) -> None:

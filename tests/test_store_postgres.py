@@ -488,7 +488,7 @@ async def test_a_transfer_may_take_longer_than_other_transactions(
                 postgres.sql(url, statement)
 
             def tell(_table: str, _rows: int) -> None:
-                time.sleep(0.4)
+                time.sleep(0.4)  # between two statements: longer than others may
 
             await target.copy_from(source, tell)
             assert (await target.job(job.prompt_id)).prompt_id == job.prompt_id

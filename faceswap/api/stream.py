@@ -99,7 +99,7 @@ class Watcher:
             if event.seq > self._after:
                 data = encode(event)
                 write(data)
-                writer.output_size += len(data)
+                writer.output_size += len(data)  # as below
                 self._after = event.seq
             return True
 

@@ -36,6 +36,8 @@ class _HashedFile(io.FileIO):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))
+        self.path = path
+        """Its name now."""
         self.sha256 = sha256()
 
     def write(self, data: Any, /) -> int:
@@ -68,7 +70,7 @@ class _HashedFile(io.FileIO):
         if durable:
             self.sync()
         self.close()
-        Path(self.name).replace(path)
+        self.path = self.path.replace(path)
         if durable_name:
             sync(path.parent)
 
@@ -87,8 +89,6 @@ class FileWriter:
         self.size = 0
         """Bytes received so far."""
         self._path = path
-        self._finished = path
-        """Its name once it is finished."""
         self._durable = durable
         self._gathered = bytearray()
         self._unsynced = 0
@@ -129,7 +129,7 @@ class FileWriter:
         if self._syncing is not None:
             await asyncio.shield(self._syncing)
         rest, self._gathered = self._gathered, bytearray()
-        path = self._finished = self._path.with_name(name)
+        path = self._path.with_name(name)
         self._syncing = _in_transfers(partial(raw.finish, rest, path, durable=self._durable, durable_name=durable_name))
         await asyncio.shield(self._syncing)
 
@@ -140,11 +140,11 @@ class FileWriter:
         await asyncio.shield(self._closing)
 
     async def discard(self) -> None:
-        """Close the file and delete it, also one that got its name meanwhile."""
+        """Close the file and delete it, also one that got its name meanwhile; never another of that name."""
         await self.close()
-        for path in (self._path, self._finished):
+        if self._opening is not None and self._opening.exception() is None:
             with suppress(OSError):
-                await aiofiles.os.unlink(path)
+                await aiofiles.os.unlink(self._opening.result().path)
 
     async def _opened(self) -> _HashedFile:
         if self._opening is None:

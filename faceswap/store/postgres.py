@@ -54,7 +54,8 @@ CLOSE_TIMEOUT_S = 2.0
 LISTEN_CHECK_S = 3.0
 """Between two looks at the connection that listens: a network that is cut says nothing."""
 LONG_TIMEOUT_S = 600.0
-"""The same bound, and that of the server's silence, for a migration, and for a transaction that copies a database."""
+"""The longest that a statement of a migration may take, and in a transaction that copies a whole database a statement,
+the time between two, and the server's silence."""
 LOCK_TIMEOUT_S = 30.0
 """The longest that a migration waits for a table, and has others wait behind it."""
 
