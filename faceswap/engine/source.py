@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import colour, mesh
+from .behind_glasses import cleared
 from .brows import brow_shift
 from .colour import Floats, blur
 from .expression import neutral_shape, neutral_texture
@@ -36,9 +37,6 @@ _ENLARGED = 2.0
 _GLINT_CUT = 0.7
 _CREASE_CUT = 0.5
 """Share that is taken from what is unusually light or dark for skin: the light it comes from is not the target's."""
-
-_LENS_CUT = 0.7
-"""Share of the tint and shade of lenses that is taken from the skin behind them."""
 
 _FOREHEAD = 0.2
 """Difference from the skin's log colour, over all channels, that a forehead keeps: the rest is hair or its shadow."""
@@ -218,7 +216,7 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
     flat, trust = _mirrored(flat, trust, size)
     flat = _filled(flat, trust, features, tone, size)
     if glasses is not None:
-        flat = _cleared(flat, glasses.lenses * (1 - openings), tone)
+        flat = cleared(flat, glasses.lenses, openings, layout, tone)
     flat = _evened(flat, trust, features, openings, tone, float(spread.mean()))
     flat = _bared(flat, layout, features, tone)
     flat = neutral_texture(flat, landmarks, layout, features)
@@ -298,12 +296,6 @@ def _bared(flat: Floats, layout: Floats, features: Floats, tone: Any) -> Floats:
     difference = average(flat, 1 - features, size / 60)[0] - tone
     distance = np.linalg.norm(difference, axis=-1, keepdims=True) + 1e-6
     return np.asarray(flat - forehead[..., None] * difference * np.clip(1 - _FOREHEAD / distance, 0, None), np.float32)
-
-
-def _cleared(flat: Floats, lenses: Floats, tone: Any) -> Floats:
-    """Take the tint and the shade of lenses from the skin behind them, and keep its grain."""
-    around, _ = average(flat, lenses, len(flat) / 50)
-    return np.asarray(flat - _LENS_CUT * lenses[..., None] * (around - tone), np.float32)
 
 
 def _evened(flat: Floats, trust: Floats, features: Floats, openings: Floats, tone: Any, spread: float) -> Floats:
