@@ -431,13 +431,15 @@ async def test_a_node_that_is_cut_off_is_told_and_goes_on_when_it_is_not(
 async def test_a_node_that_freezes_in_a_transaction_keeps_others_waiting_for_a_short_time_only(
     hasty: None, url: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "_BEGIN", re.sub(r"\d+", "300", driver._BEGIN))
-    # Another bound, of newer servers, which would help later.
-    monkeypatch.setattr(driver, "_BOUND_TRANSACTION", driver._BOUND_TRANSACTION.replace("30000", "3000000"))
     job = await create(store)
     async with opened(url) as frozen:
         with pytest.raises(StoreError) as ended:
-            async with frozen._transaction() as tx:
+            async with AsyncExitStack() as stack:
+                with monkeypatch.context() as short:
+                    short.setattr(driver, "_BEGIN", re.sub(r"\d+", "300", driver._BEGIN))
+                    # Another bound, of newer servers, which would help later.
+                    short.setattr(driver, "_BOUND_TRANSACTION", driver._BOUND_TRANSACTION.replace("30000", "3000000"))
+                    tx = await stack.enter_async_context(frozen._transaction())
                 await tx.lock_job(job.prompt_id)
                 await retry_writes(lambda: store.add_status(job.prompt_id, "goes on"))
                 await tx.run("UPDATE job SET step = 'thawed'")
@@ -448,11 +450,13 @@ async def test_a_node_that_freezes_in_a_transaction_keeps_others_waiting_for_a_s
 async def test_a_node_that_freezes_within_a_statement_keeps_others_waiting_for_a_bounded_time_only(
     hasty: None, url: str, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "_BOUND_TRANSACTION", driver._BOUND_TRANSACTION.replace("30000", "600"))
     job = await create(store)
     async with opened(url) as frozen:
         with pytest.raises(StoreError) as ended:
-            async with frozen._transaction() as tx:
+            async with AsyncExitStack() as stack:
+                with monkeypatch.context() as short:
+                    short.setattr(driver, "_BOUND_TRANSACTION", driver._BOUND_TRANSACTION.replace("30000", "600"))
+                    tx = await stack.enter_async_context(frozen._transaction())
                 await tx.lock_job(job.prompt_id)
                 assert isinstance(tx._statements, driver.PostgresConnection)
                 # A whole statement, but for the message that ends it: the server waits for that without a bound.
@@ -477,15 +481,16 @@ async def test_the_server_notices_a_silent_network_on_every_connection(url: str)
 async def test_a_transfer_may_take_longer_than_other_transactions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(driver, "_BOUND_TRANSACTION", driver._BOUND_TRANSACTION.replace("30000", "300"))
-    monkeypatch.setattr(driver, "_BEGIN", re.sub(r"\d+", "300", driver._BEGIN))
-    monkeypatch.setattr(driver, "COMMAND_TIMEOUT_S", 0.6)
     slow = "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NEW; END $$"
     with postgres.empty_database() as url:
-        async with opened(tmp_path / "jobs.db") as source, opened(url) as target:
-            job = await create(source)
+        async with opened(url):
             for statement in (slow, "CREATE TRIGGER wait BEFORE INSERT ON job FOR EACH ROW EXECUTE FUNCTION wait()"):
                 postgres.sql(url, statement)
+        monkeypatch.setattr(driver, "_BOUND_TRANSACTION", driver._BOUND_TRANSACTION.replace("30000", "300"))
+        monkeypatch.setattr(driver, "_BEGIN", re.sub(r"\d+", "300", driver._BEGIN))
+        monkeypatch.setattr(driver, "COMMAND_TIMEOUT_S", 0.6)
+        async with opened(tmp_path / "jobs.db") as source, opened(url) as target:
+            job = await create(source)
 
             def tell(_table: str, _rows: int) -> None:
                 time.sleep(0.4)  # between two statements: longer than others may
