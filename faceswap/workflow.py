@@ -108,13 +108,13 @@ def swap_passes(options: Mapping[str, Any], images: int) -> tuple[SwapPass, ...]
             given = "only one was given" if images == 1 else f"{images} were given, counted from 0"
             raise WorkflowError(f"Option 'mapping' names picture {most}; {given}.")
     elif images > 1 and not options.get("one_person"):
-        faces = _numbers(options["face_index"]) if options.get("face_index") else list(range(images))
+        faces = face_numbers(options["face_index"]) if options.get("face_index") else list(range(images))
         if len(faces) != images:
             raise WorkflowError(
                 f"There are {images} pictures, and 'face_index' names {len(faces)} of the video's faces: name one for"
                 " each, give a 'mapping', or set 'one_person' where they show one person."
             )
-        sources = _numbers(options.get("source_face_index") or "0")
+        sources = face_numbers(options.get("source_face_index") or "0")
         entries = [(face, image, sources[min(image, len(sources) - 1)]) for image, face in enumerate(faces[:images])]
     else:
         return ()
@@ -334,8 +334,8 @@ class Workflow:
                 raise WorkflowError(f"The workflow {self.name} has no place for the option {option}.")
 
 
-def _numbers(indexes: str) -> list[int]:
-    """Return the numbers of a list with commas."""
+def face_numbers(indexes: str) -> list[int]:
+    """Return the numbers of a list with commas, as `face_index` and `source_face_index` are."""
     return [int(number) for number in indexes.split(",")]
 
 

@@ -6,6 +6,7 @@ is tested in addition.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import shutil
@@ -111,6 +112,11 @@ class S3Server:
         self._process.kill()
         self._process.wait(WAIT_S)
 
+    def remove(self) -> None:
+        """Kill it for good, and leave nothing of it."""
+        self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
     def _answers(self) -> bool:
         try:
             socket.create_connection(("127.0.0.1", self.port)).close()
@@ -123,8 +129,7 @@ class S3Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self.remove()
 
 
 def _end_with_us() -> None:
@@ -146,6 +151,7 @@ def s3_server(kind: str) -> S3Server:
     """Return a server that all tests of this process share; it ends with the process."""
     server = S3Server(kind)
     server.start()
+    atexit.register(server.remove)
     return server
 
 

@@ -139,6 +139,21 @@ async def test_several_faces_of_which_none_is_chosen_are_told_everywhere(rig: Se
 
 
 @ONE_LOOP
+async def test_faces_that_a_still_picture_does_not_show_are_told_at_once(rig: ServiceRig) -> None:
+    missing = "The picture that is to be changed shows one face, number 0; face {} was not found in it."
+    asked: list[tuple[bytes, dict[str, Any], list[str]]] = [
+        (NOBODY, {}, ["No face was found in the picture that is to be changed."]),
+        (FACE, {}, []),
+        (FACE, {"face_index": "0,2"}, [missing.format(2)]),
+        (FACE, {"mapping": [{"face": 1, "image": 0}, {"face": 0, "image": 0}]}, [missing.format(1)]),
+        (GROUP, {"face_index": "1"}, []),
+    ]
+    for target, options, told in asked:
+        status, answer = await submit(rig, target, FACE, **options)
+        assert (status, answer["warnings"]) == (200, told), answer
+
+
+@ONE_LOOP
 async def test_people_who_are_named_and_not_found_are_told(rig: ServiceRig, clip: bytes) -> None:
     for faces, told in (("0,1", True), ("0", False)):
         status, answer = await submit(rig, clip, FACE, face_index=faces)

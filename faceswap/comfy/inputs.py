@@ -17,7 +17,7 @@ from ..jobs import Job, Segment
 from ..media import MediaWorker, PieceFacts
 from ..progress_reporter import ProgressReporter
 from ..store import EngineFile, Store, retry_writes
-from ..workflow import swap_passes
+from ..workflow import face_numbers, swap_passes
 from .backend import Backend
 from .client import FORM_BYTES, ComfyError, Features
 
@@ -307,7 +307,7 @@ def people_named(job: Job) -> int:
     passes = swap_passes(options.to_dict(), len(job.inputs.images))
     faces = [face for swap_pass in passes for face in swap_pass.faces]
     if not faces and options.face_index is not None and "," in options.face_index:
-        faces = [int(number) for number in options.face_index.split(",")]
+        faces = face_numbers(options.face_index)
     return 0 if not faces or job.media == "image" else max(faces) + 1
 
 

@@ -13,7 +13,7 @@ from ..files import PIECE_BYTES, Files
 from ..jobs import ImageFile
 from ..media import ENGINE_FORMATS, ImageFacts, MediaWorker
 from ..options import Options
-from ..workflow import swap_passes
+from ..workflow import face_numbers, swap_passes
 from .form import Submission
 
 MOST_SEEN = 1024
@@ -96,22 +96,41 @@ def _name(number: int, count: int) -> str:
     return "The picture" if count == 1 else f"Picture {number}"
 
 
+def target_warnings(options: Options, faces: int, images: int) -> tuple[str, ...]:
+    """Return what the user of a still picture is to be warned of, which shows `faces` faces to change.
+
+    No reason to refuse it: the engine has a detector of its own, which may find more.
+    """
+    if faces == 0:
+        return ("No face was found in the picture that is to be changed.",)
+    passes = swap_passes(options.to_dict(), images)
+    named = [face for swap_pass in passes for face in swap_pass.faces] or face_numbers(options.face_index or "0")
+    return tuple(
+        f"The picture that is to be changed shows {_shown(faces)}; face {face} was not found in it."
+        for face in sorted(set(named))
+        if face >= faces
+    )
+
+
+def _shown(faces: int) -> str:
+    return "one face, number 0" if faces == 1 else f"{faces} faces, counted from 0"
+
+
 def _chosen(options: Options, count: int) -> Iterator[tuple[int, int]]:
     """Yield the picture and the number of each face that options name."""
     passes = swap_passes(options.to_dict(), count)
     for swap_pass in passes:
         yield from ((swap_pass.image, source) for source in swap_pass.sources)
     if not passes and options.source_face_index is not None:
-        yield from ((0, int(source)) for source in options.source_face_index.split(","))
+        yield from ((0, source) for source in face_numbers(options.source_face_index))
 
 
 def _check_faces(options: Options, counts: Sequence[int]) -> None:
     """Raise `Unprocessable` for a face that is chosen and not there; `counts` are the faces of each picture."""
     for image, source in _chosen(options, len(counts)):
         if source >= counts[image]:
-            shown = "one face, number 0" if counts[image] == 1 else f"{counts[image]} faces, counted from 0"
             raise Unprocessable(
-                f"{_name(image, len(counts))} shows {shown}; there is no face {source} in it.",
+                f"{_name(image, len(counts))} shows {_shown(counts[image])}; there is no face {source} in it.",
                 code="no_such_source_face",
             )
 

@@ -26,7 +26,7 @@ from .fetch import Fetcher
 from .files import Room
 from .form import Look, Submission
 from .kept import KeptInputs
-from .pictures import Pictures
+from .pictures import Pictures, target_warnings
 from .readers import RequestReader
 from .shape import check_format, check_length, result_stem, still_options
 from .uploads import Uploads
@@ -148,7 +148,8 @@ class Submitter:
             warnings += unused
         if submission.options.at is not None and submission.options.frame_rate is not None:
             warnings += (RATE_OF_ONE_FRAME,)
-        options, inputs, segments = await self._plan_target(submission, prompt_id, workflow)
+        options, inputs, segments, told = await self._plan_target(submission, prompt_id, workflow)
+        warnings += told
         extension = extension_of(options, inputs)
         if extension == "png" and options.crf != Options().crf:
             warnings += (CRF_WITHOUT_LOSS,)
@@ -172,24 +173,28 @@ class Submitter:
 
     async def _plan_target(
         self, submission: Submission, prompt_id: str, workflow: Workflow
-    ) -> tuple[Options, Inputs, list[SegmentPlan]]:
-        """Look at the video or picture that is to be changed and plan what is done with it. Raises `Problem`."""
+    ) -> tuple[Options, Inputs, list[SegmentPlan], tuple[str, ...]]:
+        """Look at the video or picture that is to be changed and plan what is done with it; also return warnings.
+
+        Raises `Problem`.
+        """
         options, file = submission.options, self._files.input(prompt_id, submission.video_file)
         target = await self._media.probe_target(file, self._settings.max_frames)
         if isinstance(target, ImageFacts):
             options = still_options(options, target)
             _check_workflow(workflow, options, len(submission.images), still=True)
-            return options, _still_inputs(submission, target), plan_segments(1, 1)
+            told = target_warnings(options, target.faces, len(submission.images))
+            return options, _still_inputs(submission, target), plan_segments(1, 1), told
         inputs = _inputs(submission, target)
         if options.at is not None:
-            return options, inputs, plan_segments(1, 1)
+            return options, inputs, plan_segments(1, 1), ()
         check_format(options, "video")
         frames = FrameRange(0, output_frames(target, options.rate))
         if options.start is not None or options.end is not None:
             frames = await self._media.find_frames(file, options.start, options.end, options.rate)
         segment_frames = self._segment_frames(target, options.rate) if workflow.splittable else 0
         check_length(target, frames.count, segment_frames, options, self._settings)
-        return options, replace(inputs, first_frame=frames.first), plan_segments(frames.count, segment_frames)
+        return options, replace(inputs, first_frame=frames.first), plan_segments(frames.count, segment_frames), ()
 
     def _segment_frames(self, video: VideoFacts, frame_rate: Fraction | None) -> int:
         """Return the length of a segment in frames: the setting, or less where the engines have less memory."""
