@@ -240,7 +240,7 @@ async def test_stop_ends_a_running_prompt_and_the_engine_goes_on_with_the_next(c
         prompt.stop()
         with pytest.raises(Stopped):
             await running
-        assert plane.engine.running is None
+        await until(lambda: plane.engine.running is None)
         plane.engine.release()
         await plane.perform()
 

@@ -20,7 +20,7 @@ from receivers import OLD_SECRET, SECRET, Receiver, receiving
 from service_rig import EngineRig, running_service
 from standardwebhooks import WebhookVerificationError
 from stored_jobs import acquire, claim, create, opened, run_to_success, sql
-from waiting import eventually, until
+from waiting import WAIT_S, eventually, until
 from yarl import URL
 
 from faceswap import outbox as outbox_module
@@ -82,6 +82,13 @@ async def sending(store: Store, files: Files, holder: str = "local", **settings:
     assert not running.done(), running.exception()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a receiver that hangs be waited for as long as a test lasts."""
+    for name in ("WEBHOOK_S", "STALL_S"):
+        monkeypatch.setattr(outbox_module, name, WAIT_S)
 
 
 @pytest.fixture
@@ -460,7 +467,7 @@ async def test_a_result_that_is_erased_while_it_is_sent_is_not_sent_on(
 
 @on_sqlite
 async def test_a_claim_is_kept_for_as_long_as_an_attempt_lasts(
-    store: Store, files: Files, receiver: Receiver, path: Path, monkeypatch: pytest.MonkeyPatch
+    patient: None, store: Store, files: Files, receiver: Receiver, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_module, "RENEW_S", 0.05)
     receiver.answers["put"] = receiver.hang
@@ -482,7 +489,7 @@ async def test_a_claim_is_kept_for_as_long_as_an_attempt_lasts(
 
 
 async def test_many_receivers_of_one_owner_keep_nobody_else_waiting(
-    store: Store, files: Files, monkeypatch: pytest.MonkeyPatch
+    patient: None, store: Store, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_module, "AT_ONCE", {WEBHOOK: 4})
     async with AsyncExitStack() as stack:
@@ -498,7 +505,9 @@ async def test_many_receivers_of_one_owner_keep_nobody_else_waiting(
         assert sum(receiver.begun for receiver in bad) == 2
 
 
-async def test_a_receiver_that_hangs_keeps_nobody_waiting(store: Store, files: Files, receiver: Receiver) -> None:
+async def test_a_receiver_that_hangs_keeps_nobody_waiting(
+    patient: None, store: Store, files: Files, receiver: Receiver
+) -> None:
     receiver.answers["hang"] = receiver.hang
     async with receiving() as good, sending(store, files):
         for _ in range(AT_ONCE[WEBHOOK]):
@@ -562,7 +571,9 @@ async def test_what_is_no_http_is_a_failure(store: Store, files: Files, answer: 
     assert delivery.last_error == "The connection broke, or what the receiver answered is no HTTP."
 
 
-async def test_what_was_being_sent_at_a_crash_is_sent_again(store: Store, files: Files, receiver: Receiver) -> None:
+async def test_what_was_being_sent_at_a_crash_is_sent_again(
+    patient: None, store: Store, files: Files, receiver: Receiver
+) -> None:
     receiver.answers["hook"] = receiver.hang
     async with sending(store, files):
         job = await ended(store, JobState.FAILED, webhook_url=f"{receiver.url}/hook")

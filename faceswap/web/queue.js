@@ -37,6 +37,7 @@ export async function sendOff(clip, prepared) {
     name: clip.name,
     picture: clip.strip?.[0] ?? null,
     uploads: [...prepared.uploads],
+    id: null, // of its job, once there is one
     isStopped: false,
     problem: null,
   };
@@ -54,9 +55,10 @@ export async function sendOff(clip, prepared) {
     }
   }
   prepared.release();
-  remove(entry);
+  entry.id = job && job.prompt_id;
   await refresh();
-  return job && job.prompt_id;
+  remove(entry);
+  return entry.id;
 }
 
 async function askToRetry(entry, message) {
@@ -100,7 +102,7 @@ function stop(entry) {
   entry.retry?.();
 }
 
-export const isSending = () => pending.some((entry) => !entry.problem);
+export const isSending = () => pending.some((entry) => !entry.id && !entry.problem);
 
 // ── Looked at ──
 
@@ -222,12 +224,13 @@ function render() {
   const waiting = visible.filter((job) => job.status === "QUEUED").sort((one, other) => place(one) - place(other));
   const active = [...running.reverse(), ...waiting];
   const ended = visible.filter((job) => ENDED.includes(job.status));
-  renderList($("active"), [...active, ...pending], (one) => one.key ?? one.prompt_id, (one) => (one.key ? makePending(one) : makeRow(one)), (row, one) => {
+  const unknown = pending.filter((entry) => !jobOf(entry.id));
+  renderList($("active"), [...active, ...unknown], (one) => one.key ?? one.prompt_id, (one) => (one.key ? makePending(one) : makeRow(one)), (row, one) => {
     if (one.key) updatePending(row, one);
     else updateRow(row, one, waiting);
   });
   renderList($("finished"), ended, (job) => job.prompt_id, makeCard, updateCard);
-  show($("queue"), active.length + pending.length > 0);
+  show($("queue"), active.length + unknown.length > 0);
   show($("ended"), ended.length > 0);
   show($("more"), Boolean(cursor));
 }
