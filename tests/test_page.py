@@ -234,6 +234,23 @@ async def test_waiting_jobs_are_moved_and_cancelled(desk: Desk, browser: Browser
         await expect(page.locator("#active > li")).to_have_count(0)
 
 
+async def test_a_card_never_vanishes_between_sent_and_listed(desk: Desk, browser: Browser) -> None:
+    watch = """() => {
+        const list = document.querySelector("#active");
+        window.counts = [];
+        new MutationObserver(() => window.counts.push(list.children.length)).observe(list, { childList: true });
+    }"""
+    async with visit(browser, desk.url) as page:
+        await choose(page, desk.one)
+        desk.engine.hold()
+        await page.evaluate(watch)
+        await page.locator("#start").click()
+        await expect(page.locator("#active h3 a")).to_have_count(1)
+        assert min(await page.evaluate("window.counts")) == 1
+        desk.engine.release()
+        await expect(page.locator("#active > li")).to_have_count(0)
+
+
 async def test_again_with_other_options_takes_the_clip_and_the_faces_of_the_job(desk: Desk, browser: Browser) -> None:
     async with visit(browser, desk.url) as page:
         await choose(page, desk.two)
