@@ -14,7 +14,7 @@ from typing import Any
 import postgres
 import pytest
 from stored_jobs import MIGRATIONS, claim, create, run_to_success
-from waiting import WAIT_S
+from waiting import WAIT_S, until
 
 from faceswap.api import status
 from faceswap.api.status import Answer, Answers
@@ -267,5 +267,6 @@ async def compare(answers: Answers, store: Store, count: int) -> None:
         async with asyncio.timeout(WAIT_S + count / 100), asyncio.TaskGroup() as readers:
             for _ in range(READERS):
                 readers.create_task(read())
+        await until(lambda: all(known_labels.values()))
         done.set()
-    assert all(known_labels.values()) and len(asked) == JOBS
+    assert len(asked) == JOBS

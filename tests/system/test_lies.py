@@ -325,9 +325,14 @@ async def test_a_stuck_engine_is_noticed_reported_and_used_again_after_its_resta
         Engine(tmp_path, stuck=True) as engine,
         running_service(tmp_path / "data", engine.url, timeouts=timeouts) as service,
     ):
-        stuck = await service.post(clip)
-        behind = await service.post(clip)
-        status = await service.ended(stuck)
+        jobs = [await service.post(clip) for _ in range(2)]  # either may come first to the engine
+
+        async def ended() -> dict[str, Any] | None:
+            statuses = [await service.status(prompt_id) for prompt_id in jobs]
+            return next((status for status in statuses if status["finished_at"]), None)
+
+        status = await eventually(ended)
+        (behind,) = set(jobs) - {status["prompt_id"]}
         assert (status["status"], status["code"]) == ("FAILED", "engine_stuck")
         assert "restart ComfyUI and retry" in status["error"]
         health = await service.get("/health")
