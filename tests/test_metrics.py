@@ -42,7 +42,12 @@ async def test_a_job_shows_in_the_figures_of_every_stage_it_went_through(tmp_pat
         engine.release()
         status = await service.ended(prompt_id)
         result = await service.download(status, tmp_path / "result.mp4")
-        after = await figures(service)
+
+        async def joined() -> dict[tuple[str, ...], float] | None:
+            found, key = await figures(service), ("faceswap_stage_seconds_count", "done", "join")
+            return found if found[key] > before.get(key, 0) else None
+
+        after = await eventually(joined)  # it is counted when the job has ended
 
     def grown(*key: str) -> float:
         return after[key] - before.get(key, 0)
