@@ -33,7 +33,7 @@ QUICK = Timeouts(
     confirm_s=0.05,
     retry_s=(0.1, 0.2),
 )
-"""Pauses a test can wait for; the order of the bounds is that of the real ones."""
+"""Pauses a test can wait for; an engine has long enough to answer and to stop on a busy machine."""
 
 
 class PlainServer(TestServer):

@@ -148,8 +148,12 @@ class Submitter:
             warnings += unused
         if submission.options.at is not None and submission.options.frame_rate is not None:
             warnings += (RATE_OF_ONE_FRAME,)
-        options, inputs, segments, told = await self._plan_target(submission, prompt_id, workflow)
-        warnings += told
+        target = await self._media.probe_target(
+            self._files.input(prompt_id, submission.video_file), self._settings.max_frames
+        )
+        if isinstance(target, ImageFacts):
+            warnings += target_warnings(options, target.faces, len(submission.images))
+        options, inputs, segments = await self._plan_target(submission, target, prompt_id, workflow)
         extension = extension_of(options, inputs)
         if extension == "png" and options.crf != Options().crf:
             warnings += (CRF_WITHOUT_LOSS,)
@@ -172,29 +176,25 @@ class Submitter:
         )
 
     async def _plan_target(
-        self, submission: Submission, prompt_id: str, workflow: Workflow
-    ) -> tuple[Options, Inputs, list[SegmentPlan], tuple[str, ...]]:
-        """Look at the video or picture that is to be changed and plan what is done with it; also return warnings.
-
-        Raises `Problem`.
-        """
-        options, file = submission.options, self._files.input(prompt_id, submission.video_file)
-        target = await self._media.probe_target(file, self._settings.max_frames)
+        self, submission: Submission, target: VideoFacts | ImageFacts, prompt_id: str, workflow: Workflow
+    ) -> tuple[Options, Inputs, list[SegmentPlan]]:
+        """Plan what is done with the video or picture that is to be changed. Raises `Problem`."""
+        options = submission.options
         if isinstance(target, ImageFacts):
             options = still_options(options, target)
             _check_workflow(workflow, options, len(submission.images), still=True)
-            told = target_warnings(options, target.faces, len(submission.images))
-            return options, _still_inputs(submission, target), plan_segments(1, 1), told
+            return options, _still_inputs(submission, target), plan_segments(1, 1)
         inputs = _inputs(submission, target)
         if options.at is not None:
-            return options, inputs, plan_segments(1, 1), ()
+            return options, inputs, plan_segments(1, 1)
         check_format(options, "video")
         frames = FrameRange(0, output_frames(target, options.rate))
         if options.start is not None or options.end is not None:
+            file = self._files.input(prompt_id, submission.video_file)
             frames = await self._media.find_frames(file, options.start, options.end, options.rate)
         segment_frames = self._segment_frames(target, options.rate) if workflow.splittable else 0
         check_length(target, frames.count, segment_frames, options, self._settings)
-        return options, replace(inputs, first_frame=frames.first), plan_segments(frames.count, segment_frames), ()
+        return options, replace(inputs, first_frame=frames.first), plan_segments(frames.count, segment_frames)
 
     def _segment_frames(self, video: VideoFacts, frame_rate: Fraction | None) -> int:
         """Return the length of a segment in frames: the setting, or less where the engines have less memory."""
