@@ -19,7 +19,7 @@ import aiohttp
 import psutil
 from forks import PROGRAMS, ForkServer, Process
 from ports import free_port
-from waiting import WAIT_S
+from waiting import WAIT_S, until
 from waiting import eventually as eventually
 
 _TAKEN: list[socket.socket] = []
@@ -210,6 +210,11 @@ class Service(Child):
     def files(self) -> list[str]:
         """Return every file in the data folder but the database, the lock and the node's name, relative."""
         return [name for name in files_in(self.data_dir) if not name.startswith(("faceswap.db", "lock", "node"))]
+
+    async def files_at_rest(self) -> list[str]:
+        """Return `files` once no work is among them: a job's is erased when its end has been told already."""
+        await until(lambda: not any(name.startswith("work/") for name in self.files()))
+        return self.files()
 
 
 @asynccontextmanager

@@ -128,7 +128,7 @@ async def test_a_multipart_request_without_its_end_is_refused(api: Api) -> None:
 
 
 async def test_an_upload_that_is_cut_off_leaves_nothing(api: Api, service: Service) -> None:
-    before = service.files()
+    before = await service.files_at_rest()
     _, writer = await api.raw()
     writer.write(half_an_upload(api.media))
     await writer.drain()

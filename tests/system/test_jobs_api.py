@@ -172,7 +172,7 @@ async def erased(service: Service) -> None:
 
 
 async def test_erasing_a_finished_job_leaves_nothing_of_it(api: Api, service: Service) -> None:
-    before = service.files()
+    before = await service.files_at_rest()
     job = await api.finished()
     assert service.files() != before
     answer = await api.call("DELETE", f"/jobs/{job['prompt_id']}")
@@ -186,7 +186,7 @@ async def test_erasing_a_finished_job_leaves_nothing_of_it(api: Api, service: Se
 
 @on_both_databases
 async def test_erasing_a_running_job_stops_it_first(api: Api, engine: Engine, service: Service) -> None:
-    before = service.files()
+    before = await service.files_at_rest()
     await engine.hold()
     prompt_id = await api.submit()
     await progressing(api, prompt_id)
@@ -211,7 +211,7 @@ async def test_the_same_idempotency_key_gives_the_first_job(api: Api, service: S
     key = {"Idempotency-Key": "once 1"}
     prompt_id = (await api.swap(headers=key, options={"crf": 19})).json["prompt_id"]
     await api.done(prompt_id)
-    files = service.files()
+    files = await service.files_at_rest()
     again = await api.swap(headers=key, options={"crf": 19})
     assert (again.status, again.json["prompt_id"]) == (202, prompt_id)
     async with api.session.post(f"{api.url}/face-swap", data=api.form(options={"crf": 19}), headers=key) as response:
