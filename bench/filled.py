@@ -39,7 +39,10 @@ def fill_postgres(
 ) -> tuple[list[str], list[str]]:
     """Copy a job in a PostgreSQL database; see `_copy`."""
     columns = "SELECT column_name FROM information_schema.columns WHERE table_name = ? ORDER BY ordinal_position"
-    return _copy(partial(postgres.sql, url), columns, inputs, prompt_id, ended, waiting)
+    copies = _copy(partial(postgres.sql, url), columns, inputs, prompt_id, ended, waiting)
+    # As the server does within a minute.
+    postgres.sql(url, "ANALYZE")
+    return copies
 
 
 def _copy(
@@ -61,7 +64,7 @@ def _copy(
         "state": "CASE is_ended WHEN 1 THEN 'SUCCESS' ELSE 'QUEUED' END",
         "step": "CASE is_ended WHEN 1 THEN step ELSE 'queued' END",
         "created_at": "created_at - 1000 * copy.number",
-        "started_at": "CASE is_ended WHEN 1 THEN started_at END",
+        "started_at": "CASE is_ended WHEN 1 THEN coalesce(started_at, created_at) END",
         "finished_at": "CASE is_ended WHEN 1 THEN coalesce(finished_at, updated_at) END",
         "result_file": "CASE is_ended WHEN 1 THEN 'copy ' || copy.id || '.mp4' END",
         "result_bytes": "CASE is_ended WHEN 1 THEN coalesce(result_bytes, 1) END",

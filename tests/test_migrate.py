@@ -116,6 +116,13 @@ def migrate_in_thread(source: Path | str, target: Path | str, *options: str) -> 
         return thread.submit(migrate, source, target, *options).result()
 
 
+async def test_postgresql_plans_for_what_it_was_given_at_once(path: Path, url: str) -> None:
+    await fill(path)
+    assert migrate_in_thread(path, url) == 0
+    known = "SELECT relname::text, reltuples::int FROM pg_class WHERE relname IN ('job', 'segment')"
+    assert dict(sql(url, known)) == {"job": 4, "segment": 7}
+
+
 async def test_the_way_back_leads_to_the_same(path: Path, url: str, tmp_path: Path) -> None:
     await fill(url)
     assert migrate_in_thread(url, path) == 0

@@ -100,6 +100,8 @@ class Dialect:
     """A query for the texts of a JSON array."""
     restart_numbers: str = ""
     """A statement after which new audit lines are numbered from the last one on, where copied ones are not counted."""
+    has_statistics: bool = False
+    """Queries are planned by what is known of the tables, which is taken anew only a minute after many rows came."""
     row_version: str = ""
     """An expression for the version of a row, another one after each change, where other nodes may change it."""
     pairs: str = "json_each(?)"

@@ -219,6 +219,7 @@ class PostgreSQL:
 
     dialect = Dialect(
         locks_rows=True,
+        has_statistics=True,
         now_ms=_NOW,
         share_lock=" FOR SHARE",
         claim_locks=(" FOR UPDATE OF job SKIP LOCKED", " FOR UPDATE OF job"),

@@ -116,6 +116,8 @@ class Transfer(Nodes):
                 copied[table] = found.rows
             if self._dialect.restart_numbers:
                 await tx.run(self._dialect.restart_numbers)
+            if self._dialect.has_statistics:
+                await tx.run(f"ANALYZE {', '.join(TABLES)}")
         return copied
 
 
