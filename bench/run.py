@@ -40,6 +40,7 @@ MODULES = {
     "G4": "growth",
     "Q1": "many",
     "Q2": "many",
+    "Q3": "many",
 }
 """The file of each row."""
 PLACED = ("P1", "P2", "P3", "P7", "P8", "Q2")

@@ -204,18 +204,22 @@ class Scheduler:
         What failed at one goes to another where there is one. What engines have died of is given to one that has
         nothing else to do.
         """
-        waiting: list[int] | None = None
+        waiting: list[int] = []
         for busy in range(MAX_PROMPTS):
+            if not any(backend.takes_a_prompt(busy) for backend in self.backends):
+                continue
+            waiting = waiting or await self._store.waiting_frames()
+            if not waiting:
+                return  # before what takes longer the more backends there are
             for backend in sorted(self.backends, key=lambda backend: backend.speed.seconds_per_frame or 0.0):
                 if not backend.takes_a_prompt(busy):
                     continue
-                if waiting is None:
-                    waiting = await self._store.waiting_frames()
+                waiting = waiting or await self._store.waiting_frames()
                 if not waiting:
                     return
                 if backend.takes_a_prompt(busy) and self._is_worth_dispatching(backend, waiting):
                     await self._claim(backend)
-                    waiting = None  # it is looked at again where another could be given some
+                    waiting = []  # it is looked at again where another could be given some
 
     async def _claim(self, backend: Backend) -> None:
         """Give the next waiting segment to a backend."""
