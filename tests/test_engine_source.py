@@ -20,6 +20,9 @@ BLACK, GOLD = (25, 20, 20), (95, 215, 245)
 """Colours of rims, BGR."""
 FOREHEAD = [67, 109, 10, 338, 297, 299, 151, 69]
 BELOW_THE_EYE = [111, 118, 101, 100, 47, 121, 120, 119]
+BETWEEN_THE_EYES = [8, 193, 417, 168, 9]
+TINT = (0.75, 0.85, 0.95)
+"""Shares of blue, green and red that lenses let through."""
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +41,20 @@ def bare(portrait: np.ndarray) -> SourceFace:
     return SourceFace.from_image(portrait)
 
 
-def with_glasses(picture: np.ndarray, landmarks: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+def with_glasses(
+    picture: np.ndarray,
+    landmarks: np.ndarray,
+    colour: tuple[int, int, int],
+    tint: tuple[float, float, float] = (1, 1, 1),
+) -> np.ndarray:
     worn = picture.copy()
     right, left = (landmarks[eye, :2].mean(axis=0) for eye in mesh.EYES)
     across = left - right
     radius = 0.42 * np.linalg.norm(across)
+    lenses = np.zeros(picture.shape[:2], np.uint8)
+    for eye in (right, left):
+        cv2.circle(lenses, np.round(eye).astype(int).tolist(), int(radius), 1, -1)
+    worn[lenses > 0] = worn[lenses > 0] * np.array(tint)
     for eye in (right, left):
         cv2.circle(worn, np.round(eye * 16).astype(int).tolist(), int(radius * 16), colour, 2, cv2.LINE_AA, 4)
     bridge = [np.round(16 * (right + share * across)).astype(int).tolist() for share in (0.42, 0.58)]
@@ -92,6 +104,19 @@ def test_glasses_of_a_source_are_taken_off(
         assert np.ptp(picture(face, BELOW_THE_EYE)) < np.ptp(picture(bare, BELOW_THE_EYE)) + 0.1
 
 
+def test_skin_behind_tinted_lenses_is_like_the_rest(portrait: np.ndarray, landmarks: np.ndarray) -> None:
+    clear, tinted = (
+        SourceFace.from_image(with_glasses(portrait, landmarks, BLACK, tint)) for tint in ((1, 1, 1), TINT)
+    )
+    difference = within(tinted, BELOW_THE_EYE).mean(axis=0) - within(clear, BELOW_THE_EYE).mean(axis=0)
+    assert np.abs(difference).max() < 0.04  # the lenses take 0.29, 0.16 and 0.05
+
+
+def test_no_line_of_a_frame_is_left_between_the_eyes() -> None:
+    face = SourceFace.from_image(read_image(GRACE_HOPPER))
+    assert lightness(face, BETWEEN_THE_EYES).min() > 0.045  # 0.024 where its upper edge is left
+
+
 def test_glasses_that_lie_on_the_brows_leave_brows_behind() -> None:
     face = SourceFace.from_image(read_image(GRACE_HOPPER))
     for brow in mesh.BROWS:
@@ -113,9 +138,8 @@ def test_eyes_that_glasses_shade_have_whites() -> None:
 
 def test_eyes_that_are_light_enough_are_left_alone(bare: SourceFace) -> None:
     flat = bare.residual + np.float32(0.3)
-    nothing = np.zeros(flat.shape[:2], np.float32)
     layout = mesh.TEXTURE_UV * np.float32(bare.size)
-    after = cleared(flat, nothing, nothing, layout, np.zeros(3, np.float32))
+    after = cleared(flat, layout, np.zeros(3, np.float32))
     for eye in mesh.EYES:
         assert np.array_equal(within(replace(bare, residual=after), eye), within(replace(bare, residual=flat), eye))
 

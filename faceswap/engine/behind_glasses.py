@@ -14,8 +14,11 @@ from .colour import Floats, blur
 from .mesh import smoothstep
 from .texels import Regions, average, painted
 
-_LENS_CUT = 0.7
-"""Share of the tint and shade of lenses that is taken from the skin behind them."""
+_TOO_DARK = (-0.4, -0.15)
+"""Lightness beside skin's, in log colour, of what is no skin behind lenses, and of what is: lashes and shadows stay."""
+
+_FEW = 0.02
+"""Share of skin around a place that is too little to tell its colour by."""
 
 _DARKEST, _LIGHTEST = 2, 85
 """Percentiles of an eye's lightness that pupil and white of the eye have."""
@@ -39,26 +42,36 @@ _FRAME_KEPT = 0.15
 """Share of the frame's contrast to the brow that is left, as a texture."""
 
 
-def cleared(flat: Floats, lenses: Floats, openings: Floats, layout: Floats, tone: Floats) -> Floats:
-    """Return log colour without light, float32 (size, size, 3), as it is without lenses and the frame on the brows.
+def untinted(flat: Floats, lenses: Floats, features: Floats, seen: Floats, skin: Floats, tone: Floats) -> Floats:
+    """Return log colour without light, float32 (size, size, 3), its skin behind lenses like that beside them.
 
-    lenses     what is seen through the lenses, float32 (size, size) 0–1
-    openings   eyes and mouth, float32 (size, size) 0–1
+    Where the frame was is filled from both sides afterwards, and must have no edges. Skin keeps its grain.
+
+    lenses     what is seen through the lenses, without eyes, float32 (size, size) 0–1
+    features   eyes, brows, nostrils and mouth, float32 (size, size) 0–1
+    seen       what the picture shows, float32 (size, size) 0–1
+    skin       likeness to skin, float32 (size, size) 0–1
+    tone       mean log colour of the skin, float32 (3,)
+    """
+    size = len(flat)
+    lightness = colour.mean(flat) - float(tone.mean())
+    behind, share = average(flat, lenses * seen * smoothstep(lightness, *_TOO_DARK), size / 50)
+    beside, known = average(flat, (1 - lenses) ** 4 * (1 - features) * (seen * skin) ** 2, size / 12)
+    beside = (beside * known + tone * _FEW) / (known + _FEW)
+    return np.asarray(flat - lenses[..., None] * share / (share + _FEW) * (behind - beside), np.float32)
+
+
+def cleared(flat: Floats, layout: Floats, tone: Floats) -> Floats:
+    """Return log colour without light, float32 (size, size, 3), without the lenses' shade on eyes and frame on brows.
+
     layout     places of the mesh's points in the texture, float32 (586, 2), pixels
     tone       mean log colour of the skin, float32 (3,)
     """
-    flat = _skin(flat, lenses * (1 - openings), tone)
     for eye in mesh.EYES:
         flat = _eye(flat, layout, eye, float(tone.mean()))
     for brow in mesh.BROWS:
         flat = _brow(flat, layout, brow)
     return flat
-
-
-def _skin(flat: Floats, lenses: Floats, tone: Floats) -> Floats:
-    """Take the tint and the shade of lenses from the skin behind them, and keep its grain."""
-    around, _ = average(flat, lenses, len(flat) / 50)
-    return np.asarray(flat - _LENS_CUT * lenses[..., None] * (around - tone), np.float32)
 
 
 def _eye(flat: Floats, layout: Floats, eye: list[int], skin: float) -> Floats:

@@ -150,10 +150,10 @@ def _mask(picture: Floats, layout: Floats, rims: list[Floats]) -> Floats:
     skin = np.median(lightness[beside & ~rim])
     bridge = np.zeros_like(rim)
     inner, other = layout[[133, 362]]
-    top, bottom = round(inner[1] - 0.45 * width), round(inner[1] + 0.5 * width)
+    top, bottom = round(inner[1] - 0.6 * width), round(inner[1] + 0.5 * width)
     bridge[top:bottom, round(inner[0]) : round(other[0])] = True
     frame = (thin > _THIN) | (np.abs(lightness - skin) > _DARK)
-    hidden = rim | (beside & ~brows & frame) | (bridge & (thin > _BRIDGE))
+    hidden = rim | (((beside & frame) | (bridge & (thin > _BRIDGE))) & ~brows)
     mask = (hidden & ~eyes).astype(np.float32)
     return np.asarray(cv2.dilate(mask, np.ones((3, 3)), iterations=max(1, len(mask) // 250)), np.float32)
 

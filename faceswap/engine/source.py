@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import colour, mesh
-from .behind_glasses import cleared
+from .behind_glasses import cleared, untinted
 from .brows import brow_shift
 from .colour import Floats, blur
 from .expression import neutral_shape, neutral_texture
@@ -211,12 +211,15 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
     light, _ = mesh.rasterize(layout, colour.MESH_TERMS @ field, (size, size))
     features = painted(layout, _FEATURES + _BEARD if bearded else _FEATURES, size, size / 90)
     openings = painted(layout, _OPENINGS, size, size / 150)
-    trust = np.maximum(_skin_likeness(softened - light, spread, size), features) * seen
+    likeness = _skin_likeness(softened - light, spread, size)
+    trust = np.maximum(likeness, features) * seen
     flat = logs - np.clip(light - tone, -0.7, 0.7)
+    if glasses is not None:
+        flat = untinted(flat, glasses.lenses * (1 - openings), features, seen, likeness, tone)
     flat, trust = _mirrored(flat, trust, size)
     flat = _filled(flat, trust, features, tone, size)
     if glasses is not None:
-        flat = cleared(flat, glasses.lenses, openings, layout, tone)
+        flat = cleared(flat, layout, tone)
     flat = _evened(flat, trust, features, openings, tone, float(spread.mean()))
     flat = _bared(flat, layout, features, tone)
     flat = neutral_texture(flat, landmarks, layout, features)
