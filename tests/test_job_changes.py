@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import postgres
 import pytest
 import pytest_asyncio
 from clips import make_clip
-from service_rig import EngineRig, ServiceRig, service_and_engines
+from processes import dead_url
+from service_rig import EngineRig, ServiceRig, running_service, service_and_engines
 from stored_jobs import claim, create, opened, run_to_success, sql
 
 from faceswap.api import keys
@@ -47,6 +49,28 @@ async def patch(service: ServiceRig, prompt_id: str, **changes: Any) -> tuple[in
 async def thumbnail(service: ServiceRig, prompt_id: str, **headers: str) -> tuple[int, bytes, str | None]:
     async with service.client.get(f"/jobs/{prompt_id}/thumbnail?v=1", headers=headers) as response:
         return response.status, await response.read(), response.headers.get("ETag")
+
+
+async def test_what_changes_before_a_job_is_watched_is_a_change_too(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_service(tmp_path, dead_url()) as service:
+        first, second = await service.post(clip), await service.post(clip)
+        assert (await service.status(second))["queue_position"] == 2
+
+        class Unwatched:
+            async def next(self, timeout_s: float) -> None:
+                raise AssertionError("it waited for another change")
+
+        @asynccontextmanager
+        async def late(prompt_id: str) -> AsyncIterator[Unwatched]:
+            async with service.client.post(f"/jobs/{first}/cancel") as response:
+                assert response.status == 202
+            yield Unwatched()
+
+        monkeypatch.setattr(service.client.app[keys.FEED], "watch", late)
+        async with service.client.get(f"/status/{second}?wait=60") as response:
+            assert (response.status, (await response.json())["queue_position"]) == (200, 1)
 
 
 async def test_a_job_is_put_before_others_and_after_them_while_it_waits(rig: Rig, clip: Path) -> None:

@@ -147,7 +147,7 @@ async def get_status(request: web.Request) -> web.Response:
     wait_s = _parse_wait(request.query.get("wait", "0")) if request.rel_url.raw_query_string else 0
     answer = await request.app[ANSWERS].get(prompt_id, owner)
     if wait_s and answer.job.state not in TERMINAL:
-        answer = await _wait_for_change(request, prompt_id, wait_s)
+        answer = await _wait_for_change(request, prompt_id, answer, wait_s)
     if hdrs.IF_NONE_MATCH in request.headers and _known_etags(request) & {answer.etag, "*"}:
         headers = {name: answer.headers[name] for name in (hdrs.ETAG, hdrs.CACHE_CONTROL)}
         return web.Response(status=304, headers=headers)
@@ -160,12 +160,16 @@ async def status_of(request: web.Request, job: Job, status: int = 200) -> web.Re
     return web.Response(status=status, body=answer.body, headers={hdrs.CONTENT_TYPE: CONTENT_TYPE})
 
 
-async def _wait_for_change(request: web.Request, prompt_id: str, wait_s: float) -> Answer:
-    """Return the answer of a job once it is another than the client knows, or `wait_s` seconds are over."""
+async def _wait_for_change(request: web.Request, prompt_id: str, answer: Answer, wait_s: float) -> Answer:
+    """Return the answer of a job once it is another than the client knows, or `wait_s` seconds are over.
+
+    `answer` is the one when the request came, which a client that names none is taken to know: what changes until the
+    job is watched is a change too.
+    """
     answers, owner = request.app[ANSWERS], owner_of(request)
+    known = _known_etags(request) or {answer.etag}
     async with request.app[FEED].watch(prompt_id) as subscription:
         answer = await answers.get(prompt_id, owner)
-        known = _known_etags(request) or {answer.etag}
         try:
             async with asyncio.timeout(wait_s):
                 while answer.etag in known and answer.job.state not in TERMINAL:
