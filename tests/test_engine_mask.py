@@ -103,5 +103,23 @@ def test_glasses_of_a_target_stay_in_front_of_the_new_face() -> None:
     assert np.median(change[rims]) < 0.4 * np.median(change[(change > 0) & (worn < 0.1)])
 
 
+def large_face(rims: float = 0) -> np.ndarray:
+    """Return a large face, with rims of a pixel that take this share of the light from the skin."""
+    picture = cv2.resize(read_image(ASTRONAUT)[:300, 100:350], None, fx=2, fy=2, interpolation=cv2.INTER_CUBIC)
+    landmarks = find_faces(picture, max_faces=1)[0].landmarks
+    right, left = (landmarks[eye, :2].mean(axis=0) for eye in mesh.EYES)
+    drawn = np.zeros(picture.shape[:2], np.uint8)
+    for eye in (right, left):
+        radius = int(0.42 * np.linalg.norm(left - right))
+        cv2.circle(drawn, np.round(eye).astype(int).tolist(), radius, 255, 1, cv2.LINE_AA)
+    return np.asarray(picture * (1 - rims * drawn[..., None] / 255), np.uint8)
+
+
+def test_rims_of_thin_metal_are_found_on_a_large_face() -> None:
+    assert glasses(large_face()) is None
+    worn = glasses(large_face(rims=0.3))  # a contrast of 0.07; without rims it is 0.02
+    assert worn is not None and (worn > 0.9).sum() > 200
+
+
 def test_a_face_without_glasses_gets_none() -> None:
     assert glasses(read_image(ASTRONAUT)) is None

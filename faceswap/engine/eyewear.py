@@ -7,7 +7,7 @@ import numpy as np
 
 from . import colour, mesh
 from .colour import Floats
-from .glasses import find_glasses
+from .glasses import LEAST_CONTRAST, find_glasses
 from .mesh import Image, Points, Pose
 from .view import View
 
@@ -19,6 +19,12 @@ _MARGIN = np.ones((5, 5), np.uint8)
 
 _LEAST_FACE_PIXELS = 80
 """Faces smaller than this show no rim that could be told from a lid."""
+
+_THIN_CONTRAST = 0.035
+"""Contrast of rims of thin metal, where several looks of a large face find them; bare faces have 0.01 to 0.02."""
+
+_LARGE_FACE_PIXELS = 140
+"""Faces from this size on have less noise than rims of thin metal have contrast."""
 
 _MOST_YAW_DEGREES = 20.0
 _LOOK_EVERY = 12
@@ -50,7 +56,8 @@ class Eyewear:
         layout = mesh.TEXTURE_UV * np.float32(_SIZE)
         place, _ = mesh.rasterize(layout, mesh.with_rings(landmarks)[:, :2], (_SIZE, _SIZE))
         texture = cv2.remap(frame, place, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]  # the stubs lack map2=None
-        glasses = find_glasses(colour.to_log(np.asarray(texture)), layout)
+        least = _THIN_CONTRAST if face >= _LARGE_FACE_PIXELS else LEAST_CONTRAST
+        glasses = find_glasses(colour.to_log(np.asarray(texture)), layout, least)
         share = max(1 / (self._looks + 1), 1 - _MEMORY)
         self._worn += share * ((glasses is not None) - self._worn)
         if glasses is not None:

@@ -27,7 +27,7 @@ _HALF_WIDTHS = (3, 5, 7)
 _BELOW = slice(_ANGLES * 15 // 360, _ANGLES * 165 // 360)
 """Angles below the eye, where nothing but a rim looks like one: above are brows and lids."""
 
-_LEAST_CONTRAST = 0.11
+LEAST_CONTRAST = 0.11
 """Contrast to both sides, in log colour, that a rim has below the eye."""
 
 _MOST_CONTRAST = 0.5
@@ -64,16 +64,17 @@ class Glasses:
         return Glasses(self.hidden * (1 - kept), self.lenses * (1 - kept))
 
 
-def find_glasses(logs: Floats, layout: Floats) -> Glasses | None:
-    """Return the glasses in a source's texture, None where there are none or in doubt.
+def find_glasses(logs: Floats, layout: Floats, least: float = LEAST_CONTRAST) -> Glasses | None:
+    """Return the glasses in a face's texture, None where there are none or in doubt.
 
     logs     log colour of the texture, float32 (size, size, 3)
     layout   places of the mesh's points in it, float32 (586, 2), pixels
+    least    contrast of the rims below the eyes
     """
     size = len(logs)
     # a golden rim is as light as skin, but yellower
     softened = blur(np.stack([logs.mean(axis=-1), logs[..., 0] - logs[..., 2]], axis=-1), size / 350)
-    rims = _find_rims(softened, layout)
+    rims = _find_rims(softened, layout, least)
     if rims is None:
         return None
     lenses = np.zeros((size, size), np.float32)
@@ -82,18 +83,18 @@ def find_glasses(logs: Floats, layout: Floats) -> Glasses | None:
     return Glasses(hidden, np.asarray(blur(lenses, size / 80), np.float32))
 
 
-def _find_rims(picture: Floats, layout: Floats) -> list[Floats] | None:
+def _find_rims(picture: Floats, layout: Floats, least: float) -> list[Floats] | None:
     """Return the outline of each rim in the texture, float32 (_ANGLES, 2), or None where there are no glasses."""
     places = [_unrolled(layout[eye], side) for eye, side in zip(mesh.EYES, (-1, 1), strict=True)]
     ridges = [_ridges(colour.read(picture, place.reshape(-1, 2)).reshape(_ANGLES, _DISTANCES, 2)) for place in places]
     rims = []
     for own, other, place in zip(ridges, ridges[::-1], places, strict=True):
         alike = np.minimum(own, cv2.dilate(other, _EYES_APART))
-        if np.median(alike.max(axis=1)[_BELOW]) < _LEAST_CONTRAST:
+        if np.median(alike.max(axis=1)[_BELOW]) < least:
             return None  # no path collects more
         path = _best_path(alike)
         every = np.arange(_ANGLES)
-        if np.median(alike[every, path][_BELOW]) < _LEAST_CONTRAST:
+        if np.median(alike[every, path][_BELOW]) < least:
             return None
         rims.append(place[every, path])
     return rims
