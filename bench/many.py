@@ -157,6 +157,6 @@ async def long_queue(place: Place, folder: Path, effort: Effort) -> list[Figure]
 
 ROWS = (
     Row("Q1", f"{ENGINES} jobs of one prompt each at once, on as many engines that only wait", all_at_work),
-    Row("Q3", f"{BUSY} jobs of one prompt each on {IDLE:,} engines, against as many engines as jobs", most_are_idle),
     *rows_in("Q2", f"{LONG:,} jobs that wait, against {SHORT}", long_queue),
+    Row("Q3", f"{BUSY} jobs of one prompt each on {IDLE:,} engines, against as many engines as jobs", most_are_idle),
 )

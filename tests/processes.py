@@ -10,7 +10,7 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -37,6 +37,12 @@ def dead_url() -> str:
 def files_in(folder: Path) -> list[str]:
     """Return every file in a folder, relative; unlike `rglob` it bears folders that appear and vanish meanwhile."""
     return sorted(os.path.relpath(Path(at, name), folder) for at, _, names in os.walk(folder) for name in names)
+
+
+async def at_rest(files: Callable[[], list[str]]) -> list[str]:
+    """Return the files of a service once no work is among them: a job's is erased after its end has been told."""
+    await until(lambda: not any(name.startswith("work/") for name in files()))
+    return files()
 
 
 class Child:
@@ -210,11 +216,6 @@ class Service(Child):
     def files(self) -> list[str]:
         """Return every file in the data folder but the database, the lock and the node's name, relative."""
         return [name for name in files_in(self.data_dir) if not name.startswith(("faceswap.db", "lock", "node"))]
-
-    async def files_at_rest(self) -> list[str]:
-        """Return `files` once no work is among them: a job's is erased when its end has been told already."""
-        await until(lambda: not any(name.startswith("work/") for name in self.files()))
-        return self.files()
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ _LEAST_FACE_PIXELS = 80
 """Faces smaller than this show no rim that could be told from a lid."""
 
 _THIN_CONTRAST = 0.035
-"""Contrast of rims of thin metal, where several looks of a large face find them; bare faces have 0.01 to 0.02."""
+"""Contrast of rims of thin metal, on a large face; bare faces have 0.00 to 0.02."""
 
 _LARGE_FACE_PIXELS = 140
 """Faces from this size on have less noise than rims of thin metal have contrast."""

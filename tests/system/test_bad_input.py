@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from clips import cut_short
-from processes import Service, eventually
+from processes import Service, at_rest, eventually
 from talk import Answer, Api, assert_problem, assert_sentence, half_an_upload
 from waiting import WAIT_S
 
@@ -128,7 +128,7 @@ async def test_a_multipart_request_without_its_end_is_refused(api: Api) -> None:
 
 
 async def test_an_upload_that_is_cut_off_leaves_nothing(api: Api, service: Service) -> None:
-    before = await service.files_at_rest()
+    before = await at_rest(service.files)
     _, writer = await api.raw()
     writer.write(half_an_upload(api.media))
     await writer.drain()

@@ -8,7 +8,7 @@ from typing import Any
 import aiohttp
 import pytest
 from clips import make_clip, read_numbers
-from processes import Engine, Service, eventually
+from processes import Engine, Service, at_rest, eventually
 from talk import on_both_databases
 
 from faceswap.client import FaceSwap
@@ -44,7 +44,7 @@ async def ends_well(service: Service, prompt_id: str, folder: Path) -> dict[str,
         filename = status["result"].removeprefix("/download/")
         await client.download(filename, result, sha256=status["sha256"])
     assert read_numbers(result) == list(range(FRAMES))
-    assert [name for name in await service.files_at_rest() if not name.startswith("inputs/")] == [f"outputs/{filename}"]
+    assert [name for name in await at_rest(service.files) if not name.startswith("inputs/")] == [f"outputs/{filename}"]
     return status
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from processes import Engine, Service, dead_url, eventually
+from processes import Engine, Service, at_rest, dead_url, eventually
 from talk import Answer, Api, assert_problem, half_an_upload
 
 MIB = 1024 * 1024
@@ -149,7 +149,7 @@ async def test_uploads_at_once_leave_the_room_that_is_to_be_left(
 async def test_an_empty_database_at_the_start_erases_nothing(tmp_path: Path, api_of: Callable[[Service], Api]) -> None:
     async with Engine(tmp_path, paint=True) as engine, Service(tmp_path, engine.url) as service:
         done = await api_of(service).finished(output_name="precious")
-        before = await service.files_at_rest()
+        before = await at_rest(service.files)
         assert "outputs/precious.mp4" in before
         await service.stop()
         for file in service.data_dir.glob("faceswap.db*"):

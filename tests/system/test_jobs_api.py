@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import Engine, Service
+from processes import Engine, Service, at_rest
 from talk import Api, assert_problem, on_both_databases
 from waiting import WAIT_S, eventually, until
 
@@ -172,7 +172,7 @@ async def erased(service: Service) -> None:
 
 
 async def test_erasing_a_finished_job_leaves_nothing_of_it(api: Api, service: Service) -> None:
-    before = await service.files_at_rest()
+    before = await at_rest(service.files)
     job = await api.finished()
     assert service.files() != before
     answer = await api.call("DELETE", f"/jobs/{job['prompt_id']}")
@@ -186,7 +186,7 @@ async def test_erasing_a_finished_job_leaves_nothing_of_it(api: Api, service: Se
 
 @on_both_databases
 async def test_erasing_a_running_job_stops_it_first(api: Api, engine: Engine, service: Service) -> None:
-    before = await service.files_at_rest()
+    before = await at_rest(service.files)
     await engine.hold()
     prompt_id = await api.submit()
     await progressing(api, prompt_id)
@@ -211,7 +211,7 @@ async def test_the_same_idempotency_key_gives_the_first_job(api: Api, service: S
     key = {"Idempotency-Key": "once 1"}
     prompt_id = (await api.swap(headers=key, options={"crf": 19})).json["prompt_id"]
     await api.done(prompt_id)
-    files = await service.files_at_rest()
+    files = await at_rest(service.files)
     again = await api.swap(headers=key, options={"crf": 19})
     assert (again.status, again.json["prompt_id"]) == (202, prompt_id)
     async with api.session.post(f"{api.url}/face-swap", data=api.form(options={"crf": 19}), headers=key) as response:

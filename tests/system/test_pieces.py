@@ -11,7 +11,7 @@ import aiohttp
 import numpy as np
 import pytest
 from clips import Picture, frame_times, make_clip, read_numbers, sound_packets, with_edit_list
-from processes import eventually
+from processes import at_rest, eventually
 from service_rig import ServiceRig, service_and_engines
 
 from faceswap.media import MediaWorker
@@ -49,11 +49,7 @@ async def finished(service: ServiceRig, clip: Path, to: Path, **options: Any) ->
     """Return the result of a job that has to succeed without a warning."""
     status = await service.ended(await service.post(clip, **options))
     assert (status["status"], status["warnings"]) == ("SUCCESS", []), status
-
-    async def tidy() -> bool:
-        return not any(name.startswith("work/") for name in service.files())
-
-    await eventually(tidy)
+    await at_rest(service.files)
     return await service.download(status, to)
 
 

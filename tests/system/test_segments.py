@@ -21,7 +21,7 @@ from clips import (
     with_edit_list,
     with_lying_header,
 )
-from processes import Engine, Service, eventually
+from processes import Engine, Service, at_rest, eventually
 from service_rig import ServiceRig, service_and_engines
 
 from faceswap.client import FaceSwap
@@ -143,11 +143,7 @@ async def test_a_video_above_the_engines_limit_comes_in_pieces(tmp_path: Path) -
         assert read_numbers(result) == list(range(60))
         assert frame_times(result) == pytest.approx(frame_times(clip))
         assert in_sync(result, clip) < 0.005
-
-        async def tidy() -> bool:
-            return not any(name.startswith("work/") for name in service.files())
-
-        await eventually(tidy)
+        await at_rest(service.files)
 
 
 async def until(client: FaceSwap, prompt_id: str, reached: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
