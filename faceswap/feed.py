@@ -30,7 +30,11 @@ NOTE_BYTES = 7_900
 BATCH_S = 0.05
 """Between two batches of notes."""
 LOOK_S = 1.0
-"""Between two looks at all jobs that are watched here: notes may be lost, events are not."""
+"""Between two looks at all jobs that are watched here: notes may be lost, events are not.
+
+What a look finds may have been committed a moment ago, with its note on the way: only what the look before it found as
+well is read, for with it all that is not stored, like previews, would be passed over.
+"""
 RECONNECT_S = 0.5
 """Before the notes are listened to again, after the connection was lost."""
 UNSENT_LIMIT = 10_000
@@ -86,6 +90,8 @@ class Feed:
         """The number of the last event that was handed over, of each job that is watched here."""
         self._held: dict[str, dict[int, Event]] = {}
         self._behind: set[str] = set()
+        self._found: dict[str, int] = {}
+        """The number of the last event of each of these jobs, as the last look at all of them found it."""
         self._look_wanted = asyncio.Event()
         self._unsent: deque[str] = deque(maxlen=UNSENT_LIMIT)
         self._send_wanted = asyncio.Event()
@@ -246,10 +252,11 @@ class Feed:
                     await self._look_wanted.wait()
             self._look_wanted.clear()
             behind, self._behind = self._behind, set()
-            if monotonic() >= look_at:
-                behind, look_at = set(self._cursors), monotonic() + LOOK_S
             try:
                 await self._catch_up(store, behind & self._cursors.keys())
+                if monotonic() >= look_at:
+                    look_at = monotonic() + LOOK_S
+                    await self._look_at_all(store)
                 readable = True
             except StoreError as error:
                 if not error.transient:
@@ -258,6 +265,13 @@ class Feed:
                     log.warning("the events of other nodes cannot be read: %s", error)
                 readable = False
                 await asyncio.sleep(RECONNECT_S)
+
+    async def _look_at_all(self, store: SharedStore) -> None:
+        """Hand over what no note has told of since the last look."""
+        watched = set(self._cursors)
+        before, self._found = self._found, await store.last_seqs(watched) if watched else {}
+        untold = {prompt_id for prompt_id in watched if before.get(prompt_id, 0) > self._cursors.get(prompt_id, 0)}
+        await self._catch_up(store, untold | (watched - self._found.keys()) if self.listening else watched)
 
     async def _catch_up(self, store: SharedStore, prompt_ids: set[str]) -> None:
         """Hand over what is stored and new of these jobs, with the held events at their place."""

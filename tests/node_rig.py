@@ -105,9 +105,11 @@ class NodeRig(ServiceRig):
             checks: dict[str, bool] = (await response.json())["checks"]
             return checks
 
-    async def events(self, prompt_id: str, after: int = 0) -> list[dict[str, Any]]:
-        """Watch a job to its end; returns its events."""
-        found = []
+    async def events(
+        self, prompt_id: str, after: int = 0, found: list[dict[str, Any]] | None = None
+    ) -> list[dict[str, Any]]:
+        """Watch a job to its end; returns its events, which come into `found` one by one."""
+        found = [] if found is None else found
         async with self.client.get(f"/events/{prompt_id}?last_event_id={after}") as response:
             assert response.status == 200
             async for block in _blocks(response.content):

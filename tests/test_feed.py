@@ -167,6 +167,23 @@ async def test_what_nobody_has_told_of_is_found_by_a_look() -> None:
             assert await read(watcher, 2) == [2]
 
 
+async def test_a_look_does_not_pass_over_a_preview_whose_note_is_on_its_way() -> None:
+    async with nodes(2) as (one, two), two.feed.watch(JOB) as watcher:
+        late: list[str] = []
+        one.bus.carry = lambda note: bool(late.append(note))
+        one.commit("preview", stored=False)
+        one.commit()
+        await until(lambda: len(late) > 0)
+        looks = two.store.reads
+        await until(lambda: two.store.reads > looks)
+        for _ in range(10):  # what a look reads
+            await asyncio.sleep(0)
+        on_note, _ = one.bus.listeners[two.store]
+        for note in late:
+            on_note(note)
+        assert await read(watcher, 3) == [2, 3]
+
+
 async def test_a_missing_event_is_read_before_the_next_is_handed_over() -> None:
     async with nodes(2) as (one, two), two.feed.watch(JOB) as watcher:
         one.bus.commit()  # by a node that died before it could tell

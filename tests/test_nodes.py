@@ -173,14 +173,15 @@ async def test_a_preview_is_there_at_every_node(nodes: Nodes, clip: Path, tmp_pa
 
     async def begin_when_watched(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.path == "/prompt":
-            await until(lambda: rigs[2].client.app is not None and rigs[2].client.app[keys.HUB].watchers)
+            await until(lambda: rigs[2].client.app is not None and rigs[2].client.app[keys.FEED]._cursors)
         return await handler(request)
 
     async with EngineRig(tmp_path / "engine", begin_when_watched, paint=True) as engine, AsyncExitStack() as stack:
         rigs += await three(stack, nodes, engine)
         engine.hold()
         prompt_id = await rigs[0].post(clip)
-        watching = asyncio.create_task(rigs[2].events(prompt_id))  # previews are not stored
+        told: list[dict[str, Any]] = []
+        watching = asyncio.create_task(rigs[2].events(prompt_id, found=told))  # previews are not stored
 
         async def seen(rig: NodeRig) -> bool:
             async with rig.client.get(f"/preview/{prompt_id}") as response:
@@ -188,8 +189,9 @@ async def test_a_preview_is_there_at_every_node(nodes: Nodes, clip: Path, tmp_pa
 
         for rig in rigs:
             await eventually(lambda rig=rig: seen(rig))  # type: ignore[misc]
+        await until(lambda: "preview" in {event["event"] for event in told})  # it is told a moment after it is there
         engine.release()
-        assert "preview" in {event["event"] for event in await watching}
+        await watching
         async with rigs[1].client.get(f"/preview/{prompt_id}") as response:
             assert response.status == 404
 
