@@ -76,6 +76,7 @@ FIGURES = {
     "identity": _at_most("dlib distance to the source", 0.5, 3),
     "nearer": _at_least("share of frames nearer to the source than to the target", 0.98),
     "expression": _at_most("blendshape L1 to the target", 0.03, 3),
+    "following": Figure("the same without what stays through the clip, like the bones of the brows", digits=3),
     "pose": _at_most("head pose error, degrees", 2),
     "acceleration": _at_most("landmark acceleration against the target's", 1.1),
     "skin": _at_most("skin ΔE2000 against the target's", 6, 1),
@@ -213,15 +214,22 @@ def _geometry(before: list[Points | None], result: list[Points | None], shares: 
             continue
         one, other = expression(a), expression(b)
         if one is not None and other is not None:
-            expressions.append(np.abs(one - other).mean())
+            expressions.append(other - one)
         poses.append(_degrees_between(a, b))
         if 0 < k < len(before) - 1:
             seen = [(before[j], result[j]) for j in (k - 1, k, k + 1)]
             if all(x is not None and y is not None for x, y in seen):
                 own.append(_acceleration([x for x, _ in seen]))
                 ours.append(_acceleration([y for _, y in seen]))
+    differences = np.array(expressions)
+    following = differences - np.median(differences, axis=0) if expressions else differences
     ratio = float(np.median(ours) / max(np.median(own), 1e-6)) if own else None
-    return {"expression": _mean(expressions), "pose": _mean(poses), "acceleration": ratio}
+    return {
+        "expression": _mean(np.abs(differences)),
+        "following": _mean(np.abs(following)),
+        "pose": _mean(poses),
+        "acceleration": ratio,
+    }
 
 
 def _degrees_between(a: Points, b: Points) -> float:
@@ -332,8 +340,8 @@ def _jump(before: list[Image], after: list[Image], faces: list[Points | None], s
     return worst
 
 
-def _mean(values: Sequence[Any]) -> float | None:
-    return float(np.mean(values)) if values else None
+def _mean(values: Sequence[Any] | Floats) -> float | None:
+    return float(np.mean(values)) if len(values) else None
 
 
 def encoded(frames: Sequence[Frame], rate: float) -> list[Image]:
