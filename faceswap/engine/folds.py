@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from . import mesh
+from . import colour, mesh
 from .colour import Floats, blur
 from .expression import CHEEKS, smile_of
 from .mesh import Points
@@ -33,9 +33,9 @@ def of_smile(landmarks: Points, place: Floats, residual: Floats, own: Floats, fa
     smile = smile_of(landmarks)
     if not smile:
         return None
-    lightness = np.asarray(residual.mean(axis=-1, keepdims=True), np.float32)
-    around, _ = average(np.repeat(lightness, 3, axis=-1), own, _COARSEST * face)
-    fold = blur(lightness[..., 0], max(0.6, _FINEST * face)) - around[..., 0]
+    lightness = colour.mean(residual)
+    around, _ = average(lightness[..., None], own, _COARSEST * face)
+    fold = blur(lightness, max(0.6, _FINEST * face)) - around[..., 0]
     share = mesh.look_up(_cheeks(), place) * own * smile
     return np.asarray(_DEEPEST * np.tanh(fold / _DEEPEST) * share, np.float32)
 
