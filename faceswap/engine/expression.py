@@ -39,18 +39,11 @@ _SMILE_REACH_CM = 2.2
 """Distance over which the cheeks follow the corner of the mouth (standard deviation)."""
 
 _RIGHT_CHEEK = [117, 126, 203, 57, 204, 170, 150, 172, 187]
-CHEEKS: Regions = tuple((ids, 1.0, 1.0) for ids in (_RIGHT_CHEEK, mesh.MIRROR[_RIGHT_CHEEK].tolist()))
+_CHEEKS: Regions = tuple((ids, 1.0, 1.0) for ids in (_RIGHT_CHEEK, mesh.MIRROR[_RIGHT_CHEEK].tolist()))
 _INSIDE: Regions = ((mesh.LIPS_INNER, 1.1, 1.0),)
 _LIPS: Regions = ((mesh.LIPS_OUTER, 0.97, 0.95),)
 _UPPER_LIP = mesh.LIPS_INNER[:11]
 _LOWER_LIP = [mesh.LIPS_INNER[-k % 20] for k in range(11)]
-
-
-def smile_of(landmarks: Points) -> float:
-    """Return how much a face smiles by the width of its mouth, 0–1."""
-    corner, other, right, left = landmarks[[61, 291, 33, 263]]
-    width = float(np.linalg.norm(corner - other) / np.linalg.norm(right - left))
-    return float(smoothstep(width, *_SMILE))
 
 
 def neutral_shape(landmarks: Points) -> Points:
@@ -81,7 +74,9 @@ def neutral_texture(flat: Floats, landmarks: Points, layout: Floats, features: F
     layout      places of the mesh's points in the texture, float32 (586, 2), pixels
     features    mask of what is no bare skin, float32 (size, size) 0–1
     """
-    smile = smile_of(landmarks)
+    corner, other, right, left = landmarks[[61, 291, 33, 263]]
+    width = float(np.linalg.norm(corner - other) / np.linalg.norm(right - left))
+    smile = float(smoothstep(width, *_SMILE))
     parted = float(smoothstep(mesh.mouth_opening(landmarks), *_PARTED))
     if smile:
         flat = _relaxed(flat, layout, features, _RELAXED * smile)
@@ -91,7 +86,7 @@ def neutral_texture(flat: Floats, landmarks: Points, layout: Floats, features: F
 def _relaxed(flat: Floats, layout: Floats, features: Floats, share: float) -> Floats:
     """Take a share of the folds and bulges from the cheeks, and keep the grain of their skin."""
     size = len(flat)
-    cheeks = (painted(layout, CHEEKS, size, size / 40) * (1 - features))[..., None]
+    cheeks = (painted(layout, _CHEEKS, size, size / 40) * (1 - features))[..., None]
     fold = blur(flat, size / 200) - average(flat, 1 - features, size / 14)[0]
     relaxed = flat - share * cheeks * fold
     lightness = np.asarray(relaxed.mean(axis=-1), np.float32)

@@ -7,7 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from . import colour, folds, hand_mask, mask, mesh
+from . import colour, hand_mask, mask, mesh
 from .colour import Floats
 from .detail import Detail
 from .eyewear import Eyewear
@@ -91,16 +91,13 @@ class FacePainter:
         moved = mesh.morph(landmarks, pose, self._shift * np.float32(opacity))
         place, _ = view.draw(moved, mesh.TEXTURE_UV)
         light = self._light.at(place)
-        residual = colour.to_log(picture) - light
-        own = self._own(view, landmarks, face / step, residual)
+        own = self._own(view, landmarks, face / step, colour.to_log(picture) - light)
         if track.hands:
             own *= 1 - hand_mask.over(track.hands, view.to_steps, view.size)
         inside = own * mask.oval(_steps(view, moved), view.size, face / step)
         kept = self._kept(view, moved, landmarks, face / step)
         cover = view.fine(inside * (1 - kept) * np.float32(opacity))
-        # A beard is no fold.
-        fold = None if self._light.bearded else folds.of_smile(landmarks, place, residual, own, face / step)
-        painted = self._draw(view, place, light if fold is None else light + fold[..., None], face)
+        painted = self._draw(view, place, light, face)
         if self._painted % _COMPARE_DETAIL_EVERY == 0:
             self._detail.compare(target, painted, cover > 0.9 * opacity)
         painted = self._detail.match(painted, target, landmarks - np.array([view.left, view.top, 0], np.float32))

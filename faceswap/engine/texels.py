@@ -23,14 +23,10 @@ def painted(layout: Floats, regions: Regions, size: int, softness: float) -> Flo
 
 
 def average(flat: Floats, weight: Floats, sigma: float) -> tuple[Floats, Floats]:
-    """Return the mean of (h, w, c) around each place, weighted by (h, w), and the weight there, (h, w, 1).
-
-    This is normalised convolution (Knutsson and Westin 1993).
-    """
+    """Return the mean around each place, weighted by (size, size), and the weight there (normalised convolution)."""
     weight = weight[..., None]
     known = np.concatenate([flat * weight, weight], axis=-1)
     share = min(1.0, 4 / sigma)  # a wide mean needs no fine grid
     coarse = blur(cv2.resize(known, None, fx=share, fy=share, interpolation=cv2.INTER_AREA), sigma * share)
     around = cv2.resize(coarse, known.shape[1::-1], interpolation=cv2.INTER_LINEAR)
-    mean, known_there = around[..., :-1], np.asarray(around[..., -1:], np.float32)
-    return np.asarray(mean / (known_there + 1e-4), np.float32), known_there
+    return np.asarray(around[..., :3] / (around[..., 3:] + 1e-4), np.float32), np.asarray(around[..., 3:], np.float32)
