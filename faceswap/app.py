@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,9 +20,9 @@ from .api.origins import Origins
 from .api.results import RESULTS, Results
 from .api.routes import add_routes
 from .api.status import ANSWERS, Answers
-from .comfy.backend import EMBEDDED, Backend, BackendPool
+from .comfy.backend import Backend, BackendPool, embedded_name
 from .comfy.client import ComfyClient
-from .comfy.embedded import EmbeddedEngine
+from .comfy.embedded import EmbeddedEngine, usual_count
 from .config import ConfigError, Settings, Timeouts, is_loopback, resource_dir
 from .errors import JobFailure
 from .feed import Feed
@@ -157,9 +157,9 @@ async def _work(
 ) -> Coroutine[Any, Any, None]:
     """Make the parts that work, and have the other nodes know of this one; return all that runs in the background."""
     settings, store, files, feed = app[keys.SETTINGS], ground.store, ground.files, app[keys.FEED]
-    engine = app[keys.ENGINE] = None if settings.comfyui_urls else _embedded_engine(settings, files)
+    engines = app[keys.ENGINES] = () if settings.comfyui_urls else await _embedded_engines(settings, files)
     graph = workflows[settings.workflow].graph
-    connect = partial(make_backends, settings, store, ground.session, timeouts, engine, graph, name)
+    connect = partial(make_backends, settings, store, ground.session, timeouts, engines, graph, name)
     pool = await _when_possible(connect, is_shared=store.is_shared)
     node = app[keys.NODE] = Node(store, name, pool, timeouts.node_gone_s, shares_files=files.is_shared)
     await _when_possible(node.join, is_shared=store.is_shared)
@@ -184,7 +184,7 @@ async def _work(
     janitor = Janitor(settings, store, files, name)
     outbox = Outbox(settings, store, files, ground.guard, name)
     await _when_possible(janitor.clear_debris, is_shared=store.is_shared or files.is_shared)
-    return _background(scheduler, janitor, outbox, feed, app[keys.KEYRING], engine)
+    return _background(scheduler, janitor, outbox, feed, app[keys.KEYRING], engines)
 
 
 def marking_of(settings: Settings) -> Marking:
@@ -271,11 +271,11 @@ async def make_backends(
     store: Store,
     session: aiohttp.ClientSession,
     timeouts: Timeouts,
-    engine: EmbeddedEngine | None,
+    engines: Sequence[EmbeddedEngine],
     graph: Graph,
     node: str,
 ) -> BackendPool:
-    """Make a backend for each ComfyUI of the settings, or one for the embedded engine, whose address comes later.
+    """Make a backend for each ComfyUI of the settings, or for each embedded engine, whose address comes later.
 
     ComfyUI forgets a client id when any socket of that id closes: where nodes take over from each other, each has ids
     of its own.
@@ -288,8 +288,8 @@ async def make_backends(
             client_id = uuid.uuid5(uuid.UUID(client_id), node).hex
         return Backend(pool, name, client, client_id, timeouts, graph=graph)
 
-    if engine is not None:
-        name = f"{EMBEDDED}:{node}" if store.is_shared else EMBEDDED
+    for number, engine in enumerate(engines, 1):
+        name = embedded_name(number, node if store.is_shared else None)
         await add(name, ComfyClient(URL("http://127.0.0.1:1"), session, engine.headers))
     for url in settings.comfyui_urls:
         client = ComfyClient(url, session, settings.comfyui_headers)
@@ -298,10 +298,11 @@ async def make_backends(
     return pool
 
 
-def _embedded_engine(settings: Settings, files: Files) -> EmbeddedEngine:
+async def _embedded_engines(settings: Settings, files: Files) -> Sequence[EmbeddedEngine]:
     limit = settings.max_upload_bytes + FORM_ALLOWANCE_BYTES
     options = ("--max-upload-size", str(limit), "--models-dir", str(settings.models_folder))
-    return EmbeddedEngine(files.engine, extra_args=options)
+    count = settings.engines or await asyncio.to_thread(usual_count, settings.models_folder)
+    return [EmbeddedEngine(files.engine_root(number + 1), extra_args=options) for number in range(count)]
 
 
 async def _background(
@@ -310,7 +311,7 @@ async def _background(
     outbox: Outbox,
     feed: Feed,
     keyring: Keyring,
-    engine: EmbeddedEngine | None,
+    engines: Sequence[EmbeddedEngine],
 ) -> None:
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(feed.run(), name="feed")
@@ -318,15 +319,16 @@ async def _background(
         tasks.create_task(janitor.run(), name="janitor")
         tasks.create_task(outbox.run(), name="outbox")
         tasks.create_task(keyring.run(), name="keyring")
-        if engine is not None:
-            backend = scheduler.backends[0]
+        for engine, backend in zip(engines, scheduler.backends, strict=False):
+            backend.input_folder = engine.data_dir / "input"
+            tasks.create_task(engine.run(partial(_listen_at, backend)), name=f"engine of {backend.name}")
 
-            async def on_ready(url: URL) -> None:
-                backend.client.url = url
-                backend.address_known.set()
-                await backend.listener.reconnect()
 
-            tasks.create_task(engine.run(on_ready), name="embedded engine")
+async def _listen_at(backend: Backend, url: URL) -> None:
+    """Have a backend listen at the address at which its engine was started."""
+    backend.client.url = url
+    backend.address_known.set()
+    await backend.listener.reconnect()
 
 
 def _check(background: asyncio.Task[None], failed: asyncio.Event) -> None:

@@ -90,6 +90,7 @@ class Settings:
 
     data_dir: Path
     models_dir: Path | None = None
+    engines: int = 0
     database_url: str = field(default="", repr=False)
     files_url: str = ""
     node: str = ""
@@ -285,6 +286,7 @@ _PARSERS: Mapping[str, Callable[[str], Any]] = {
     "port": _whole(0, 65535),
     "data_dir": _path,
     "models_dir": _path,
+    "engines": _whole(0, 64),
     "database_url": _database_url,
     "files_url": _files_url,
     "node": _node_name,

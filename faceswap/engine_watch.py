@@ -85,7 +85,8 @@ class EngineWatch:
     def _trouble(self) -> str:
         if len(self._backends) == 1:
             return f"{self._backends[0].title} {self._backends[0].trouble}"
-        return f"None of the {len(self._backends)} ComfyUI servers can be given work"
+        kind = "embedded engines" if self._backends[0].is_embedded else "ComfyUI servers"
+        return f"None of the {len(self._backends)} {kind} can be given work"
 
     async def _all_clear(self) -> None:
         if self.outage is None:

@@ -30,6 +30,18 @@ DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 """For a decoder: a stream may declare a small picture and grow later. What is larger ends in av.ArgumentError."""
 
 
+ENGINE_BYTES = 5 << 30
+"""Heap and private mappings of an embedded engine. A clip of 4K needs a third of it, one of 8K four fifths."""
+
+ENGINE_SHARE = 0.75
+"""Of the machine's memory that embedded engines may have."""
+
+
+def memory() -> int:
+    """Return the machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def too_large(width: int, height: int) -> bool:
     """Return true if a picture, in pixels, is larger than is decoded."""
     return max(width, height) > MAX_SIDE or width * height > MAX_PIXELS

@@ -73,7 +73,9 @@ async def _serve(settings: Settings) -> int:
             reason = os.strerror(error.errno) if isinstance(error.errno, int) and error.errno > 0 else error
             print(f"faceswap: cannot listen on {settings.host}:{settings.port}: {reason}", file=sys.stderr)
             return 1
-        engine = "embedded" if app[keys.ENGINE] is not None else f"{len(settings.comfyui_urls)} ComfyUI"
+        count, engine = len(app[keys.ENGINES]), "embedded"
+        if count != 1:
+            engine = f"{count} embedded" if count else f"{len(settings.comfyui_urls)} ComfyUI"
         shown = f"[{host}]" if ":" in host else host
         print(f"faceswap: listening on http://{shown}:{port} (engine: {engine})", flush=True)
         notify("READY=1")

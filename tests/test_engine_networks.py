@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -22,8 +24,9 @@ from media_samples import ASTRONAUT, GRACE_HOPPER, read_image
 
 from faceswap import app
 from faceswap.cli import main, service_commands
+from faceswap.comfy.failures import failure_from_error
 from faceswap.config import Settings
-from faceswap.engine import catalog, gender, network_files, network_list, swap_inputs
+from faceswap.engine import catalog, execution, gender, network_files, network_list, swap_inputs
 from faceswap.engine.execution import Executor, Prompt, PromptResult
 from faceswap.engine.faults import Faults
 from faceswap.engine.folders import Folders
@@ -589,10 +592,11 @@ def test_the_command_lists_the_folder_of_the_settings(monkeypatch: pytest.Monkey
     ]
 
 
-def test_the_engine_gets_the_folder_of_the_settings(tmp_path: Path) -> None:
-    settings = Settings(tmp_path, models_dir=Path("/srv/models"))
-    arguments = app._embedded_engine(settings, Files(tmp_path))._arguments
-    assert arguments[arguments.index("--models-dir") + 1] == "/srv/models"
+async def test_the_engines_get_the_folder_of_the_settings(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, models_dir=Path("/srv/models"), engines=2)
+    for keeper in await app._embedded_engines(settings, Files(tmp_path)):
+        arguments = keeper._arguments
+        assert arguments[arguments.index("--models-dir") + 1] == "/srv/models"
     assert Settings(tmp_path).models_folder == tmp_path / "models"
 
 
@@ -625,6 +629,86 @@ def test_a_graphics_card_comes_before_the_processor(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: there)
     monkeypatch.setattr(network_files.importlib.util, "find_spec", lambda name: name if has_tensorrt else None)
     assert network_files.providers() == [f"{name}ExecutionProvider" for name in chosen]
+
+
+def opening(path: Path, monkeypatch: pytest.MonkeyPatch, **package: Any) -> Network:
+    """Open a network with a package of ONNX Runtime that is another in something."""
+    for name, value in package.items():
+        monkeypatch.setattr(onnxruntime, name, value, raising=False)
+    network_files._load_libraries.cache_clear()
+    return Network(path)
+
+
+WITH_CUDA = {"get_available_providers": lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]}
+"""As with `onnxruntime-gpu`, on any machine."""
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_graphics_card_that_cannot_be_used_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opening(made.write_converter(tmp_path / "crossface_ghost.onnx"), monkeypatch, **WITH_CUDA)
+    assert caplog.messages == [
+        "crossface_ghost.onnx runs without CUDAExecutionProvider, which cannot be used here",
+    ]
+    assert list(network_list.lines(tmp_path))[2] == (
+        "ONNX Runtime: CPUExecutionProvider"
+        " (CUDAExecutionProvider cannot be used: no GPU, or its driver or libraries are missing)"
+    )
+    monkeypatch.undo()
+    assert list(network_list.lines(tmp_path))[2] == "ONNX Runtime: CPUExecutionProvider"
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_libraries_of_a_graphics_card_that_pip_installed_are_loaded_first_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done, open_session = list[str](), onnxruntime.InferenceSession
+
+    def preload() -> None:
+        sys.stdout.write("Failed to load libcublasLt.so.13")
+        done.append("libraries")
+
+    def session(*args: Any, **kwargs: Any) -> Any:
+        done.append("session")
+        return open_session(*args, **kwargs)
+
+    path = made.write_converter(tmp_path / "crossface_ghost.onnx")
+    opening(path, monkeypatch, preload_dlls=preload, InferenceSession=session)
+    assert done == ["session"]  # a package for the processor alone needs none
+    opening(path, monkeypatch, preload_dlls=preload, InferenceSession=session, **WITH_CUDA)
+    Network(path)
+    assert done == ["session", "libraries", "session", "session"]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        # As an H200 whose memory others had told it: when a network was opened, and at its first run.
+        "[ONNXRuntimeError] : 1 : FAIL : Exception during initialization: bfc_arena.cc:360"
+        " Failed to allocate memory for requested buffer of size 37748736",
+        "[ONNXRuntimeError] : 1 : FAIL : cuda_call.cc:154 CUBLAS failure 3: the resource allocation failed ; GPU=0",
+    ],
+)
+@pytest.mark.parametrize("when", ["opened", "run"])
+def test_a_network_without_memory_is_told_from_a_broken_one(
+    told: str, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError(told)
+
+    path = made.write_converter(tmp_path / "crossface_ghost.onnx")
+    with pytest.raises(NetworkError) as caught:
+        if when == "opened":
+            opening(path, monkeypatch, InferenceSession=fail)
+        else:
+            network = Network(path)
+            monkeypatch.setattr(network, "_session", SimpleNamespace(run=fail))
+            network.run(np.zeros((1, 512), np.float32), gives=(512,))
+    sentence = f"crossface_ghost.onnx cannot be {when}: too little memory is free, of the machine or its graphics card"
+    assert execution._type_and_message(caught.value) == ("MemoryError", sentence)
+    assert failure_from_error("ReActorFaceSwap", "MemoryError", sentence).code == "out_of_memory"
 
 
 async def test_a_clip_is_swapped_by_a_network(tmp_path: Path) -> None:

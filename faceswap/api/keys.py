@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from aiohttp import web
 
@@ -39,7 +40,7 @@ LINK_SECRET = web.AppKey("link_secret", bytes)
 STOPPING = web.AppKey("stopping", asyncio.Event)
 """Set when the service begins to stop."""
 
-ENGINE: web.AppKey[EmbeddedEngine | None] = web.AppKey("engine")
+ENGINES: web.AppKey[Sequence[EmbeddedEngine]] = web.AppKey("engines")
 """The embedded engine; None where ComfyUI servers were named."""
 
 OWNER: web.RequestKey[str | None] = web.RequestKey("owner")

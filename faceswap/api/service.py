@@ -13,7 +13,7 @@ from .. import __version__
 from ..jobs import JobState
 from ..store import StoreError
 from .access import is_stranger
-from .keys import ENGINE, FEED, FILES, HUB, NODE, SCHEDULER, SETTINGS, STORE
+from .keys import ENGINES, FEED, FILES, HUB, NODE, SCHEDULER, SETTINGS, STORE
 
 T = TypeVar("T")
 
@@ -79,8 +79,8 @@ def _comfyui_status(app: web.Application) -> str:
     scheduler = app[SCHEDULER]
     if scheduler.has_engine_elsewhere or any(backend.healthy for backend in scheduler.backends):
         return "healthy"
-    engine = app[ENGINE]
-    return "starting" if engine is not None and engine.state in ("starting", "restarting") else "unreachable"
+    is_starting = any(engine.state in ("starting", "restarting") for engine in app[ENGINES])
+    return "starting" if is_starting else "unreachable"
 
 
 def _workflow_status(app: web.Application) -> str:

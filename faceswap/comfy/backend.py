@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TypeVar
 
 from ..clock import monotonic
@@ -31,7 +32,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 EMBEDDED = "embedded"
-"""Name of the embedded engine in the database, on any port; that of a node among others is `embedded:<node>`."""
+"""Name of the embedded engine in the database, on any port: see `embedded_name`."""
 EMBEDDED_TITLE = "The embedded engine"
 MAX_PROMPTS = 2
 """Prompts that one ComfyUI is given at a time: one running and one ready."""
@@ -42,6 +43,14 @@ DANGEROUS_DEATHS = 2
 
 MakeListener = Callable[[ComfyClient, str, Callable[[Message], None], Callable[[], None]], Listener]
 """A listener for a client, its client id, what takes each message and what is called after each (re)connect."""
+
+
+def embedded_name(number: int, node: str | None = None) -> str:
+    """Return the name of one of a node's embedded engines, counted from 1: `embedded`, `embedded-2`, and so on.
+
+    That of a node among others ends with `:<node>`.
+    """
+    return f"{EMBEDDED}{'' if number == 1 else f'-{number}'}{'' if node is None else f':{node}'}"
 
 
 class BackendPool:
@@ -99,6 +108,8 @@ class Backend:
         """Node classes and models that the workflow misses in it, a sentence each; None until it has told."""
         self.person_problem: str | None = None
         """A sentence about what it lacks to make one face of several pictures; None as long as nothing is known."""
+        self.input_folder: Path | None = None
+        """Where files for it are put, where that is a folder of ours."""
         self.listener = make_listener(client, client_id, self._take, self._connected)
         self.address_known = asyncio.Event()
         self._pool = pool
@@ -127,8 +138,8 @@ class Backend:
 
     @property
     def is_embedded(self) -> bool:
-        """True for this node's embedded engine."""
-        return self.name.partition(":")[0] == EMBEDDED
+        """True for an embedded engine of this node."""
+        return self.name.partition(":")[0].partition("-")[0] == EMBEDDED
 
     @property
     def title(self) -> str:

@@ -16,6 +16,7 @@ from typing import Literal
 from yarl import URL
 
 from ..child_process import kill_group, terminate, wait_within
+from ..limits import ENGINE_BYTES, ENGINE_SHARE, memory
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,26 @@ LONGEST_PAUSE_S = 10.0
 STABLE_AFTER_S = 60.0
 LINE_BYTES = 1000
 
+CORES = 2
+"""That one engine keeps busy: its steps, each in a thread, take about as much as so many."""
+MOST_ENGINES = 8
+"""At most, unless more are asked for: by then the service that gives them work and checks it has its hands full."""
+
 
 class EngineStartError(Exception):
     """The engine did not get as far as listening; the text is one sentence."""
+
+
+def usual_count(models: Path) -> int:
+    """Return how many engines this machine has cores and memory for: at least one.
+
+    One only where the folder of the operator's networks has any: each engine would have a copy of them in memory, on
+    the graphics card too.
+    """
+    if any(models.rglob("*.onnx")):
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores // CORES, int(ENGINE_SHARE * memory()) // ENGINE_BYTES, MOST_ENGINES))
 
 
 class EmbeddedEngine:
@@ -50,6 +68,7 @@ class EmbeddedEngine:
         self.state: Literal["starting", "running", "restarting", "stopped"] = "stopped"
         self.url: URL | None = None
         self.restarts = 0
+        self.data_dir = data_dir
         self._token = secrets.token_urlsafe(32)
         self._arguments = (*command, "--watch-stdin", "--host", "127.0.0.1", "--data-dir", str(data_dir), *extra_args)
         self._wanted_port = port

@@ -200,7 +200,13 @@ class EngineInputs:
         return await _result_of(task)
 
     async def _upload(self, job: Job, backend: Backend, path: Path, filename: str) -> str:
-        """Upload a file. Its name is stored before it is there, so that it is emptied on time whatever happens."""
+        """Upload a file, or give it a second name in a folder of ours: there its bytes need not be copied.
+
+        Its name is stored before it is there, so that it is emptied on time whatever happens.
+        """
+        folder = backend.input_folder
+        if folder is not None and await self._files.link(path, folder / job.prompt_id / filename):
+            return f"{job.prompt_id}/{filename}"
         await self._remember(job, backend, filename)
         name = await backend.client.upload(path, filename, job.prompt_id)
         if name != f"{job.prompt_id}/{filename}":  # another was there already, such as half of it

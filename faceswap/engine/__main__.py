@@ -16,19 +16,13 @@ from pathlib import Path
 
 from aiohttp import web
 
-from ..limits import limit_process
+from ..limits import ENGINE_BYTES, ENGINE_SHARE, limit_process, memory
 from .access import TOKEN_VARIABLE, is_loopback
 from .faults import Faults
 
 SHUTDOWN_S = 5.0
 MAX_UPLOAD_SIZE = 2 << 30
 """Bytes."""
-
-MAX_DATA_BYTES = 5 << 30
-"""Heap and private mappings. A clip of 4K needs a third of it, one of 8K four fifths."""
-
-MAX_DATA_SHARE = 0.75
-"""Of the machine's memory, where that is less."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Parameters of glibc's `mallopt`."""
@@ -70,8 +64,7 @@ def _limit_threads() -> None:
 
 
 def _limit_memory() -> None:
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit_process(min(MAX_DATA_BYTES, int(MAX_DATA_SHARE * physical)))
+    limit_process(min(ENGINE_BYTES, int(ENGINE_SHARE * memory())))
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries do without
         mallopt(M_MMAP_THRESHOLD, PICTURE_BYTES)
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

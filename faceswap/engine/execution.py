@@ -23,6 +23,7 @@ from .faults import Faults, InjectedError
 from .folders import DISK_FULL_MESSAGE, Folders
 from .frames import Frame
 from .graph import Graph, execution_order, is_link, signatures
+from .network_files import NetworkMemoryError
 from .nodes import RUN, Inputs, NodeContext, People, Result, depends_on, encoding_of, video_combines
 from .pixels import whole
 
@@ -273,7 +274,8 @@ def _type_and_message(error: Exception) -> tuple[str, str]:
     if isinstance(error, OSError | av.FFmpegError) and error.errno in DISK_FULL:
         return "OSError", DISK_FULL_MESSAGE
     if lacks_memory(error):
-        return "MemoryError", "It needs more memory than the engine may take"
+        is_told = isinstance(error, NetworkMemoryError)
+        return "MemoryError", str(error) if is_told else "It needs more memory than the engine may take"
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     return name, str(error)

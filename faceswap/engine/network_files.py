@@ -7,8 +7,12 @@ network takes and gives is checked by rank and shape. ONNX Runtime is imported w
 from __future__ import annotations
 
 import importlib.util
+import logging
+import re
+import sys
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from contextlib import redirect_stdout
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,8 @@ from numpy.typing import NDArray
 from .network_kinds import CONVERTERS, EMBEDDING, HelperKind, Kind, SwapKind, kind_of, names_of
 
 Floats = NDArray[np.float32]
+
+log = logging.getLogger(__name__)
 
 SUBFOLDERS = (
     "",
@@ -40,13 +46,18 @@ NOT_INSTALLED = "ONNX Runtime is missing, pip install 'faceswap[models]'"
 _KEPT = 6
 """Open networks: of a swap its own, the embedding, a converter, two restorers and a mask."""
 
-_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-"""The ways to run a network, the best first."""
-_TENSORRT = "TensorrtExecutionProvider"
+_NO_MEMORY = re.compile(r"failed to allocate|out of memory|alloc_failed|resource allocation failed", re.IGNORECASE)
+"""What ONNX Runtime, CUDA, cuDNN and cuBLAS say where memory runs out."""
+
+_TENSORRT, _CUDA, _CPU = (f"{way}ExecutionProvider" for way in ("Tensorrt", "CUDA", "CPU"))
 
 
 class NetworkError(ValueError):
     """A file that is no network of its kind; the message is a sentence for users."""
+
+
+class NetworkMemoryError(NetworkError, MemoryError):
+    """A network that there is no memory for, of the machine or of its graphics card; the message is a sentence."""
 
 
 class NetworkFolder:
@@ -158,7 +169,7 @@ class Network:
         try:
             return np.asarray(self._session.run(None, feeds)[0], np.float32)
         except Exception as error:  # ONNX Runtime's errors have no common base
-            raise NetworkError(f"{self.name} cannot be run: {_first_line(error)}") from error
+            raise _failure(f"{self.name} cannot be run", error) from error
 
 
 _DTYPES: dict[str, type] = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -186,12 +197,38 @@ def is_installed() -> bool:
 
 
 def providers() -> list[str]:
-    """Return the ways to run a network on this machine, the best first."""
+    """Return the ways to run a network that the package is built with, the best first.
+
+    Whether one works here shows when a network is opened: `working_providers`.
+    """
     import onnxruntime
 
     there = onnxruntime.get_available_providers()
     has_tensorrt = _TENSORRT in there and importlib.util.find_spec("tensorrt") is not None
-    return [_TENSORRT] * has_tensorrt + [name for name in _PROVIDERS if name in there]
+    return [_TENSORRT] * has_tensorrt + [name for name in (_CUDA, _CPU) if name in there]
+
+
+def working_providers() -> list[str]:
+    """Return those of `providers` that work on this machine; a small network is opened to know."""
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "trial", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return list(_session(model.SerializeToString(), "A trial").get_providers())
+
+
+@cache
+def _load_libraries() -> None:
+    """Load the libraries of CUDA and TensorRT that pip has installed: ONNX Runtime looks only in the system's."""
+    import onnxruntime
+
+    # What they say of what they do not find goes to the log; a command's output is others'.
+    with redirect_stdout(sys.stderr):
+        if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
+            onnxruntime.preload_dlls()
+        if _TENSORRT in providers():
+            importlib.import_module("tensorrt")
 
 
 def _read(path: Path) -> bytes:
@@ -210,10 +247,17 @@ def _session(data: bytes, name: str) -> Any:
     options.log_severity_level = 3
     # Threads that wait for the next picture would take time from decoder and encoder.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    wanted = providers()
+    if wanted != [_CPU]:
+        _load_libraries()
     try:
-        return onnxruntime.InferenceSession(data, options, providers=providers())
+        session = onnxruntime.InferenceSession(data, options, providers=wanted)
     except Exception as error:  # ONNX Runtime's errors have no common base
-        raise NetworkError(f"{name} cannot be opened: {_first_line(error)}") from error
+        raise _failure(f"{name} cannot be opened", error) from error
+    # It goes on without what it cannot load, and says nothing.
+    if lacking := set(wanted).difference(session.get_providers()):
+        log.warning("%s runs without %s, which cannot be used here", name, " and ".join(sorted(lacking)))
+    return session
 
 
 def _last_square(data: bytes, name: str) -> Floats | None:
@@ -246,5 +290,9 @@ def _tensors(graph: Any) -> Iterator[Any]:
             yield from _tensors(inner)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
+def _failure(what: str, error: Exception) -> NetworkError:
+    """Return the error for one of ONNX Runtime's, which has the same types for all kinds."""
+    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+        return NetworkMemoryError(f"{what}: too little memory is free, of the machine or its graphics card")
+    first_line, _, _ = str(error).partition("\n")
+    return NetworkError(f"{what}: {first_line[:200]}")

@@ -13,6 +13,7 @@ from .network_files import (
     NetworkFolder,
     is_installed,
     providers,
+    working_providers,
 )
 from .network_kinds import HELPERS, RESTORERS, SWAP_KINDS, Kind, SwapKind
 
@@ -24,12 +25,22 @@ def lines(root: Path) -> Iterator[str]:
     folder = NetworkFolder(root)
     yield f"models folder: {root}{'' if root.is_dir() else ' (not there)'}"
     yield f"  and in it {', '.join(place for place in SUBFOLDERS if place)}"
-    yield f"ONNX Runtime: {', '.join(providers())}" if is_installed() else f"ONNX Runtime: {NOT_INSTALLED}"
+    yield f"ONNX Runtime: {_ways()}"
     for title, kinds in (("swap", SWAP_KINDS), ("for swaps, and after them", HELPERS)):
         yield ""
         yield f"{title}:"
         for kind in kinds:
             yield from _of_kind(folder, kind)
+
+
+def _ways() -> str:
+    """Tell by what networks are run on this machine, and by what they cannot be, though the package has it."""
+    if not is_installed():
+        return NOT_INSTALLED
+    working = working_providers()
+    lacking = [name for name in providers() if name not in working]
+    why = f" ({', '.join(lacking)} cannot be used: no GPU, or its driver or libraries are missing)" if lacking else ""
+    return ", ".join(working) + why
 
 
 def _of_kind(folder: NetworkFolder, kind: Kind) -> Iterator[str]:

@@ -191,13 +191,22 @@ class Files:
         """Return the path of a result by the name under which it is kept: `Job.stored_result`."""
         return self._results / filename
 
+    def engine_root(self, number: int) -> Path:
+        """Return the folder of one of the embedded engines, counted from 1."""
+        return self.engine if number == 1 else self.root / f"{self.engine.name}-{number}"
+
+    def _engine_folders(self, kinds: Sequence[str] = ENGINE_FOLDERS) -> list[Path]:
+        """Return the folders that hold a subfolder for each job, of every embedded engine that there ever was."""
+        roots = (self.engine, *sorted(self.root.glob(f"{self.engine.name}-*")))
+        return [root / kind for root in roots for kind in kinds]
+
     def _folders_of(self, prompt_id: str) -> tuple[Path, ...]:
         # Uploads to the engine are in subfolders named by the job's id.
         return (
             self.inputs(prompt_id),
             self._scratch / prompt_id,
             self._thumbnails / prompt_id,
-            *(self.engine / kind / prompt_id for kind in ENGINE_FOLDERS),
+            *(folder / prompt_id for folder in self._engine_folders()),
         )
 
     def _mark(self, prompt_id: str, mark: str) -> Path:
@@ -287,6 +296,15 @@ class Files:
         """Give an input of a job a second name, at `path`; False where that is not possible."""
         return _link(self.input(prompt_id, file), path)
 
+    @in_thread
+    def link(self, path: Path, other: Path) -> bool:
+        """Give a file of this machine a second name, in the place of what had it; False where that is not possible."""
+        with suppress(OSError):
+            other.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            other.unlink(missing_ok=True)
+            return _link(path, other)
+        return False
+
     def read_input(self, prompt_id: str, file: str) -> AsyncGenerator[bytes | memoryview]:
         """Yield the bytes of one of a job's inputs. Raises `OSError`, `FileNotFoundError` when it is gone."""
         return read_file(self.input(prompt_id, file))
@@ -345,8 +363,8 @@ class Files:
     def delete_scratch(self, prompt_id: str) -> None:
         """Delete the files that only a running job needs, in the embedded engine too."""
         shutil.rmtree(self._scratch / prompt_id, ignore_errors=True)
-        for kind in ENGINE_FOLDERS[1:]:
-            shutil.rmtree(self.engine / kind / prompt_id, ignore_errors=True)
+        for folder in self._engine_folders(ENGINE_FOLDERS[1:]):
+            shutil.rmtree(folder / prompt_id, ignore_errors=True)
 
     @in_thread
     def delete_unfinished(self) -> set[str]:
@@ -508,7 +526,7 @@ class Files:
         yield await asyncio.to_thread(self._job_folders)
 
     def _job_folders(self) -> set[str]:
-        parents = (self._inputs, self._scratch, self._thumbnails, *(self.engine / kind for kind in ENGINE_FOLDERS))
+        parents = (self._inputs, self._scratch, self._thumbnails, *self._engine_folders())
         return {name for parent in parents for name in folders_in(parent)}
 
     @in_thread

@@ -19,7 +19,7 @@ from pathlib import Path
 from .. import durable
 from ..config import ConfigError
 from ..jobs import Job
-from .local import ENGINE_FOLDERS, ERASURE, Files, folders_in, in_thread, in_thread_at_once
+from .local import ERASURE, Files, folders_in, in_thread, in_thread_at_once
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class SharedFiles(Files):
 
     def _own_folders(self) -> tuple[Path, ...]:
         """Return the folders of this node alone that hold a subfolder for each job."""
-        return tuple(self.engine / kind for kind in ENGINE_FOLDERS)
+        return tuple(self._engine_folders())
 
     @in_thread
     def copied_jobs(self) -> set[str]:
