@@ -26,6 +26,10 @@ OPEN_OPTIONS = {
 """For `av.open`, by which every demuxer and decoder holds the limits itself. A file with more tracks either shows
 `MAX_TRACKS + 1` of them or ends in a MemoryError, as its demuxer has it."""
 
+FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "2"}
+"""Environment of a process that works on pictures: its steps are threads already, and what numpy and OpenCV share out
+within one is small. On a machine of many cores they spend more on handing it round."""
+
 DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
 """For a decoder: a stream may declare a small picture and grow later. What is larger ends in av.ArgumentError."""
 
@@ -37,8 +41,8 @@ ENGINE_SHARE = 0.75
 """Of the machine's memory that embedded engines may have."""
 
 
-def memory() -> int:
-    """Return the machine's memory in bytes."""
+def machine_bytes() -> int:
+    """Return the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -58,12 +62,13 @@ def bound_decoder(stream: VideoStream, large_pixels: int) -> None:
     context.thread_count = 1 if context.width * context.height > large_pixels else DECODER_THREADS
 
 
-def limit_process(data_bytes: int) -> None:
+def limit_process(data_bytes: int, *, may_raise: bool = False) -> None:
     """Bound the memory of this process (heap and private mappings), its core dumps, and the pictures OpenCV decodes.
 
-    Call it before OpenCV is imported: it reads its limits then.
+    Call it before OpenCV is imported: it reads its limits then. With `may_raise` the process may raise the first bound.
     """
-    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes))
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, hard if may_raise else data_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.environ["OPENCV_IO_MAX_IMAGE_PIXELS"] = str(MAX_PIXELS)
     os.environ["OPENCV_IO_MAX_IMAGE_WIDTH"] = str(MAX_SIDE)

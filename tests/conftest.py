@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from processes import Child
 from waiting import WAIT_S
 
+from faceswap.comfy import embedded
 from faceswap.media import process
 from faceswap.store import postgres
 
@@ -18,6 +19,14 @@ settings.register_profile("suite", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("suite")
 
 SCHEDULER = os.sched_getscheduler(0)
+
+os.environ["FACESWAP_ENGINES"] = "1"  # however many the machine has cores for
+
+
+@pytest.fixture(autouse=True)
+def one_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the service in the test's own process start one embedded engine on any machine."""
+    monkeypatch.setattr(embedded, "MOST_ENGINES", 1)
 
 
 @pytest.fixture(autouse=True)

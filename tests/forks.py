@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO, Any, Self
 
 from faceswap.child_process import wait_within
-from faceswap.limits import limit_process
+from faceswap.limits import FEW_THREADS, limit_process
 from faceswap.media.process import MAX_ANSWER_BYTES, Child
 
 PROGRAMS = {"faceswap": "faceswap.cli", "faceswap.engine": "faceswap.engine.__main__", "faceswap.media.child": ""}
@@ -40,7 +40,6 @@ PR_SET_PDEATHSIG = 1
 """For `prctl`: the signal that a process gets when its parent has ended, however that came."""
 OUTPUT_S = 1.0
 """The longest wait for the end of a process's output, which processes of its own may hold open."""
-ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1"}
 """No thread may run in a process that is forked."""
 
 
@@ -141,7 +140,7 @@ class ForkServer:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 cwd=Path(__file__).parent,
-                env={**os.environ, **ONE_THREAD},
+                env={**os.environ, **FEW_THREADS},
             )
             assert self._process.stdout
             assert self._process.stdout.readline(), "the fork server did not start"
@@ -157,7 +156,7 @@ class ForkServer:
     async def start_worker(self) -> Child:
         """Start a worker of the service, as `Child.start` does."""
         with Path(os.devnull).open("wb") as nothing:
-            env = {**os.environ, **ONE_THREAD}
+            env = {**os.environ, **FEW_THREADS}
             process = await self.start(
                 "faceswap.media.child", env=env, stderr=nothing, stdin=True, limit=MAX_ANSWER_BYTES
             )

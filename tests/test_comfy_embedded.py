@@ -20,6 +20,7 @@ from waiting import WAIT_S, until
 from yarl import URL
 
 from faceswap.comfy import embedded as embedded_module
+from faceswap.comfy.backend import embedded_name
 from faceswap.comfy.client import ComfyClient
 from faceswap.comfy.embedded import EmbeddedEngine, EngineStartError
 
@@ -66,6 +67,36 @@ async def kept(engine: EmbeddedEngine) -> AsyncIterator[list[URL]]:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded_module, "FIRST_PAUSE_S", 0.02)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gib", "asked", "count"),
+    [
+        (1, 64, 8, 1),
+        (2, 64, 8, 1),
+        (4, 64, 8, 2),
+        (16, 128, 8, 8),
+        (64, 512, 8, 8),
+        (16, 16, 8, 2),  # each may take 5 GiB, and together they leave a quarter
+        (16, 4, 8, 1),
+        (64, 512, 20, 20),
+    ],
+)
+def test_there_are_as_many_engines_as_the_machine_has_room_for(
+    cores: int, gib: int, asked: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedded_module.os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(embedded_module, "machine_bytes", lambda: gib << 30)
+    monkeypatch.setattr(embedded_module, "MOST_ENGINES", asked)
+    assert embedded_module.usual_count(tmp_path / "none") == count
+    (tmp_path / "models" / "insightface").mkdir(parents=True)
+    (tmp_path / "models" / "insightface" / "inswapper_128.onnx").touch()
+    assert embedded_module.usual_count(tmp_path / "models") == 1  # a network would be in memory as often
+
+
+def test_engines_of_this_machine_have_names_by_number_and_node() -> None:
+    names = [embedded_name(1), embedded_name(2), embedded_name(1, "one"), embedded_name(12, "one")]
+    assert names == ["embedded", "embedded-2", "embedded:one", "embedded-12:one"]
 
 
 async def test_it_tells_where_the_engine_listens_and_leaves_no_process(tmp_path: Path) -> None:

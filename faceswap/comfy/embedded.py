@@ -16,7 +16,7 @@ from typing import Literal
 from yarl import URL
 
 from ..child_process import kill_group, terminate, wait_within
-from ..limits import ENGINE_BYTES, ENGINE_SHARE, memory
+from ..limits import ENGINE_BYTES, ENGINE_SHARE, machine_bytes
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def usual_count(models: Path) -> int:
     if any(models.rglob("*.onnx")):
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // CORES, int(ENGINE_SHARE * memory()) // ENGINE_BYTES, MOST_ENGINES))
+    return max(1, min(cores // CORES, int(ENGINE_SHARE * machine_bytes()) // ENGINE_BYTES, MOST_ENGINES))
 
 
 class EmbeddedEngine:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from aiohttp import web
 
-from ..limits import ENGINE_BYTES, ENGINE_SHARE, limit_process, memory
+from ..limits import FEW_THREADS
+from . import memory
 from .access import TOKEN_VARIABLE, is_loopback
 from .faults import Faults
 
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.token = os.environ.pop(TOKEN_VARIABLE, "")  # popped: children of ours have no need of it
     os.umask(PRIVATE_UMASK)
     _limit_memory()
-    _limit_threads()
+    os.environ.update({name: few for name, few in FEW_THREADS.items() if name not in os.environ})
     if options.list_networks:
         from .network_list import lines
 
@@ -58,13 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _limit_threads() -> None:
-    """Have numpy's products computed where they are asked for: small ones spend more on threads, which spin."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-
-
 def _limit_memory() -> None:
-    limit_process(min(ENGINE_BYTES, int(ENGINE_SHARE * memory())))
+    memory.limit()
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):  # other C libraries do without
         mallopt(M_MMAP_THRESHOLD, PICTURE_BYTES)
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .memory import beside_the_bound
 from .network_kinds import CONVERTERS, EMBEDDING, HelperKind, Kind, SwapKind, kind_of, names_of
 
 Floats = NDArray[np.float32]
@@ -46,8 +47,12 @@ NOT_INSTALLED = "ONNX Runtime is missing, pip install 'faceswap[models]'"
 _KEPT = 6
 """Open networks: of a swap its own, the embedding, a converter, two restorers and a mask."""
 
-_NO_MEMORY = re.compile(r"failed to allocate|out of memory|alloc_failed|resource allocation failed", re.IGNORECASE)
-"""What ONNX Runtime, CUDA, cuDNN and cuBLAS say where memory runs out."""
+_NO_MEMORY = re.compile(
+    r"failed to allocate|cannot allocate memory|bad_alloc|arena alloc failed"
+    r"|out of memory|alloc_failed|resource allocation failed",
+    re.IGNORECASE,
+)
+"""What the system, ONNX Runtime and protobuf say where memory runs out, and then CUDA, cuDNN and cuBLAS."""
 
 _TENSORRT, _CUDA, _CPU = (f"{way}ExecutionProvider" for way in ("Tensorrt", "CUDA", "CPU"))
 
@@ -119,6 +124,7 @@ class Network:
         if len(inputs) not in (1, 2):
             raise NetworkError(f"{self.name} takes {len(inputs)} things, not one or two")
         self._inputs = inputs
+        self._has_run = False
 
     @property
     def takes_two(self) -> bool:
@@ -167,9 +173,16 @@ class Network:
             for place, value in zip(self._inputs, values, strict=True)
         }
         try:
-            return np.asarray(self._session.run(None, feeds)[0], np.float32)
+            with self._room():
+                made = self._session.run(None, feeds)[0]
+            self._has_run = True
+            return np.asarray(made, np.float32)
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise _failure(f"{self.name} cannot be run", error) from error
+
+    def _room(self) -> AbstractContextManager[None]:
+        """Return a context in which it may take the memory that it keeps from its first run on."""
+        return nullcontext() if self._has_run else beside_the_bound(unbounded=self._session.get_providers() != [_CPU])
 
 
 _DTYPES: dict[str, type] = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
@@ -188,7 +201,8 @@ def _open(path: Path, size: int, mtime_ns: int) -> Network:
 
 def close_networks() -> None:
     """Release the networks that are open."""
-    _open.cache_clear()
+    with beside_the_bound():
+        _open.cache_clear()
 
 
 def is_installed() -> bool:
@@ -251,7 +265,8 @@ def _session(data: bytes, name: str) -> Any:
     if wanted != [_CPU]:
         _load_libraries()
     try:
-        session = onnxruntime.InferenceSession(data, options, providers=wanted)
+        with beside_the_bound(unbounded=wanted != [_CPU]):
+            session = onnxruntime.InferenceSession(data, options, providers=wanted)
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise _failure(f"{name} cannot be opened", error) from error
     # It goes on without what it cannot load, and says nothing.
@@ -268,7 +283,10 @@ def _last_square(data: bytes, name: str) -> Floats | None:
     try:
         model = onnx.load_from_string(data)
     except Exception as error:  # protobuf's has no types
-        raise NetworkError(f"{name} is no file of ONNX") from error
+        failure = _failure(f"{name} cannot be opened", error)
+        if not isinstance(failure, NetworkMemoryError):
+            failure = NetworkError(f"{name} is no file of ONNX")
+        raise failure from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(model.graph)):
         raise NetworkError(f"{name} has its weights in another file")
     if not model.graph.initializer:

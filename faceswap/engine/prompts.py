@@ -6,12 +6,11 @@ import asyncio
 import bisect
 import logging
 import os
-import resource
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from .execution import Executor, Prompt, PromptResult
+from .memory import has_leaked
 from .nodes import forget
 from .sockets import Sockets
 
@@ -83,7 +82,7 @@ class Prompts:
             await self._run(self.pending.pop(0))
 
     async def _run(self, prompt: Prompt) -> None:
-        if _memory_has_leaked():
+        if has_leaked():
             log.critical("more than half of the memory is lost before prompt %s: the engine ends", prompt.id)
             os._exit(LEAKED_EXIT_CODE)
         self.running = prompt
@@ -134,16 +133,6 @@ class Prompts:
         self.interrupt(None)
         await asyncio.to_thread(self._thread.shutdown, wait=True)
         self._executor.cache.keep(set())
-
-
-def _memory_has_leaked() -> bool:
-    """Return true if an engine at rest holds half of its memory: libraries leak when memory runs out, x264 the most.
-
-    Prompts would fail for want of memory ever after; an engine that is started again has all of it.
-    """
-    limit, _ = resource.getrlimit(resource.RLIMIT_DATA)
-    pages = int(Path("/proc/self/statm").read_text("ascii").split()[5])
-    return limit != resource.RLIM_INFINITY and pages * resource.getpagesize() > limit / 2
 
 
 async def _unless_stalled(prompt: Prompt, work: asyncio.Future[PromptResult]) -> PromptResult:

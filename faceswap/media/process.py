@@ -9,6 +9,7 @@ import sys
 from typing import Any, Self
 
 from ..child_process import kill_group
+from ..limits import FEW_THREADS
 
 MAX_ANSWER_BYTES = 1 << 20
 """The longest line that is taken for an answer."""
@@ -41,7 +42,7 @@ class Child:
             stderr=asyncio.subprocess.DEVNULL,
             start_new_session=True,
             limit=MAX_ANSWER_BYTES,
-            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy's products are small: threads for them only spin
+            env={**os.environ, **FEW_THREADS},
         )
         return cls(process)
 
