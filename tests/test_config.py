@@ -16,6 +16,7 @@ from faceswap.config import ConfigError, Settings, default_data_dir, resource_di
 VALUES: dict[str, tuple[str, Any]] = {
     "data_dir": ("/srv/faceswap", Path("/srv/faceswap")),
     "models_dir": ("/srv/ComfyUI/models", Path("/srv/ComfyUI/models")),
+    "engines": ("3", 3),
     "host": ("0.0.0.0", "0.0.0.0"),
     "port": ("0", 0),
     "comfyui_urls": (
@@ -62,6 +63,7 @@ VALUES: dict[str, tuple[str, Any]] = {
 WRONG: dict[str, list[str]] = {
     "data_dir": ["~no-such-user-here/x"],
     "models_dir": ["~no-such-user-here/x"],
+    "engines": ["-1", "65", "many"],
     "host": [" "],
     "port": ["-1", "65536", "x", "80.0"],
     "comfyui_urls": [

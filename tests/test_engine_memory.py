@@ -9,7 +9,7 @@ from pathlib import Path
 import made_networks as made
 
 TAKES_MB, KEEPS_MB = 800, 300
-"""What opening a network takes, and its first run. The bound is 512 MB."""
+"""The memory that opening a network takes, and its first run. The bound is 512 MB."""
 
 ENGINE = """
 import mmap, resource, sys

@@ -109,7 +109,7 @@ class Backend:
         self.person_problem: str | None = None
         """A sentence about what it lacks to make one face of several pictures; None as long as nothing is known."""
         self.input_folder: Path | None = None
-        """Where files for it are put, where that is a folder of ours."""
+        """The folder that files for it are put into, where that is one of ours."""
         self.listener = make_listener(client, client_id, self._take, self._connected)
         self.address_known = asyncio.Event()
         self._pool = pool

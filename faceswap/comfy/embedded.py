@@ -33,7 +33,7 @@ STABLE_AFTER_S = 60.0
 LINE_BYTES = 1000
 
 CORES = 2
-"""That one engine keeps busy: its steps, each in a thread, take about as much as so many."""
+"""The cores that one engine keeps busy: its steps, each in a thread, take about as much."""
 MOST_ENGINES = 8
 """At most, unless more are asked for: by then the service that gives them work and checks it has its hands full."""
 

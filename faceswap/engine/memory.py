@@ -13,7 +13,7 @@ from pathlib import Path
 from ..limits import ENGINE_BYTES, ENGINE_SHARE, limit_process, machine_bytes
 
 _beside = 0
-"""What networks have taken, by which the bound was raised."""
+"""The bytes that networks have taken, by which the bound was raised."""
 
 
 def limit() -> None:

@@ -52,7 +52,7 @@ _NO_MEMORY = re.compile(
     r"|out of memory|alloc_failed|resource allocation failed",
     re.IGNORECASE,
 )
-"""What the system, ONNX Runtime and protobuf say where memory runs out, and then CUDA, cuDNN and cuBLAS."""
+"""The words of the system, ONNX Runtime and protobuf where memory runs out, then those of CUDA, cuDNN and cuBLAS."""
 
 _TENSORRT, _CUDA, _CPU = (f"{way}ExecutionProvider" for way in ("Tensorrt", "CUDA", "CPU"))
 
