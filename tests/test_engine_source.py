@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from media_samples import ASTRONAUT, GRACE_HOPPER, read_image
 
-from faceswap.engine import mesh
+from faceswap.engine import mesh, source
 from faceswap.engine.behind_glasses import cleared
 from faceswap.engine.brows import brow_shift
+from faceswap.engine.forehead import bared
 from faceswap.engine.landmarks import find_faces
 from faceswap.engine.pixels import Bitmap
 from faceswap.engine.swap import FaceSwapper, SourceFace
@@ -166,6 +167,41 @@ def test_a_fringe_of_a_source_does_not_colour_the_forehead(bare: SourceFace) -> 
     assert np.abs(np.median(within(bare, FOREHEAD), axis=0)).max() < 0.3  # 0.49 in the portrait
 
 
+def with_lines(steps: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the layout, a forehead with dark lines at `steps` from its middle, and the same bared."""
+    layout = mesh.TEXTURE_UV * np.float32(400)
+    skin = np.random.default_rng(0).normal(0, 0.02, (400, 400, 3)).astype(np.float32)
+    lines = skin.copy()
+    top, bottom = layout[[10, 151]].astype(int)
+    for x in steps:
+        cv2.line(lines, (top[0] + x, top[1]), (bottom[0] + x, bottom[1]), (-0.5,) * 3, 6)
+    return layout, lines, bared(lines, layout, np.zeros((400, 400), np.float32), np.zeros(3))
+
+
+def test_strands_of_a_fringe_are_taken_off_a_forehead_and_its_grain_stays() -> None:
+    layout, strands, after = with_lines(range(-60, 0, 16))  # on one half of the forehead
+    half = int(layout[151, 0])
+    inside = cv2.fillConvexPoly(np.zeros((400, 400), np.uint8), cv2.convexHull(layout[FOREHEAD].astype(np.int32)), 1)
+    other = inside.copy()
+    inside[:, half:], other[:, : half + 16] = 0, 0
+    assert np.quantile(strands[inside > 0], 0.1) < -0.45
+    assert np.quantile(after[inside > 0], 0.1) > -0.15
+    assert np.array_equal(after[other > 0], strands[other > 0])
+
+
+def test_a_few_lines_on_a_forehead_stay() -> None:
+    _, lines, after = with_lines(range(-6, 12, 12))
+    assert np.median(after[lines < -0.4]) < -0.4
+
+
+def test_the_white_of_an_eye_is_lit_as_skin_is_and_a_brow_is_not() -> None:
+    residual = np.full((40, 80, 3), -0.45, np.float32)
+    openings = np.zeros((40, 80), np.float32)
+    openings[:, :40] = 1
+    skin = source._skin_probability(residual, openings, np.full(3, 0.05), 40)
+    assert skin[20, 20] > 0.6 and skin[20, 60] < 0.1
+
+
 def test_what_lies_beyond_the_edge_of_a_picture_is_not_taken_for_skin(
     portrait: np.ndarray, landmarks: np.ndarray, bare: SourceFace
 ) -> None:
@@ -192,16 +228,16 @@ def test_the_band_of_a_brow_is_widened_to_the_brow(portrait: np.ndarray, landmar
 
 
 def test_eyes_that_look_aside_stay_the_targets(portrait: np.ndarray) -> None:
-    source = SourceFace.from_image(read_image(GRACE_HOPPER))
-    assert source.has_eyes
+    wearer = SourceFace.from_image(read_image(GRACE_HOPPER))
+    assert wearer.has_eyes
     large = cv2.resize(portrait, None, fx=2, fy=2)
-    (track,) = FaceSwapper([source]).track(Bitmap(large))
+    (track,) = FaceSwapper([wearer]).track(Bitmap(large))
     for aside, own in ((0.0, False), (0.25, True)):
         landmarks = track.landmarks.copy()
         for iris, right, left in ((slice(468, 473), 33, 133), (slice(473, 478), 362, 263)):
             landmarks[iris] += aside * (landmarks[left] - landmarks[right])
         frames = [large.copy(), large.copy()]
-        for frame, face in zip(frames, (source, replace(source, has_eyes=False)), strict=True):
+        for frame, face in zip(frames, (wearer, replace(wearer, has_eyes=False)), strict=True):
             FaceSwapper([face]).apply(Bitmap(frame), [replace(track, landmarks=landmarks)])
         assert np.array_equal(*frames) == own
 

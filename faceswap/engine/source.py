@@ -19,6 +19,7 @@ from .behind_glasses import cleared, untinted
 from .brows import brow_shift
 from .colour import Floats, blur
 from .expression import neutral_shape, neutral_texture
+from .forehead import bared
 from .glasses import Glasses, find_glasses
 from .landmarks import find_faces
 from .mesh import Image, Points, smoothstep
@@ -38,8 +39,8 @@ _GLINT_CUT = 0.7
 _CREASE_CUT = 0.5
 """Share that is taken from what is unusually light or dark for skin: the light it comes from is not the target's."""
 
-_FOREHEAD = 0.2
-"""Difference from the skin's log colour, over all channels, that a forehead keeps: the rest is hair or its shadow."""
+_WHITE = (-0.9, -0.3)
+"""Lightness of the white of an eye beside skin's, in log colour, from the iris on: it is lit as the skin is."""
 
 _MOST_TINT = 0.3
 """Bound of the difference in tint between skin and any other place, in log colour."""
@@ -51,9 +52,6 @@ _FEATURES: Regions = (
     (mesh.NOSTRILS, 1.3, 1.3),
 )
 _BEARD: Regions = ((mesh.BEARD, 1.1, 1.1),)
-_BROW_TO_HAIR: Regions = (
-    ([54, 68, 63, 105, 107, 336, 334, 293, 298, 284, 332, 297, 338, 10, 109, 67, 103], 1.15, 1.1),
-)
 _OPENINGS: Regions = (*((eye, 1.1, 1.3) for eye in mesh.EYES), (mesh.LIPS_INNER, 1.0, 1.0))
 _BROWS: Regions = tuple((brow, 1.1, 1.0) for brow in mesh.BROWS)
 """Parts that glasses are not taken off from: a rim that lies on a brow passes for it, and a face needs brows."""
@@ -221,7 +219,7 @@ def _build(image: Image, landmarks: Points) -> SourceFace:
     if glasses is not None:
         flat = cleared(flat, layout, tone)
     flat = _evened(flat, trust, features, openings, tone, float(spread.mean()))
-    flat = _bared(flat, layout, features, tone)
+    flat = bared(flat, layout, features, tone)
     flat = neutral_texture(flat, landmarks, layout, features)
     residual = _without_stains((flat - tone).astype(np.float32))
     smooth = colour.read(blur(residual, size / 200), places)
@@ -292,15 +290,6 @@ def _filled(flat: Floats, trust: Floats, features: Floats, tone: Any, size: int)
     return np.asarray(flat * own + fill * (1 - own), np.float32)
 
 
-def _bared(flat: Floats, layout: Floats, features: Floats, tone: Any) -> Floats:
-    """Give the forehead the colour of skin: what a fringe or a hat covers or shades is not the face."""
-    size = len(flat)
-    forehead = painted(layout, _BROW_TO_HAIR, size, size / 60) * (1 - features)
-    difference = average(flat, 1 - features, size / 60)[0] - tone
-    distance = np.linalg.norm(difference, axis=-1, keepdims=True) + 1e-6
-    return np.asarray(flat - forehead[..., None] * difference * np.clip(1 - _FOREHEAD / distance, 0, None), np.float32)
-
-
 def _evened(flat: Floats, trust: Floats, features: Floats, openings: Floats, tone: Any, spread: float) -> Floats:
     """Flatten glints, and creases and cast shadows on skin."""
     lightness = (flat - tone).mean(axis=-1)
@@ -327,10 +316,12 @@ def _vividness(tone: Floats) -> float:
 
 
 def _skin_probability(residual: Floats, openings: Floats, spread: Any, size: int) -> Floats:
-    """Return float32 (size, size, 1): 1 on skin, 0 on brows, lashes and lips. Light spots are skin, too."""
+    """Return float32 (size, size, 1): 1 on skin, 0 on brows, lashes and lips. Light spots and whites are skin, too."""
     distance = np.sqrt(((residual / (spread + 0.03)) ** 2).mean(axis=-1))
-    distance[(residual.mean(axis=-1) > 0) & (openings < 0.3)] = 0
-    return np.asarray(blur(1 - smoothstep(distance, 1.8, 4.0), size / 260)[..., None], np.float32)
+    lightness = residual.mean(axis=-1)
+    distance[(lightness > 0) & (openings < 0.3)] = 0
+    skin = np.maximum(1 - smoothstep(distance, 1.8, 4.0), openings * smoothstep(lightness, *_WHITE))
+    return np.asarray(blur(skin, size / 260)[..., None], np.float32)
 
 
 def _usual(logs: Floats) -> Floats:
