@@ -85,7 +85,7 @@ class EngineWatch:
     def _trouble(self) -> str:
         if len(self._backends) == 1:
             return f"{self._backends[0].title} {self._backends[0].trouble}"
-        kind = "embedded engines" if self._backends[0].is_embedded else "ComfyUI servers"
+        kind = "embedded engines" if any(backend.is_embedded for backend in self._backends) else "ComfyUI servers"
         return f"None of the {len(self._backends)} {kind} can be given work"
 
     async def _all_clear(self) -> None:

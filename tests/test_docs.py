@@ -29,10 +29,12 @@ from browser import chromium
 from clips import make_clip
 from machine import program
 from service_rig import QUICK, EngineRig, ServiceRig, running_service
+from stored_jobs import opened
 from waiting import WAIT_S
 
 from faceswap import samples
 from faceswap.config import Settings
+from faceswap.files import Files
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -160,6 +162,10 @@ class Reader:
 async def reader(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Reader]:
     folder = tmp_path_factory.mktemp("reader")
     _fill(folder)
+    own = Files(folder / "own")  # examples of other pages make it too, but any may be the first at its worker
+    own.create()
+    async with opened(own.database):
+        pass
 
     async def serve(request: web.Request) -> web.StreamResponse:
         await request.read()

@@ -134,8 +134,11 @@ async def test_several_faces_of_which_none_is_chosen_are_told_everywhere(rig: Se
     events = {event.type: event.data for event in await rig.client.app[keys.STORE].events(prompt_id, 0)}
     assert events["queued"]["warnings"] == [TOLD]
     assert events["completed"]["warnings"] == ended["warnings"]
-    for images, options in (([GROUP], {"source_face_index": "1"}), ([FACE], {})):
-        assert (await submit(rig, clip, *images, **options))[1]["warnings"] == []
+    assert (await submit(rig, clip, FACE))[1]["warnings"] == []
+    # The second of the group is chosen, and its face is small.
+    assert (await submit(rig, clip, GROUP, source_face_index="1"))[1]["warnings"] == [
+        "Face 1 of the picture is small: one of 300 pixels that looks at the camera in even light serves better."
+    ]
 
 
 @ONE_LOOP

@@ -190,7 +190,7 @@ async def test_memory_beyond_the_limit_is_refused_not_taken(tmp_path: Path) -> N
         answers.append(json.loads(await process.stdout.readline()))
         process.stdin.close()
         await process.wait()
-    assert answers[0] == {"result": {"width": 8000, "height": 6000, "format": "png", "faces": 0}}
+    assert answers[0] == {"result": {"width": 8000, "height": 6000, "format": "png", "faces": 0, "flaws": []}}
     assert answers[1]["problem"]["code"] == "image_too_large"
 
 

@@ -7,14 +7,16 @@ import errno
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from stored_jobs import claim, create, opened
 from waiting import until
+from yarl import URL
 
 from faceswap import recovery
 from faceswap.comfy.backend import Backend, BackendPool
-from faceswap.comfy.client import ComfyError
+from faceswap.comfy.client import ComfyClient, ComfyError
 from faceswap.comfy.in_flight import GivenUp, InFlightPrompt, Lost
 from faceswap.comfy.inputs import EngineInputs
 from faceswap.config import Timeouts
@@ -158,6 +160,15 @@ async def test_a_read_that_fails_for_a_moment_puts_a_segment_back_all_the_same(
     assert store.failures == 0
     [segment] = await store.segments(prompt.segment.prompt_id)
     assert (segment.state, segment.losses) == (SegmentState.WAITING, 1)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("embedded", "embedded engines"), ("http://comfy", "ComfyUI servers")])
+async def test_an_outage_of_several_says_of_what(store: BusyStore, name: str, kind: str) -> None:
+    pool = BackendPool()
+    for number in (1, 2):
+        Backend(pool, f"{name}-{number}", ComfyClient(URL("http://127.0.0.1:1"), MagicMock()), str(number))
+    watch = EngineWatch(store, pool.backends, Timeouts())
+    assert watch._trouble() == f"None of the 2 {kind} can be given work"
 
 
 async def test_a_read_that_fails_for_a_moment_does_not_keep_an_outage_secret(store: BusyStore) -> None:

@@ -112,7 +112,7 @@ async def test_a_picture_that_was_converted_takes_the_place_of_the_one_received(
     received = ImageFile("image.png", os.urandom(32).hex())
     unused = dict.fromkeys(Submission.__slots__)
     submission: Submission = a_record(Submission, **unused | {"images": (received,), "options": Options()})
-    submission, warnings = await Pictures(one, Converter()).check(submission, "job", None)
+    submission, warnings = await Pictures(one, Converter()).check(submission, "job", None, takes_light=True)
     (image,) = submission.images
     png = b"\x89PNG of " + FACE
     assert (image.sha256, warnings) == (hashlib.sha256(png).hexdigest(), ())

@@ -24,6 +24,15 @@ By owner, so that the time of an answer tells nobody which pictures others have 
 """
 
 
+_FLAWS = {
+    "small": "is small",
+    "cut": "is cut off by its edge",
+    "turned": "is turned away",
+    "one_sided": "is lit from one side",
+}
+_BETTER = "one of 300 pixels that looks at the camera in even light serves better."
+
+
 class Pictures:
     """Checks the pictures of requests, in the input folders of jobs that are not committed yet."""
 
@@ -32,15 +41,17 @@ class Pictures:
         self._media = media
 
     async def check(
-        self, submission: Submission, prompt_id: str, owner: str | None
+        self, submission: Submission, prompt_id: str, owner: str | None, *, takes_light: bool
     ) -> tuple[Submission, tuple[str, ...]]:
         """Return the submission with pictures that every engine reads, and what its user is to be warned of.
+
+        `takes_light` is true where the light of a source may show in the result, as with the embedded engine.
 
         A mapping names pictures that are there. Raises Problem: 415 `not_an_image`, 422 `no_face_in_image`,
         `no_such_source_face`, `image_too_large` or `undecodable`.
         """
         images, options = list(submission.images), submission.options
-        counts = []
+        counts, flaws = [], []
         # One after the other: a refusal erases the folder, which no worker may be reading at that time.
         for number, image in enumerate(images):
             facts = await self._look_at(prompt_id, image, owner)
@@ -51,10 +62,12 @@ class Pictures:
                     code="no_face_in_image",
                 )
             counts.append(facts.faces)
+            flaws.append(facts.flaws)
             if facts.format not in ENGINE_FORMATS:
                 images[number] = await self._convert(prompt_id, image)
         _check_faces(options, counts)
-        return replace(submission, images=tuple(images)), tuple(_warnings(options, counts))
+        warnings = (*_warnings(options, counts), *_flaw_warnings(options, flaws, takes_light=takes_light))
+        return replace(submission, images=tuple(images)), warnings
 
     async def _look_at(self, prompt_id: str, image: ImageFile, owner: str | None) -> ImageFacts:
         facts = _SEEN.get((owner, image.sha256))
@@ -89,6 +102,19 @@ async def _pieces(path: Path) -> AsyncIterator[bytes]:
     async with aiofiles.open(path, "rb") as file:
         while piece := await file.read(PIECE_BYTES):
             yield piece
+
+
+def _flaw_warnings(options: Options, flaws: Sequence[Sequence[Sequence[str]]], *, takes_light: bool) -> Iterator[str]:
+    """Yield a sentence for each face that is put in and serves badly; `flaws` are those of each picture's faces."""
+    chosen = dict.fromkeys(_chosen(options, len(flaws))) or {(image, 0): None for image in range(len(flaws))}
+    for image, face in chosen:
+        found = flaws[image][face] if face < len(flaws[image]) else ()
+        told = [text for flaw, text in _FLAWS.items() if flaw in found and (takes_light or flaw != "one_sided")]
+        if told:
+            which = f"face {face} of " if len(flaws[image]) > 1 else "the face in "
+            name = _name(image, len(flaws))
+            text = f"{which}{name[0].lower()}{name[1:]} {' and '.join(told)}: {_BETTER}"
+            yield text[0].upper() + text[1:]
 
 
 def _name(number: int, count: int) -> str:

@@ -142,7 +142,9 @@ class Submitter:
         workflow = self._workflow_for(options, len(submission.images))
         if options.one_person and len(submission.images) > 1 and (problem := self._person_problem()):
             raise Unprocessable(f"Option 'one_person' cannot be had: {problem}", code="one_person_unavailable")
-        submission, warnings = await self._pictures.check(submission, prompt_id, owner)
+        submission, warnings = await self._pictures.check(
+            submission, prompt_id, owner, takes_light=not self._settings.comfyui_urls
+        )
         unused = options.embedded_warnings()
         if unused and not await asyncio.to_thread(_may_have_networks, self._settings):
             warnings += unused

@@ -59,12 +59,24 @@ class VideoFacts:
 
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
-    """A still image that decodes: size in pixels as displayed, format (`png`, `jpeg`, …), and number of faces."""
+    """A still image that decodes.
+
+    width, height    pixels, as displayed
+    format           `png`, `jpeg`, …
+    faces            their number
+    flaws            of each face, what makes it serve badly as a source; see `flaws.flaws_of`
+    """
 
     width: int
     height: int
     format: str
     faces: int
+    flaws: tuple[tuple[str, ...], ...] = ()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Return the facts that a worker wrote as JSON."""
+        return cls(**{**data, "flaws": tuple(map(tuple, data["flaws"]))})
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,17 +151,19 @@ def reaches_past_the_end(container: InputContainer, path: Path) -> bool:
 
 
 def probe_image(path: Path) -> ImageFacts:
-    """Decode the image at `path` and count its faces.
+    """Decode the image at `path`, count its faces and look for flaws of theirs.
 
     Raises UnsupportedMedia (`not_an_image`) or Unprocessable (`image_too_large`).
     """
     # Loaded here: OpenCV and the detector take longer to load than a video to probe.
     from ..engine.landmarks import find_faces
+    from .flaws import flaws_of
     from .stills import read_still
 
     found, bgr = read_still(path)
     height, width = bgr.shape[:2]
-    return ImageFacts(width, height, found, len(find_faces(bgr)))
+    faces = find_faces(bgr)
+    return ImageFacts(width, height, found, len(faces), tuple(tuple(flaws_of(bgr, face)) for face in faces))
 
 
 def probe_target(path: Path, max_frames: int) -> VideoFacts | ImageFacts:

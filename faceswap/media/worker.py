@@ -132,14 +132,14 @@ class MediaWorker:
     async def probe_target(self, path: Path, max_frames: int) -> VideoFacts | ImageFacts:
         """Return what a video or still picture holds. Raises Problem as `probe_video` and `probe_image` do."""
         answer = await self._probe("probe_target", path, max_frames=max_frames)
-        return VideoFacts.from_json(answer) if "frames" in answer else ImageFacts(**answer)
+        return VideoFacts.from_json(answer) if "frames" in answer else ImageFacts.from_json(answer)
 
     async def probe_image(self, path: Path) -> ImageFacts:
-        """Return size and format of the image at `path`, and the number of its faces.
+        """Return size and format of the image at `path`, the number of its faces and their flaws.
 
         Raises Problem: 415 `not_an_image`, 422 `image_too_large` or `undecodable`.
         """
-        return ImageFacts(**await self._probe("probe_image", path))
+        return ImageFacts.from_json(await self._probe("probe_image", path))
 
     async def convert_image(self, path: Path, out: Path) -> None:
         """Write the image at `path` to `out` as PNG, upright. Raises Problem as `probe_image` does."""
