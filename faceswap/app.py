@@ -290,7 +290,8 @@ async def make_backends(
 
     for number, engine in enumerate(engines, 1):
         name = embedded_name(number, node if store.is_shared else None)
-        await add(name, ComfyClient(URL("http://127.0.0.1:1"), session, engine.headers))
+        backend = await add(name, ComfyClient(URL("http://127.0.0.1:1"), session, engine.headers))
+        backend.input_folder = engine.input_folder
     for url in settings.comfyui_urls:
         client = ComfyClient(url, session, settings.comfyui_headers)
         backend = await add(str(client.url), client)
@@ -320,7 +321,6 @@ async def _background(
         tasks.create_task(outbox.run(), name="outbox")
         tasks.create_task(keyring.run(), name="keyring")
         for engine, backend in zip(engines, scheduler.backends, strict=False):
-            backend.input_folder = engine.data_dir / "input"
             tasks.create_task(engine.run(partial(_listen_at, backend)), name=f"engine of {backend.name}")
 
 

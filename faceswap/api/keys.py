@@ -41,7 +41,7 @@ STOPPING = web.AppKey("stopping", asyncio.Event)
 """Set when the service begins to stop."""
 
 ENGINES: web.AppKey[Sequence[EmbeddedEngine]] = web.AppKey("engines")
-"""The embedded engine; None where ComfyUI servers were named."""
+"""The embedded engines; none where ComfyUI servers were named."""
 
 OWNER: web.RequestKey[str | None] = web.RequestKey("owner")
 """The name of the API key a request came with, or the owner of the job that its signed link is for.

@@ -68,7 +68,7 @@ class EmbeddedEngine:
         self.state: Literal["starting", "running", "restarting", "stopped"] = "stopped"
         self.url: URL | None = None
         self.restarts = 0
-        self.data_dir = data_dir
+        self.input_folder = data_dir / "input"
         self._token = secrets.token_urlsafe(32)
         self._arguments = (*command, "--watch-stdin", "--host", "127.0.0.1", "--data-dir", str(data_dir), *extra_args)
         self._wanted_port = port

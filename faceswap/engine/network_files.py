@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout, suppress
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
@@ -237,8 +237,8 @@ def _load_libraries() -> None:
     """Load the libraries of CUDA and TensorRT that pip has installed: ONNX Runtime looks only in the system's."""
     import onnxruntime
 
-    # What they say of what they do not find goes to the log; a command's output is others'.
-    with redirect_stdout(sys.stderr):
+    # What they say of what they do not find goes to the log; what cannot be used shows when a network is opened.
+    with redirect_stdout(sys.stderr), suppress(Exception):
         if hasattr(onnxruntime, "preload_dlls"):  # since 1.21
             onnxruntime.preload_dlls()
         if _TENSORRT in providers():

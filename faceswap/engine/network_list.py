@@ -37,7 +37,10 @@ def _ways() -> str:
     """Tell by what networks are run on this machine, and by what they cannot be, though the package has it."""
     if not is_installed():
         return NOT_INSTALLED
-    working = working_providers()
+    try:
+        working = working_providers()
+    except NetworkError as error:
+        return str(error)
     lacking = [name for name in providers() if name not in working]
     why = f" ({', '.join(lacking)} cannot be used: no GPU, or its driver or libraries are missing)" if lacking else ""
     return ", ".join(working) + why
