@@ -173,6 +173,7 @@ async def _work(
         pool.frame_limit,
         pool.person_problem,
         name,
+        engines=len(engines),
     )
     app[keys.THUMBNAILS] = Thumbnails(store, files, ground.media)
     progress_reporter = app[keys.PROGRESS_REPORTER] = ProgressReporter(store, files)

@@ -31,14 +31,17 @@ from engine_rig import FACE, PACKAGE, Rig, engine, workflow
 from media_samples import ASTRONAUT, read_image
 from numpy.typing import NDArray
 
+from faceswap.engine import streams
 from faceswap.engine.clip import Clip, Selection, probe
 from faceswap.engine.faults import Faults
 from faceswap.engine.folders import Folders
 from faceswap.engine.frames import Colour, Frame, Picture, split_planes
 from faceswap.engine.nodes import NodeContext, load_video, video_info
 from faceswap.engine.pixels import Area, Bitmap, Pixels, in_blocks
+from faceswap.engine.streams import SwappedClip
 from faceswap.engine.swap import find_faces
-from faceswap.engine.video import SwapCount, as_rate, prefetch, swap_frames
+from faceswap.engine.video import Frames, Swap, SwapCount, as_rate, prefetch, swap_frames
+from faceswap.marks import EXTRA_DATA, Marks
 
 NTSC = Fraction(30000, 1001)
 
@@ -185,6 +188,76 @@ async def test_segments_put_together_are_the_whole(rig: Rig, tmp_path: Path) -> 
     assert packets == [data for data, _ in sound_packets(clip)[0]]
     for part in parts[1:]:
         assert 0 <= sound_packets(part)[0][0][1] < 0.03
+
+
+@pytest.mark.parametrize(
+    ("selection", "most", "numbers"),
+    [
+        (Selection(skip=20, cap=3), 8, range(12, 23)),
+        (Selection(skip=3, cap=3), 8, range(6)),
+        (Selection(cap=3), 8, range(3)),
+        (Selection(skip=5, step=2, cap=3), 8, range(1, 10, 2)),
+        (Selection(skip=20), 2, range(18, 30)),
+        (Selection(skip=8, groups=(4, 1)), 2, range(6, 29)),
+    ],
+)
+def test_a_clip_begins_earlier_where_frames_come_before_it(
+    selection: Selection, most: int, numbers: range, tmp_path: Path
+) -> None:
+    clip = Clip(probe(make_clip(tmp_path / "clip.mp4", 30)), selection)
+    earlier, lead = clip.led_in(most)
+    found = [read_number(split_planes(frame.planes)[0]) for frame in earlier]
+    assert found == list(numbers)
+    assert len(found) - lead == clip.count == len(list(clip))
+
+
+class Witness:
+    """A swap that remembers which frames of a numbered clip it has seen, and changes every other one."""
+
+    lookahead = 2
+
+    def __init__(self) -> None:
+        self.seen = list[int]()
+
+    def track(self, frame: Pixels) -> int:
+        self.seen.append(read_number(split_planes(frame.planes)[0]))
+        return self.seen[-1]
+
+    def finish(self) -> None:
+        pass
+
+    def apply(self, frame: Pixels, tracks: int) -> int:
+        return tracks % 2
+
+
+def test_frames_before_a_clip_are_seen_by_its_swap_and_are_no_part_of_it(tmp_path: Path) -> None:
+    clip = Clip(probe(make_clip(tmp_path / "clip.mp4", 30)), Selection(skip=20, cap=5))
+    witness, count = Witness(), SwapCount()
+    shown = SwappedClip(clip, lambda: witness, count, {}, lead=8)
+    assert [read_number(split_planes(frame.planes)[0]) for frame in shown] == list(range(20, 25))
+    assert witness.seen == list(range(12, 25))
+    assert (shown.count, count.frames, count.swapped) == (5, 5, 2)
+
+
+@pytest.mark.parametrize(("first_frame", "lead"), [(None, 0), (0, 0), (3, 3), (12, 8)])
+async def test_a_segment_begins_with_what_its_swap_knows_of_the_job_before_it(
+    first_frame: int | None, lead: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leads = list[int]()
+
+    def watched(frames: Frames, swap: Swap, count: SwapCount, lead: int) -> Generator[Frame]:
+        leads.append(lead)
+        return swap_frames(frames, swap, count, lead)
+
+    monkeypatch.setattr(streams, "swap_frames", watched)
+    clip = make_clip(tmp_path / "clip.mp4", 24)
+    async with engine(tmp_path / "engine", Faults()) as rig:
+        await rig.upload(clip)
+        extra = {} if first_frame is None else {EXTRA_DATA: Marks(bytes(8), first_frame).to_json()}
+        graph = workflow(clip.name, skip_first_frames=12, frame_load_cap=6)
+        await rig.submit(graph, "p", extra_data=extra)
+        await rig.ended("p")
+    assert leads == [lead]
 
 
 def vhs_frames(count: int, fps: float, force_rate: float) -> list[int]:

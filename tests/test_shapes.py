@@ -21,6 +21,7 @@ from service_rig import ServiceRig, service_and_engines
 from waiting import eventually
 
 from faceswap import samples
+from faceswap.intake.shape import segment_length
 from faceswap.media.tag import read_tag
 from faceswap.media.timeline import read_timeline
 
@@ -215,3 +216,24 @@ async def test_a_picture_in_which_nothing_was_changed_is_no_result(tmp_path: Pat
         await eventually(emptied)
         engines[0].set_faults(black_frame=True)
         assert (await rig.ended(await rig.post(clip, at=1)))["code"] == "content_filtered"
+
+
+@pytest.mark.parametrize(
+    ("frames", "most", "engines", "length"),
+    [
+        (2400, 240, 1, 240),
+        (2400, 0, 8, 0),  # never split
+        (2400, 240, 8, 150),  # two for each
+        (2400, 240, 4, 200),
+        (150, 240, 2, 75),
+        (150, 240, 8, 60),  # shorter ones are not worth it
+        (40, 240, 8, 60),
+        (1_000_000, 240, 8, 240),
+        (24, 6, 2, 6),
+        (0, 240, 2, 60),
+    ],
+)
+def test_segments_are_of_a_length_by_which_all_engines_are_done_together(
+    frames: int, most: int, engines: int, length: int
+) -> None:
+    assert segment_length(frames, most, engines) == length

@@ -8,7 +8,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -223,6 +223,13 @@ class Clip:
             self.selection.skip * frame if self.selection.skip else None,
             end * frame if end < len(self._resampled) else None,
         )
+
+    def led_in(self, most: int) -> tuple[Clip, int]:
+        """Return the clip with up to `most` of the frames that come before it, and their number."""
+        chosen = self.selection
+        lead = min(most, chosen.skip // chosen.step)
+        earlier = replace(chosen, skip=chosen.skip - lead * chosen.step, cap=self.count + lead, groups=(1, 0))
+        return replace(self, selection=earlier), lead
 
     def __str__(self) -> str:
         return f"<clip of {self.count} frames, {self.size[0]}×{self.size[1]}>"

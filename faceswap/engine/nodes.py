@@ -44,6 +44,9 @@ Inputs = Mapping[str, Any]
 People = tuple[tuple[str, ...], ...]
 """For some frames before those of a prompt the faces there, large to small, each a JPEG in base64."""
 
+LEAD = 8
+"""Frames of a job before a segment of it that a swap sees too, to go on with what it paints as it was."""
+
 _DEFAULT_CRF = 19
 _PNG_LEVEL = 4
 """Of zlib's compression, as ComfyUI chooses it."""
@@ -223,7 +226,8 @@ def face_swap(context: NodeContext, inputs: Inputs) -> Result:
     if faces is not None:
         faces = {**(before.faces if before else {}), **faces}
         swaps = SwapCount(frames.count)
-        frames = SwappedClip(frames, _swap_maker(context, frames, faces), swaps, faces)
+        lead = min(LEAD, context.marks.first_frame) if context.marks and not context.faults.paints else 0
+        frames = SwappedClip(frames, _swap_maker(context, frames, faces), swaps, faces, lead)
     elif before is not None:
         frames, swaps = before, before.swaps
     elif not context.faults.black_frame:

@@ -27,13 +27,16 @@ HOLD_POLL_S = 0.01
 class SwappedClip:
     """A clip with a swap that is done while its frames are read.
 
-    `faces` are those that the swap puts in, by the index of the face they replace.
+    faces    those that the swap puts in, by the index of the face they replace
+    lead     frames before the clip that the swap sees too, at most, where the clip has any: it then goes on with the
+             faces and their light as the part of the video before left them
     """
 
     frames: Frames
     make_swap: Callable[[], Swap]
     swaps: SwapCount
     faces: Mapping[int, Source]
+    lead: int = 0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -51,7 +54,8 @@ class SwappedClip:
         return self.frames.count
 
     def __iter__(self) -> Generator[Frame]:
-        return swap_frames(self.frames, self.make_swap(), self.swaps)
+        frames, lead = self.frames.led_in(self.lead) if isinstance(self.frames, Clip) else (self.frames, 0)
+        return swap_frames(frames, self.make_swap(), self.swaps, lead)
 
 
 @dataclass(frozen=True)

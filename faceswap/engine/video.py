@@ -135,12 +135,15 @@ def prefetch(items: Iterable[T], depth: int = PREFETCHED_FRAMES) -> Generator[T]
         thread.join()
 
 
-def swap_frames(frames: Frames, swap: Swap, count: SwapCount) -> Generator[Frame]:
-    """Yield the frames with a swap applied, and count them; decoding, tracking and applying each run in a thread."""
+def swap_frames(frames: Frames, swap: Swap, count: SwapCount, lead: int = 0) -> Generator[Frame]:
+    """Yield the frames after the first `lead` with a swap applied, and count them.
+
+    Decoding, tracking and applying each run in a thread.
+    """
     large = is_large(frames.size)
     decoded = iter(frames) if large else prefetch(frames)
     tracked = prefetch(_tracked(decoded, swap), 1 if large else PREFETCHED_FRAMES)
-    with closing(prefetch(_applied(tracked, swap, count), 1 if large else PREFETCHED_FRAMES)) as stream:
+    with closing(prefetch(_applied(tracked, swap, count, lead), 1 if large else PREFETCHED_FRAMES)) as stream:
         yield from stream
 
 
@@ -155,13 +158,15 @@ def _tracked(frames: Generator[Frame], swap: Swap) -> Iterator[tuple[Frame, Any]
     yield from held
 
 
-def _applied(frames: Generator[tuple[Frame, Any]], swap: Swap, count: SwapCount) -> Iterator[Frame]:
+def _applied(frames: Generator[tuple[Frame, Any]], swap: Swap, count: SwapCount, lead: int) -> Iterator[Frame]:
     count.frames = count.swapped = 0
     with closing(frames):
-        for frame, tracks in frames:
-            count.swapped += swap.apply(frame, tracks) > 0
-            count.frames += 1
-            yield frame
+        for number, (frame, tracks) in enumerate(frames):
+            is_changed = swap.apply(frame, tracks) > 0
+            if number >= lead:
+                count.swapped += is_changed
+                count.frames += 1
+                yield frame
 
 
 def encode(

@@ -19,6 +19,8 @@ MOST_REPEATS = 100
 """The most times that each frame may be repeated on average, for a frame rate that was asked for."""
 FEW_FRAMES = 10_000
 """A result of fewer frames may repeat them more often: a still that is shown for minutes is a video too."""
+LEAST_SHARED = 60
+"""Frames of a segment that is made shorter so that each engine has one: a prompt takes a third of a second beside."""
 MAX_GIF_S = 60
 """The longest GIF: it takes a hundred times the bytes of a video."""
 
@@ -48,6 +50,17 @@ def result_stem(name: str, extension: str) -> str:
         if name.lower().endswith(ending):
             return name[: -len(ending)]
     return name
+
+
+def segment_length(frames: int, most: int, engines: int) -> int:
+    """Return the length of a segment by which several engines are done together with the `frames` of a result.
+
+    It is `most` (0: as long as the result) or less, and no shorter than is worth a prompt of its own.
+    """
+    if engines < 2 or not most:
+        return most
+    rounds = max(1, -(-frames // (engines * most)))
+    return min(most, max(LEAST_SHARED, -(-frames // (engines * rounds))))
 
 
 def check_length(video: VideoFacts, frames: int, segment_frames: int, options: Options, settings: Settings) -> None:

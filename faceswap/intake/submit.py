@@ -28,7 +28,7 @@ from .form import Look, Submission
 from .kept import KeptInputs
 from .pictures import Pictures, target_warnings
 from .readers import RequestReader
-from .shape import check_format, check_length, result_stem, still_options
+from .shape import check_format, check_length, result_stem, segment_length, still_options
 from .uploads import Uploads
 
 RETRY_AFTER_S = 60
@@ -52,11 +52,14 @@ class Submitter:
         frame_limit: Callable[[int, float], int | None],
         person_problem: Callable[[], str | None],
         holder: str = LOCAL_HOLDER,
+        *,
+        engines: int = 0,
     ) -> None:
         """Tell the engines by two functions.
 
         `frame_limit(pixels, frame rate)` is the most frames of a segment that fit into their memory, `person_problem()`
-        what none of them has to make one face of several pictures. `holder` is the name of this node.
+        what none of them has to make one face of several pictures. `holder` is the name of this node, and `engines` the
+        number of its embedded engines.
         """
         self._settings = settings
         self._store = store
@@ -66,6 +69,7 @@ class Submitter:
         self._workflows = workflows
         self._frame_limit = frame_limit
         self._person_problem = person_problem
+        self._engines = engines
         room = Room(files, settings.min_free_mb * 1024 * 1024)
         self.uploads = Uploads(settings, store, files, room, holder)
         kept = KeptInputs(store, files, self.uploads)
@@ -194,13 +198,13 @@ class Submitter:
         if options.start is not None or options.end is not None:
             file = self._files.input(prompt_id, submission.video_file)
             frames = await self._media.find_frames(file, options.start, options.end, options.rate)
-        segment_frames = self._segment_frames(target, options.rate) if workflow.splittable else 0
+        segment_frames = self._segment_frames(target, frames.count, options.rate) if workflow.splittable else 0
         check_length(target, frames.count, segment_frames, options, self._settings)
         return options, replace(inputs, first_frame=frames.first), plan_segments(frames.count, segment_frames)
 
-    def _segment_frames(self, video: VideoFacts, frame_rate: Fraction | None) -> int:
-        """Return the length of a segment in frames: the setting, or less where the engines have less memory."""
-        wanted = self._settings.segment_frames
+    def _segment_frames(self, video: VideoFacts, frames: int, frame_rate: Fraction | None) -> int:
+        """Return the length of a segment: the setting, or less for all engines to have some, or for their memory."""
+        wanted = segment_length(frames, self._settings.segment_frames, self._engines)
         limit = self._frame_limit(video.width * video.height, float(frame_rate or video.frame_rate))
         return min(wanted, limit) if wanted and limit else wanted
 

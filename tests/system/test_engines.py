@@ -14,14 +14,15 @@ from processes import Service, eventually, files_in
 from faceswap import samples
 from faceswap.client import FaceSwap
 
-FRAMES, SEGMENT = 24, 6
+FRAMES = 130
+"""So few would be one segment where there is one engine."""
 
 
 async def test_a_clip_is_shared_out_to_all_embedded_engines(tmp_path: Path, own_database: dict[str, object]) -> None:
     clip = tmp_path / "clip.mp4"
     make_clip(clip, FRAMES, size=(128, 128), draw=_portrait)
     async with (
-        Service(tmp_path, engines=2, segment_frames=SEGMENT, **own_database) as service,
+        Service(tmp_path, engines=2, **own_database) as service,
         FaceSwap(service.url) as client,
     ):
         roots = [service.data_dir / name for name in ("engine", "engine-2")]
@@ -34,6 +35,7 @@ async def test_a_clip_is_shared_out_to_all_embedded_engines(tmp_path: Path, own_
         await eventually(all_listen)
         prompt_id = await client.submit(clip, samples.FACE, output_name="swapped")
         assert [event async for event in client.events(prompt_id)][-1].type == "completed"
+        assert (await client.status(prompt_id))["segments"] == {"total": 2, "done": 2}
         await client.download("swapped.mp4", tmp_path / "result.mp4")
         with av.open(tmp_path / "result.mp4") as container:
             assert len(list(container.decode(video=0))) == FRAMES
@@ -51,5 +53,5 @@ async def _are_without(roots: list[Path], prompt_id: str) -> bool:
 
 
 def _portrait(number: int, width: int, height: int) -> np.ndarray:
-    face = read_image(ASTRONAUT)[20:250, 100 + 2 * number : 330 + 2 * number, ::-1]
+    face = read_image(ASTRONAUT)[20:250, 100 + number // 4 : 330 + number // 4, ::-1]
     return cv2.resize(face, (width, height), interpolation=cv2.INTER_AREA)
