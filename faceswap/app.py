@@ -304,7 +304,8 @@ async def _embedded_engines(settings: Settings, files: Files) -> Sequence[Embedd
     limit = settings.max_upload_bytes + FORM_ALLOWANCE_BYTES
     options = ("--max-upload-size", str(limit), "--models-dir", str(settings.models_folder))
     count = settings.engines or await asyncio.to_thread(usual_count, settings.models_folder)
-    return [EmbeddedEngine(files.engine_root(number + 1), extra_args=options) for number in range(count)]
+    roots = [files.engine_root(number + 1) for number in range(count)]
+    return [EmbeddedEngine(root, extra_args=options, name=root.name) for root in roots]
 
 
 async def _background(

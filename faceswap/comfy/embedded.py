@@ -10,6 +10,7 @@ import secrets
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -59,16 +60,23 @@ class EmbeddedEngine:
 
     `url` is where it listens, None while it does not; `headers` let a caller in. The port stays the same over restarts
     unless another program took it; 0 picks a free one. The child ends by itself when its standard input closes, so it
-    never outlives this process. `command` is what to run instead of `python -m faceswap.engine`.
+    never outlives this process. `command` is what to run instead of `python -m faceswap.engine`, `name` what its lines
+    begin with in our log.
     """
 
     def __init__(
-        self, data_dir: Path, port: int = 0, extra_args: Sequence[str] = (), command: Sequence[str] = COMMAND
+        self,
+        data_dir: Path,
+        port: int = 0,
+        extra_args: Sequence[str] = (),
+        command: Sequence[str] = COMMAND,
+        name: str = "engine",
     ) -> None:
         self.state: Literal["starting", "running", "restarting", "stopped"] = "stopped"
         self.url: URL | None = None
         self.restarts = 0
         self.input_folder = data_dir / "input"
+        self._name = name
         self._token = secrets.token_urlsafe(32)
         self._arguments = (*command, "--watch-stdin", "--host", "127.0.0.1", "--data-dir", str(data_dir), *extra_args)
         self._wanted_port = port
@@ -91,7 +99,7 @@ class EmbeddedEngine:
             self.state = "starting"
         try:
             _, self._child = await asyncio.get_running_loop().subprocess_exec(
-                _Child,
+                partial(_Child, self._name),
                 *self._arguments,
                 "--port",
                 str(self._port),
@@ -148,7 +156,7 @@ class EmbeddedEngine:
         """Wait until the child is gone, and clear away what it leaves."""
         assert self._child is not None
         await self._child.exited.wait()
-        log.warning("the embedded engine ended with %s", self._child.transport.get_returncode())
+        log.warning("the embedded %s ended with %s", self._name, self._child.transport.get_returncode())
         await self._end()
 
     async def _end(self) -> None:
@@ -178,7 +186,8 @@ class _Child(asyncio.SubprocessProtocol):
 
     transport: asyncio.SubprocessTransport
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self.listening: asyncio.Future[URL] = asyncio.get_running_loop().create_future()
         self.exited = asyncio.Event()
         self.silent = asyncio.Event()
@@ -209,6 +218,6 @@ class _Child(asyncio.SubprocessProtocol):
 
     def _take(self, raw: bytes) -> None:
         line = raw[:LINE_BYTES].decode("utf-8", "replace").rstrip()
-        log.info("engine: %s", line)
+        log.info("%s: %s", self._name, line)
         if not self.listening.done() and (found := LISTENING.match(line)):
             self.listening.set_result(URL(found[1]))

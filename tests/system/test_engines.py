@@ -44,6 +44,7 @@ async def test_a_clip_is_shared_out_to_all_embedded_engines(tmp_path: Path, own_
         for root in roots:  # both had work, and the clip without a copy of its bytes
             (given,) = (root / "input" / prompt_id).glob("video*")
             assert given.samefile(received)
+        assert all(f" {root.name}: faceswap engine: listening" in service.log() for root in roots)
         await client.delete(prompt_id)
         await eventually(lambda: _are_without(roots, prompt_id))
 
