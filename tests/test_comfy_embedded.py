@@ -85,7 +85,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_there_are_as_many_engines_as_the_machine_has_room_for(
     cores: int, gib: int, asked: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_module.os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(embedded_module, "machine_cores", lambda: cores)
     monkeypatch.setattr(embedded_module, "machine_bytes", lambda: gib << 30)
     monkeypatch.setattr(embedded_module, "MOST_ENGINES", asked)
     assert embedded_module.usual_count(tmp_path / "none") == count

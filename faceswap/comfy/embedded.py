@@ -17,7 +17,7 @@ from typing import Literal
 from yarl import URL
 
 from ..child_process import kill_group, terminate, wait_within
-from ..limits import ENGINE_BYTES, ENGINE_SHARE, machine_bytes
+from ..limits import ENGINE_BYTES, ENGINE_SHARE, machine_bytes, machine_cores
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,7 @@ def usual_count(models: Path) -> int:
     """
     if any(models.rglob("*.onnx")):
         return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores // CORES, int(ENGINE_SHARE * machine_bytes()) // ENGINE_BYTES, MOST_ENGINES))
+    return max(1, min(machine_cores() // CORES, int(ENGINE_SHARE * machine_bytes()) // ENGINE_BYTES, MOST_ENGINES))
 
 
 class EmbeddedEngine:
