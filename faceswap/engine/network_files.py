@@ -262,10 +262,10 @@ def _session(data: bytes, name: str) -> Any:
     # Threads that wait for the next picture would take time from decoder and encoder.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     wanted = providers()
-    if wanted != [_CPU]:
-        _load_libraries()
     try:
         with beside_the_bound(unbounded=wanted != [_CPU]):
+            if wanted != [_CPU]:
+                _load_libraries()
             session = onnxruntime.InferenceSession(data, options, providers=wanted)
     except Exception as error:  # ONNX Runtime's errors have no common base
         raise _failure(f"{name} cannot be opened", error) from error
