@@ -59,6 +59,12 @@ class Desk:
         found: dict[str, Any] = await eventually(find)
         return found
 
+    async def cleared(self) -> None:
+        """Delete the jobs that other tests have left."""
+        for job in (await self.service.get("/jobs"))["jobs"]:
+            async with self.service.client.delete(f"/jobs/{job['prompt_id']}") as response:
+                assert response.status == 204
+
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
@@ -125,6 +131,7 @@ async def delete(page: Page) -> None:
 
 
 async def test_two_people_get_two_faces_by_clicking_and_one_frame_is_tried_first(desk: Desk, browser: Browser) -> None:
+    await desk.cleared()
     async with visit(browser, desk.url) as page:
         assert await violations(page) == []
         await choose(page, desk.one, desk.two, faces=(samples.FACE, samples.SCENE))
