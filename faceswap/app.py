@@ -303,7 +303,7 @@ async def make_backends(
 async def _embedded_engines(settings: Settings, files: Files) -> Sequence[EmbeddedEngine]:
     limit = settings.max_upload_bytes + FORM_ALLOWANCE_BYTES
     options = ("--max-upload-size", str(limit), "--models-dir", str(settings.models_folder))
-    count = settings.engines or await asyncio.to_thread(usual_count, settings.models_folder)
+    count = settings.engines or usual_count(with_networks=await asyncio.to_thread(settings.has_networks))
     roots = [files.engine_root(number + 1) for number in range(count)]
     return [EmbeddedEngine(root, extra_args=options, name=root.name) for root in roots]
 

@@ -140,6 +140,10 @@ class Settings:
         """The folder of the operator's networks, which need not be there."""
         return self.models_dir or self.data_dir / "models"
 
+    def has_networks(self) -> bool:
+        """Look whether there are networks of the operator's."""
+        return any(self.models_folder.rglob("*.onnx"))
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
         """Read the environment; `overrides` (command-line options, as text) win. Raises `ConfigError`."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,16 +26,9 @@ OPEN_OPTIONS = {
 """For `av.open`, by which every demuxer and decoder holds the limits itself. A file with more tracks either shows
 `MAX_TRACKS + 1` of them or ends in a MemoryError, as its demuxer has it."""
 
-_GROUP, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-"""The file that names a process's control group, and the folder of all groups."""
-
 FEW_THREADS = {"OPENBLAS_NUM_THREADS": "1", "OPENCV_FOR_THREADS_NUM": "2"}
 """Environment of a process that works on pictures: its steps are threads already, and what numpy and OpenCV share out
 within one is small. On a machine of many cores they spend more on handing it round."""
-
-DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
-"""For a decoder: a stream may declare a small picture and grow later. What is larger ends in av.ArgumentError."""
-
 
 ENGINE_BYTES = 5 << 30
 """Heap and private mappings of an embedded engine. A clip of 4K needs a third of it, one of 8K four fifths."""
@@ -46,31 +36,8 @@ ENGINE_BYTES = 5 << 30
 ENGINE_SHARE = 0.75
 """Of the machine's memory that embedded engines may have."""
 
-
-def machine_bytes() -> int:
-    """Return the memory that this process may have: the machine's, or less where its control group has a limit."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([physical, *(int(limit) for limit in _group_limits("memory.max") if limit.isdigit())])
-
-
-def machine_cores() -> int:
-    """Return the cores that this process may keep busy, at least one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for limit in _group_limits("cpu.max"):
-        quota, _, period = limit.partition(" ")
-        if quota.isdigit() and period.isdigit():
-            cores = min(cores, int(quota) // int(period))
-    return max(1, cores)
-
-
-def _group_limits(name: str) -> Iterator[str]:
-    """Yield the texts of a file of this process's control group (version 2) and of those above it, where it has any."""
-    with suppress(OSError):
-        lines = _GROUP.read_text("utf-8").splitlines()
-        group = PurePosixPath(next((line[3:] for line in lines if line.startswith("0::")), "/"))
-        for folder in (group, *group.parents):
-            with suppress(OSError):
-                yield (_GROUPS / folder.relative_to("/") / name).read_text("ascii").strip()
+DECODER_OPTIONS = {"max_pixels": str(MAX_PIXELS)}
+"""For a decoder: a stream may declare a small picture and grow later. What is larger ends in av.ArgumentError."""
 
 
 def too_large(width: int, height: int) -> bool:

@@ -50,6 +50,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
                 "errors",
                 "label",
                 "limits",
+                "machine",
                 "marker",
                 "marks",
                 "progress",
@@ -64,7 +65,7 @@ LAYERS: tuple[tuple[str, frozenset[str]], ...] = (
 ALONE = frozenset({"engine"})
 """Parts that no other part imports and that import no other part: processes of their own."""
 
-SHARED = frozenset({"durable", "limits", "marker", "marks"})
+SHARED = frozenset({"durable", "limits", "machine", "marker", "marks"})
 """Modules that the parts that stand alone share with the others."""
 
 DETECTOR = frozenset({"engine.landmarks"})

@@ -19,10 +19,13 @@ import pytest
 from waiting import WAIT_S, until
 from yarl import URL
 
+from faceswap import app, machine
 from faceswap.comfy import embedded as embedded_module
 from faceswap.comfy.backend import embedded_name
 from faceswap.comfy.client import ComfyClient
 from faceswap.comfy.embedded import EmbeddedEngine, EngineStartError
+from faceswap.config import Settings
+from faceswap.files import Files
 
 # A child that keeps the engine's promises: it says where it listens, and ends when its standard input does.
 CHILD = """
@@ -83,15 +86,29 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_there_are_as_many_engines_as_the_machine_has_room_for(
-    cores: int, gib: int, asked: int, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cores: int, gib: int, asked: int, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded_module, "machine_cores", lambda: cores)
-    monkeypatch.setattr(embedded_module, "machine_bytes", lambda: gib << 30)
+    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: gib << 30)
     monkeypatch.setattr(embedded_module, "MOST_ENGINES", asked)
-    assert embedded_module.usual_count(tmp_path / "none") == count
-    (tmp_path / "models" / "insightface").mkdir(parents=True)
-    (tmp_path / "models" / "insightface" / "inswapper_128.onnx").touch()
-    assert embedded_module.usual_count(tmp_path / "models") == 1  # a network would be in memory as often
+    assert embedded_module.usual_count(with_networks=False) == count
+    assert embedded_module.usual_count(with_networks=True) == 1  # each engine would have them in memory
+
+
+async def test_a_service_starts_as_many_engines_as_are_asked_for_or_have_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cores", lambda: 8)
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 64 << 30)
+    monkeypatch.setattr(embedded_module, "MOST_ENGINES", 8)
+
+    async def started(**settings: int) -> int:
+        return len(await app._embedded_engines(Settings(tmp_path, **settings), Files(tmp_path)))
+
+    assert (await started(), await started(engines=3)) == (4, 3)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "inswapper_128.onnx").touch()
+    assert (await started(), await started(engines=3)) == (1, 3)
 
 
 def test_engines_of_this_machine_have_names_by_number_and_node() -> None:

@@ -199,6 +199,7 @@ async def test_segments_put_together_are_the_whole(rig: Rig, tmp_path: Path) -> 
         (Selection(skip=5, step=2, cap=3), 8, range(1, 10, 2)),
         (Selection(skip=20), 2, range(18, 30)),
         (Selection(skip=8, groups=(4, 1)), 2, range(6, 29)),
+        (Selection(cap=3, groups=(8, 5)), 8, range(0)),
     ],
 )
 def test_a_clip_begins_earlier_where_frames_come_before_it(

@@ -16,8 +16,9 @@ from typing import Literal
 
 from yarl import URL
 
+from .. import machine
 from ..child_process import kill_group, terminate, wait_within
-from ..limits import ENGINE_BYTES, ENGINE_SHARE, machine_bytes, machine_cores
+from ..limits import ENGINE_BYTES, ENGINE_SHARE
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +44,15 @@ class EngineStartError(Exception):
     """The engine did not get as far as listening; the text is one sentence."""
 
 
-def usual_count(models: Path) -> int:
+def usual_count(*, with_networks: bool) -> int:
     """Return how many engines this machine has cores and memory for: at least one.
 
-    One only where the folder of the operator's networks has any: each engine would have a copy of them in memory, on
-    the graphics card too.
+    One only where they may have an operator's networks: each would have a copy in memory, on the graphics card too.
     """
-    if any(models.rglob("*.onnx")):
+    if with_networks:
         return 1
-    return max(1, min(machine_cores() // CORES, int(ENGINE_SHARE * machine_bytes()) // ENGINE_BYTES, MOST_ENGINES))
+    memory = int(ENGINE_SHARE * machine.memory_bytes())
+    return max(1, min(machine.cores() // CORES, memory // ENGINE_BYTES, MOST_ENGINES))
 
 
 class EmbeddedEngine:

@@ -228,6 +228,8 @@ class Clip:
         """Return the clip with up to `most` of the frames that come before it, and their number."""
         chosen = self.selection
         lead = min(most, chosen.skip // chosen.step)
+        if not lead:
+            return self, 0
         earlier = replace(chosen, skip=chosen.skip - lead * chosen.step, cap=self.count + lead, groups=(1, 0))
         return replace(self, selection=earlier), lead
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..limits import ENGINE_BYTES, ENGINE_SHARE, limit_process, machine_bytes
+from .. import machine
+from ..limits import ENGINE_BYTES, ENGINE_SHARE, limit_process
 
 _beside = 0
 """The bytes that networks have taken, by which the bound was raised."""
@@ -18,7 +19,7 @@ _beside = 0
 
 def limit() -> None:
     """Bound the memory of this process."""
-    limit_process(min(ENGINE_BYTES, int(ENGINE_SHARE * machine_bytes())), may_raise=True)
+    limit_process(min(ENGINE_BYTES, int(ENGINE_SHARE * machine.memory_bytes())), may_raise=True)
 
 
 @contextmanager

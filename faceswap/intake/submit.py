@@ -240,7 +240,7 @@ def _check_workflow(workflow: Workflow, options: Options, images: int | None, *,
 
 def _may_have_networks(settings: Settings) -> bool:
     """Return whether the options of networks may mean something to an engine, which tells itself which of them do."""
-    return bool(settings.comfyui_urls) or any(settings.models_folder.rglob("*.onnx"))
+    return bool(settings.comfyui_urls) or settings.has_networks()
 
 
 def _still_inputs(submission: Submission, picture: ImageFacts) -> Inputs:

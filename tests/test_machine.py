@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from faceswap import limits
+from faceswap import machine
 
 CORES, BYTES = 16, 64 << 30
 
@@ -32,8 +32,8 @@ def test_a_control_group_bounds_memory_and_cores(
         (tmp_path / "groups" / name).write_text(f"{text}\n")
     if group is not None:
         (tmp_path / "group").write_text(f"{group}\n")
-    monkeypatch.setattr(limits, "_GROUP", tmp_path / "group")
-    monkeypatch.setattr(limits, "_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(machine, "_GROUP", tmp_path / "group")
+    monkeypatch.setattr(machine, "_GROUPS", tmp_path / "groups")
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(CORES)))
     monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": BYTES // 4096}.__getitem__)
-    assert (limits.machine_cores(), limits.machine_bytes() >> 30) == (cores, gib)
+    assert (machine.cores(), machine.memory_bytes() >> 30) == (cores, gib)
