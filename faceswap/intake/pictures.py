@@ -23,7 +23,6 @@ _SEEN: dict[tuple[str | None, str], ImageFacts] = {}
 By owner, so that the time of an answer tells nobody which pictures others have sent.
 """
 
-
 _FLAWS = {
     "small": "is small",
     "cut": "is cut off by its edge",

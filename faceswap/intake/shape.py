@@ -20,7 +20,7 @@ MOST_REPEATS = 100
 FEW_FRAMES = 10_000
 """A result of fewer frames may repeat them more often: a still that is shown for minutes is a video too."""
 LEAST_SHARED = 60
-"""Frames of a segment that is made shorter so that each engine has one: a prompt takes a third of a second beside."""
+"""The fewest frames of a segment made shorter for each engine to have one: some before it are done twice."""
 MAX_GIF_S = 60
 """The longest GIF: it takes a hundred times the bytes of a video."""
 
