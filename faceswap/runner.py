@@ -18,7 +18,7 @@ from .clock import monotonic
 from .comfy.backend import Backend
 from .comfy.client import ComfyError, Outcome
 from .comfy.in_flight import GivenUp, InFlightPrompt, Lost, News
-from .comfy.inputs import EngineInputs, people_named
+from .comfy.inputs import EngineInputs, Original, people_named
 from .comfy.messages import Executing, OutputFile, Preview, Progress
 from .errors import JobFailure
 from .files import Files
@@ -296,15 +296,18 @@ class Runner:
 
     async def _check_video(self, job: Job, segment: Segment, path: Path, crf: int | None) -> Verdict:
         """Check an output against the frames it was made of, and have it marked."""
-        original = await self._inputs.original(job)
-        verdict = await self._media.verify(
-            path,
-            original.path,
-            first_frame=original.first_frame + segment.first_frame,
-            frame_count=segment.frame_count,
-            frame_rate=original.frame_rate,
-            crf=crf,
-        )
+
+        async def verify(original: Original) -> Verdict:
+            return await self._media.verify(
+                path,
+                original.path,
+                first_frame=original.first_frame + segment.first_frame,
+                frame_count=segment.frame_count,
+                frame_rate=original.frame_rate,
+                crf=crf,
+            )
+
+        verdict = await self._inputs.read_original(job, verify)
         marks = self._media.marks(job.prompt_id, segment.first_frame)
         await self._media.mark(path, marks, frame_count=segment.frame_count, crf=job.options.crf)
         return verdict

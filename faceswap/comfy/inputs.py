@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -155,8 +155,21 @@ class EngineInputs:
         named = people_named(job)
         return () if any(len(faces) >= named for faces in task.result()) else (UNMET.format(named, named - 1),)
 
-    async def original(self, job: Job) -> Original:
-        """Return the video that a job's results are made of: the copy for pieces, which is quicker to search, or it."""
+    async def read_original(self, job: Job, read: Callable[[Original], Awaitable[T]]) -> T:
+        """Read the video that a job's results are made of, once more where the file went away under the reader.
+
+        A copy is there to be quick: without it there is still the video, so that its loss is no fault of the job.
+        """
+        original = await self._original(job)
+        try:
+            return await read(original)
+        except (JobFailure, OSError):
+            if await self._files.exists(original.path):
+                raise
+        return await read(await self._original(job))
+
+    async def _original(self, job: Job) -> Original:
+        """Return the copy for pieces, which is quicker to search, or the video itself."""
         prepared = self._files.prepared(job.prompt_id)
         if await self._files.exists(prepared):
             return Original(prepared, None, 0)
@@ -274,11 +287,13 @@ class EngineInputs:
         return Provided(name, images, facts.lead)
 
     async def _cut(self, job: Job, segment: Segment, piece: Path, limit: int) -> PieceFacts:
-        original = await self.original(job)
-        first_frame = original.first_frame + segment.first_frame
-        return await self._media.cut(
-            original.path, piece, first_frame, segment.frame_count, original.frame_rate, limit - FORM_BYTES
-        )
+        async def cut(original: Original) -> PieceFacts:
+            first_frame = original.first_frame + segment.first_frame
+            return await self._media.cut(
+                original.path, piece, first_frame, segment.frame_count, original.frame_rate, limit - FORM_BYTES
+            )
+
+        return await self.read_original(job, cut)
 
     async def _prepare(self, job: Job, *, always: bool = False) -> bool:
         """Have the copy made that pieces are cut from, where one is needed: once, and again only when it is gone.
