@@ -5,6 +5,7 @@ Programs that would change the machine, or are on another one, are stood in for:
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import configparser
 import ipaddress
@@ -14,7 +15,7 @@ import re
 import shutil
 import sys
 import tomllib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -309,6 +310,34 @@ def test_every_setting_stands_in_the_table_with_its_default() -> None:
             assert rows[field.name.upper()] == str(int(field.default))
         elif isinstance(field.default, str) and field.default:
             assert rows[field.name.upper()] == field.default
+
+
+WAITED_FOR = {"disk_full", "engine_disk_full"}
+"""Failures that end no job."""
+PASSED_ON = {"no_face_in_image", "undecodable"}
+"""Problems of a picture that is looked at again when its face is cut out."""
+
+
+def codes_of_failures() -> Iterator[str]:
+    """Yield the codes of the failures that the code makes."""
+    for path in (ROOT / "faceswap").rglob("*.py"):
+        makers = {"JobFailure", "cls"} if path.name == "failures.py" else {"JobFailure"}
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", "")) in makers:
+                match node.args:
+                    case [ast.Constant(value=str(code)), *_]:
+                        yield code
+                    case [ast.Name(id="code") | ast.Attribute(attr="code"), *_]:  # passed on from where it was made
+                        pass
+                    case other:
+                        raise AssertionError(list(map(ast.unparse, other)))
+
+
+def test_every_code_that_a_job_can_fail_with_is_explained_and_no_other() -> None:
+    table = (ROOT / "docs/reference.md").read_text().partition("## Why a job failed")[2]
+    explained = re.findall("[a-z_]+", " ".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)))
+    assert set(explained) == (set(codes_of_failures()) - WAITED_FOR) | PASSED_ON
+    assert len(explained) == len(set(explained))
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -407,7 +407,7 @@ class MediaWorker:
                 return await self._pool.ask(call, arguments, timeout)
             except ChildError as error:
                 log.warning("a worker failed: %s", error)
-                message = f"{WORK[call]} took more time or memory than allowed."
+                message = f"{WORK[call]} failed or took too much time or memory; the service's log says which."
                 raise errors.JobFailure("check_failed", message, transient=True) from error
 
 
