@@ -17,7 +17,7 @@ from aiohttp import web
 from clips import make_clip
 from service_rig import QUICK, EngineRig, Handler, Middleware
 from stored_jobs import new_job
-from waiting import eventually, until
+from waiting import WAIT_S, eventually, until
 from yarl import URL
 
 from faceswap import samples
@@ -195,11 +195,18 @@ async def test_a_prompt_the_engine_has_forgotten_is_lost_and_not_done(clip: Path
 
 
 async def test_a_prompt_that_waits_behind_another_is_not_taken_for_stuck(clip: Path, tmp_path: Path) -> None:
-    timeouts = replace(QUICK, stuck_s=1.5, silence_s=0.5)
-    async with pilot(tmp_path, clip, timeouts, wait_per_frame_s=0.2) as plane:
+    timeouts = replace(QUICK, stuck_s=WAIT_S, silence_s=0.5)
+    async with pilot(tmp_path, clip, timeouts) as plane:
+        plane.engine.hold()
         first = asyncio.create_task(plane.perform())
         await until(lambda: plane.engine.running)
-        second = asyncio.create_task(plane.perform())
+        waiting = plane.begin()
+        second = asyncio.create_task(plane.perform(waiting))
+        await until(lambda: waiting.sent)
+        waiting.heard_at -= 2 * WAIT_S
+        looks = len(plane.engine.calls)
+        await until(lambda: len(plane.engine.calls) > looks + 4 or second.done())
+        plane.engine.release()
         await asyncio.gather(first, second)
 
 

@@ -207,6 +207,12 @@ def _fill(folder: Path) -> None:
         (folder / "bin" / name).symlink_to(folder / "bin" / "git")
     (folder / "elsewhere" / OTHER_MACHINE).symlink_to(folder / "bin" / "git")
     (folder / ".venv" / "bin").symlink_to(folder / "bin")
+    # What an example further up the page has made: any may be the first at its worker.
+    (manifest,) = (example.text for example in examples() if example.language == "toml")
+    (folder / "batch.toml").write_text(manifest)
+    (folder / "ComfyUI" / ".venv" / "bin").mkdir(parents=True)
+    (folder / "ComfyUI" / ".venv" / "bin" / "python").symlink_to(folder / "bin" / "git")
+    (folder / "ComfyUI" / "main.py").touch()
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -224,7 +230,6 @@ async def test_every_example_runs(reader: Reader, example: Example) -> None:
             json.loads(text)
         case "toml":
             tomllib.loads(text)
-            (reader.folder / "batch.toml").write_text(text)
         case "yaml":
             assert yaml.safe_load(text)
         case "ini":

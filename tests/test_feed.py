@@ -167,12 +167,13 @@ async def test_what_nobody_has_told_of_is_found_by_a_look() -> None:
             assert await read(watcher, 2) == [2]
 
 
-async def test_a_look_does_not_pass_over_a_preview_whose_note_is_on_its_way() -> None:
+async def test_a_look_does_not_pass_over_a_preview_whose_note_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     async with nodes(2) as (one, two), two.feed.watch(JOB) as watcher:
         late: list[str] = []
         one.bus.carry = lambda note: bool(late.append(note))
         one.commit("preview", stored=False)
         one.commit()
+        monkeypatch.setattr("faceswap.feed.LOOK_S", WAIT_S)  # after the next look, whose time is set
         await until(lambda: len(late) > 0)
         looks = two.store.reads
         await until(lambda: two.store.reads > looks)

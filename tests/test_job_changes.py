@@ -125,8 +125,8 @@ async def test_jobs_are_found_by_a_label_that_may_change(rig: Rig, clip: Path) -
 )
 async def test_a_wrong_change_is_refused(rig: Rig, clip: Path, changes: dict[str, Any], code: str) -> None:
     service, _ = rig
-    prompt_id = (await service.get("/jobs?limit=1"))["jobs"][0]["prompt_id"]
-    before = await service.status(prompt_id)
+    prompt_id = await service.post(clip)
+    before = await service.ended(prompt_id)
     status, document = await patch(service, prompt_id, **changes)
     assert (status, document["code"]) == (400, code)
     assert await service.status(prompt_id) == before

