@@ -89,6 +89,7 @@ async def test_while_it_waits_behind_another_in_comfyui(clip: Path, tmp_path: Pa
     async with service_and_engines(tmp_path) as (service, (engine,)):
         engine.hold()
         other = await service.post(clip)
+        await eventually(lambda: true(engine.running))
         waiting = await service.post(clip)
         await eventually(lambda: true(engine.running and engine.pending))
         await cancel(service, waiting)
@@ -118,8 +119,9 @@ async def test_while_it_runs_though_interrupts_get_lost(clip: Path, tmp_path: Pa
         engine = engines[0]
         engine.hold()
         running = await service.post(clip)
+        await eventually(lambda: true(engine.running))
         other = await service.post(clip)
-        await eventually(lambda: true(engine.running and engine.pending))
+        await eventually(lambda: true(engine.pending))
         await cancel(service, running)
         assert await is_cancelled(service, running)
         assert lost == 3

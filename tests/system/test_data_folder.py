@@ -17,7 +17,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from processes import Engine, Service, at_rest, dead_url, eventually
+from processes import Engine, Service, at_rest, dead_url, eventually, files_in
 from talk import Answer, Api, assert_problem, half_an_upload
 
 MIB = 1024 * 1024
@@ -250,6 +250,7 @@ async def test_in_a_folder_that_others_may_look_into_the_files_are_the_owners_al
         (service.data_dir / "faceswap.db").chmod(0o644)
         await service.start()
         await api_of(service).finished()
+        await at_rest(lambda: files_in(service.data_dir))
         modes = {
             str(path.relative_to(service.data_dir)): stat.S_IMODE(path.stat().st_mode)
             for path in service.data_dir.rglob("*")

@@ -67,7 +67,9 @@ def twice(*ended: dict[str, str]) -> list[str]:
 
 
 async def start_of_a_job(folder: Path, clip: Path, engines: list[Engine]) -> str:
-    """Start a job of four segments on both engines, then kill the service."""
+    """Start a job of four segments on both engines, which stop after a frame until `release`; kill the service."""
+    for engine in engines:
+        await engine.hold()
     async with running_service(folder, *(engine.url for engine in engines), segment_frames=4) as service:
         await service.ready(2)
         prompt_id = await service.post(clip)
@@ -85,9 +87,11 @@ async def ended_well(service: ServiceRig, prompt_id: str, folder: Path) -> dict[
 async def test_a_restart_while_one_of_two_engines_is_frozen_has_the_other_do_its_work(
     clip: Path, tmp_path: Path
 ) -> None:
-    async with Engine(tmp_path / "a", wait_per_frame_s=0.2) as one, Engine(tmp_path / "b", wait_per_frame_s=0.2) as two:
+    async with Engine(tmp_path / "a") as one, Engine(tmp_path / "b") as two:
         prompt_id = await start_of_a_job(tmp_path / "data", clip, [one, two])
         with frozen(one):
+            for engine in (one, two):
+                engine.release()
             async with running_service(tmp_path / "data", one.url, two.url, segment_frames=4) as service:
                 await ended_well(service, prompt_id, tmp_path)
                 told = await service.messages(prompt_id)
@@ -109,19 +113,22 @@ async def test_a_restart_while_one_of_two_engines_is_frozen_has_the_other_do_its
 async def test_a_restart_while_one_of_two_engines_is_gone_for_good_has_the_other_do_its_work(
     clip: Path, tmp_path: Path
 ) -> None:
-    async with Engine(tmp_path / "a", wait_per_frame_s=0.2) as one, Engine(tmp_path / "b", wait_per_frame_s=0.2) as two:
+    async with Engine(tmp_path / "a") as one, Engine(tmp_path / "b") as two:
         prompt_id = await start_of_a_job(tmp_path / "data", clip, [one, two])
         await one.kill()
+        two.release()
         async with running_service(tmp_path / "data", one.url, two.url, segment_frames=4) as service:
             await ended_well(service, prompt_id, tmp_path)
         assert twice(await prompts(two)) == []
 
 
 async def test_what_a_short_freeze_interrupted_is_taken_up_and_never_done_again(clip: Path, tmp_path: Path) -> None:
-    async with Engine(tmp_path / "a", wait_per_frame_s=0.1) as one, Engine(tmp_path / "b", wait_per_frame_s=0.1) as two:
+    async with Engine(tmp_path / "a") as one, Engine(tmp_path / "b") as two:
         prompt_id = await start_of_a_job(tmp_path / "data", clip, [one, two])
         async with running_service(tmp_path / "data", one.url, two.url, segment_frames=4) as service:
             with frozen(one):
+                for engine in (one, two):
+                    engine.release()
                 backends = (await service.get("/health"))["backends"]
                 assert len(backends) == 2
             status = await ended_well(service, prompt_id, tmp_path)
@@ -131,9 +138,10 @@ async def test_what_a_short_freeze_interrupted_is_taken_up_and_never_done_again(
 
 async def test_the_only_engine_is_waited_for_however_long_it_is_frozen(clip: Path, tmp_path: Path) -> None:
     async with (
-        Engine(tmp_path / "a", wait_per_frame_s=0.1) as engine,
+        Engine(tmp_path / "a") as engine,
         running_service(tmp_path / "data", engine.url) as service,
     ):
+        await engine.hold()
         await service.ready()
         prompt_id = await service.post(clip)
         await eventually(lambda: at_work(engine))
@@ -144,6 +152,7 @@ async def test_the_only_engine_is_waited_for_however_long_it_is_frozen(clip: Pat
                 return step.startswith(f"ComfyUI at {engine.url} does not answer since") and "the job waits" in step
 
             await eventually(told)
+            engine.release()
         status = await ended_well(service, prompt_id, tmp_path)
         assert status["attempts"] == 1
         messages = await service.messages(prompt_id)

@@ -71,7 +71,7 @@ async def test_a_join_whose_lease_was_lost_is_begun_again(
 ) -> None:
     join, joins, stolen = MediaWorker.join, 0, False
 
-    async with service_and_engines(tmp_path, paint=True, timeouts=TIMEOUTS) as (service, _):
+    async with service_and_engines(tmp_path, paint=True) as (service, _):
         database = service.client.app[keys.FILES].database
 
         async def join_and_lose(*arguments: Any, **named: Any) -> JoinFacts:

@@ -100,9 +100,9 @@ async def test_clients_behind_a_proxy_are_told_apart_by_their_addresses_and_not_
         proxied(kind, service.url, tmp_path, certificate, media) as behind,
     ):
         assert (await behind.swap(headers={"X-Forwarded-For": "198.51.100.1"})).status == 202
-        # Where a minute of the clock ends in between, one more is taken.
+        # Where a minute of the clock ends in between, one of the two is taken.
         answers = [await behind.swap(headers={"X-Forwarded-For": f"198.51.100.{last}"}) for last in (2, 3)]
-        assert_problem(answers[-1], 429, "rate_limited")
+        assert_problem(next(answer for answer in answers if answer.status != 202), 429, "rate_limited")
         async with behind.from_address("127.0.0.2") as another:
             assert (await another.swap()).status == 202
 

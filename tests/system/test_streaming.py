@@ -35,14 +35,19 @@ async def test_posting_streams_the_whole_story(
     tmp_path: Path, api_of: Callable[[Service], Api], own_database: dict[str, object]
 ) -> None:
     # A service of its own has learned nothing of how long the phases of such a painted job last.
-    async with service_and_engine(tmp_path, {"wait_per_frame_s": 0.2}, **own_database) as (service, _):
+    async with service_and_engine(tmp_path, {"paint": True}, **own_database) as (service, engine):
         api = api_of(service)
+        await engine.hold()
         started = time.monotonic()
         async with api.session.post(f"{api.url}/face-swap", data=api.form(output_name="story")) as response:
             assert (response.status, response.headers["Content-Type"]) == (200, "text/event-stream; charset=utf-8")
             assert response.headers["Cache-Control"] == "no-store"
             assert response.headers["X-Accel-Buffering"] == "no"
-            events = [event async for event in told(response)]
+            events = []
+            async for event in told(response):
+                events.append(event)
+                if event.type == "preview":  # of the first frame
+                    engine.release()
         lasted_s = time.monotonic() - started
         prompt_id = events[0].data["prompt_id"]
         check_story(events, prompt_id)
@@ -209,8 +214,12 @@ async def test_silence_is_broken_by_a_comment_line(
         prompt_id = await api.submit()
         async with asyncio.timeout(WAIT_S), api.session.get(f"{api.url}/events/{prompt_id}") as response:
             assert (await response.content.readuntil(b"\n\n")).startswith(b"id: 1\nevent: queued\n")
-            for _ in range(3):
-                assert (await response.content.readuntil(b"\n\n")).startswith(b": ")
+            comments = 0
+            while comments < 3:
+                message = await response.content.readuntil(b"\n\n")
+                comments += message.startswith(b": ")
+                # That no engine is there is told meanwhile, too.
+                assert message.startswith((b": ", b"id: 2\nevent: status\n"))
 
 
 async def test_a_watcher_that_takes_nothing_is_dropped_and_the_others_miss_nothing(
