@@ -109,7 +109,8 @@ async def test_queue_and_running_prompts_are_counted(api: Api, engine: Engine) -
         assert (await api.call("DELETE", f"/jobs/{prompt_id}")).status == 204
 
 
-async def test_a_slow_comfyui_slows_no_answer(api: Api, engine: Engine) -> None:
+async def test_a_slow_comfyui_slows_no_answer(pair: tuple[Api, Engine, Service]) -> None:
+    api, engine, _ = pair
     await engine.set_faults(http_delay_s=SLOW_S)
     job = asyncio.create_task(api.submit())
     for _ in range(5):
