@@ -144,6 +144,8 @@ async def test_a_job_that_fails_tells_why_and_ends(api: Api, engine: Engine) -> 
         "no_face_detected",
         events[-1].data["detail"],
     )
+    # The parts of a failed job stay, for it to be tried again; others look at what is left of theirs.
+    assert (await api.call("DELETE", f"/jobs/{status['prompt_id']}")).status == 204
 
 
 @on_both_databases
