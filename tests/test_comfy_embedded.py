@@ -27,9 +27,12 @@ from faceswap.comfy.embedded import EmbeddedEngine, EngineStartError
 from faceswap.config import Settings
 from faceswap.files import Files
 
-# A child that keeps the engine's promises: it says where it listens, and ends when its standard input does.
-CHILD = """
+# A child that keeps the engine's promises: it says where it listens, and ends when its standard input does. A port of
+# its own choice is none that the system gives away while nobody listens there.
+CHILD = f"""
 import argparse, os, socket, sys
+sys.path.append({str(Path(__file__).parent)!r})
+from ports import free_port
 parser = argparse.ArgumentParser()
 for option in ("--host", "--data-dir"):
     parser.add_argument(option)
@@ -39,8 +42,8 @@ parser.add_argument("--before", default="")
 parser.add_argument("--after", default="")
 arguments = parser.parse_args()
 exec(arguments.before)
-server = socket.create_server((arguments.host, arguments.port))
-print(f"faceswap engine: listening on http://{arguments.host}:{server.getsockname()[1]}", flush=True)
+server = socket.create_server((arguments.host, arguments.port or free_port()))
+print(f"faceswap engine: listening on http://{{arguments.host}}:{{server.getsockname()[1]}}", flush=True)
 exec(arguments.after)
 sys.stdin.buffer.read()
 """

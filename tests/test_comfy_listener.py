@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from ports import free_port
 from replay import Replay
 from waiting import WAIT_S, until
 from yarl import URL
@@ -220,15 +221,15 @@ async def test_a_deaf_socket_hears_again_after_a_reconnect() -> None:
         await until(lambda: heard.messages == [Activity("p2")])
 
 
-async def test_it_connects_again_when_the_server_comes_back(unused_tcp_port: int) -> None:
-    heard = Heard()
+async def test_it_connects_again_when_the_server_comes_back() -> None:
+    heard, port = Heard(), free_port()
     async with aiohttp.ClientSession() as session:
-        client = ComfyClient(URL(f"http://127.0.0.1:{unused_tcp_port}"), session)
+        client = ComfyClient(URL(f"http://127.0.0.1:{port}"), session)
         listener = Listener(client, "cl-test", heard.messages.append, heard.connected)
         task = asyncio.create_task(listener.run())
         await until(lambda: listener.state == "disconnected" and not task.done())
         for connects in (1, 2):
-            async with TestServer(SocketTable().app(), port=unused_tcp_port):
+            async with TestServer(SocketTable().app(), port=port):
                 await until(lambda connects=connects: heard.connects == connects)
                 assert listener.state == "connected"
             await until(lambda: listener.state != "connected")
