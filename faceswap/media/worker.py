@@ -386,11 +386,10 @@ class MediaWorker:
         self,
         call: str,
         path: Path,
-        least_s: float = PROBE_TIMEOUT_S,
         slots: asyncio.Semaphore | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
-        timeout = least_s + await _size(path) / PROBE_BYTES_A_SECOND
+        timeout = PROBE_TIMEOUT_S + await _size(path) / PROBE_BYTES_A_SECOND
         async with slots or self._probes:
             try:
                 return await self._pool.ask(call, {"path": path, **arguments}, timeout)
