@@ -386,10 +386,11 @@ class MediaWorker:
         self,
         call: str,
         path: Path,
+        least_s: float | None = None,
         slots: asyncio.Semaphore | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
-        timeout = PROBE_TIMEOUT_S + await _size(path) / PROBE_BYTES_A_SECOND
+        timeout = (least_s or PROBE_TIMEOUT_S) + await _size(path) / PROBE_BYTES_A_SECOND
         async with slots or self._probes:
             try:
                 return await self._pool.ask(call, {"path": path, **arguments}, timeout)
