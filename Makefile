@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Two workers a core: half of what a test does is to wait for processes.
-WORKERS := $(shell $(PYTHON) -c 'import os; print(min(8, 2 * len(os.sched_getaffinity(0))))')
+# Three workers a core: half of what a test does is to wait for processes.
+WORKERS := $(shell $(PYTHON) -c 'import os; print(min(12, 3 * len(os.sched_getaffinity(0))))')
 # Hundreds of processes would compile all modules anew where the environment says that nobody keeps what is compiled.
 export PYTHONDONTWRITEBYTECODE :=
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal

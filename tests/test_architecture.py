@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,10 @@ def modules(path: Path) -> set[str]:
     return found
 
 
-GRAPH: Mapping[str, set[str]] = {name: modules(path) - {name} for name, path in FILES.items()}
+@cache
+def graph() -> Mapping[str, set[str]]:
+    """Return what each module imports of the package. Not made where tests are but collected, in every process."""
+    return {name: modules(path) - {name} for name, path in FILES.items()}
 
 
 def part(module: str) -> str:
@@ -128,29 +132,29 @@ def test_every_part_has_its_one_place() -> None:
 
 @pytest.mark.parametrize("module", [module for module in FILES if part(module) not in ALONE])
 def test_nothing_imports_upward(module: str) -> None:
-    upward = {target for target in GRAPH[module] if part(target) not in ALONE and layer(target) < layer(module)}
+    upward = {target for target in graph()[module] if part(target) not in ALONE and layer(target) < layer(module)}
     assert not upward
 
 
 def test_parts_do_not_lean_on_each_other_in_circles() -> None:
     parts = {part(module) for module in FILES}
-    graph = {
-        name: {part(target) for module in FILES if part(module) == name for target in GRAPH[module]} - {name}
+    between_parts = {
+        name: {part(target) for module in FILES if part(module) == name for target in graph()[module]} - {name}
         for name in parts
     }
-    assert circle(graph) is None
+    assert circle(between_parts) is None
 
 
 def test_files_do_not_import_each_other_in_circles() -> None:
     # A package's own file gathers what lies in it: there, importing from one's package is no circle.
-    graph = {
+    between_files = {
         module: {target for target in targets if not module.startswith(f"{target}.")}
-        for module, targets in GRAPH.items()
+        for module, targets in graph().items()
     }
-    assert circle(graph) is None
+    assert circle(between_files) is None
 
 
-def circle(graph: Mapping[str, set[str]]) -> list[str] | None:
+def circle(edges: Mapping[str, set[str]]) -> list[str] | None:
     """Find a circle in a graph, as the names on its way."""
     done: set[str] = set()
 
@@ -158,25 +162,25 @@ def circle(graph: Mapping[str, set[str]]) -> list[str] | None:
         if name in way:
             return [*way[way.index(name) :], name]
         if name not in done:
-            for target in sorted(graph[name]):
+            for target in sorted(edges[name]):
                 if found := walk(target, [*way, name]):
                     return found
             done.add(name)
         return None
 
-    return next((found for name in sorted(graph) if (found := walk(name, []))), None)
+    return next((found for name in sorted(edges) if (found := walk(name, []))), None)
 
 
 @pytest.mark.parametrize("name", sorted(ALONE))
 def test_the_engine_and_the_service_know_each_other_over_the_wire_only(name: str) -> None:
-    for module, targets in GRAPH.items():
+    for module, targets in graph().items():
         others = targets - SHARED - (DETECTOR if part(module) == "media" else frozenset())
         crossing = {target for target in others if (part(target) in {name}) != (part(module) in {name})}
         assert not crossing, module
 
 
 def test_the_detector_needs_nothing_else_of_the_engine() -> None:
-    needed = set().union(*(GRAPH[module] for module in DETECTOR_PARTS))
+    needed = set().union(*(graph()[module] for module in DETECTOR_PARTS))
     assert needed - {"engine"} <= DETECTOR_PARTS
 
 

@@ -8,7 +8,8 @@ import dataclasses
 import inspect
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,12 @@ from faceswap.intake.form import INPUTS, SwapForm
 from faceswap.options import Options
 
 PACKAGE = Path(errors.__file__).parent
-TREES = {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py") if "engine" not in path.parts}
+
+
+@cache
+def trees() -> Mapping[Path, ast.Module]:
+    """Return the syntax tree of each file of the service. Not made where tests are but collected, in every process."""
+    return {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py") if "engine" not in path.parts}
 
 
 @pytest.fixture
@@ -63,7 +69,7 @@ def raised_problems() -> Iterator[tuple[str, int]]:
     classes = {
         name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.Problem)
     }
-    for node in itertools.chain.from_iterable(map(ast.walk, TREES.values())):
+    for node in itertools.chain.from_iterable(map(ast.walk, trees().values())):
         if not isinstance(node, ast.Call):
             continue
         name = getattr(node.func, "id", getattr(node.func, "attr", ""))
@@ -98,7 +104,7 @@ def test_the_fields_of_the_form_are_those_that_are_read() -> None:
 
 
 def test_every_event_is_described() -> None:
-    calls = (node for node in ast.walk(TREES[PACKAGE / "events.py"]) if isinstance(node, ast.Call))
+    calls = (node for node in ast.walk(trees()[PACKAGE / "events.py"]) if isinstance(node, ast.Call))
     made = {
         node.args[0].value
         for node in calls
