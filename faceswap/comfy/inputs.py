@@ -161,10 +161,11 @@ class EngineInputs:
         A copy is there to be quick: without it there is still the video, so that its loss is no fault of the job.
         """
         original = await self._original(job)
+        before = await self._files.identity(original.path)
         try:
             return await read(original)
         except (JobFailure, OSError):
-            if await self._files.exists(original.path):
+            if before is not None and await self._files.identity(original.path) == before:
                 raise
         return await read(await self._original(job))
 

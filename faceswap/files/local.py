@@ -220,6 +220,14 @@ class Files:
         return path.is_file()
 
     @in_thread
+    def identity(self, path: Path) -> tuple[int, int] | None:
+        """Return what tells a file from one that takes its place; None where there is none."""
+        with suppress(FileNotFoundError):
+            found = path.stat()
+            return found.st_ino, found.st_mtime_ns
+        return None
+
+    @in_thread
     def delete(self, path: Path) -> None:
         """Delete a file, if it exists."""
         path.unlink(missing_ok=True)
