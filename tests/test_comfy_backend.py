@@ -166,9 +166,12 @@ async def test_the_end_is_found_whatever_the_socket_does(fault: dict[str, Any], 
 
 async def test_silence_while_a_prompt_runs_has_the_socket_opened_anew(clip: Path, tmp_path: Path) -> None:
     timeouts = replace(QUICK, silence_s=0.3, reconcile_s=0.1)
-    async with pilot(tmp_path, clip, timeouts, wait_per_frame_s=0.1, ws_deaf=True) as plane:
-        await plane.perform()
-        assert plane.backend.listener.reconnects >= 1
+    async with pilot(tmp_path, clip, timeouts, ws_deaf=True) as plane:
+        plane.engine.hold()
+        performing = asyncio.create_task(plane.perform())
+        await until(lambda: plane.backend.listener.reconnects >= 1 or performing.done())
+        plane.engine.release()
+        await performing
         assert not plane.backend.stuck
 
 

@@ -20,7 +20,8 @@ from waiting import WAIT_S
 from faceswap.engine import sockets
 from faceswap.engine.faults import Faults, NodeFailure
 
-SLOW = Faults(wait_per_frame_s=0.02)
+SLOW = Faults(wait_per_frame_s=0.1)
+"""So slow that what a test does meanwhile is done before the prompt ends, on a busy machine too."""
 
 
 UNUSED = ["swap_model", "face_restore_model", "face_restore_visibility", "face_boost"]

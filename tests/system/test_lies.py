@@ -299,16 +299,19 @@ async def true(value: object) -> bool:
 
 
 async def test_an_interrupt_in_comfyui_itself_costs_the_attempt_and_not_the_job(clip: Path, tmp_path: Path) -> None:
-    async with service_and_engines(tmp_path, wait_per_frame_s=0.1) as (service, (engine,)):
+    async with service_and_engines(tmp_path) as (service, (engine,)):
+        engine.hold()
         prompt_id = await service.post(clip)
         await eventually(lambda: true(engine.running))
         engine.interrupt()
+        engine.release()
         status = await service.ended(prompt_id)
         assert (status["status"], status["attempts"], engine.submissions) == ("SUCCESS", 2, 2)
 
 
 async def test_a_job_that_is_interrupted_again_and_again_ends_and_says_so(clip: Path, tmp_path: Path) -> None:
-    async with service_and_engines(tmp_path, wait_per_frame_s=0.1) as (service, (engine,)):
+    async with service_and_engines(tmp_path) as (service, (engine,)):
+        engine.hold()
         prompt_id = await service.post(clip)
         for attempt in range(1, 4):
             await eventually(lambda attempt=attempt: true(engine.submissions == attempt and engine.running))

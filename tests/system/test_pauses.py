@@ -87,14 +87,16 @@ async def test_a_service_whose_disk_is_full_while_it_works_goes_on_when_there_is
     clip: Path, tmp_path: Path
 ) -> None:
     async with (
-        EngineRig(tmp_path / "engine", wait_per_frame_s=0.05) as engine,
+        EngineRig(tmp_path / "engine") as engine,
         Service(tmp_path, engine.url) as service,
         FaceSwap(service.url) as client,
     ):
+        engine.hold()
         prompt_id = await client.submit(clip, FACE)
         await eventually(lambda: asked(engine, "/prompt"))
         hard = resource.prlimit(service.pid, resource.RLIMIT_FSIZE)[1]
         resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (0, hard))
+        engine.release()
         await eventually(lambda: true(engine.finished))
         assert (await client.status(prompt_id))["status"] == "PROCESSING"
         resource.prlimit(service.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, hard))
