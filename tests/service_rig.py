@@ -12,7 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from described import Described
 from processes import files_in
-from waiting import eventually
+from waiting import WAIT_S, eventually
 from yarl import URL
 
 from faceswap import samples
@@ -26,14 +26,14 @@ from faceswap.engine.server import create_app as create_engine
 QUICK = Timeouts(
     reconcile_s=0.2,
     silence_s=5.0,
-    stuck_s=20.0,
+    stuck_s=WAIT_S,
     stop_s=60.0,
     unreachable_s=10.0,
     outage_s=0.3,
     confirm_s=0.05,
     retry_s=(0.1, 0.2),
 )
-"""Pauses a test can wait for; an engine has long enough to answer and to stop on a busy machine."""
+"""Pauses a test can wait for; an engine has long enough to answer and to stop on a busy machine, and to be held."""
 
 
 class PlainServer(TestServer):

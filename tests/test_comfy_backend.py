@@ -198,7 +198,7 @@ async def test_a_prompt_the_engine_has_forgotten_is_lost_and_not_done(clip: Path
 
 
 async def test_a_prompt_that_waits_behind_another_is_not_taken_for_stuck(clip: Path, tmp_path: Path) -> None:
-    timeouts = replace(QUICK, stuck_s=WAIT_S, silence_s=0.5)
+    timeouts = replace(QUICK, silence_s=0.5)
     async with pilot(tmp_path, clip, timeouts) as plane:
         plane.engine.hold()
         first = asyncio.create_task(plane.perform())

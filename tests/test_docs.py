@@ -16,7 +16,7 @@ import shutil
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from aiohttp.test_utils import TestServer
 from browser import chromium
 from clips import make_clip
 from machine import program
-from service_rig import QUICK, EngineRig, ServiceRig, running_service
+from service_rig import EngineRig, ServiceRig, running_service
 from stored_jobs import opened
 from waiting import WAIT_S
 
@@ -178,10 +178,7 @@ async def reader(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Read
     (folder / "service").mkdir()
     async with TestServer(pages) as server, EngineRig(folder / "service", paint=True) as engine:
         allowed = (ipaddress.ip_network("127.0.0.0/8"),)
-        patient = replace(QUICK, stuck_s=WAIT_S)  # a job is held while commands are started
-        async with running_service(
-            folder / "service" / "data", engine, timeouts=patient, url_allow=allowed, rate_limit=0
-        ) as service:
+        async with running_service(folder / "service" / "data", engine, url_allow=allowed, rate_limit=0) as service:
             yield Reader(folder, service, engine, str(server.make_url("")).rstrip("/"))
 
 
