@@ -27,9 +27,11 @@ from processes import Service
 from system.talk import ENDED, Api, Media, assert_problem, assert_sentence
 from waiting import WAIT_S, eventually
 
+from faceswap.engine.__main__ import ARENAS, KEPT_BYTES
+
 AT_ONCE = 6
-MEMORY_MB = 40.0
-"""The most that a process may hold more in the end. The allocator keeps some of what it once had."""
+MEMORY_MB = 16.0 + ARENAS * KEPT_BYTES / 2**20
+"""The most that a process may hold more in the end. The engine keeps so much of each heap that it once had."""
 
 
 class Canary:
