@@ -111,7 +111,7 @@ def modules(path: Path) -> set[str]:
 
 @cache
 def graph() -> Mapping[str, set[str]]:
-    """Return what each module imports of the package. Not made where tests are but collected, in every process."""
+    """Return what each module imports of the package: made at first use, since every worker collects all tests."""
     return {name: modules(path) - {name} for name, path in FILES.items()}
 
 

@@ -39,7 +39,7 @@ PACKAGE = Path(errors.__file__).parent
 
 @cache
 def trees() -> Mapping[Path, ast.Module]:
-    """Return the syntax tree of each file of the service. Not made where tests are but collected, in every process."""
+    """Return the syntax tree of each file of the service: made at first use, since every worker collects all tests."""
     return {path: ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py") if "engine" not in path.parts}
 
 

@@ -18,7 +18,7 @@ from faceswap import __version__
 LOCK_S = 4.0
 """A second is promised. SQLite waits five for a lock: an answer that comes sooner did not wait for it."""
 SLOW_S = 60.0
-"""The time that the slow ComfyUI takes."""
+"""The time that the slow ComfyUI takes. The service waits for half of it."""
 
 
 @pytest.fixture
@@ -32,10 +32,12 @@ async def health(api: Api) -> dict[str, Any]:
     return dict((await api.get("/health")).json)
 
 
-async def in_time(api: Api, path: str, bound_s: float) -> Answer:
-    """Return an answer that waited for no part that takes longer than the bound."""
-    async with asyncio.timeout(bound_s):
-        return await api.get(path)
+async def in_time(api: Api, path: str, bound_s: float) -> Answer | None:
+    """Return an answer that waited for no part that takes longer; None where it did, or a busy machine: ask again."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(bound_s):
+            return await api.get(path)
+    return None
 
 
 async def test_with_an_engine_everything_is_healthy(api: Api, engine: Engine) -> None:
@@ -126,8 +128,9 @@ async def test_a_slow_comfyui_slows_no_answer(pair: tuple[Api, Engine, Service])
     await engine.set_faults(http_delay_s=SLOW_S)
     job = asyncio.create_task(api.submit())
     for _ in range(5):
-        for path in ("/health", "/readyz", "/livez"):  # whether it is ready is another question: see the deaths
-            await in_time(api, path, SLOW_S * 0.75)
+        for path in ("/health", "/readyz", "/livez"):
+            answer = await eventually(lambda path=path: in_time(api, path, SLOW_S / 4))
+            assert answer.status == 200 or path == "/readyz"  # after a while, a ComfyUI so slow counts as away
     prompt_id = await job
     await engine.set_faults(paint=True)
     assert (await api.post(f"/jobs/{prompt_id}/cancel")).status == 202
@@ -143,22 +146,17 @@ async def test_a_locked_database_is_told_without_waiting_for_it_and_recovers(
         with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")
 
-            async def soon(path: str) -> Any:
-                """Return an answer that came before the lock is given up; a busy machine is asked again."""
-                with contextlib.suppress(TimeoutError):
-                    return (await in_time(api, path, LOCK_S)).json
-
             async def unwritable() -> bool:
-                document = await soon("/health") or {"status": None, "database": None}
-                return (document["status"], document["database"]) == ("degraded", "unwritable")
+                answer = await in_time(api, "/health", LOCK_S)
+                return bool(answer and (answer.json["status"], answer.json["database"]) == ("degraded", "unwritable"))
 
             async def unready() -> bool:
-                document = await soon("/readyz")
-                return bool(document and document["checks"]["database"] is False)
+                answer = await in_time(api, "/readyz", LOCK_S)
+                return bool(answer and answer.json["checks"]["database"] is False)
 
             await eventually(unwritable)
             await eventually(unready)
-            await eventually(lambda: soon("/livez"))
+            await eventually(lambda: in_time(api, "/livez", LOCK_S))
             database.execute("ROLLBACK")
 
         async def writable() -> bool:
