@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -73,17 +72,19 @@ class Manager:
         self._outer = outer
 
     @property
-    def _pid(self) -> int | None:
-        """The manager's process id on this machine, None before it has started."""
+    def _main(self) -> psutil.Process | None:
+        """The manager as this machine knows it; None before it has started and when it has ended."""
         with suppress(psutil.NoSuchProcess):  # one has just ended: it is looked at again
             children = psutil.Process(self._outer.pid).children(recursive=True)
-            return next((child.pid for child in children if child.name() == "systemd" and child.ppid() != 1), None)
+            return next((child for child in children if child.name() == "systemd" and child.ppid() != 1), None)
         return None
 
     async def run(self, *command: str) -> str:
         """Run a command beside the manager; returns what it printed. Raises AssertionError when it fails."""
+        main = self._main
+        assert main is not None, "there is no manager"
         process = await asyncio.create_subprocess_exec(
-            *("nsenter", "--target", str(self._pid), "--mount", "--pid", "--cgroup", *command),
+            *("nsenter", "--target", str(main.pid), "--mount", "--pid", "--cgroup", *command),
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
@@ -98,7 +99,8 @@ class Manager:
 
     async def processes(self) -> list[psutil.Process]:
         """Return the unit's processes, the main one first."""
-        main = psutil.Process(self._pid)
+        main = self._main
+        assert main is not None, "there is no manager"
         first = next(child for child in main.children() if "faceswap" in " ".join(child.cmdline()))
         return [first, *first.children(recursive=True)]
 
@@ -109,12 +111,9 @@ class Manager:
     async def ready(self) -> None:
         """Wait until the manager can be asked."""
 
-        async def answers() -> bool:
-            return self._pid is not None and "1" in await self.run("systemctl", "show", "--property=NNames")
-
         async def starts() -> bool:
             try:
-                return await answers()
+                return "1" in await self.run("systemctl", "show", "--property=NNames")
             except AssertionError:
                 return False
 
@@ -124,8 +123,9 @@ class Manager:
         """End the manager and everything it has started."""
 
         async def ends() -> bool:
-            if self._outer.returncode is None and (pid := self._pid) is not None:
-                os.kill(pid, signal.SIGKILL)
+            if (main := self._main) is not None:
+                with suppress(psutil.NoSuchProcess):  # it has ended since it was looked for
+                    main.kill()
             return self._outer.returncode is not None
 
         await eventually(ends)
