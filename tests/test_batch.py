@@ -159,8 +159,8 @@ async def test_an_interrupt_cancels_the_jobs_of_a_batch_and_the_next_call_goes_o
         assert [end["status"] for end in told] == ["SUCCESS"] * 2
 
 
-async def test_a_service_that_is_not_there_is_told_at_once(tmp_path: Path, unused_tcp_port: int) -> None:
-    url = f"http://127.0.0.1:{unused_tcp_port}"
+async def test_a_service_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    url = dead_url()
     process = await Command("swap", "--image", FACE, FACE, "-o", f"{tmp_path}/out/", "--url", url).begin()
     _, errors = await process.communicate()
     assert process.returncode == 1

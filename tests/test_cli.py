@@ -19,6 +19,7 @@ import av
 import psutil
 import pytest
 from clips import make_clip
+from processes import dead_url
 from waiting import WAIT_S
 
 from faceswap import __version__, blocking, demo, samples
@@ -188,8 +189,8 @@ def test_a_failed_job_is_told_with_its_reason(service: str, tmp_path: Path) -> N
     assert not output.exists()
 
 
-def test_a_service_that_is_not_there_is_told(clip: str, tmp_path: Path, unused_tcp_port: int) -> None:
-    url = f"http://127.0.0.1:{unused_tcp_port}"
+def test_a_service_that_is_not_there_is_told(clip: str, tmp_path: Path) -> None:
+    url = dead_url()
     ended = subprocess.run(
         [*COMMAND, "swap", "--image", FACE, "--video", clip, "-o", str(tmp_path / "out.mp4"), "--url", url],
         capture_output=True,

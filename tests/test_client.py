@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import dead_url
 from waiting import WAIT_S
 
 import faceswap
@@ -181,8 +182,8 @@ async def test_an_error_page_of_a_proxy_still_makes_a_sentence(serve: Serve) -> 
     assert (caught.value.status, caught.value.code) == (502, "http_error")
 
 
-async def test_no_server_at_all_is_an_error_without_status(unused_tcp_port: int) -> None:
-    async with FaceSwap(f"http://127.0.0.1:{unused_tcp_port}") as client:
+async def test_no_server_at_all_is_an_error_without_status() -> None:
+    async with FaceSwap(dead_url()) as client:
         with pytest.raises(FaceSwapError, match="No answer from") as caught:
             await client.status("job")
     assert (caught.value.status, caught.value.code) == (0, "unreachable")
