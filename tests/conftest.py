@@ -11,7 +11,7 @@ from processes import Child
 from waiting import WAIT_S
 
 from faceswap.comfy import embedded
-from faceswap.media import process
+from faceswap.media import process, worker
 from faceswap.store import postgres
 
 # On a busy machine an example may take any time.
@@ -43,6 +43,12 @@ def patient_database(monkeypatch: pytest.MonkeyPatch) -> None:
         # Short enough for who waits for a silent one to be noticed.
         monkeypatch.setattr(postgres, f"{name}_TIMEOUT_S", WAIT_S / 4)
     monkeypatch.setattr(postgres, "_BEGIN", re.sub(r"\d+", str(int(WAIT_S / 4 * 1000)), postgres._BEGIN))
+
+
+@pytest.fixture(autouse=True)
+def patient_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the service in the test's own process wait for probes on a machine that stands still."""
+    monkeypatch.setattr(worker, "PROBE_TIMEOUT_S", WAIT_S)
 
 
 @pytest.fixture(scope="session", autouse=True)

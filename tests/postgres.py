@@ -72,7 +72,6 @@ class Server:
         self.data = folder / "data"
         self._user: dict[str, Any] = {}
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = free_port()
         if os.geteuid() == 0:
             user = pwd.getpwnam(UNPRIVILEGED)
             self._user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
@@ -92,6 +91,7 @@ class Server:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        self.port = free_port()  # after what takes long: nobody else is to choose it meanwhile
         self.start()
 
     @property

@@ -25,7 +25,7 @@ from faceswap.engine.server import create_app as create_engine
 
 QUICK = Timeouts(
     reconcile_s=0.2,
-    silence_s=5.0,
+    silence_s=WAIT_S,
     stuck_s=WAIT_S,
     stop_s=60.0,
     unreachable_s=10.0,

@@ -225,6 +225,11 @@ async def test_a_key_comes_in_a_header_and_never_in_the_address(rig: Rig) -> Non
 async def test_a_running_service_notices_keys_of_both_sources(rig: Rig, tmp_path: Path, key_file: Path) -> None:
     eve = new_key()
 
+    def replace(text: str) -> None:
+        new = key_file.with_suffix(".new")
+        new.write_text(text)
+        new.replace(key_file)
+
     async def is_let_in(key: str) -> bool:
         return (await rig.call("GET", "/jobs", key))[0] == 200
 
@@ -234,9 +239,9 @@ async def test_a_running_service_notices_keys_of_both_sources(rig: Rig, tmp_path
     async with opened(tmp_path / "data" / "faceswap.db") as other_process:
         await other_process.add_key(digest(eve), "eve")
         await eventually(lambda: is_let_in(eve))
-        key_file.write_text(f"bob:{digest(BOB)}\n")
+        replace(f"bob:{digest(BOB)}\n")
         await eventually(lambda: is_kept_out(ANN))
-        key_file.write_text("nonsense\n")
+        replace("nonsense\n")
         assert await other_process.revoke_keys("eve") == 1
         await eventually(lambda: is_kept_out(eve))
         assert await is_let_in(BOB)  # what cannot be read takes nobody's key away

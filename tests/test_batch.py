@@ -146,6 +146,8 @@ async def test_an_interrupt_cancels_the_jobs_of_a_batch_and_the_next_call_goes_o
         interrupted = await swap().begin()
         await until(lambda: engine.running)
         held = (await service.get("/jobs"))["jobs"]
+        record = tmp_path / "out" / RECORD_NAME
+        await until(lambda: all(job["prompt_id"] in record.read_text() for job in held))  # the command knows them too
         interrupted.send_signal(signal.SIGINT)
         async with asyncio.timeout(WAIT_S):
             _, errors = await interrupted.communicate()

@@ -300,8 +300,9 @@ async def test_the_only_engine_is_waited_for_when_it_cannot_be_asked(clip: Path,
         running = asyncio.create_task(plane.perform())
         await until(lambda: plane.engine.running)
         plane.backend.client.url = URL("http://127.0.0.1:1")
-        cut_at = time.monotonic()
-        await until(lambda: running.done() or time.monotonic() - cut_at > 5 * timeouts.unreachable_s)
+        await until(lambda: running.done() or not plane.backend.healthy)
+        missed_at = time.monotonic()
+        await until(lambda: running.done() or time.monotonic() - missed_at > 5 * timeouts.unreachable_s)
         assert not plane.backend.healthy
         plane.backend.client.url = URL(plane.engine.url)
         plane.engine.release()

@@ -17,7 +17,7 @@ import pytest
 from aiohttp import WSCloseCode, WSMsgType, web
 from processes import eventually
 from system.talk import UPGRADE, frame_head
-from waiting import until
+from waiting import WAIT_S, until
 
 from faceswap.api import connection as connection_module
 from faceswap.api.connection import LEAST_READ_BYTES, MOST_READ_BYTES, Connection, Listener
@@ -25,7 +25,6 @@ from faceswap.api.swap import _first_of
 from faceswap.errors import BadRequest
 from faceswap.intake import MAX_TEXT_BYTES
 
-WAIT_S = 30.0
 MIB = 1024 * 1024
 
 

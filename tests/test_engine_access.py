@@ -18,6 +18,7 @@ import aiohttp
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 from engine_rig import FACE
+from waiting import WAIT_S
 from yarl import URL
 
 from faceswap.comfy.backend import EMBEDDED, Backend, BackendPool
@@ -45,7 +46,7 @@ assert os.geteuid() != 0
 given = json.load(sys.stdin)
 found = []
 for method, path, headers in given["calls"]:
-    connection = http.client.HTTPConnection("127.0.0.1", given["port"], timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", given["port"], timeout={WAIT_S})
     connection.request(method, path, headers=headers)
     found.append(connection.getresponse().status)
     connection.close()
@@ -178,7 +179,7 @@ def status_of(line: str, headers: dict[str, str]) -> int:
     """Return the status of `/queue` at the address of a listening line."""
     url = URL(line.split()[-1])
     assert url.host is not None
-    connection = http.client.HTTPConnection(url.host, url.port, timeout=20)
+    connection = http.client.HTTPConnection(url.host, url.port, timeout=WAIT_S)
     connection.request("GET", "/queue", headers=headers)
     try:
         return connection.getresponse().status
@@ -217,6 +218,6 @@ def test_an_engine_alone_needs_no_token_where_it_is_told_so(tmp_path: Path) -> N
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])
 def test_an_engine_without_token_does_not_leave_the_machine(tmp_path: Path, host: str) -> None:
     with alone("--data-dir", str(tmp_path), "--no-token", "--host", host) as process:
-        out, said = process.communicate(timeout=30)
+        out, said = process.communicate(timeout=WAIT_S)
     assert (process.returncode, out) == (2, "")
     assert said.splitlines()[-1].endswith(f"--no-token is for loopback only: on {host} anybody could read the faces")

@@ -17,6 +17,7 @@ from clips import make_clip, read_numbers
 from engine_rig import FACE, Rig, workflow
 from processes import Engine
 from small_disk import SmallDisk, small_disk
+from waiting import WAIT_S
 
 from faceswap.comfy import embedded as embedded_module
 from faceswap.comfy.embedded import EmbeddedEngine
@@ -55,7 +56,7 @@ async def failed(rig: Rig, prompt_id: str) -> dict[str, Any] | None:
 
 
 async def test_an_upload_that_does_not_fit_is_answered_507(full: tuple[SmallDisk, Engine, Rig], tmp_path: Path) -> None:
-    disk, engine, rig = full
+    disk, engine, _ = full
     before = files(engine)
     large = tmp_path / "large.mp4"
     large.write_bytes(bytes(3 << 20))
@@ -63,7 +64,11 @@ async def test_an_upload_that_does_not_fit_is_answered_507(full: tuple[SmallDisk
     async def upload() -> tuple[int, str]:
         form = aiohttp.FormData({"subfolder": "new"})
         form.add_field("image", large.open("rb"), filename=large.name)
-        async with rig.client.post("/upload/image", data=form) as response:
+        # A connection of its own: that of an upload which is refused may be closed.
+        async with (
+            aiohttp.ClientSession(engine.url) as session,
+            session.post("/upload/image", data=form) as response,
+        ):
             return response.status, await response.text()
 
     for room in (0, 100_000, 2 << 20):
@@ -114,7 +119,7 @@ async def test_an_engine_starts_when_there_is_room_again(
         data = disk.folder / "engine"
         if disk.mounted:
             command = [sys.executable, "-m", "faceswap.engine", "--port", "0", "--data-dir", str(data)]
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+            ended = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
             assert (ended.returncode, ended.stdout) == (1, "")
             assert ended.stderr.startswith("faceswap engine: [Errno 28] No space left on device")
             assert len(ended.stderr.splitlines()) == 1
@@ -125,7 +130,7 @@ async def test_an_engine_starts_when_there_is_room_again(
             while disk.mounted and not keeper.restarts:
                 await asyncio.sleep(0.01)
             disk.free()
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(WAIT_S):
                 await ready.wait()
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import postgres
@@ -11,6 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 from clips import make_clip
+from processes import files_in
 from service_rig import ServiceRig, service_and_engines
 from stored_jobs import create, opened, run_to_success
 from waiting import eventually, until
@@ -80,8 +82,12 @@ def clip(tmp_path: Path) -> Path:
 
 def sizes(engine: Path) -> set[int]:
     """Return the sizes of all files of jobs at an engine."""
-    folders = (engine / kind for kind in ("input", "temp", "output"))
-    return {path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()}
+    found = set()
+    for folder in (engine / kind for kind in ("input", "temp", "output")):
+        for name in files_in(folder):
+            with suppress(FileNotFoundError):  # renamed since it was listed
+                found.add((folder / name).stat().st_size)
+    return found
 
 
 async def erase(service: ServiceRig, prompt_id: str) -> None:

@@ -7,6 +7,7 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,6 @@ from waiting import WAIT_S
 from faceswap.engine import sockets
 from faceswap.engine.faults import Faults, NodeFailure
 
-SLOW = Faults(wait_per_frame_s=0.1)
-"""So slow that what a test does meanwhile is done before the prompt ends, on a busy machine too."""
-
-
 UNUSED = ["swap_model", "face_restore_model", "face_restore_visibility", "face_boost"]
 """The options that have no use without networks."""
 
@@ -36,6 +33,14 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 def keys(frame: dict[str, Any]) -> set[str]:
     return set(frame["data"])
+
+
+@asynccontextmanager
+async def held(folder: Path) -> AsyncIterator[tuple[Rig, Callable[[], None]]]:
+    """Run an engine that waits with each prompt after its first frame until the function is called."""
+    gate = folder / "released"
+    async with engine(folder, Faults(hold_until=str(gate))) as rig:
+        yield rig, gate.touch
 
 
 async def test_a_prompt_sends_what_comfyui_sends(rig: Rig) -> None:
@@ -263,18 +268,19 @@ async def test_an_interrupt_takes_effect_within_a_frame(tmp_path: Path) -> None:
 
 
 async def test_an_interrupt_without_an_id_stops_whoever_runs_and_nothing_later(tmp_path: Path) -> None:
-    async with engine(tmp_path, SLOW) as rig:
+    async with held(tmp_path) as (rig, release):
         await rig.post("/interrupt")
         async with rig.socket() as mine:
             await rig.submit(workflow(), "p")
             await mine.until(lambda f: f["type"] == "progress" and f["data"]["node"] == "3")
             await rig.post("/interrupt")
             await mine.until(lambda f: f["type"] == "execution_interrupted")
+        release()
         await rig.swap(workflow(), "next")
 
 
 async def test_a_deleted_prompt_leaves_no_trace(tmp_path: Path) -> None:
-    async with engine(tmp_path, SLOW) as rig, rig.socket() as mine:
+    async with held(tmp_path) as (rig, release), rig.socket() as mine:
         for name in ("one", "two", "three"):
             await rig.submit(workflow(filename_prefix=name), name)
         await mine.until(lambda f: f["type"] == "progress" and f["data"]["node"] == "3")
@@ -285,35 +291,38 @@ async def test_a_deleted_prompt_leaves_no_trace(tmp_path: Path) -> None:
             ["one"],
             ["three"],
         ]
+        release()
         await mine.until_end("three")
         assert list(await rig.get("/history")) == ["one", "three"]
         assert all(entry["status"]["completed"] for entry in (await rig.get("/history")).values())
 
 
 async def test_clearing_the_queue_spares_what_runs(tmp_path: Path) -> None:
-    async with engine(tmp_path, SLOW) as rig, rig.socket() as mine:
+    async with held(tmp_path) as (rig, release), rig.socket() as mine:
         await rig.submit(workflow(), "one")
         await rig.submit(workflow(), "two")
         await rig.post("/queue", {"clear": True})
         assert await rig.get("/prompt") == {"exec_info": {"queue_remaining": 1}}
+        release()
         await mine.until_end("one")
         assert await rig.get("/history/two") == {}
 
 
 async def test_an_engine_that_stops_begins_no_prompt_that_waits(tmp_path: Path) -> None:
-    async with engine(tmp_path, SLOW) as rig, rig.socket() as mine:
+    async with held(tmp_path) as (rig, _), rig.socket() as mine:
         await rig.submit(workflow(), "one")
         await rig.submit(workflow(), "two")
         await mine.until(lambda f: f["type"] == "progress" and f["data"]["node"] == "3")
 
 
 async def test_prompts_run_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    async with engine(tmp_path, SLOW) as rig, rig.socket() as mine:
+    async with held(tmp_path) as (rig, release), rig.socket() as mine:
         numbers = [
             (await rig.submit(workflow(filename_prefix=name), name, **more))["number"]
             for name, more in (("pa", {}), ("pb", {}), ("pc", {"front": True}), ("pd", {"number": -1000.5}))
         ]
         assert numbers == [0, 1, -2, -1000.5]
+        release()
         await mine.until_end("pb")
         ends = [f["data"]["prompt_id"] for f in mine.heard if f["type"] == "execution_success"]
         assert ends == ["pa", "pd", "pc", "pb"]
@@ -341,11 +350,13 @@ async def test_frames_go_to_the_client_that_asked_and_to_no_other(rig: Rig) -> N
 
 
 async def test_who_reconnects_is_told_the_node_that_runs(tmp_path: Path) -> None:
-    async with engine(tmp_path, SLOW) as rig:
+    async with held(tmp_path) as (rig, release):
         async with rig.socket() as mine:
             await rig.submit(workflow(), "p")
             await mine.until(lambda f: f["type"] == "progress" and f["data"]["node"] == "3")
         async with rig.socket() as mine:
+            await mine.until(lambda f: f["type"] == "status")
+            release()
             frames = await mine.until_end("p")
     theirs = recorded("g_reconnect", "A2")
     assert frames[1] == theirs[1] == {"type": "executing", "data": {"node": "3"}}

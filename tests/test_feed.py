@@ -171,12 +171,11 @@ async def test_a_look_does_not_pass_over_a_preview_whose_note_is_on_its_way(monk
     async with nodes(2) as (one, two), two.feed.watch(JOB) as watcher:
         late: list[str] = []
         one.bus.carry = lambda note: bool(late.append(note))
+        looks = two.store.reads
         one.commit("preview", stored=False)
         one.commit()
         monkeypatch.setattr("faceswap.feed.LOOK_S", WAIT_S)  # after the next look, whose time is set
-        await until(lambda: len(late) > 0)
-        looks = two.store.reads
-        await until(lambda: two.store.reads > looks)
+        await until(lambda: len(late) > 0 and two.store.reads > looks)
         for _ in range(10):  # what a look reads
             await asyncio.sleep(0)
         on_note, _ = one.bus.listeners[two.store]

@@ -28,7 +28,7 @@ from faceswap.progress_reporter import ProgressReporter
 from faceswap.scheduler import Scheduler
 from faceswap.store import JANITOR_LEASE, LOCAL_HOLDER, Store, join_lease, now_ms
 
-INPUT_TTL_S, OUTPUT_TTL_S, RECORD_TTL_S = 100, 1000, 10_000
+INPUT_TTL_S, OUTPUT_TTL_S, RECORD_TTL_S = 1000, 10_000, 100_000
 
 
 @dataclass
@@ -102,7 +102,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
 
 @pytest.mark.parametrize("state", [JobState.SUCCESS, JobState.FAILED])
 async def test_inputs_go_on_time_and_not_before(house: House, state: JobState) -> None:
-    due, not_yet = await house.job(state, INPUT_TTL_S + 1), await house.job(state, INPUT_TTL_S - 30)
+    due, not_yet = await house.job(state, INPUT_TTL_S + 1), await house.job(state, INPUT_TTL_S / 2)
     await house.janitor.sweep()
     assert (house.has_inputs(due), house.has_inputs(not_yet)) == (False, True)
     assert house.has_result(due)
@@ -110,7 +110,7 @@ async def test_inputs_go_on_time_and_not_before(house: House, state: JobState) -
 
 async def test_results_go_on_time_and_not_before(house: House) -> None:
     due = await house.job(JobState.SUCCESS, OUTPUT_TTL_S + 1)
-    not_yet = await house.job(JobState.SUCCESS, OUTPUT_TTL_S - 30)
+    not_yet = await house.job(JobState.SUCCESS, OUTPUT_TTL_S / 2)
     await house.janitor.sweep()
     assert (house.has_result(due), house.has_result(not_yet)) == (False, True)
     with pytest.raises(Gone):
@@ -123,7 +123,7 @@ async def test_records_go_on_time_and_not_before(
     house: House, state: JobState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("faceswap.janitor.ROWS", 1)
-    due, not_yet = await house.job(state, RECORD_TTL_S + 1), await house.job(state, RECORD_TTL_S - 30)
+    due, not_yet = await house.job(state, RECORD_TTL_S + 1), await house.job(state, RECORD_TTL_S / 2)
     waiting = await house.job(state, RECORD_TTL_S + 1)
     waits_for_delivery(house, waiting)
     await house.janitor.sweep()
@@ -154,7 +154,7 @@ def waits_for_delivery(house: House, job: Job) -> None:
 
 async def test_a_record_does_not_go_before_its_result(house: House) -> None:
     settings = replace(house.settings, record_ttl_s=1)
-    job = await house.job(JobState.SUCCESS, OUTPUT_TTL_S - 30)
+    job = await house.job(JobState.SUCCESS, OUTPUT_TTL_S / 2)
     await Janitor(settings, house.store, house.files).sweep()
     assert house.has_result(job) and await house.store.job(job.prompt_id)
 
@@ -379,7 +379,7 @@ async def test_an_empty_database_erases_nothing(house: House) -> None:
 
 async def test_what_was_set_aside_goes_when_it_has_lain_there_long_enough(house: House) -> None:
     now = datetime.now(UTC)
-    for number, age_s in enumerate((OUTPUT_TTL_S - 30, OUTPUT_TTL_S + 1)):
+    for number, age_s in enumerate((OUTPUT_TTL_S / 2, OUTPUT_TTL_S + 1)):
         house.files.inputs(f"job {number}").mkdir()
         (house.files.inputs(f"job {number}") / "video.mp4").touch()
         assert await house.files.move_to_lost([f"job {number}"], [], now - timedelta(seconds=age_s))

@@ -95,7 +95,8 @@ async def test_a_job_is_put_before_others_and_after_them_while_it_waits(rig: Rig
 
 
 async def test_jobs_are_found_by_a_label_that_may_change(rig: Rig, clip: Path) -> None:
-    service, _ = rig
+    service, engine = rig
+    engine.hold()
     one, other = [await service.post(clip) for _ in range(2)]
 
     async def found(label: str) -> set[str]:
@@ -110,6 +111,7 @@ async def test_jobs_are_found_by_a_label_that_may_change(rig: Rig, clip: Path) -
     assert (status, document["label"]) == (200, None)
     assert await found("Ünser Fest") == {other}
     assert await found("nobody's") == set()
+    engine.release()
     await asyncio.gather(service.ended(one), service.ended(other))
 
 

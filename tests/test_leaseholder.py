@@ -9,17 +9,17 @@ from pathlib import Path
 import postgres
 import pytest
 from stored_jobs import opened, sql
-from waiting import until
+from waiting import WAIT_S, until
 
 from faceswap.leaseholder import Held, Leaseholder
 from faceswap.store import LeaseLost, Store
 from faceswap.store.connection import SystemClock
 from faceswap.store.postgres import PostgresConnection
 
-LEASE_S = 20.0
-RENEWALS = 200
+LEASE_S = WAIT_S
+RENEWALS = int(10 * LEASE_S)
 """More than usual: a busy machine is late by less than the lease, and no test waits long."""
-STEP_MS = 400
+STEP_MS = int(20 * LEASE_S)
 """Much less than the lease, which is renewed after a few reads of the clock."""
 NAME = "backend:one"
 

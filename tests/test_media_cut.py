@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 from clips import Picture, frame_times, make_clip, numbered, read_numbers, with_edit_list
+from waiting import WAIT_S
 
 from faceswap.errors import JobFailure
 from faceswap.media.cut import LONGEST_GROUP, check_cuttable, cut, prepare
@@ -216,5 +217,5 @@ for work in (
 def test_a_full_disk_is_told(tmp_path: Path, room: int) -> None:
     source = make_clip(tmp_path / "source.mp4", FRAMES)
     command = [sys.executable, "-c", FULL_DISK, source, tmp_path / "out", str(room)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT_S, check=False)
     assert done.stdout.split() == ["disk_full", "True"] * 3, done.stderr

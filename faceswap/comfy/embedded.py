@@ -129,9 +129,10 @@ class EmbeddedEngine:
         pause = FIRST_PAUSE_S
         try:
             while True:
-                started = time.monotonic()
+                listening_at = None
                 try:
                     url = self.url or await self.start()
+                    listening_at = time.monotonic()
                     ready = on_ready(url)
                     if ready is not None:
                         await ready
@@ -141,7 +142,8 @@ class EmbeddedEngine:
                     log.warning("%s", error)
                 self.state = "restarting"
                 self.restarts += 1
-                pause = FIRST_PAUSE_S if time.monotonic() - started >= STABLE_AFTER_S else pause
+                if listening_at is not None and time.monotonic() - listening_at >= STABLE_AFTER_S:
+                    pause = FIRST_PAUSE_S
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
         finally:

@@ -53,6 +53,7 @@ class Listener:
         self._on_message = on_message
         self._on_connect = on_connect
         self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._connected_at: float | None = None
         self._connects = 0
         self._wanted_at_once = asyncio.Event()
 
@@ -65,7 +66,7 @@ class Listener:
         while True:
             self._wanted_at_once.clear()
             self.state = "connecting"
-            started = monotonic()
+            self._connected_at = None
             try:
                 await self._listen()
                 reason = "closed"
@@ -73,7 +74,7 @@ class Listener:
                 reason = error.message
             finally:
                 self.state = "disconnected"
-            if monotonic() - started >= STABLE_AFTER_S:
+            if self._connected_at is not None and monotonic() - self._connected_at >= STABLE_AFTER_S:
                 pause = FIRST_PAUSE_S
             if not self._wanted_at_once.is_set():
                 log.info("socket to ComfyUI at %s lost: %s", self._client.url, reason)
@@ -94,6 +95,7 @@ class Listener:
         self._socket = await self._client.open_socket(self._client_id)
         try:
             self.state = "connected"
+            self._connected_at = monotonic()
             self.reconnects += self._connects > 0
             self._connects += 1
             reading = self._read(self._socket)

@@ -19,6 +19,7 @@ import aiohttp
 import pytest
 from processes import Engine, Service, at_rest, dead_url, eventually, files_in
 from talk import Answer, Api, assert_problem, half_an_upload
+from waiting import WAIT_S
 
 MIB = 1024 * 1024
 DISK_MIB = 64
@@ -205,7 +206,7 @@ async def start(data_dir: Path) -> tuple[int, str]:
     """Return the exit status and the output of a service that cannot start."""
     command = ["-m", "faceswap", "serve", "--port", "0", "--data-dir", str(data_dir), "--comfyui-url", "http://[::1]:9"]
     process = await asyncio.create_subprocess_exec(sys.executable, *command, stderr=asyncio.subprocess.PIPE)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(WAIT_S):
         _, printed = await process.communicate()
     assert process.returncode is not None
     return process.returncode, printed.decode()
