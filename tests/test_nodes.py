@@ -19,7 +19,7 @@ from node_rig import TIMEOUTS, NodeRig, Nodes
 from processes import dead_url, files_in
 from service_rig import EngineRig
 from system.tcp_proxy import TcpProxy
-from waiting import eventually, until
+from waiting import WAIT_S, eventually, until
 from yarl import URL
 
 from faceswap import app
@@ -322,12 +322,13 @@ async def test_health_names_the_nodes_and_who_holds_what(nodes: Nodes, tmp_path:
 async def test_no_outage_is_told_by_a_node_without_an_engine_while_another_has_one(
     nodes: Nodes, clip: Path, tmp_path: Path
 ) -> None:
-    timeouts = replace(TIMEOUTS, outage_s=0.0, gone_s=0.0, node_gone_s=60.0)
+    timeouts = replace(TIMEOUTS, outage_s=0.0, gone_s=0.0, node_gone_s=60.0, lease_s=WAIT_S)
     async with (
         EngineRig(tmp_path / "engine", paint=True) as engine,
         nodes.node("one", engine, timeouts=timeouts) as one,
         nodes.node("two", engine, timeouts=timeouts) as two,
     ):
+        await until(lambda: one.held)
         engine.hold()
         prompt_id = await two.post(clip)
         await until(lambda: engine.running)

@@ -96,7 +96,7 @@ async def far(url: str, proxy: TcpProxy) -> AsyncIterator[Store]:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let everything that waits for a database wait a short time only."""
     for name in ("CONNECT", "ACQUIRE", "COMMAND", "ROLLBACK"):
-        monkeypatch.setattr(driver, f"{name}_TIMEOUT_S", 3.0)
+        monkeypatch.setattr(driver, f"{name}_TIMEOUT_S", 6.0)
     monkeypatch.setattr(driver, "LISTEN_CHECK_S", 0.1)
     monkeypatch.setattr(database, "RETRY_S", 0.05)
 
@@ -416,7 +416,7 @@ async def test_a_statement_that_cannot_be_executed_is_not_repeated(store: Store)
 async def test_a_node_that_is_cut_off_is_told_and_goes_on_when_it_is_not(
     hasty: None, far: Store, proxy: TcpProxy, how: str
 ) -> None:
-    job = await create(far)
+    job = await retry_writes(lambda: create(far))
     getattr(proxy, how)()
     asked = (lambda: far.job(job.prompt_id), lambda: far.add_status(job.prompt_id, "x"), lambda: far.notify(["x"]))
     for ask in asked:

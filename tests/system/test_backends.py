@@ -112,7 +112,7 @@ async def test_the_work_of_a_stuck_engine_is_done_by_another(tmp_path: Path) -> 
         EngineRig(tmp_path / "stuck", stuck=True) as stuck,
         EngineRig(tmp_path / "good", paint=True) as good,
         running_service(
-            tmp_path / "data", stuck, good, timeouts=replace(QUICK, silence_s=0.5, stuck_s=3.0), segment_frames=6
+            tmp_path / "data", stuck, good, timeouts=replace(QUICK, silence_s=0.5, stuck_s=10.0), segment_frames=6
         ) as service,
     ):
         status = await service.ended(await service.post(clip_of(tmp_path, 24)))
