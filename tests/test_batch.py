@@ -29,6 +29,7 @@ from faceswap.cli.display import display
 from faceswap.cli.manifest import read_manifest
 from faceswap.cli.record import RECORD_NAME, Record, RecordError
 from faceswap.errors import BadRequest
+from faceswap.store import Store
 
 FACE = str(samples.FACE)
 CLIPS = 20
@@ -158,6 +159,38 @@ async def test_an_interrupt_cancels_the_jobs_of_a_batch_and_the_next_call_goes_o
         engine.release()
         told = await swap().run()
         assert {job["prompt_id"] for job in held} <= {end["prompt_id"] for end in told}
+        assert [end["status"] for end in told] == ["SUCCESS"] * 2
+
+
+async def test_an_interrupt_cancels_a_job_whose_submission_was_not_answered_yet_and_the_next_call_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with batch(tmp_path, 2) as (service, engine, swap, _):
+        engine.hold()
+        accepted, interrupted = asyncio.Event(), asyncio.Event()
+        create = Store.create
+
+        async def create_and_wait(store: Store, *arguments: Any, **more: Any) -> Any:
+            created = await create(store, *arguments, **more)
+            accepted.set()
+            await interrupted.wait()
+            return created
+
+        monkeypatch.setattr(Store, "create", create_and_wait)
+        command = await swap().begin()
+        await accepted.wait()
+        command.send_signal(signal.SIGINT)
+        await asyncio.sleep(0.1)
+        interrupted.set()
+        async with asyncio.timeout(WAIT_S):
+            await command.communicate()
+        assert command.returncode == 130
+        jobs = [job["prompt_id"] for job in (await service.get("/jobs"))["jobs"]]
+        for prompt_id in jobs:
+            assert (await service.ended(prompt_id))["status"] == "CANCELLED"
+        engine.release()
+        told = await swap().run()
+        assert set(jobs) <= {end["prompt_id"] for end in told}
         assert [end["status"] for end in told] == ["SUCCESS"] * 2
 
 

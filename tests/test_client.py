@@ -32,10 +32,17 @@ from faceswap.client import (
     JobStatus,
     ServerSentEvent,
     Upload,
+    service,
 )
 
 Serve = Callable[..., Awaitable[str]]
 RESULT = bytes(range(256)) * 4096
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client wait for what it takes back on a machine that stands still."""
+    monkeypatch.setattr(service, "CANCEL_TIMEOUT_S", WAIT_S)
 
 
 @pytest.fixture
@@ -356,6 +363,39 @@ async def test_a_swap_is_one_call_and_who_cancels_it_cancels_the_job(
         with pytest.raises(asyncio.CancelledError):
             await swapping
     assert cancelled.is_set()
+
+
+@pytest.mark.parametrize("is_sent", [True, False])
+async def test_who_cancels_a_submission_cancels_the_job_that_it_becomes(
+    serve: Serve, tmp_path: Path, is_sent: bool
+) -> None:
+    asked, answered, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def accept(request: web.Request) -> web.Response:
+        if is_sent:
+            await request.read()
+        asked.set()
+        await answered.wait()
+        return web.json_response({"prompt_id": "job"}, status=202)
+
+    async def cancel(_: web.Request) -> web.Response:
+        cancelled.set()
+        return web.json_response({"status": "CANCELLED"})
+
+    face = tmp_path / "face.png"
+    with face.open("wb") as file:
+        file.truncate(1000 if is_sent else 64 << 20)  # more than a connection takes that nobody reads
+    url = await serve(web.post("/face-swap", accept), web.post("/jobs/job/cancel", cancel))
+    async with FaceSwap(url) as client:
+        submitting = asyncio.create_task(client.submit(image=face, from_job="other"))
+        await asked.wait()
+        submitting.cancel()
+        if is_sent:
+            asyncio.get_running_loop().call_soon(answered.set)  # when it waits for the answer
+        with pytest.raises(asyncio.CancelledError):
+            await submitting
+    answered.set()
+    assert cancelled.is_set() == is_sent
 
 
 async def test_all_jobs_are_listed_page_by_page_up_to_the_limit(serve: Serve) -> None:

@@ -172,9 +172,7 @@ class Batch:
 
     async def _try(self, clip: Clip, task: Task) -> Result:
         """Find or make the clip's job, wait for its end, and save the result."""
-        prompt_id = await self._known_job(clip)
-        if prompt_id is None:
-            prompt_id = await self._new_job(clip, task)
+        prompt_id = await self._known_job(clip) or await self._new_job(clip, task)
         result = await follow(self._client, prompt_id, task, cancels=True)
         name = clip.output or self._record.free_name(clip, self._names[clip.key], Path(result.filename).suffix)
         self._record.change(clip, output=name, bytes=None)  # first: the name is taken, also after a kill
@@ -206,11 +204,14 @@ class Batch:
 
     async def _new_job(self, clip: Clip, task: Task) -> str:
         """Submit the clip; a submission that an earlier call could not finish is repeated, and makes one job."""
-        if not self._is_of(clip):
+        is_repeated = self._is_of(clip)
+        if not is_repeated:
             fresh = {"fingerprint": clip.fingerprint(), "service": self._service, "submission": str(uuid.uuid4())}
             self._record.change(clip, **fresh, prompt_id=None, bytes=None)
         prompt_id = await _submit(self._client, clip, task, self._record.entry(clip).submission)
         self._record.change(clip, prompt_id=prompt_id)
+        if is_repeated:  # the earlier call may have cancelled it
+            return await self._known_job(clip) or await self._new_job(clip, task)
         return prompt_id
 
     def _is_of(self, clip: Clip) -> bool:

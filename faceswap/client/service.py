@@ -133,7 +133,8 @@ class FaceSwap:
         Each input is a file, streamed from disk, an http(s) address as text, which the service fetches, or an upload.
         A large video is sent resumably, and that upload erased when the job has it.
         `video` may be a picture. `image` may be up to eight. A submission that was cut off, or that the service had no
-        room for, is repeated under the same idempotency key, so that it makes one job.
+        room for, is repeated under the same idempotency key, so that it makes one job. Who cancels this call when all
+        is sent cancels the job, once the service has answered.
         """
         inputs: list[tuple[str, Source]] = [("image", source) for source in _several(image)]
         if video is not None:
@@ -143,11 +144,23 @@ class FaceSwap:
         if video is not None and _size(video) > RESUMABLE_BYTES:
             upload = await self._send(video, tally)
             inputs[-1] = ("video", upload)
+        submitting = asyncio.create_task(self._submit(inputs, request, tally))
         try:
-            return await self._submit(inputs, request, tally)
+            return await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            if tally.sent < tally.total:
+                submitting.cancel()
+            await self._take_back(submitting)
+            raise
         finally:
             if upload is not None:
                 await self._give_up(upload)
+
+    async def _take_back(self, submitting: asyncio.Task[str]) -> None:
+        """Cancel the job that comes of a submission, unless that ends without one."""
+        with contextlib.suppress(FaceSwapError, TimeoutError, asyncio.CancelledError):
+            async with asyncio.timeout(CANCEL_TIMEOUT_S):
+                await self.cancel(await submitting)
 
     async def _submit(self, inputs: Sequence[tuple[str, Source]], request: Request, tally: Tally) -> str:
         headers = {"Prefer": "respond-async", "Idempotency-Key": request.get("idempotency_key") or str(uuid.uuid4())}
