@@ -1,18 +1,16 @@
 """Fixtures of all tests. This file also puts the helpers beside it on the import path."""
 
 import os
-import re
 from collections.abc import Iterator
 
 import pytest
 from forks import ForkServer
 from hypothesis import HealthCheck, settings
+from patience import be_patient
 from processes import Child
-from waiting import WAIT_S
 
 from faceswap.comfy import embedded
-from faceswap.media import process, worker
-from faceswap.store import postgres
+from faceswap.media import process
 
 # On a busy machine an example may take any time.
 settings.register_profile("suite", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -37,18 +35,9 @@ def usual_scheduler() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def patient_database(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the service in the test's own process wait for a database that is slow on a busy machine."""
-    for name in ("CONNECT", "ACQUIRE", "COMMAND"):
-        # Short enough for who waits for a silent one to be noticed.
-        monkeypatch.setattr(postgres, f"{name}_TIMEOUT_S", WAIT_S / 4)
-    monkeypatch.setattr(postgres, "_BEGIN", re.sub(r"\d+", str(int(WAIT_S / 4 * 1000)), postgres._BEGIN))
-
-
-@pytest.fixture(autouse=True)
-def patient_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the service in the test's own process wait for probes on a machine that stands still."""
-    monkeypatch.setattr(worker, "PROBE_TIMEOUT_S", WAIT_S)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the service in the test's own process wait for what is slow on a busy machine."""
+    be_patient(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -24,6 +24,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
+from patience import be_patient
+
 from faceswap.child_process import wait_within
 from faceswap.limits import FEW_THREADS, limit_process
 from faceswap.media.process import MAX_ANSWER_BYTES, Child
@@ -175,10 +177,11 @@ class Forks:
 
     @classmethod
     def prepared(cls, path: str) -> Self:
-        """Import everything, then listen."""
+        """Import everything, and be patient, then listen."""
         limit_process(resource.RLIM_INFINITY)
         for module in MODULES:
             importlib.import_module(module)
+        be_patient(setattr)
         gc.freeze()
         return cls(path)
 

@@ -40,7 +40,7 @@ RESULT = bytes(range(256)) * 4096
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def patient_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the client wait for what it takes back on a machine that stands still."""
     monkeypatch.setattr(service, "CANCEL_TIMEOUT_S", WAIT_S)
 

@@ -129,12 +129,18 @@ web.values = ["app.js", "style.css", "docs.css"]
 "path.upload_id" = {{ dictionary = "uploads", probability = 0.7 }}
 
 [checks]
+max_response_time = {REQUEST_S}
 positive_data_acceptance.expected-statuses = {json.dumps(GONE)}
 negative_data_rejection.expected-statuses = {json.dumps(REFUSED)}
 
 [[operations]]
 include-name = "DELETE /jobs/{{prompt_id}}"
 parameters = {{ "path.prompt_id" = {{ dictionary = "deleted", probability = 0.5 }} }}
+
+[[operations]]
+include-name = "GET /readyz"
+checks.not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", "503"]
+checks.positive_data_acceptance.expected-statuses = {json.dumps([*GONE, "503"])}
 
 [[operations]]
 include-name = "POST /face-swap"

@@ -16,13 +16,14 @@ from system.book import ENDS, Book, differing_events, durable, frames_of, story_
 from system.records import Row
 from system.stored_files import missing_and_left
 from system.world import World
+from waiting import eventually
 
-from faceswap.client import FaceSwap, FaceSwapError, JobEvent
+from faceswap.client import FaceSwap, FaceSwapError, JobEvent, JobStatus
 
 POLL_S = 0.5
 LATER_S = 12 * 3600
 """The time by which clocks are put forward: by a wrong clock, a job may have ended in what is the future by now."""
-TIDY_S = 30.0
+TIDY_S = 90.0
 """For what is due to be erased after a start."""
 
 
@@ -30,6 +31,21 @@ async def still_open(world: World) -> list[str]:
     """Return the jobs that have not ended, also those of which no user was told."""
     found = await world.records.rows("SELECT prompt_id FROM job WHERE finished_at IS NULL")
     return [row["prompt_id"] for row in found]
+
+
+async def status_of(client: FaceSwap, prompt_id: str) -> JobStatus:
+    """Return a job's status, as soon as the node can tell it."""
+
+    async def told() -> JobStatus | None:
+        try:
+            return await client.status(prompt_id)
+        except FaceSwapError as error:
+            if error.status not in (0, 503):
+                raise
+            return None
+
+    status: JobStatus = await eventually(told)
+    return status
 
 
 async def check_jobs(book: Book, world: World, folder: Path) -> None:
@@ -45,7 +61,7 @@ async def check_jobs(book: Book, world: World, folder: Path) -> None:
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(FaceSwap(await node.url())) for node in world.nodes]
         for number, prompt_id in enumerate(sorted(known)):
-            told = [await client.status(prompt_id) for client in clients]
+            told = [await status_of(client, prompt_id) for client in clients]
             status, state = told[0], known[prompt_id]["state"]
             if {document["status"] for document in told} != {state}:
                 book.violated(f"{prompt_id} is {state} in the database, and /status says {told}")

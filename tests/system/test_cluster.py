@@ -21,6 +21,7 @@ from system.chaos import ClusterChaos
 from system.cluster import Cluster
 from system.cluster_users import socket_events
 from system.proxy import Ledger, Proxy
+from system.reckoning import status_of
 from system.tcp_proxy import TcpProxy
 from system.world import Node
 from waiting import POLL_S, WAIT_S
@@ -57,15 +58,7 @@ class Rig:
     async def status(self, prompt_id: str, node: Node) -> dict[str, Any]:
         """Return a job's status, as soon as the node can tell it."""
         async with FaceSwap(await node.url()) as client:
-
-            async def told() -> dict[str, Any] | None:
-                try:
-                    return await client.status(prompt_id)
-                except FaceSwapError as error:
-                    assert error.status in (0, 503), error
-                    return None
-
-            return dict(await eventually(told))
+            return dict(await status_of(client, prompt_id))
 
     async def has_succeeded(self, prompt_id: str, node: Node) -> bool:
         return bool((await self.status(prompt_id, node))["status"] == "SUCCESS")
@@ -109,7 +102,7 @@ class Rig:
             node = nodes[number % len(nodes)]
             if node.is_up:
                 after = heard[-1].id if heard else None
-                with contextlib.suppress(FaceSwapError, aiohttp.ClientError, ConnectionError):
+                with contextlib.suppress(FaceSwapError, aiohttp.ClientError, ConnectionError, TimeoutError):
                     async with FaceSwap(await node.url(), resumes=0) as client:
                         watch = socket_events(await node.url(), prompt_id, after)
                         async for event in watch if number % 2 else client.events(prompt_id, after):

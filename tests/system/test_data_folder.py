@@ -197,7 +197,7 @@ def folder(path: Path) -> None:
 
 
 def locked(path: Path) -> sqlite3.Connection:
-    database = sqlite3.connect(path, isolation_level=None)
+    database = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)
     database.execute("BEGIN EXCLUSIVE")
     return database
 

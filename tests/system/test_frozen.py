@@ -17,11 +17,13 @@ from aiohttp import web
 from clips import make_clip, read_numbers
 from processes import Engine, eventually
 from service_rig import QUICK, EngineRig, Handler, ServiceRig, running_service
-from waiting import until
+from waiting import WAIT_S, until
 
 from faceswap.api import keys
 
 FRAMES = 16
+PATIENT = replace(QUICK, unreachable_s=WAIT_S)
+"""No engine is given up because the machine stands still."""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +73,8 @@ async def start_of_a_job(folder: Path, clip: Path, engines: list[Engine]) -> str
     """Start a job of four segments on both engines, which stop after a frame until `release`; kill the service."""
     for engine in engines:
         await engine.hold()
-    async with running_service(folder, *(engine.url for engine in engines), segment_frames=4) as service:
+    urls = [engine.url for engine in engines]
+    async with running_service(folder, *urls, timeouts=PATIENT, segment_frames=4) as service:
         await service.ready(2)
         prompt_id = await service.post(clip)
         await eventually(lambda: at_work(*engines))
@@ -126,7 +129,7 @@ async def test_a_restart_while_one_of_two_engines_is_gone_for_good_has_the_other
 async def test_what_a_short_freeze_interrupted_is_taken_up_and_never_done_again(clip: Path, tmp_path: Path) -> None:
     async with Engine(tmp_path / "a") as one, Engine(tmp_path / "b") as two:
         prompt_id = await start_of_a_job(tmp_path / "data", clip, [one, two])
-        async with running_service(tmp_path / "data", one.url, two.url, segment_frames=4) as service:
+        async with running_service(tmp_path / "data", one.url, two.url, timeouts=PATIENT, segment_frames=4) as service:
             with frozen(one):
                 for engine in (one, two):
                     engine.release()
@@ -194,10 +197,12 @@ async def test_what_was_given_up_is_stopped_after_a_restart_too(clip: Path, tmp_
     async with EngineRig(tmp_path / "a", lie) as one, EngineRig(tmp_path / "b") as two:
         one.hold()
         two.hold()
-        async with running_service(data, one, two, timeouts=timeouts, segment_frames=8) as service:
+        async with running_service(data, one, two, timeouts=PATIENT, segment_frames=8) as service:
             prompt_id = await service.post(clip)
             await until(lambda: one.running and two.running)
             given_up = one.running
+            for backend in service.client.app[keys.SCHEDULER].backends:
+                backend.timeouts = timeouts
             way.is_cut = True
             two.release()
             await ended_well(service, prompt_id, tmp_path)

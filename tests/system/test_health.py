@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from processes import Engine, Service, eventually, service_and_engine
 from talk import Answer, Api
+from waiting import WAIT_S
 
 from faceswap import __version__
 
@@ -43,7 +44,8 @@ async def in_time(api: Api, path: str, bound_s: float) -> Answer | None:
 async def test_with_an_engine_everything_is_healthy(api: Api, engine: Engine) -> None:
     async def healthy() -> dict[str, Any] | None:  # a look that takes too long is told as what it looked at
         document = await health(api)
-        return document if (document["status"], document["watchers"]) == ("healthy", 0) else None
+        is_at_rest = (document["status"], document["watchers"], document["outage"]) == ("healthy", 0, None)
+        return document if is_at_rest else None
 
     document = await eventually(healthy)
     assert document.pop("disk_free_mb") > 0
@@ -143,7 +145,7 @@ async def test_a_locked_database_is_told_without_waiting_for_it_and_recovers(
     async with folder_service() as service:
         api = api_of(service)
         path = service.data_dir / "faceswap.db"
-        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as database:
+        with contextlib.closing(sqlite3.connect(path, timeout=WAIT_S, isolation_level=None)) as database:
             database.execute("BEGIN IMMEDIATE")
 
             async def unwritable() -> bool:

@@ -19,6 +19,7 @@ from clips import make_clip, read_numbers
 from ports import free_port
 from processes import Engine, Service, dead_url, eventually
 from service_rig import QUICK, EngineRig, Handler, Middleware, running_service, service_and_engines
+from waiting import until
 
 from faceswap import recovery
 from faceswap.client import FaceSwap
@@ -309,6 +310,7 @@ async def test_the_log_has_a_line_for_each_step_in_a_jobs_life(
     async with service_and_engines(tmp_path, paint=True) as (service, (engine,)):
         prompt_id = await service.post(clip)
         await service.ended(prompt_id)
+        await until(lambda: f"job {prompt_id} ended" in caplog.text)
         lines = [record.getMessage() for record in caplog.records if prompt_id in record.getMessage()]
         assert lines[0] == f"job {prompt_id} accepted: 12 frames of 128×96 in 1 segments"
         assert lines[1].startswith(f"job {prompt_id} started: at {engine.url} after ")
@@ -327,8 +329,12 @@ async def test_more_than_a_hundred_engines_keep_their_sockets_and_are_given_work
         service = await stack.enter_async_context(running_service(tmp_path / "data", *engines, timeouts=timeouts))
         status = await service.ended(await service.post(clip))
         assert (status["status"], status["attempts"]) == ("SUCCESS", 1)
-        async with service.client.get("/readyz") as response:
-            assert response.status == 200
+
+        async def is_ready() -> bool:
+            async with service.client.get("/readyz") as response:
+                return response.status == 200
+
+        await eventually(is_ready)
 
 
 async def test_a_segment_that_was_planned_for_more_memory_is_cut(tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ async def test_the_copy_for_pieces_is_made_once_and_a_job_outlives_its_loss(
     monkeypatch.setattr(MediaWorker, "_check", losing)
     clip = CLIPS["one group"](tmp_path)
     settings, engine = {"segment_frames": SEGMENT}, {"streams": False, "paint": True}
-    async with service_and_engines(tmp_path, 4, settings=settings, **engine) as (service, engines):
+    async with service_and_engines(tmp_path, 2, settings=settings, **engine) as (service, engines):
         prompt_id = await service.post(clip)
         status = await service.ended(prompt_id)
         assert (status["status"], status["warnings"]) == ("SUCCESS", []), status

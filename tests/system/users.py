@@ -78,7 +78,7 @@ class Users:
                 continue
             self._book.done[how.__name__.strip("_").replace("_", " ")] += 1
             self._book.promised.add(prompt_id)
-            if dice.random() < WATCHES:
+            if number == 0 or dice.random() < WATCHES:
                 self._watch(prompt_id)
             if dice.random() < CANCELS:
                 await asyncio.sleep(dice.uniform(0, 2))
