@@ -191,6 +191,7 @@ async def test_an_engine_that_keeps_failing_is_tried_again_with_growing_pauses(
         await rest(0)
 
     monkeypatch.setattr(embedded_module.asyncio, "sleep", note)
+    monkeypatch.setattr(embedded_module, "STABLE_AFTER_S", 0.0)  # however long an engine takes not to listen
     engine = EmbeddedEngine(tmp_path, command=("/bin/false",))
     task = asyncio.create_task(engine.run(lambda url: None))
     while len(pauses) < 11:

@@ -249,6 +249,7 @@ async def test_pauses_grow_to_a_limit_and_never_fall_in_step(monkeypatch: pytest
 
     monkeypatch.setattr(Listener, "_pause", note)
     monkeypatch.setattr(listener_module, "FIRST_PAUSE_S", 0.2)
+    monkeypatch.setattr(listener_module, "STABLE_AFTER_S", 0.0)  # however long a connection takes not to come about
     async with aiohttp.ClientSession() as session:
         listener = Listener(ComfyClient(URL("http://127.0.0.1:9"), session), "cl", print, lambda: None)
         with pytest.raises(RuntimeError, match="enough"):
