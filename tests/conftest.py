@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 from forks import ForkServer
 from hypothesis import HealthCheck, settings
-from patience import be_patient
+from patience import be_patient, be_patient_with_looks
 from processes import Child
 
 from faceswap.comfy import embedded
@@ -38,6 +38,7 @@ def usual_scheduler() -> Iterator[None]:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the service in the test's own process wait for what is slow on a busy machine."""
     be_patient(monkeypatch.setattr)
+    be_patient_with_looks(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import postgres
 import pytest
 from stored_jobs import opened
-from waiting import until
+from waiting import WAIT_S, eventually, until
 
 from faceswap.comfy.backend import BackendPool
 from faceswap.config import ConfigError, Settings, Timeouts
@@ -66,14 +66,19 @@ async def test_alone_with_its_database_a_node_tells_nothing(tmp_path: Path) -> N
 
 
 async def test_nodes_see_each_other_until_they_leave_or_are_gone(store: Store) -> None:
-    one, two = node(store, "one", 1.0), node(store, "two", 1.0)
+    one, two = node(store, "one", WAIT_S), node(store, "two", WAIT_S)
     await two.join()
     await one.join()
     assert [row.name for row in one.others] == ["two"]
+    one._gone_s = 1.0
     running = asyncio.create_task(one.run())
     await until(lambda: not one.others)  # two has told nothing any more
-    await two.join()
-    await until(lambda: one.others)
+
+    async def is_seen_again() -> bool:
+        await two.join()
+        return bool(one.others)
+
+    await eventually(is_seen_again)
     await two.leave()
     await until(lambda: not one.others)
     running.cancel()

@@ -45,8 +45,10 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
         yield Nodes(tmp_path, url)
 
 
-async def three(stack: AsyncExitStack, nodes: Nodes, *engines: EngineRig) -> list[NodeRig]:
-    return [await stack.enter_async_context(nodes.node(name, *engines)) for name in ("one", "two", "three")]
+async def three(stack: AsyncExitStack, nodes: Nodes, engine: EngineRig, **changes: float) -> list[NodeRig]:
+    timeouts = replace(TIMEOUTS, **changes)
+    names = ("one", "two", "three")
+    return [await stack.enter_async_context(nodes.node(name, engine, timeouts=timeouts)) for name in names]
 
 
 async def holder(rigs: list[NodeRig]) -> tuple[NodeRig, list[NodeRig]]:
@@ -177,7 +179,7 @@ async def test_a_preview_is_there_at_every_node(nodes: Nodes, clip: Path, tmp_pa
         return await handler(request)
 
     async with EngineRig(tmp_path / "engine", begin_when_watched, paint=True) as engine, AsyncExitStack() as stack:
-        rigs += await three(stack, nodes, engine)
+        rigs += await three(stack, nodes, engine, lease_s=WAIT_S)
         engine.hold()
         prompt_id = await rigs[0].post(clip)
         told: list[dict[str, Any]] = []
@@ -212,8 +214,11 @@ async def test_a_node_that_is_stopped_leaves_its_engine_to_another_at_once_and_n
         engine.release()
         status = await two.ended(prompt_id)
         assert (status["status"], status["attempts"], engine.submissions) == ("SUCCESS", 1, 1)
-        health = await two.get("/health")
-        assert [node["name"] for node in health["nodes"]] == ["two"]
+
+        async def is_alone() -> bool:
+            return [node["name"] for node in (await two.get("/health"))["nodes"]] == ["two"]
+
+        await eventually(is_alone)
 
 
 async def test_a_node_that_is_cut_off_from_the_database_is_replaced_and_comes_back_as_a_follower(
@@ -300,22 +305,21 @@ async def test_nodes_share_the_engines(nodes: Nodes, clip: Path, tmp_path: Path)
 
 async def test_health_names_the_nodes_and_who_holds_what(nodes: Nodes, tmp_path: Path) -> None:
     async with EngineRig(tmp_path / "engine") as engine, AsyncExitStack() as stack:
-        rigs = await three(stack, nodes, engine)
+        rigs = await three(stack, nodes, engine, lease_s=WAIT_S, node_gone_s=WAIT_S / 4)
         ours, _ = await holder(rigs)
 
-        async def told() -> bool:
+        async def told() -> dict[str, Any] | None:
             health = await rigs[0].get("/health")
             names = [node["name"] for node in health["nodes"]]
             leases = {lease["name"]: lease for lease in health["leases"]}
             lease = leases.get(f"backend:{engine.url}", {"left_s": 0, "holder": None})
-            return names == ["one", "three", "two"] and lease["left_s"] > 0 and lease["holder"] == ours.name
+            is_held = lease["left_s"] > 0 and lease["holder"] == ours.name
+            return health if is_held and (names, health["status"]) == (["one", "three", "two"], "healthy") else None
 
-        await eventually(told)
-        health = await rigs[0].get("/health")
+        health = await eventually(told)
         [node] = [node for node in health["nodes"] if node["name"] == ours.name]
         assert node["seen_s_ago"] < 120
         assert node["backends"][0]["url"] == engine.url
-        assert health["status"] == "healthy"
         assert (await rigs[1].checks())["feed"]
 
 
@@ -339,12 +343,13 @@ async def test_no_outage_is_told_by_a_node_without_an_engine_while_another_has_o
 
 
 async def test_a_node_with_files_of_its_own_does_not_join_others(nodes: Nodes, tmp_path: Path) -> None:
-    async with EngineRig(tmp_path / "engine") as engine, nodes.node("one", engine):
+    timeouts = replace(TIMEOUTS, node_gone_s=WAIT_S)
+    async with EngineRig(tmp_path / "engine") as engine, nodes.node("one", engine, timeouts=timeouts):
         with pytest.raises(ConfigError, match="FACESWAP_FILES_URL: the node one uses this database, and this node"):
-            await web.AppRunner(nodes.app("two", engine, files_url="")).setup()
-    async with EngineRig(tmp_path / "other") as engine, nodes.node("one", engine, files_url=""):
+            await web.AppRunner(nodes.app("two", engine, timeouts=timeouts, files_url="")).setup()
+    async with EngineRig(tmp_path / "other") as engine, nodes.node("one", engine, timeouts=timeouts, files_url=""):
         with pytest.raises(ConfigError, match="FACESWAP_FILES_URL: the node one uses this database, and the node one"):
-            await web.AppRunner(nodes.app("two", engine)).setup()
+            await web.AppRunner(nodes.app("two", engine, timeouts=timeouts)).setup()
 
 
 @pytest.mark.parametrize(

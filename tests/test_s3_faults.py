@@ -38,7 +38,7 @@ def place(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a silent server for a short time only."""
-    monkeypatch.setattr(objects, "REQUEST_S", 2.0)
+    monkeypatch.setattr(objects, "REQUEST_S", 6.0)
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ async def test_what_s3_cannot_take_now_is_told_and_taken_later(place: Place, s3_
     s3_proxy.available = True
     await files.keep_segment(a_segment("job"))
     assert place.stored() == [f"segments/job/{a_segment('job').output_file}"]
-    assert await files.is_available() and not await files.fetch_inputs("job", inputs_of())
+    assert await eventually(files.is_available) and not await files.fetch_inputs("job", inputs_of())
 
 
 async def test_what_cannot_be_deleted_now_is_deleted_when_it_can_be(place: Place, s3_proxy: S3Proxy) -> None:
@@ -153,7 +153,7 @@ async def test_a_copy_that_is_cut_off_is_not_there_at_all(place: Place, way: Tcp
 
 
 async def test_a_server_that_is_silent_is_waited_for_no_longer_than_the_bound(
-    hasty: None, place: Place, way: TcpProxy
+    hasty: None, place: Place, way: TcpProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files = await place.started()
     await make_segment(files)
@@ -162,6 +162,7 @@ async def test_a_server_that_is_silent_is_waited_for_no_longer_than_the_bound(
     for request in (files.keep_segment(a_segment("job")), files.preview("job"), files.mark_erasure("job")):
         with pytest.raises(FilesUnavailable):
             await request
+    monkeypatch.setattr(s3, "PREVIEW_S", 0.5)
     with pytest.raises(TimeoutError):
         await files.put_preview("job", b"missed")
     way.heal()

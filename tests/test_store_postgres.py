@@ -481,14 +481,14 @@ async def test_the_server_notices_a_silent_network_on_every_connection(url: str)
 async def test_a_transfer_may_take_longer_than_other_transactions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(1); RETURN NEW; END $$"
+    slow = "CREATE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(6); RETURN NEW; END $$"
     with postgres.empty_database() as url:
         async with opened(url):
             for statement in (slow, "CREATE TRIGGER wait BEFORE INSERT ON job FOR EACH ROW EXECUTE FUNCTION wait()"):
                 postgres.sql(url, statement)
         monkeypatch.setattr(driver, "_BOUND_TRANSACTION", driver._BOUND_TRANSACTION.replace("30000", "300"))
         monkeypatch.setattr(driver, "_BEGIN", re.sub(r"\d+", "300", driver._BEGIN))
-        monkeypatch.setattr(driver, "COMMAND_TIMEOUT_S", 0.6)
+        monkeypatch.setattr(driver, "COMMAND_TIMEOUT_S", 5.0)
         async with opened(tmp_path / "jobs.db") as source, opened(url) as target:
             job = await create(source)
 

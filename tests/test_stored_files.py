@@ -16,7 +16,7 @@ from file_places import PLACES, SHARED, Place, make_place
 from processes import files_in
 from s3_servers import KINDS
 from stored_jobs import acquire, claim, create, new_job, opened, run_to_success
-from waiting import until
+from waiting import eventually, until
 
 from faceswap.assembly import Assembly
 from faceswap.config import ConfigError, Settings, Timeouts
@@ -367,7 +367,7 @@ async def test_copies_go_that_this_node_does_not_need(shared: Place) -> None:
 
 async def test_room_is_that_of_the_disk(place: Place) -> None:
     files = await place.started()
-    assert await files.free_bytes() > 0 and await files.is_available()
+    assert await files.free_bytes() > 0 and await eventually(files.is_available)
 
 
 @pytest.fixture

@@ -79,14 +79,16 @@ class Reader:
 
     async def events(self, answer: bytes = b"") -> list[tuple[int, str]]:
         """Read on to the end; returns the number and the message of each event."""
+        end = b"0\r\n\r\n" if self._version == "1.1" else b"cancelled\n\n"
+        received = bytearray(answer)
         async with asyncio.timeout(WAIT_S):
-            while not answer.endswith(b"0\r\n\r\n" if self._version == "1.1" else b"cancelled\n\n"):
+            while not received.endswith(end):
                 read = await self.read()
                 if not read:
                     break
-                answer += read
+                received += read
         self.close()
-        head, _, body = answer.partition(b"\r\n\r\n")
+        head, _, body = bytes(received).partition(b"\r\n\r\n")
         assert b"200 OK" in head
         if self._version == "1.1":
             assert b"Transfer-Encoding: chunked" in head
@@ -97,15 +99,17 @@ class Reader:
 
 def unchunked(body: bytes) -> bytes:
     """Return what stands in the chunks of an answer, all of which must be there."""
-    whole = b""
+    whole, at = bytearray(), 0
     while True:
-        size, _, body = body.partition(b"\r\n")
-        if int(size, 16) == 0:
-            assert body == b"\r\n"
-            return whole
-        whole += body[: int(size, 16)]
-        assert body[int(size, 16) :][:2] == b"\r\n"
-        body = body[int(size, 16) + 2 :]
+        begin = body.index(b"\r\n", at) + 2
+        size = int(body[at:begin], 16)
+        end = begin + size
+        assert body[end : end + 2] == b"\r\n"
+        if size == 0:
+            assert end + 2 == len(body)
+            return bytes(whole)
+        whole += body[begin:end]
+        at = end + 2
 
 
 @pytest.fixture
@@ -159,7 +163,10 @@ async def test_who_comes_back_gets_what_is_missing_only(world: World) -> None:
     assert numbers(await watcher.events()) == [4, 5, 6]
 
 
-async def test_a_watcher_that_is_behind_gets_everything_in_order_once_it_reads(world: World) -> None:
+async def test_a_watcher_that_is_behind_gets_everything_in_order_once_it_reads(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "WRITE_TIMEOUT_S", WAIT_S)
     slow, fast = await world.watch(), await world.watch()
     reading = asyncio.create_task(fast.events())
     for number in range(MANY):

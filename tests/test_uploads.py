@@ -354,6 +354,7 @@ async def begins(client: Client, path: str) -> None:
 
 
 async def test_one_request_at_a_time_adds_to_an_upload(ann: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads_module, "SILENCE_S", WAIT_S)
     path = await ann.create(10)
     async with sending(ann, path, 0, 10, b"123"):
         await begins(ann, path)

@@ -374,6 +374,7 @@ async def migrate(connect: Callable[[], Any], migrations: Path) -> None:
                 await execute("".join(script for number, script in known.items() if number > version))
                 await execute(f"DELETE FROM schema_version; INSERT INTO schema_version (version) VALUES ({newest})")
             await execute("COMMIT")
+        with suppress(*DRIVER_ERRORS):  # it has succeeded, however the database takes the leave
             await connection.close(timeout=ROLLBACK_TIMEOUT_S)
     finally:
         connection.terminate()
