@@ -719,6 +719,16 @@ async def test_other_moves_that_are_repeated_after_a_lost_answer_count_once(
 # Migrations.
 
 
+async def test_a_migration_has_succeeded_however_long_the_database_takes_to_say_goodbye() -> None:
+    class Late(asyncpg.Connection):
+        async def close(self, *, timeout: float | None = None) -> None:
+            raise TimeoutError
+
+    with postgres.empty_database() as url:
+        await driver.migrate(lambda: asyncpg.connect(url, connection_class=Late), MIGRATIONS)
+        assert await driver.find_version(url, MIGRATIONS) == (NEWEST, NEWEST)
+
+
 async def test_nodes_that_start_at_once_migrate_once() -> None:
     with postgres.empty_database() as url:
         stores = await asyncio.gather(*(Store.open(url, MIGRATIONS, lambda event: None) for _ in range(4)))
