@@ -48,9 +48,10 @@ def children() -> list[psutil.Process]:
     return [process for process in psutil.Process().children() if is_worker(process)]
 
 
-def big_clip(path: Path) -> Path:
-    """Make a clip that takes seconds to verify."""
-    return clips.make_clip(path, 60, size=(1280, 720), b_frames=0)
+def endless(path: Path) -> Path:
+    """Make a file that a worker waits for when it opens it."""
+    os.mkfifo(path)
+    return path
 
 
 async def test_facts_come_through_the_worker_as_they_are(tmp_path: Path, media: MediaWorker) -> None:
@@ -112,14 +113,14 @@ async def test_at_most_two_probes_run_at_once(tmp_path: Path, media: MediaWorker
 
 
 async def test_a_worker_that_is_killed_is_one_error_and_is_replaced(tmp_path: Path, media: MediaWorker) -> None:
-    clip = big_clip(tmp_path / "clip.mp4")
-    check = asyncio.create_task(media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, crf=20))
+    clip, fifo = clips.make_clip(tmp_path / "clip.mp4"), endless(tmp_path / "fifo")
+    check = asyncio.create_task(media.verify(clip, fifo, first_frame=0, frame_count=24, frame_rate=None, crf=20))
     await until(lambda: bool(children()))
     children()[0].kill()
     with pytest.raises(JobFailure) as failure:
         await check
     assert (failure.value.code, failure.value.transient) == ("check_failed", True)
-    assert (await media.probe_video(clip, 1000)).frames == 60
+    assert (await media.probe_video(clip, 1000)).frames == 24
 
 
 async def test_a_worker_that_met_bad_media_is_not_used_again(tmp_path: Path, media: MediaWorker) -> None:
@@ -195,8 +196,8 @@ async def test_memory_beyond_the_limit_is_refused_not_taken(tmp_path: Path) -> N
 
 
 async def test_a_cancelled_call_ends_its_worker(tmp_path: Path, media: MediaWorker) -> None:
-    clip = big_clip(tmp_path / "clip.mp4")
-    check = asyncio.create_task(media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, crf=20))
+    clip, fifo = clips.make_clip(tmp_path / "clip.mp4"), endless(tmp_path / "fifo")
+    check = asyncio.create_task(media.verify(clip, fifo, first_frame=0, frame_count=24, frame_rate=None, crf=20))
     await until(lambda: bool(children()))
     check.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -227,11 +228,10 @@ async def test_an_idle_worker_ends_after_a_while(
 
 
 async def test_closing_ends_all_workers_in_the_middle_of_their_work(tmp_path: Path) -> None:
-    clip = big_clip(tmp_path / "clip.mp4")
+    clip, fifo = clips.make_clip(tmp_path / "clip.mp4"), endless(tmp_path / "fifo")
     media = MediaWorker()
-    check = asyncio.create_task(media.verify(clip, clip, first_frame=0, frame_count=60, frame_rate=None, crf=20))
+    check = asyncio.create_task(media.verify(clip, fifo, first_frame=0, frame_count=24, frame_rate=None, crf=20))
     await until(lambda: bool(children()))
-    children()[0].suspend()  # so that it is not done before
     await media.probe_video(clip, 1000)
     await until(lambda: len(children()) == 2)
     await media.close()
