@@ -38,6 +38,10 @@ run: $(VENV)/.installed ## run the service on http://127.0.0.1:8000 with its emb
 test: $(VENV)/.installed-dev ## run the whole test suite
 	$(PYTEST) $(ARGS)
 
+.PHONY: freeze
+freeze: $(VENV)/.installed-dev ## the whole test suite while its processes stand still now and then; SEED=…
+	$(BIN)/python tests/freeze.py $(if $(SEED),--seed $(SEED)) $(PYTEST) $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## check style, formatting and types
 	$(BIN)/ruff check .
