@@ -19,7 +19,7 @@ Change = Callable[[ModuleType, str, Any], object]
 """Changes a value, by its module and name."""
 
 LATER = 10
-"""How many times longer than usual a look may take. Some tests wait for one that ends with its bound."""
+"""The multiple of its usual time that a look may take. Some tests wait for one that ends with its bound."""
 
 
 def be_patient(change: Change) -> None:
