@@ -35,7 +35,7 @@ def usual_scheduler() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def patient_service(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the service in the test's own process wait for what is slow on a busy machine."""
     be_patient(monkeypatch.setattr)
     be_patient_with_looks(monkeypatch.setattr)
