@@ -301,6 +301,7 @@ async def test_clearing_the_queue_spares_what_runs(tmp_path: Path) -> None:
     async with held(tmp_path) as (rig, release), rig.socket() as mine:
         await rig.submit(workflow(), "one")
         await rig.submit(workflow(), "two")
+        await mine.until(lambda f: f["type"] == "progress" and f["data"]["node"] == "3")
         await rig.post("/queue", {"clear": True})
         assert await rig.get("/prompt") == {"exec_info": {"queue_remaining": 1}}
         release()
@@ -317,10 +318,11 @@ async def test_an_engine_that_stops_begins_no_prompt_that_waits(tmp_path: Path) 
 
 async def test_prompts_run_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     async with held(tmp_path) as (rig, release), rig.socket() as mine:
-        numbers = [
-            (await rig.submit(workflow(filename_prefix=name), name, **more))["number"]
-            for name, more in (("pa", {}), ("pb", {}), ("pc", {"front": True}), ("pd", {"number": -1000.5}))
-        ]
+        numbers = []
+        for name, more in (("pa", {}), ("pb", {}), ("pc", {"front": True}), ("pd", {"number": -1000.5})):
+            numbers.append((await rig.submit(workflow(filename_prefix=name), name, **more))["number"])
+            if name == "pa":
+                await mine.until(lambda f: f["type"] == "progress" and f["data"]["node"] == "3")
         assert numbers == [0, 1, -2, -1000.5]
         release()
         await mine.until_end("pb")

@@ -123,7 +123,7 @@ class Manager:
         """End the manager and everything it has started."""
 
         async def ends() -> bool:
-            if (main := self._main) is not None:
+            if self._outer.returncode is None and (main := self._main) is not None:
                 with suppress(psutil.NoSuchProcess):  # it has ended since it was looked for
                     main.kill()
             return self._outer.returncode is not None
