@@ -44,15 +44,19 @@ class EngineWatch:
         self._told: set[str] = set()
         self._well_at, self._well_since = monotonic(), datetime.now(UTC)
 
-    async def look(self, *, elsewhere: bool = False, tells: bool = True) -> JobFailure | None:
+    async def look(self, *, elsewhere: bool | None = False, tells: bool = True) -> JobFailure | None:
         """Look at the engines, and tell the jobs that wait for one of any change.
 
         Return the failure that these jobs are to end with when none has been there for too long. `elsewhere`: another
-        node may have one that can be given work. Of several nodes one `tells` the jobs.
+        node may have one that can be given work; None while nobody can tell. Of several nodes one `tells` the jobs.
         """
         if elsewhere or any(backend.healthy for backend in self._backends):
             self._well_at, self._well_since = monotonic(), datetime.now(UTC)
             await self._all_clear()
+            return None
+        if elsewhere is None:  # what was told stands, and nothing else is told
+            if self.outage is None:
+                self._well_at, self._well_since = monotonic(), datetime.now(UTC)
             return None
         gone_s = monotonic() - self._well_at
         if gone_s > self._timeouts.outage_s:

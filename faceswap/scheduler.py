@@ -377,10 +377,10 @@ class Scheduler:
                 for prompt_id in waiting:
                     await self._end_failed(prompt_id, failure)
 
-    def _may_be_elsewhere(self) -> bool:
-        """Return whether another node may have an engine that can be given work."""
+    def _may_be_elsewhere(self) -> bool | None:
+        """Return whether another node may have an engine that can be given work, None while nobody can tell."""
         if self._store.is_shared:
-            return self._pool.elsewhere or not self._node.is_sure
+            return self._pool.elsewhere if self._node.is_sure else None
         return self._held.sure < len(self.backends)
 
     async def _tell_of_outages(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,9 @@ QUICK = Timeouts(
     retry_s=(0.1, 0.2),
 )
 """Pauses a test can wait for; an engine has long enough to answer and to stop on a busy machine, and to be held."""
+
+PATIENT = replace(QUICK, unreachable_s=WAIT_S)
+"""No engine is given up because the machine stands still."""
 
 
 class PlainServer(TestServer):

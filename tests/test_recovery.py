@@ -192,6 +192,20 @@ async def test_a_node_tells_of_no_outage_while_another_may_have_an_engine(store:
     assert await watch.look() is not None
 
 
+async def test_while_a_node_cannot_tell_of_others_an_outage_neither_begins_nor_ends(store: BusyStore) -> None:
+    job = await create(store)
+    watch = EngineWatch(store, BackendPool().backends, Timeouts(outage_s=0.0, gone_s=3600.0))
+    await until(lambda: asyncio.get_running_loop().time() > watch._well_at)
+    assert await watch.look(elsewhere=None) is None
+    assert watch.outage is None
+    await until(lambda: asyncio.get_running_loop().time() > watch._well_at)
+    await watch.look()
+    assert watch.outage is not None
+    told = await store.events(job.prompt_id, 0)
+    await watch.look(elsewhere=None)
+    assert watch.outage is not None and await store.events(job.prompt_id, 0) == told
+
+
 async def test_a_job_that_is_erased_while_the_disk_is_full_ends_the_wait_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

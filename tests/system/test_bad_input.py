@@ -145,7 +145,7 @@ async def first_line(api: Api, *headers: str) -> bytes:
     reader, writer = await api.raw()
     lines = ["POST /face-swap HTTP/1.1", "Host: localhost", "Content-Type: multipart/form-data; boundary=b", *headers]
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(WAIT_S):
         line = await reader.readline()
     writer.close()
     return line

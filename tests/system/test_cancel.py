@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 from clips import make_clip
 from processes import dead_url, eventually
-from service_rig import Handler, ServiceRig, running_service, service_and_engines
+from service_rig import PATIENT, Handler, ServiceRig, running_service, service_and_engines
 from talk import on_both_databases
 
 from faceswap.api import keys
@@ -86,7 +86,7 @@ async def test_while_files_are_on_their_way(stage: str, clip: Path, tmp_path: Pa
 
 
 async def test_while_it_waits_behind_another_in_comfyui(clip: Path, tmp_path: Path) -> None:
-    async with service_and_engines(tmp_path) as (service, (engine,)):
+    async with service_and_engines(tmp_path, timeouts=PATIENT) as (service, (engine,)):
         engine.hold()
         other = await service.post(clip)
         await eventually(lambda: true(engine.running))
@@ -115,7 +115,7 @@ async def test_while_it_runs_though_interrupts_get_lost(clip: Path, tmp_path: Pa
             return web.Response()
         return await handler(request)
 
-    async with service_and_engines(tmp_path, lie=lie) as (service, engines):
+    async with service_and_engines(tmp_path, lie=lie, timeouts=PATIENT) as (service, engines):
         engine = engines[0]
         engine.hold()
         running = await service.post(clip)
@@ -134,7 +134,7 @@ async def test_while_its_segments_run_on_several_engines(
     clip: Path, tmp_path: Path, own_database: dict[str, object]
 ) -> None:
     settings = {"segment_frames": 2, **own_database}
-    async with service_and_engines(tmp_path, 2, settings=settings) as (service, engines):
+    async with service_and_engines(tmp_path, 2, timeouts=PATIENT, settings=settings) as (service, engines):
         for engine in engines:
             engine.hold()
         prompt_id = await service.post(clip)

@@ -16,14 +16,12 @@ import pytest
 from aiohttp import web
 from clips import make_clip, read_numbers
 from processes import Engine, eventually
-from service_rig import QUICK, EngineRig, Handler, ServiceRig, running_service
-from waiting import WAIT_S, until
+from service_rig import PATIENT, QUICK, EngineRig, Handler, ServiceRig, running_service
+from waiting import until
 
 from faceswap.api import keys
 
 FRAMES = 16
-PATIENT = replace(QUICK, unreachable_s=WAIT_S)
-"""No engine is given up because the machine stands still."""
 
 
 @pytest.fixture(scope="module")
