@@ -9,6 +9,8 @@ import socket
 from .store import Store, StoreError
 
 CHECK_TIMEOUT_S = 10.0
+SEND_S = 1.0
+"""For a message: nothing else goes on meanwhile."""
 
 
 def notify(state: str) -> None:
@@ -19,6 +21,7 @@ def notify(state: str) -> None:
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        channel.settimeout(SEND_S)
         try:
             channel.sendto(state.encode(), address)
         except OSError:

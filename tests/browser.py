@@ -34,7 +34,9 @@ async def chromium(*arguments: str) -> AsyncIterator[Browser]:
     """Yield a browser without a window."""
     path = program("chromium", "chromium")
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, args=[*ARGUMENTS, *arguments])
+        browser = await playwright.chromium.launch(
+            executable_path=path, args=[*ARGUMENTS, *arguments], timeout=WAIT_S * 1000
+        )
         try:
             yield browser
         finally:

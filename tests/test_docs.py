@@ -31,7 +31,7 @@ from clips import make_clip
 from machine import program
 from service_rig import EngineRig, ServiceRig, running_service
 from stored_jobs import opened
-from waiting import WAIT_S
+from waiting import WAIT_S, eventually
 
 from faceswap import samples
 from faceswap.config import Settings
@@ -280,6 +280,7 @@ async def _job_for(reader: Reader, command: str) -> str:
 async def _run_in_browser(reader: Reader, text: str) -> None:
     async with chromium() as browser:
         page = await browser.new_page()
+        page.set_default_timeout(WAIT_S * 1000)
         await page.goto(f"{reader.url}/")
         await page.evaluate(
             """() => document.body.replaceChildren(...["video", "image"].map((name) =>
@@ -373,15 +374,18 @@ def test_the_models_of_the_guide_are_those_of_the_workflow() -> None:
 @pytest.mark.asyncio(loop_scope="module")
 async def test_the_dashboard_asks_for_what_is_measured(reader: Reader) -> None:
     board = json.loads((ROOT / "docs" / "grafana.json").read_text(encoding="utf-8"))
-    async with reader.service.client.get("/metrics") as response:
-        text = await response.text()
-    known = set(re.findall(r"^# TYPE (\S+)", text, re.MULTILINE))
-    known |= {f"{name}_bucket" for name in known}
     asked = {
         name
         for panel in board["panels"]
         for target in panel["targets"]
         for name in re.findall(r"faceswap_\w+", target["expr"])
     }
-    assert asked and asked <= known
+    assert asked
+
+    async def are_known() -> bool:  # a figure that takes too long to be found is left out
+        async with reader.service.client.get("/metrics") as response:
+            known = set(re.findall(r"^# TYPE (\S+)", await response.text(), re.MULTILINE))
+        return asked <= known | {f"{name}_bucket" for name in known}
+
+    await eventually(are_known)
     assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])

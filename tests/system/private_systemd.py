@@ -113,7 +113,7 @@ class Manager:
 
         async def starts() -> bool:
             try:
-                return "1" in await self.run("systemctl", "show", "--property=NNames")
+                return await self.run("systemctl", "is-active", "test.target") == "active\n"
             except AssertionError:
                 return False
 

@@ -85,7 +85,7 @@ async def test_of_an_erased_job_nothing_is_left(api: Api, service: Service, serv
         lambda: kinds(name for name in stored(server, bucket) if prompt_id in name) == ["inputs", "inputs", "results"]
     )
     assert (await api.call("DELETE", f"/jobs/{prompt_id}")).status == 204
-    assert not [name for name in stored(server, bucket) if prompt_id in name]
+    await until(lambda: not [name for name in stored(server, bucket) if prompt_id in name])
     assert not [name for name in files_in(service.data_dir) if prompt_id in name]
 
 
@@ -112,7 +112,7 @@ async def test_a_large_upload_is_bounded_in_memory_and_leaves_nothing(
     api: Api, service: Service, server: S3Server, bucket: str
 ) -> None:
     # What an earlier job made is erased after its end was told.
-    await until(lambda: not any("/segments/" in name for name in stored(server, bucket)))
+    await until(lambda: not any("/segments/" in name or "/previews/" in name for name in stored(server, bucket)))
     before, peak = stored(server, bucket), peak_memory(service.pid)
     answer = await api.post("/face-swap", data=api.form(video=io.BytesIO(os.urandom(LARGE - MIB)).getvalue()))
     assert_problem(answer, 415, "not_a_video")

@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from aiohttp import WSCloseCode
-from processes import Service, eventually, service_and_engine
+from processes import Service, dead_url, eventually, service_and_engine
 from talk import UPGRADE, Api, frame_head, half_an_upload
 from waiting import WAIT_S
 
@@ -41,8 +41,8 @@ async def test_streams_get_a_last_word_and_jobs_go_on_after_the_next_start(
             await watching.receive_str()
             stopping = asyncio.create_task(service.stop())
             async with asyncio.timeout(STOPS_WITHIN_S):
-                rest = await stream.content.read()
-                codes = [await close_code(socket) for socket in (watching, silent, uploading)]
+                sockets = (watching, silent, uploading)
+                rest, *codes = await asyncio.gather(stream.content.read(), *map(close_code, sockets))
                 assert await stopping == 0
         assert rest.rstrip().rsplit(b"\n", 1)[-1].startswith(b": the service is stopping")
         assert codes == [WSCloseCode.GOING_AWAY] * 3
@@ -166,7 +166,7 @@ async def test_other_hosts_are_not_let_in_by_accident(tmp_path: Path, host: str)
 
 async def test_a_port_in_use_is_told(tmp_path: Path, idle_process: Service) -> None:
     port = idle_process.url.rsplit(":", 1)[1]
-    status, line = await failed_start("--port", port, "--data-dir", str(tmp_path))
+    status, line = await failed_start("--port", port, "--data-dir", str(tmp_path), "--comfyui-url", dead_url())
     assert (status, f"127.0.0.1:{port}" in line) == (1, True)
 
 

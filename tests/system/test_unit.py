@@ -30,6 +30,9 @@ FRAMES, SIZE = 20, (320, 320)
 DROP_IN = f"""
 [Service]
 Environment=FACESWAP_PORT=0 FACESWAP_MIN_FREE_MB=0
+# On a busy machine both take what they take.
+TimeoutStopSec=120
+WatchdogSec=120
 StandardOutput=append:/var/lib/faceswap.log
 StandardError=append:/var/lib/faceswap.log
 # The Python and the checkout of this test may lie in a home folder.

@@ -101,9 +101,11 @@ async def test_a_job_is_cancelled_over_its_socket(api: Api, engine: Engine) -> N
     await engine.hold()
     prompt_id = await api.submit()
     async with connected(api, {"action": "subscribe", "prompt_id": prompt_id}) as socket:
+        is_asked = False
         async for event in told(socket):
-            if event.type == "progress":
+            if event.type == "progress" and not is_asked:
                 await socket.send_json({"action": "cancel"})
+                is_asked = True
             last = event
         assert (last.type, socket.close_code) == ("cancelled", WSCloseCode.OK)
     assert (await api.status(prompt_id))["status"] == "CANCELLED"
