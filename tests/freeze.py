@@ -40,7 +40,7 @@ def freeze(command: psutil.Process, generator: random.Random) -> int:
     for process in chosen:
         with suppress(psutil.Error):
             process.suspend()
-    time.sleep(generator.choice(ALL_FROZEN_S if is_all else FROZEN_S))
+    time.sleep(generator.choice(ALL_FROZEN_S if is_all else FROZEN_S))  # they stand still for so long
     for process in reversed(chosen):
         with suppress(psutil.Error):
             process.resume()
@@ -59,7 +59,7 @@ def main() -> int:
     with subprocess.Popen(arguments.command) as command:
         process = psutil.Process(command.pid)
         while command.poll() is None:
-            time.sleep(generator.uniform(*PAUSE_S))
+            time.sleep(generator.uniform(*PAUSE_S))  # and go on for so long
             with suppress(psutil.NoSuchProcess):
                 frozen += freeze(process, generator)
     sys.stdout.write(f"froze {frozen} processes\n")

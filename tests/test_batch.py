@@ -180,7 +180,7 @@ async def test_an_interrupt_cancels_a_job_whose_submission_was_not_answered_yet_
         command = await swap().begin()
         await accepted.wait()
         command.send_signal(signal.SIGINT)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # nothing tells that it has the signal; one that comes later cancels it too
         interrupted.set()
         async with asyncio.timeout(WAIT_S):
             await command.communicate()
